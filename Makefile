@@ -1,0 +1,55 @@
+# Each target makes what it needs. `make demo` and `make test` are all the set-up a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Any torch from 2.10 on will do; this one is what the figures were measured with.
+TORCH ?= torch==2.13.0
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m longtail demo --output demo-output
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+format: $(VENV)/.lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+clean:
+	rm -rf $(VENV) build dist demo-output python/*.egg-info python/longtail/_C*.so .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.base:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja numpy "$(TORCH)"
+	touch $@
+
+# The package itself, editable, with its kernels compiled against the installed torch.
+$(VENV)/.package: $(VENV)/.base $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	touch $@

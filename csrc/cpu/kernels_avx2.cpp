@@ -1,0 +1,10 @@
+// The kernels for AVX2, FMA and F16C; setup.py compiles this file with those instruction sets switched on.
+#if defined(__x86_64__)
+#define LONGTAIL_ISA avx2
+#define LONGTAIL_VECTOR_BYTES 32
+#include "softmax_rows.h"
+
+namespace longtail {
+const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::scale_grad_rows};
+}
+#endif

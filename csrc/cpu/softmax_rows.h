@@ -1,0 +1,260 @@
+// The row loop of the softmax family, written once and compiled once per instruction set.
+//
+// Reads each logit once (loss, backward) or twice, the second time from cache (loss_and_grad); writes each gradient
+// once. Rows go through a block buffer of effective logits that stays in the first-level cache.
+#pragma once
+
+#include "simd_math.h"
+#include "softmax_loss.h"
+
+namespace longtail {
+namespace LONGTAIL_ISA {
+
+// Z: storage type of the logits; T: type of the arithmetic.
+template <typename Z, typename T>
+class SoftmaxRows {
+ public:
+  SoftmaxRows(const SoftmaxLossArgs& args, Pass pass, T* scratch)
+      : args_(args),
+        pass_(pass),
+        scratch_(scratch),
+        weight_(static_cast<const T*>(args.weight)),
+        bias_(static_cast<const T*>(args.class_bias)),
+        margin_(static_cast<const T*>(args.class_margin)),
+        scale_(static_cast<T>(args.scale)),
+        softcap_(static_cast<T>(args.softcap)),
+        rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
+        options_{static_cast<T>(args.label_smoothing),
+                 static_cast<T>(args.focal_gamma),
+                 static_cast<T>(args.cross_entropy_coefficient),
+                 static_cast<T>(args.complement_coefficient),
+                 static_cast<T>(args.z_loss),
+                 static_cast<T>(args.num_classes),
+                 static_cast<T>(args.weight_sum)} {}
+
+  int64_t run(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += rows_per_group_) {
+      const int64_t bad = run_group(i, end - i < rows_per_group_ ? end : i + rows_per_group_);
+      if (bad >= 0) return bad;
+    }
+    return -1;
+  }
+
+ private:
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int64_t kBlock = 1024;
+  static constexpr T kLowest = ExpRange<T>::kLowest;
+  // Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
+  static constexpr int64_t kGroupedClasses = 1024;
+
+  // One lane per row; lanes beyond `count` stay zero, which `finish` survives.
+  struct Group {
+    int count = 0;
+    int64_t row[kLanes], target[kLanes];
+    T m[kLanes] = {}, d[kLanes] = {}, t[kLanes] = {}, u_g[kLanes] = {}, U[kLanes] = {};
+    T weight[kLanes] = {}, sample_weight[kLanes] = {};
+
+    void add(int64_t i, int64_t g, const T* stats, T w_g, T v) {
+      row[count] = i;
+      target[count] = g;
+      T* const columns[] = {m, d, t, u_g, U};
+      for (int k = 0; k < 5; ++k) columns[k][count] = stats[k];
+      weight[count] = w_g;
+      sample_weight[count++] = v;
+    }
+  };
+
+  int64_t run_group(int64_t begin, int64_t end) {
+    Group group;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = args_.target[i * args_.target_stride];
+      if (g == args_.ignore_index) {
+        ignore_row(i);
+        continue;
+      }
+      if (g < 0 || g >= args_.num_classes) return i;
+      T* stats = static_cast<T*>(args_.stats) + 5 * i;
+      if (pass_ != Pass::backward) {
+        const RowStats<T> s = row_stats(logits(i), g);
+        const T values[5] = {s.m, s.d, s.t, s.u_g, s.U};
+        memcpy(stats, values, sizeof(values));
+      }
+      const T v = args_.sample_weight ? static_cast<const T*>(args_.sample_weight)[i] : T(1);
+      group.add(i, g, stats, weight_ ? weight_[g] : T(1), v);
+    }
+    if (group.count > 0) finish_group(group);
+    return -1;
+  }
+
+  void finish_group(const Group& group) {
+    const RowStats<V> stats = {load(group.m), load(group.d), load(group.t), load(group.u_g), load(group.U)};
+    RowLoss<V> rows = finish(stats, options_, load(group.weight), load(group.sample_weight));
+    if (pass_ != Pass::backward) {
+      for (int k = 0; k < group.count; ++k) static_cast<T*>(args_.loss)[group.row[k]] = rows.loss.v[k];
+    }
+    if (pass_ == Pass::loss) return;
+    const RowGrad<V>& grad = rows.grad;
+    for (int k = 0; k < group.count; ++k) {
+      const int64_t i = group.row[k];
+      RowGrad<T> row = {grad.m.v[k], grad.a.v[k], grad.b.v[k], grad.S.v[k], grad.target.v[k]};
+      scale_grad(row, static_cast<const T*>(args_.grad_loss)[i * args_.grad_loss_stride]);
+      write_grad(logits(i), group.target[k], row, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
+    }
+  }
+
+  void ignore_row(int64_t i) {
+    if (pass_ != Pass::backward) {
+      static_cast<T*>(args_.loss)[i] = T(0);
+      memset(static_cast<T*>(args_.stats) + 5 * i, 0, 5 * sizeof(T));
+    }
+    if (pass_ != Pass::loss) {
+      memset(static_cast<Z*>(args_.grad) + i * args_.grad_stride, 0, args_.num_classes * sizeof(Z));
+    }
+  }
+
+  LONGTAIL_INLINE const Z* logits(int64_t i) const {
+    return static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
+  }
+
+  // softcap(scale * z)
+  LONGTAIL_INLINE V capped(V z) const {
+    const V s = z * V(scale_);
+    return softcap_ == T(0) ? s : V(softcap_) * tanh(s * V(T(1) / softcap_));
+  }
+
+  LONGTAIL_INLINE T target_logit(const Z* z, int64_t g) const {
+    T u = capped(load_some(z + g, 1)).v[0];
+    if (bias_) u += bias_[g];
+    if (margin_) u -= margin_[g];
+    return u;
+  }
+
+  // Weights of the classes j .. j + count, zero beyond.
+  LONGTAIL_INLINE V omega(int64_t j, int64_t count) const {
+    if (weight_) return load_some(weight_ + j, count);
+    if (count >= kLanes) return V(T(1));
+    T ones[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) ones[i] = T(1);
+    return load(ones);
+  }
+
+  RowStats<T> row_stats(const Z* z, int64_t g) {
+    const T u_g = target_logit(z, g);
+    RowStats<V> sums = empty_stats(V(u_g));
+    T m = -INFINITY;
+    T u[kBlock];
+    for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
+      const int64_t left = args_.num_classes - begin;
+      const int64_t n = left < kBlock ? left : kBlock;
+      const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
+      read_block(z, begin, n, u, sums);
+      for (int64_t j = n; j < padded; ++j) u[j] = -INFINITY;
+      if (g >= begin && g < begin + n) u[g - begin] = -INFINITY;
+      V largest = V(T(-INFINITY));
+      for (int64_t j = 0; j < padded; j += kLanes) largest = maximum(largest, load(u + j));
+      const T block_max = horizontal_max(largest);
+      if (block_max > m) {
+        m = block_max;
+        raise_max(sums, V(m), kLowest);
+      }
+      const V finite_m = V(finite_max(m));
+      for (int64_t j = 0; j < padded; j += kLanes) accumulate(sums, finite_m, load(u + j), kLowest);
+    }
+    T U = T(0);
+    if (options_.label_smoothing != T(0)) {
+      U = horizontal_sum(sums.U);
+      if (margin_) U -= (weight_ ? weight_[g] : T(1)) * margin_[g];
+    }
+    return {m, horizontal_sum(sums.d), horizontal_sum(sums.t), u_g, U};
+  }
+
+  // Logits of one block, without any margin, into `u`; capped ones into the scratch row; smoothing's sum into `sums.U`.
+  void read_block(const Z* z, int64_t begin, int64_t n, T* u, RowStats<V>& sums) {
+    const bool smoothing = options_.label_smoothing != T(0);
+    const V reference = finite_max(sums.u_g);
+    for (int64_t j = 0; j < n; j += kLanes) {
+      const int64_t count = n - j;
+      V x = capped(load_some(z + begin + j, count));
+      if (scratch_) store_some(scratch_ + begin + j, x, count);
+      if (bias_) x = x + load_some(bias_ + begin + j, count);
+      if (smoothing) sums.U = sums.U + omega(begin + j, count) * (x - reference);
+      store(u + j, x);
+    }
+  }
+
+  void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
+    const T slope_g = grad_slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
+    const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
+    const bool smoothing = row.S != T(0);
+    for (int64_t j = 0; j < args_.num_classes; j += kLanes) {
+      const int64_t count = args_.num_classes - j;
+      const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
+      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, kLowest);
+      if (smoothing) x = x + grads.S * omega(j, count);
+      store_some(grad + j, x * grad_slope(s), count);
+    }
+    store_some(grad + g, V(row.target * slope_g), 1);
+  }
+
+  // ds/dz for s = softcap(scale * z).
+  LONGTAIL_INLINE V grad_slope(V s) const {
+    if (softcap_ == T(0)) return V(scale_);
+    const V y = s * V(T(1) / softcap_);
+    return V(scale_) * (V(T(1)) - y * y);
+  }
+
+  const SoftmaxLossArgs& args_;
+  const Pass pass_;
+  T* const scratch_;
+  const T* const weight_;
+  const T* const bias_;
+  const T* const margin_;
+  const T scale_;
+  const T softcap_;
+  const int64_t rows_per_group_;
+  const LossOptions<T> options_;
+};
+
+template <typename Z, typename T>
+void scale_grad_rows_of(const ScaleGradArgs& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const T factor = static_cast<const T*>(args.grad_loss)[i * args.grad_loss_stride];
+    if (factor == T(1)) continue;
+    Z* row = static_cast<Z*>(args.grad) + i * args.grad_stride;
+    for (int64_t j = 0; j < args.num_classes; j += Vec<T>::kLanes) {
+      const int64_t count = args.num_classes - j;
+      store_some(row + j, load_some(row + j, count) * Vec<T>(factor), count);
+    }
+  }
+}
+
+inline int64_t softmax_loss_rows(const SoftmaxLossArgs& args, Pass pass, int64_t begin, int64_t end, void* scratch) {
+  switch (args.storage) {
+    case Storage::float64:
+      return SoftmaxRows<double, double>(args, pass, static_cast<double*>(scratch)).run(begin, end);
+    case Storage::float32:
+      return SoftmaxRows<float, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
+    case Storage::bfloat16:
+      return SoftmaxRows<bfloat16, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
+    case Storage::float16:
+      return SoftmaxRows<float16, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
+  }
+  return -1;
+}
+
+inline void scale_grad_rows(const ScaleGradArgs& args, int64_t begin, int64_t end) {
+  switch (args.storage) {
+    case Storage::float64:
+      return scale_grad_rows_of<double, double>(args, begin, end);
+    case Storage::float32:
+      return scale_grad_rows_of<float, float>(args, begin, end);
+    case Storage::bfloat16:
+      return scale_grad_rows_of<bfloat16, float>(args, begin, end);
+    case Storage::float16:
+      return scale_grad_rows_of<float16, float>(args, begin, end);
+  }
+}
+
+}  // namespace LONGTAIL_ISA
+}  // namespace longtail

@@ -1,0 +1,224 @@
+// The mathematics of one row of the softmax family, shared by every C++ and CUDA kernel.
+//
+//   logits, target --accumulate--> RowStats --finish--> loss, RowGrad --apply--> dloss/dlogits
+//
+// Notation of the documentation: u_j effective logits, g the target class, omega_j class weights (1 without weights).
+// T is float or double, or a SIMD vector of them that overloads the functions in "Scalar functions" below.
+// A file compiled for one instruction set defines LONGTAIL_ISA, so that the linker can never merge its inline
+// functions with those of a file compiled for another.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define LONGTAIL_INLINE __host__ __device__ __forceinline__
+#else
+#define LONGTAIL_INLINE inline __attribute__((always_inline))
+#endif
+
+#ifndef LONGTAIL_ISA
+#define LONGTAIL_ISA generic
+#endif
+
+namespace longtail {
+namespace LONGTAIL_ISA {
+
+// ---- Scalar functions ----
+
+LONGTAIL_INLINE float exp(float x) { return ::expf(x); }
+LONGTAIL_INLINE double exp(double x) { return ::exp(x); }
+LONGTAIL_INLINE float log(float x) { return ::logf(x); }
+LONGTAIL_INLINE double log(double x) { return ::log(x); }
+LONGTAIL_INLINE float log1p(float x) { return ::log1pf(x); }
+LONGTAIL_INLINE double log1p(double x) { return ::log1p(x); }
+LONGTAIL_INLINE float tanh(float x) { return ::tanhf(x); }
+LONGTAIL_INLINE double tanh(double x) { return ::tanh(x); }
+LONGTAIL_INLINE float absolute(float x) { return ::fabsf(x); }
+LONGTAIL_INLINE double absolute(double x) { return ::fabs(x); }
+// `condition ? yes : no`, and a maximum that returns `b` when one operand is NaN.
+LONGTAIL_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+LONGTAIL_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+LONGTAIL_INLINE float maximum(float a, float b) { return a > b ? a : b; }
+LONGTAIL_INLINE double maximum(double a, double b) { return a > b ? a : b; }
+
+// Below this, exp(x) is treated as exactly 0; above it, exp(x) is a normal number.
+template <typename T>
+struct ExpRange;
+template <>
+struct ExpRange<float> {
+  static constexpr float kLowest = -87.0f;
+};
+template <>
+struct ExpRange<double> {
+  static constexpr double kLowest = -708.0;
+};
+
+// ---- Accumulate: five numbers describe a row ----
+
+// m, d, t cover the classes other than the target: 1 - p_g from p_g itself loses every digit on confident rows.
+template <typename T>
+struct RowStats {
+  T m;    // max of u_j
+  T d;    // sum of exp(u_j - m)
+  T t;    // sum of exp(u_j - m) * (u_j - m), where 0 * -inf is 0
+  T u_g;  // the target's effective logit
+  T U;    // sum over all classes of omega_j * (u_j - u_g); relative to u_g, so that it survives large common offsets
+};
+
+template <typename T>
+LONGTAIL_INLINE RowStats<T> empty_stats(T u_g) {
+  return {T(-INFINITY), T(0), T(0), u_g, T(0)};
+}
+
+// m as a number that can be subtracted: -inf (nothing but -inf seen so far) stands in as 0.
+template <typename T>
+LONGTAIL_INLINE T finite_max(T m) {
+  return select(m == T(-INFINITY), T(0), m);
+}
+
+// exp(x) for x <= 0, exactly 0 where it would underflow; x is cut off there, so that 0 * x is 0. NaN stays NaN.
+template <typename T, typename Limit>
+LONGTAIL_INLINE T exp_cut(T& x, Limit lowest) {
+  const T low = T(lowest);
+  const auto underflow = x < low;
+  x = select(underflow, low, x);
+  return select(underflow, T(0), exp(x));
+}
+
+// exp(u - m); `shift` becomes u - m.
+template <typename T, typename Limit>
+LONGTAIL_INLINE T shifted_exp(T u, T m, T& shift, Limit lowest) {
+  shift = u - m;
+  return exp_cut(shift, lowest);
+}
+
+// Adds one non-target logit (or a vector of them) with u <= s.m.
+template <typename T, typename Limit>
+LONGTAIL_INLINE void accumulate(RowStats<T>& s, T finite_m, T u, Limit lowest) {
+  T shift;
+  const T e = shifted_exp(u, finite_m, shift, lowest);
+  s.d = s.d + e;
+  s.t = s.t + e * shift;
+}
+
+// Moves the sums to a new maximum m >= s.m.
+template <typename T, typename Limit>
+LONGTAIL_INLINE void raise_max(RowStats<T>& s, T m, Limit lowest) {
+  T shift;
+  const T factor = shifted_exp(s.m, finite_max(m), shift, lowest);
+  s.t = factor * (s.t + s.d * shift);
+  s.d = factor * s.d;
+  s.m = m;
+}
+
+// Joins two disjoint pieces of one row. `b` need not know the target; both hold U relative to the same u_g.
+template <typename T, typename Limit>
+LONGTAIL_INLINE RowStats<T> combine(RowStats<T> a, RowStats<T> b, Limit lowest) {
+  const T m = maximum(a.m, b.m);
+  raise_max(a, m, lowest);
+  raise_max(b, m, lowest);
+  return {m, a.d + b.d, a.t + b.t, a.u_g, a.U + b.U};
+}
+
+// ---- Finish: the loss and the five coefficients of its gradient ----
+
+// S is the scalar type under T.
+template <typename S>
+struct LossOptions {
+  S label_smoothing;            // epsilon
+  S focal_gamma;                // gamma
+  S cross_entropy_coefficient;  // 1, or 0 for complement entropy alone
+  S complement_coefficient;     // kappa without w_g: complement_gamma / (C - 1)
+  S z_loss;
+  S num_classes;  // C
+  S weight_sum;   // Omega: sum of omega_j
+};
+
+// dloss/du_j = exp(u_j - m) * (a + b * (u_j - m)) + S * omega_j for j != g, and `target` for j == g.
+// This is the documented A, B, S, T form with the division by d and the centring by H folded in: no cancellation
+// between A and B * (u_j - l), and one multiply-add per element.
+template <typename T>
+struct RowGrad {
+  T m, a, b, S, target;
+};
+
+template <typename T>
+struct RowLoss {
+  T loss;
+  RowGrad<T> grad;
+};
+
+// w_g: the class weight of the target; v: the sample weight.
+template <typename T, typename Scalar>
+LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, T w_g, T v) {
+  const T zero = T(0), one = T(1);
+  const auto alone = s.d == zero;  // no other class has any mass: p_g = 1, H = 0
+  const T d = select(alone, one, s.d);
+  const T log_d = log(d);
+  const T inverse_d = select(alone, zero, one / d);
+  const T mean_shift = s.t * inverse_d;
+  const T margin = (s.m - s.u_g) + log_d;  // l - u_g
+  // softplus and sigmoid of both signs of the margin from one exp and one log1p, each with full relative precision.
+  T distance = -absolute(margin);
+  const T e = exp_cut(distance, ExpRange<Scalar>::kLowest);
+  const T tail = log1p(e), nearer = one / (one + e), farther = e * nearer;
+  const auto wrong = zero < margin;
+  const T nll = maximum(zero, margin) + tail;
+  const T log_miss = -(maximum(zero, -margin) + tail);  // log(1 - p_g)
+  const T p = select(wrong, farther, nearer);
+  const T miss = select(wrong, nearer, farther);
+  const T lse = s.u_g + nll;
+
+  const T kept = T(Scalar(1) - o.label_smoothing) * w_g;
+  const T smooth = T(o.label_smoothing / o.num_classes), weight_sum = T(o.weight_sum);
+  const bool smoothing = o.label_smoothing != Scalar(0);
+  const bool focusing = o.focal_gamma != Scalar(0);
+  T ce = kept * nll;
+  if (smoothing) ce = ce + smooth * (weight_sum * nll - s.U);
+  T vF = v * T(o.cross_entropy_coefficient);
+  T log_focal = T(o.focal_gamma) * log_miss;
+  if (focusing) vF = vF * exp_cut(log_focal, ExpRange<Scalar>::kLowest);
+  const T kappa = v * T(o.complement_coefficient) * w_g;
+
+  RowLoss<T> row;
+  // Complement entropy alone: a target at -inf must not turn 0 * inf into NaN.
+  row.loss = o.cross_entropy_coefficient != Scalar(0) ? vF * ce : zero * s.d;
+  if (o.complement_coefficient != Scalar(0)) row.loss = row.loss + kappa * (log_d - mean_shift);
+  T z_term = zero;
+  if (o.z_loss != Scalar(0)) {
+    row.loss = row.loss + T(o.z_loss) * lse * lse;
+    z_term = T(Scalar(2) * o.z_loss) * lse;
+  }
+  // Derivative of the focal factor times CE; p * CE tends to 0 with p.
+  T focal_term = zero;
+  if (focusing) focal_term = T(o.focal_gamma) * vF * select(p == zero, zero, p * ce);
+
+  row.grad.m = finite_max(s.m);
+  row.grad.b = -kappa * inverse_d;
+  row.grad.a = ((vF * (kept + smooth * weight_sum) + z_term) * miss + focal_term) * inverse_d - row.grad.b * mean_shift;
+  row.grad.S = -vF * smooth;
+  row.grad.target = vF * (smooth * (weight_sum * p - w_g) - kept * miss) - focal_term + z_term * p;
+  return row;
+}
+
+// ---- Apply: the gradient of one element ----
+
+template <typename T>
+LONGTAIL_INLINE void scale_grad(RowGrad<T>& g, T upstream) {
+  g.a = g.a * upstream;
+  g.b = g.b * upstream;
+  g.S = g.S * upstream;
+  g.target = g.target * upstream;
+}
+
+// dloss/du_j of a non-target class; the caller adds S * omega_j when there is label smoothing.
+template <typename T, typename Limit>
+LONGTAIL_INLINE T apply(const RowGrad<T>& g, T u, Limit lowest) {
+  T shift;
+  const T e = shifted_exp(u, g.m, shift, lowest);
+  return e * (g.a + g.b * shift);
+}
+
+}  // namespace LONGTAIL_ISA
+}  // namespace longtail

@@ -1,0 +1,50 @@
+"""Fused losses for long-tailed and large-vocabulary training in PyTorch.
+
+``longtail.cross_entropy`` is a superset of ``torch.nn.functional.cross_entropy``: class-balanced and focal weighting,
+complement entropy, logit adjustment, margins, softcap and z-loss in the same single pass over the logits.
+"""
+
+from . import reference, training
+from .class_balance import (
+    class_counts,
+    effective_number,
+    effective_number_weight,
+    inverse_frequency_weight,
+    ldam_margin,
+    logit_adjustment,
+)
+from .dispatch import backends, use_backend
+from .functional import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
+from .modules import (
+    ClassBalancedLoss,
+    ComplementCrossEntropyLoss,
+    ComplementEntropyLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+)
+from .softmax_loss import RowStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClassBalancedLoss",
+    "ComplementCrossEntropyLoss",
+    "ComplementEntropyLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "RowStats",
+    "backends",
+    "class_counts",
+    "complement_cross_entropy",
+    "complement_entropy",
+    "cross_entropy",
+    "effective_number",
+    "effective_number_weight",
+    "focal_loss",
+    "inverse_frequency_weight",
+    "ldam_margin",
+    "logit_adjustment",
+    "reference",
+    "training",
+    "use_backend",
+]

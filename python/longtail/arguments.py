@@ -1,0 +1,113 @@
+"""Checks and conversions of what people pass, shared by every loss of the package."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentTypeError, ArgumentValueError
+
+REDUCTIONS = ("mean", "sum", "none")
+GRADIENTS = ("backward", "forward", "inplace")
+
+
+class Rows(NamedTuple):
+    """Logits [N, C] with contiguous classes and targets [N], and the shape that row results go back to."""
+
+    logits: Tensor
+    target: Tensor
+    shape: torch.Size
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high]; tensors are refused, because their gradient would be lost."""
+    if isinstance(value, bool) or isinstance(value, Tensor) or not hasattr(value, "__float__"):
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
+    number = float(value)  # type: ignore[arg-type]
+    if not (low <= number <= high) or math.isinf(number):
+        raise ArgumentValueError(f"{name} is {number}, expected a finite number in [{low}, {high}]")
+    return number
+
+
+def check_tensors(**tensors: object) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}, expected a Tensor")
+
+
+def check_logits(input: Tensor) -> None:
+    if not input.is_floating_point():
+        raise ArgumentTypeError(f"input has dtype {input.dtype}, expected float64, float32, bfloat16 or float16")
+
+
+def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """An optional constant vector (``weight``, ``sample_weight``, ...), checked, flat, in the arithmetic's dtype."""
+    if value is None:
+        return None
+    check_tensors(**{name: value})
+    if value.shape != shape:
+        raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+    if not value.is_floating_point():
+        raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
+    if value.device != input.device:
+        raise ArgumentValueError(f"{name} is on {value.device}, expected {input.device} as the input")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ArgumentValueError(
+            f"{name} requires grad, but the loss is not differentiable in it: pass {name}.detach()"
+        )
+    return value.to(dtype).reshape(-1).contiguous()
+
+
+def rows(input: Tensor, target: Tensor) -> Rows:
+    """Brings (C,), (N, C) or (N, C, d1, ...) logits and integer targets to rows; copies only where classes are strided."""
+    if target.dtype == torch.uint8:
+        target = target.long()
+    if target.dtype != torch.int64:
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected int64 or uint8 for class indices")
+    if target.device != input.device:
+        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    if input.dim() == 0:
+        raise ArgumentValueError("input is 0-dimensional, expected (C,), (N, C) or (N, C, d1, ...)")
+    shape = target.shape
+    if input.dim() == 1:
+        if target.dim() > 1 or target.numel() != 1:
+            raise ArgumentValueError(f"target has shape {list(shape)}, expected [] for input of shape [C]")
+        logits = input.unsqueeze(0)
+    else:
+        expected = input.shape[:1] + input.shape[2:]
+        if shape != expected:
+            raise ArgumentValueError(
+                f"target has shape {list(shape)}, expected {list(expected)} for input of shape {list(input.shape)}"
+            )
+        logits = input if input.dim() == 2 else input.movedim(1, -1).reshape(-1, input.shape[1])
+    n, c = logits.shape
+    if c == 0 and n > 0:
+        raise IndexError(f"input of shape {list(input.shape)} has no classes, so that no target is in bounds")
+    if (logits.stride(1) != 1 and c > 1) or (logits.stride(0) < c and n > 1):
+        logits = logits.contiguous()
+    return Rows(logits, target.reshape(-1), shape)
+
+
+def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...]) -> None:
+    """``normalizer`` is None, one of ``words``, a number or a 0-d tensor, and goes with the mean alone."""
+    if normalizer is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f'normalizer is given with reduction={reduction!r}, expected reduction="mean"')
+    if isinstance(normalizer, str):
+        check_choice("normalizer", normalizer, words)
+    elif isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ArgumentValueError(f"normalizer has shape {list(normalizer.shape)}, expected a 0-d tensor")
+        if normalizer.requires_grad:
+            raise ArgumentValueError("normalizer requires grad, but the loss is not differentiable in it")
+    else:
+        check_number("normalizer", normalizer)

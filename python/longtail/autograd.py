@@ -1,0 +1,136 @@
+"""The softmax family under autograd: one Function over the operators, for the three gradient modes.
+
+"backward": forward reads the logits once; backward reads them once and writes the gradient once (3 passes).
+"forward": loss and gradient in one sweep (2 passes); backward multiplies by the upstream gradient, which costs a scalar
+read when it is 1. "inplace": as "forward", written over the logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .reference import accumulate_dtype
+
+# Inputs of SoftmaxLoss that precede the options of the operators.
+_LEADING = 5
+
+
+# What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
+_SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    """Passes a gradient on; differentiating it again raises instead of giving silent zeros."""
+
+    @staticmethod
+    def forward(grad: Tensor, *_inputs: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Tensor) -> Any:
+        raise RuntimeError(
+            "longtail: second derivatives of the fused losses are not implemented; longtail.reference.cross_entropy "
+            "is plain PyTorch and differentiable twice"
+        )
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """(logits, target, denominator, reduction, gradient, *options) -> (loss, stats[, grad]).
+
+    ``denominator``: 0-d divisor of the sum of the row losses, or None. ``options``: those of the operators, in order.
+    stats and grad are for the context alone and not differentiable.
+    """
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        logits, target, denominator, reduction, gradient, *options = inputs
+        if gradient == "backward":
+            loss, *rest = ops.softmax_loss(logits, target, *options)
+        else:
+            factor = _first_factor(logits, denominator)
+            one_sweep = ops.softmax_loss_and_grad if gradient == "forward" else ops.softmax_loss_and_grad_
+            loss, *rest = one_sweep(factor, logits, target, *options)
+            if gradient == "inplace" and not torch.compiler.is_compiling():
+                torch.autograd.graph.increment_version(logits)
+        return (_reduce(loss, denominator, reduction), *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, target, denominator, ctx.reduction, ctx.gradient = inputs[:_LEADING]
+        ctx.options = inputs[_LEADING + 4 :]
+        ctx.folded = _is_folded(logits, denominator)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        if ctx.gradient == "backward":
+            vectors = inputs[_LEADING : _LEADING + 4]
+            ctx.save_for_backward(logits, target, denominator, output[1], *vectors)
+        else:
+            ctx.save_for_backward(output[2] if ctx.gradient == "forward" else logits, denominator)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_output is None or not ctx.needs_input_grad[0]:
+            return (None,) * len(ctx.needs_input_grad)
+        if ctx.gradient == "backward":
+            logits, target, denominator, stats, *vectors = ctx.saved_tensors
+            upstream = _rows_of(grad_output, denominator, ctx.reduction, logits.shape[0])
+            grad = ops.softmax_loss_backward(upstream, logits, target, stats, *vectors, *ctx.options)
+            if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
+                grad = _RefuseSecondDerivative.apply(grad, grad_output, logits)
+        else:
+            grad = _scaled_gradient(ctx, grad_output)
+        return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
+
+
+SoftmaxLoss.forward.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+
+
+def _is_folded(logits: Tensor, denominator: Tensor | None) -> bool:
+    # A folded mean can underflow in float16 before the loss scale multiplies it.
+    return denominator is not None and logits.dtype != torch.float16
+
+
+def _first_factor(logits: Tensor, denominator: Tensor | None) -> Tensor:
+    factor = torch.ones((), dtype=accumulate_dtype(logits), device=logits.device)
+    if denominator is not None and _is_folded(logits, denominator):
+        factor = factor / denominator
+    return factor.expand(logits.shape[0])
+
+
+def _reduce(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.sum() if denominator is None else loss.sum() / denominator
+
+
+def _rows_of(grad_output: Tensor, denominator: Tensor | None, reduction: str, rows: int) -> Tensor:
+    if reduction == "none":
+        return grad_output
+    return (grad_output if denominator is None else grad_output / denominator).expand(rows)
+
+
+def _scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+    try:
+        grad, denominator = ctx.saved_tensors
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"longtail: gradient={ctx.gradient!r} keeps one gradient buffer, which has been handed out or overwritten: "
+            "backward can run once, and logits overwritten in place can not be changed before it. Use "
+            'gradient="backward" to keep the graph'
+        ) from error
+    upstream = _rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, grad.shape[0])
+    ops.scale_grad_(grad, upstream)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(grad)
+    if torch.is_grad_enabled() and grad_output.requires_grad:
+        grad = _RefuseSecondDerivative.apply(grad, grad_output)
+    return grad

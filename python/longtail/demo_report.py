@@ -1,0 +1,121 @@
+"""The demo's progress bar, table and picture; needs rich and matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+from pathlib import Path
+
+from torch import Tensor
+
+from . import demo
+
+_EXTRAS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
+
+
+def missing_extras() -> list[str]:
+    """The packages that the demo needs and does not find."""
+    return [package for module, package in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+
+
+def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Result]:
+    """``demo.run`` under a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=len(plan.losses) * plan.seeds * plan.epochs)
+        return demo.run(plan, splits, lambda status: progress.update(task, advance=1, description=status))
+
+
+def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], backend: str) -> None:
+    """The table, and below it what its columns mean."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    table = Table(title="Long-tailed digits: test accuracy in %, and time of the loss per step in µs")
+    table.add_column("loss")
+    for heading in ("overall", "balanced", "many", "medium", "few", "fused", "plain", "ratio"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        accuracies = (
+            mean_and_spread([getattr(s, group) for s in result.scores])
+            for group in ("overall", "balanced", "many", "medium", "few")
+        )
+        fused, plain = result.time
+        times = (f"{fused * 1e6:.0f}", f"{plain * 1e6:.0f}", f"{plain / fused:.1f}")
+        table.add_row(demo.LOSSES[result.loss], *accuracies, *times)
+    console.print(table)
+    for line in _legend(plan, splits[0].counts(), backend):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def spread(values: list[float]) -> float:
+    """Standard deviation over the seeds; NaN for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def mean_and_spread(shares: list[float]) -> str:
+    """Percentages as "mean ± spread", without the latter for a single seed; "-" for a group without classes."""
+    if any(math.isnan(share) for share in shares):
+        return "-"
+    mean = f"{100 * statistics.mean(shares):.1f}"
+    return f"{mean} ± {100 * spread(shares):.1f}" if len(shares) > 1 else mean
+
+
+def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
+    many, few = demo.group_thresholds(counts)
+    each = ", ".join(str(n) for n in counts.tolist())
+    return [
+        f"Data: training images of the digits 0 to 9: {each} (imbalance factor {plan.imbalance_factor:g}, rounded "
+        f"down to whole images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
+        f"Training: {plan.epochs} epochs; {plan.seeds} seed(s), ± is the standard deviation over them. "
+        f"Class-balanced: beta {demo.BETA:g}; focal: gamma {demo.FOCAL_GAMMA:g}; complement: gamma "
+        f"{demo.COMPLEMENT_GAMMA:g}; not tuned.",
+        f"Groups: many: digits with more than {many} training images; few: with fewer than {few}; medium: the "
+        "others (thirds of the classes; - where a group is empty).",
+        f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
+        f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; mostly the cost of a call at this size. "
+        f"Fused: longtail, {backend}. Plain: F.cross_entropy where torch has the loss, else longtail.reference.",
+    ]
+
+
+def draw(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], path: Path) -> None:
+    """Bars of the accuracy per class, mean over the seeds, the spread as whiskers; a PNG at ``path``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    counts = splits[0].counts().tolist()
+    figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
+    width = 0.85 / len(results)
+    for i, result in enumerate(results):
+        percent = [[100 * share for share in scores.per_class.tolist()] for scores in result.scores]
+        seeds = [list(of_class) for of_class in zip(*percent, strict=True)]
+        left = [c + (i - (len(results) - 1) / 2) * width for c in range(len(counts))]
+        axes.bar(
+            *(left, [statistics.mean(s) for s in seeds], width),
+            yerr=[spread(s) for s in seeds] if plan.seeds > 1 else None,
+            error_kw={"linewidth": 0.8},
+            label=demo.LOSSES[result.loss],
+        )
+    axes.set_xticks(range(len(counts)), [f"{c}\n{n} images" for c, n in enumerate(counts)])
+    axes.set_xlabel("digit, and its training images")
+    axes.set_ylabel("test accuracy in %")
+    axes.set_ylim(0, 105)
+    axes.set_title(f"Long-tailed digits: mean and standard deviation over {plan.seeds} seed(s)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)

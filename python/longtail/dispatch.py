@@ -1,0 +1,140 @@
+"""Which kernels run: what is installed, what this machine can use, and how to force a choice."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+COMPILED = ("cpu",)
+"""Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
+
+NAMES = ("cpu", "reference")
+_DEVICES: dict[str, str | None] = {"cpu": "cpu", "reference": None}  # the device type a backend needs
+
+_missing: dict[str, str] = {}  # backend -> why it does not run here
+_library: ctypes.CDLL | None = None
+
+
+class Backend(NamedTuple):
+    """One row of :func:`backends`: whether it runs here, and what is used or why not."""
+
+    available: bool
+    detail: str
+
+
+def load() -> None:
+    """Loads the shared libraries that this install holds. Called once, by the operators' module."""
+    global _library
+    found = glob.glob(os.path.join(os.path.dirname(__file__), "_C.*"))
+    if not found:
+        _missing["cpu"] = (
+            "this install holds no compiled CPU library: it was built without a C++ compiler. Reinstall with g++ or "
+            "clang++ on the PATH (LONGTAIL_REQUIRE_CPU=1 makes the lack of one an error)"
+        )
+        return
+    try:
+        torch.ops.load_library(found[0])
+        _library = ctypes.CDLL(found[0])
+        _library.longtail_cpu_isa.restype = ctypes.c_char_p
+    except (OSError, RuntimeError) as error:
+        _missing["cpu"] = f"{os.path.basename(found[0])} does not load: {error}"
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that the CPU kernels use: "avx512", "avx2", "baseline" or "neon"; None without kernels.
+
+    Raises:
+        ValueError: ``LONGTAIL_CPU_ISA`` names one that this processor does not run.
+    """
+    if _library is None:
+        return None
+    isa = _library.longtail_cpu_isa()
+    if isa is None:
+        raise ValueError(
+            f"LONGTAIL_CPU_ISA is {os.environ.get('LONGTAIL_CPU_ISA')!r}, expected one that this processor runs: "
+            "baseline (neon on aarch64), avx2 or avx512"
+        )
+    return str(isa.decode())
+
+
+def _status(name: str) -> Backend:
+    if name in _missing:
+        return Backend(False, _missing[name])
+    if name == "cpu":
+        return Backend(True, f"compiled kernels, {cpu_isa()}")
+    return Backend(True, "plain PyTorch, any device")
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name, best first: whether it runs here, and with what or why not.
+
+    >>> longtail.backends()["reference"].available
+    True
+    """
+    return {name: _status(name) for name in NAMES}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} is {name!r}, expected one of {', '.join(NAMES)}")
+    if name in _missing:
+        raise ValueError(f"{source} is {name!r}, which does not run here: {_missing[name]}")
+    return name
+
+
+_forced: str | None = os.environ.get("LONGTAIL_BACKEND") or None  # use_backend overrides the environment
+_kernels: dict[tuple[str, str, str | None], Callable[..., Any]] = {}  # (operator, device type, forced) -> kernel
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the block on one backend: "cpu" or "reference". Holds for the whole process; nests.
+
+    Raises:
+        ValueError: no backend has that name, or it does not run here (the text says why).
+    """
+    global _forced
+    previous, _forced = _forced, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def selected(device: torch.device) -> str:
+    """The backend that serves tensors on ``device``.
+
+    Raises:
+        ValueError: the forced backend does not serve that device, or ``LONGTAIL_BACKEND`` names none.
+    """
+    if _forced is None:
+        return next(n for n in NAMES if n not in _missing and _DEVICES[n] in (device.type, None))
+    name = _checked(_forced, "LONGTAIL_BACKEND")
+    if _DEVICES[name] not in (device.type, None):
+        raise ValueError(f"backend {name!r} serves {_DEVICES[name]} tensors, got tensors on {device}")
+    return name
+
+
+def kernel(op: str, device: torch.device) -> Callable[..., Any]:
+    """The kernel of operator ``op`` for tensors on ``device``."""
+    key = (op, device.type, _forced)
+    found = _kernels.get(key)
+    if found is None:
+        name = selected(device)
+        found = getattr(_operators(name), op)
+        _kernels[key] = found = found.default if name in COMPILED else found
+    return found
+
+
+def _operators(name: str) -> Any:
+    if name in COMPILED:
+        return getattr(torch.ops, f"longtail_{name}")
+    from . import fallback
+
+    return fallback

@@ -1,0 +1,134 @@
+"""The operators on :mod:`longtail.reference`: what runs where no kernel does."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+class Rows(NamedTuple):
+    """A batch made ready for the reference: ignored rows are cleared, everything is in dtype T."""
+
+    capped: Tensor
+    u: Tensor
+    g: Tensor
+    counted: Tensor
+    omega: Tensor | None
+    finish: dict[str, Any]
+    softcap: float
+    scale: float
+
+    @property
+    def smoothing(self) -> bool:
+        return bool(self.finish["label_smoothing"])
+
+
+def _check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int) -> None:
+    bad = counted & ((target < 0) | (target >= num_classes))
+    if target.device.type == "cpu" and bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        raise RuntimeError(
+            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected 0 <= target < {num_classes} "
+            f"or ignore_index {ignore_index}"
+        )
+
+
+def _rows(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    focal_gamma: float,
+    complement_coefficient: float,
+    cross_entropy_coefficient: float,
+    scale: float,
+    softcap: float,
+    z_loss: float,
+) -> Rows:
+    if logits.dim() != 2 or target.shape != logits.shape[:1]:
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
+            "expected [N, C] and [N]"
+        )
+    n, num_classes = logits.shape
+    vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
+    for name, vector, length in [
+        *[(name, vector, num_classes) for name, vector in vectors.items()],
+        ("sample_weight", sample_weight, n),
+    ]:
+        if vector is not None and vector.shape != (length,):
+            raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
+    counted = target != ignore_index
+    _check_target(target, counted, num_classes, ignore_index)
+    g = torch.where(counted, target, 0)
+    z = logits.to(reference.accumulate_dtype(logits)).masked_fill(~counted[:, None], 0.0)
+    capped = reference.capped_logits(z, scale, softcap)
+    finish = {
+        "w_g": 1.0 if weight is None else weight[g],
+        "v": 1.0 if sample_weight is None else sample_weight,
+        "num_classes": num_classes,
+        "weight_sum": float(num_classes) if weight is None else weight.sum(),
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "complement_coefficient": complement_coefficient,
+        "cross_entropy_coefficient": cross_entropy_coefficient,
+        "z_loss": z_loss,
+    }
+    u = reference.effective_logits(capped, g, class_bias, class_margin)
+    return Rows(capped, u, g, counted, weight, finish, softcap, scale)
+
+
+def _loss(rows: Rows) -> tuple[Tensor, Tensor]:
+    if rows.u.shape[0] == 0:
+        return rows.u.new_empty((0,)), rows.u.new_empty((0, 5))
+    stats = reference.accumulate(rows.u, rows.g, rows.omega, rows.smoothing)
+    loss, _ = reference.finish(stats, **rows.finish)
+    return loss.masked_fill(~rows.counted, 0.0), stats.masked_fill(~rows.counted[:, None], 0.0)
+
+
+def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    _, row_grad = reference.finish(stats, **rows.finish)
+    scaled = reference.RowGrad(row_grad.m, *(x * grad_loss for x in row_grad[1:]))
+    grad = reference.apply(scaled, rows.u, rows.g, rows.omega, rows.smoothing) * rows.scale
+    if rows.softcap:
+        grad = grad * (1 - (rows.capped / rows.softcap) ** 2)
+    return grad.masked_fill(~rows.counted[:, None], 0.0).to(dtype)
+
+
+def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return _loss(_rows(logits, target, *options))
+
+
+def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
+    return _grad(_rows(logits, target, *options), stats, grad_loss, logits.dtype)
+
+
+def softmax_loss_and_grad(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _rows(logits, target, *options)
+    loss, stats = _loss(rows)
+    return loss, stats, _grad(rows, stats, grad_loss, logits.dtype)
+
+
+def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    loss, stats, grad = softmax_loss_and_grad(grad_loss, logits, target, *options)
+    logits.copy_(grad)
+    return loss, stats
+
+
+def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
+    grad.mul_(grad_loss[:, None].to(grad.dtype) if grad.dtype == torch.float64 else grad_loss[:, None])
+
+
+def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int) -> Tensor:
+    _check_target(target, target != ignore_index, num_classes, ignore_index)
+    return reference.mean_denominator(target, weight, ignore_index)

@@ -1,0 +1,234 @@
+"""The losses as functions. All of them are thin uses of one operator, ``torch.ops.longtail.softmax_loss``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import arguments
+from .softmax_loss import probability_cross_entropy, softmax_loss
+
+
+def _check_options(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    reduction: str,
+    normalizer: str | float | Tensor | None,
+    gradient: str,
+    *,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> dict[str, float | None]:
+    """Checks everything that is not a per-class or per-row vector; returns the numbers as floats."""
+    arguments.check_tensors(input=input, target=target)
+    arguments.check_logits(input)
+    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_choice("gradient", gradient, arguments.GRADIENTS)
+    arguments.check_normalizer(normalizer, reduction, ("count",))
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}, expected an int")
+    if softcap is not None and arguments.check_number("softcap", softcap) <= 0:
+        raise ValueError(f"softcap is {softcap}, expected a positive number or None")
+    check = arguments.check_number
+    return {
+        "label_smoothing": check("label_smoothing", label_smoothing, 0.0, 1.0),
+        "focal_gamma": check("focal_gamma", focal_gamma, 0.0),
+        "complement_gamma": check("complement_gamma", complement_gamma),
+        "scale": check("scale", scale),
+        "softcap": None if softcap is None else float(softcap),
+        "z_loss": check("z_loss", z_loss),
+    }
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+    return_stats: bool = False,
+) -> Any:
+    r"""Cross-entropy and every member of the softmax family, in one pass over the logits.
+
+    With torch's own arguments this is :func:`torch.nn.functional.cross_entropy`, value, gradient and shape; the loss
+    is computed and returned in float32 for half inputs (float64 for float64). With the row's effective logits
+    :math:`u_j = \mathrm{softcap}(\mathrm{scale}\, z_j) + \mathrm{bias}_j - [j = g]\, \mathrm{margin}_g`:
+
+    .. math::
+        \mathrm{CE} = (1 - \varepsilon) w_g (-\log p_g) + \tfrac{\varepsilon}{C} \sum_j \omega_j (-\log p_j), \quad
+        \mathrm{loss} = v \left((1 - p_g)^{\gamma} \mathrm{CE} + \tfrac{\kappa}{C - 1} w_g H\right)
+        + z\, \mathrm{lse}^2,
+
+    with H the complement entropy :math:`-\sum_{j \ne g} q_j \log q_j`, q the softmax over the other classes.
+
+    Args:
+        input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.
+        target: class indices (int64 or uint8), (), (N,) or (N, d1, ...); or class probabilities of the input's shape.
+        weight: class weights w, [C]. Constants, as every vector below.
+        ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
+        reduction: "mean" (divides by the sum of w_g over counted rows; NaN when nothing is counted), "sum" or "none".
+        label_smoothing: epsilon in [0, 1].
+        focal_gamma: gamma >= 0 of the focal factor (Lin et al. 2017, eq. 4, over the softmax).
+        complement_gamma: kappa; -1 is complement cross-entropy (Kim et al. 2021), which raises H.
+        class_bias: [C], added to the logits: logit adjustment (Menon et al. 2021), balanced softmax (Ren et al. 2020).
+        class_margin: [C], taken off the target's logit: LDAM (Cao et al. 2019, eq. 13).
+        scale: multiplies the logits.
+        softcap: cap > 0 of ``cap * tanh(x / cap)``, or None.
+        z_loss: coefficient of the squared log-sum-exp (added after weights and focal factor).
+        sample_weight: v, of the target's shape; does not enter the mean's denominator.
+        normalizer: the mean's denominator: None (torch's), "count" (counted rows, at least 1), a number, or a 0-d
+            tensor, such as the Trainer's ``num_items_in_batch``.
+        gradient: "backward" (3 passes over the logits); "forward" (2 passes: the gradient is made with the loss and
+            kept); "inplace" (2 passes, no extra memory: the gradient overwrites ``input``, or the copy that a strided
+            layout needs; later use of the overwritten logits in autograd raises). The last two allow one backward, and
+            round the gradient before a gradient scaler multiplies it; for float16 the mean's denominator is therefore
+            applied in backward.
+        return_stats: also return :class:`longtail.RowStats`.
+
+    With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
+    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors, as
+            torch raises).
+        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+    """
+    options = _check_options(
+        *(input, target, ignore_index, reduction, normalizer, gradient),
+        label_smoothing=label_smoothing,
+        focal_gamma=focal_gamma,
+        complement_gamma=complement_gamma,
+        scale=scale,
+        softcap=softcap,
+        z_loss=z_loss,
+    )
+    if input.shape == target.shape and input.dim() > 0:
+        if not target.is_floating_point():
+            raise arguments.ArgumentTypeError(
+                f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
+            )
+        needs_class = {
+            "focal_gamma": focal_gamma != 0,
+            "complement_gamma": complement_gamma != 0,
+            "class_margin": class_margin is not None,
+            "return_stats": return_stats,
+            "gradient": gradient != "backward",
+        }
+        for name, used in needs_class.items():
+            if used:
+                raise ValueError(f"{name} needs integer targets, got class probabilities")
+        return probability_cross_entropy(
+            *(input, target, weight, ignore_index, reduction),
+            class_bias=class_bias,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            options=options,
+        )
+    return softmax_loss(
+        *(input, target, weight, ignore_index, reduction),
+        class_bias=class_bias,
+        class_margin=class_margin,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        gradient=gradient,
+        return_stats=return_stats,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Any:
+    r"""Softmax focal loss :math:`-w_g (1 - p_g)^\gamma \log p_g` (Lin et al. 2017, eq. 4 and 5, multi-class).
+
+    Finite in value and gradient for every gamma >= 0 and every margin. ``weight`` [C] is the per-class alpha.
+    Arguments, ``options`` and errors as :func:`cross_entropy`, whose ``focal_gamma`` is ``gamma`` here.
+    """
+    return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, focal_gamma=gamma, **options)
+
+
+def complement_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    gamma: float = -1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Any:
+    r"""Complement cross-entropy :math:`\mathrm{CE} + \tfrac{\gamma}{C - 1} H` (Kim et al. 2021, eq. 4).
+
+    gamma < 0 raises the complement entropy H, that is, flattens the probabilities of the wrong classes. Arguments,
+    ``options`` and errors as :func:`cross_entropy`, whose ``complement_gamma`` is ``gamma`` here.
+    """
+    return cross_entropy(
+        input, target, weight, ignore_index, reduction, label_smoothing, complement_gamma=gamma, **options
+    )
+
+
+def complement_entropy(
+    input: Tensor,
+    target: Tensor,
+    balanced: bool = False,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sample_weight: Tensor | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+    return_stats: bool = False,
+) -> Any:
+    r"""Complement entropy :math:`H = -\sum_{j \ne g} q_j \log q_j`, q the softmax over the wrong classes.
+
+    Chen et al. 2019 (COT), eq. 2, which maximises it: descend on its negative. ``balanced`` divides by C - 1 (Kim et
+    al. 2021, eq. 3). The gradient with respect to the target's logit is 0. Integer targets only. Arguments and errors
+    as :func:`cross_entropy`.
+    """
+    options = _check_options(
+        *(input, target, ignore_index, reduction, normalizer, gradient), scale=scale, softcap=softcap
+    )
+    options["complement_gamma"] = 1.0
+    return softmax_loss(
+        *(input, target, weight, ignore_index, reduction),
+        balanced=balanced,
+        cross_entropy_coefficient=0.0,
+        class_bias=class_bias,
+        class_margin=class_margin,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        gradient=gradient,
+        return_stats=return_stats,
+        **options,  # type: ignore[arg-type]
+    )

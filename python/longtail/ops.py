@@ -1,0 +1,95 @@
+"""The operators ``torch.ops.longtail.*``: schemas, fake kernels, and the choice of backend at each call.
+
+Python owns the schemas. A shared library adds kernels under ``torch.ops.longtail_<backend>``, with the same schemas;
+:mod:`longtail.dispatch` knows which are there. The kernels registered here only pick one and pass the call on, so that
+``use_backend`` also holds inside compiled graphs. T is float64 for float64 logits, else float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .reference import accumulate_dtype
+
+OPTIONS = (
+    "Tensor? weight, Tensor? class_bias, Tensor? class_margin, Tensor? sample_weight, int ignore_index, "
+    "float label_smoothing, float focal_gamma, float complement_coefficient, float cross_entropy_coefficient, "
+    "float scale, float softcap, float z_loss"
+)
+
+SCHEMAS = {
+    "softmax_loss": f"(Tensor logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)",
+    "softmax_loss_backward": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {OPTIONS}) -> Tensor grad"
+    ),
+    "softmax_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats, Tensor grad)"
+    ),
+    "softmax_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)"
+    ),
+    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss) -> ()",
+    "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
+}
+
+_library = torch.library.Library("longtail", "DEF")
+_kernel_libraries = [torch.library.Library(f"longtail_{name}", "DEF") for name in dispatch.COMPILED]
+
+
+def _dispatcher(name: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return dispatch.kernel(name, args[0].device)(*args)
+        except RuntimeError as error:
+            # The stable ABI carries one type of exception only.
+            if "is out of bounds" in str(error):
+                raise IndexError(str(error)) from None
+            raise
+
+    return call
+
+
+def _fake_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
+    n, dtype = logits.shape[0], accumulate_dtype(logits)
+    return logits.new_empty((n,), dtype=dtype), logits.new_empty((n, 5), dtype=dtype)
+
+
+def _fake_grad(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _fake_mean_denominator(target: Tensor, weight: Tensor | None, *_: Any) -> Tensor:
+    return target.new_empty(()) if weight is None else weight.new_empty(())
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "softmax_loss": _fake_loss,
+    "softmax_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "softmax_loss_and_grad": lambda _grad_loss, logits, *rest: (
+        *_fake_loss(logits, *rest),
+        _fake_grad(logits),
+    ),
+    "softmax_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_loss(logits, *rest),
+    "scale_grad_": lambda _grad, _grad_loss: None,
+    "mean_denominator": _fake_mean_denominator,
+}
+
+for _name, _schema in SCHEMAS.items():
+    for _each in (_library, *_kernel_libraries):
+        _each.define(_name + _schema)
+    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"longtail::{_name}", _FAKES[_name], lib=_library)
+
+dispatch.load()
+
+softmax_loss = torch.ops.longtail.softmax_loss.default
+softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
+softmax_loss_and_grad = torch.ops.longtail.softmax_loss_and_grad.default
+softmax_loss_and_grad_ = torch.ops.longtail.softmax_loss_and_grad_.default
+scale_grad_ = torch.ops.longtail.scale_grad_.default
+mean_denominator = torch.ops.longtail.mean_denominator.default

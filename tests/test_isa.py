@@ -1,0 +1,177 @@
+"""Promise: every instruction set computes the same, with exp within 2.5 ULP; unknown ones are refused."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT_HEAD = """
+import os, sys
+import numpy as np, torch
+import torch.nn.functional as F
+sys.path.insert(0, {tests!r})
+import cases, longtail
+from tolerances import assert_close
+"""
+
+AGREE = """
+for dtype in cases.DTYPES:
+    for classes, rows in cases.SIZES.items():
+        logits, target = cases.random_case(rows, classes, dtype, seed=classes)
+        logits = cases.poison_ignored(logits, target)
+        for option_set in ("plain", "mixed", "mixed_linear"):
+            options = cases.options(option_set, classes, target, dtype)
+            wide = cases.to_float64(options)
+            up = torch.randn(rows, generator=cases.generator(1), dtype=torch.float64)
+            x, y = logits.clone().requires_grad_(), logits.double().requires_grad_()
+            loss = longtail.cross_entropy(x, target, reduction="none", **options)
+            truth = longtail.reference.softmax_loss(y, target, **wide)
+            assert_close(loss, truth.detach(), what=f"loss {dtype} C={classes} {option_set}", factor=3)
+            grad, = torch.autograd.grad(loss, x, up.to(loss.dtype))
+            true_grad, = torch.autograd.grad(truth, y, up)
+            assert_close(grad, true_grad, what=f"grad {dtype} C={classes} {option_set}", factor=3)
+    if dtype in (torch.float64, torch.float32):
+        # A sum over a whole vocabulary must not lose more digits than twice what torch loses.
+        logits, target = cases.random_case(2, 128256, dtype, ignore=False)
+        grads = []
+        for function, wide in ((longtail, dtype), (F, torch.float64), (F, dtype)):
+            x = logits.to(wide).requires_grad_()
+            function.cross_entropy(x, target, reduction="sum").backward()
+            grads.append(x.grad)
+        truth = grads[1]
+        ours, torchs = (((g.double() - truth) / truth).abs().amax() for g in (grads[0], grads[2]))
+        assert ours <= 2 * torchs + 2e-6, f"{dtype}: relative error {ours:.2g}, torch's own {torchs:.2g}"
+print("agrees")
+"""
+
+EXP = """
+def statistics(x, classes, offset=0.0):
+    # One row [target, 0, x, -inf ...] per x, with x and the 0 in columns that change from row to row.
+    n = len(x)
+    row = torch.arange(n)
+    z = torch.full((n, classes), -torch.inf, dtype=x.dtype)
+    target = row % classes
+    z[row, target] = 1.0
+    z[row, (target + 1) % classes] = 0.0
+    z[row, (target + 2 + row // classes % (classes - 2)) % classes] = x
+    return torch.ops.longtail.softmax_loss(z, target, *cases.operator_options(classes, {{}}))[1]
+
+for dtype, lowest, vanish in ((torch.float32, -87.0, -104.0), (torch.float64, -708.0, -746.0)):
+    real = np.float32 if dtype == torch.float32 else np.float64
+    dense = -torch.rand(150_000, generator=cases.generator(1), dtype=torch.float64)
+    whole = torch.arange(1, 88, dtype=torch.float64).neg()
+    dense = torch.cat([dense * -lowest, dense * 1e-3, dense * 3, whole])
+    x = dense.to(dtype)
+    x = x[(x < 0) & (x >= lowest)]
+    for classes in (3, 67):
+        m, d, t, _, _ = statistics(x, classes).unbind(1)
+        assert torch.equal(m, torch.zeros_like(m))
+        exact = np.exp(x.numpy().astype(np.longdouble))
+        got = t.numpy().astype(np.longdouble) / x.numpy().astype(np.longdouble)
+        ulp = np.spacing(exact.astype(real)).astype(np.longdouble)
+        error = float(np.max(np.abs(got - exact) / ulp))
+        worst = x[int(np.argmax(np.abs(got - exact) / ulp))].item()
+        print(f"{{dtype}} C={{classes}}: {{error:.3f}} ulp at {{worst!r}}")
+        assert error <= 2.5, (dtype, classes, error, worst)
+        none = torch.tensor([-torch.inf, vanish, vanish * 2, -1e30, torch.finfo(dtype).min], dtype=dtype)
+        stats = statistics(none.repeat(40), classes)
+        assert torch.equal(stats[:, 1], torch.ones_like(stats[:, 1])), stats[:, 1]
+        assert torch.equal(stats[:, 2].abs(), torch.zeros_like(stats[:, 2])), stats[:, 2]
+print("exp is accurate")
+"""
+
+
+GUARD = """
+import ctypes, mmap
+# The logits end where an unreadable page begins: a vector load past the last column is a crash.
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+memory = mmap.mmap(-1, 5 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert libc.mprotect(ctypes.c_void_p(start + 4 * page), ctypes.c_size_t(page), 0) == 0, ctypes.get_errno()
+for dtype in cases.DTYPES:
+    for classes in (*range(1, 40), 63, 64, 65, 100):
+        values, target = cases.random_case(3, classes, dtype, ignore=False)
+        size = values.numel() * values.element_size()
+        z = torch.frombuffer(memory, dtype=dtype, count=values.numel(), offset=4 * page - size)
+        z = z.view(3, classes)
+        tail = cases.operator_options(classes, cases.options("mixed", classes, target, dtype))
+        up = cases.upstreams((3,), cases.vector_dtype(dtype))["random"]
+        z.copy_(values)
+        loss, stats = torch.ops.longtail.softmax_loss(z, target, *tail)
+        grad = torch.ops.longtail.softmax_loss_backward(up, z, target, stats, *tail)
+        torch.ops.longtail.softmax_loss_and_grad(up, z, target, *tail)
+        torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
+        assert_close(z, grad.double(), what=f"{dtype} C={classes}", factor=3)
+        torch.ops.longtail.scale_grad_(z, up)
+print("within bounds")
+"""
+
+
+def supported() -> list[str]:
+    """Names of the instruction sets that this machine runs."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return ["neon"]
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    return ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best.split("_")[0], 1)]
+
+
+def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
+    if isa is not None:
+        environment["LONGTAIL_CPU_ISA"] = isa
+    script = SCRIPT_HEAD.format(tests=os.path.dirname(__file__)) + body
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_results_agree_with_float64_truth(isa: str) -> None:
+    report = "print('isa:', longtail.backends()['cpu'].detail)"
+    done = run(isa, AGREE + report)
+    assert done.returncode == 0, done.stderr
+    assert "agrees" in done.stdout
+    assert isa in done.stdout.split("isa:")[1].lower(), "the forced instruction set is the one reported"
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_exp_accuracy(isa: str) -> None:
+    done = run(isa, EXP.replace("{{", "{").replace("}}", "}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exp is accurate" in done.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
+@pytest.mark.parametrize("isa", supported())
+def test_nothing_is_read_past_the_last_column(isa: str) -> None:
+    done = run(isa, GUARD)
+    assert done.returncode == 0, f"exit {done.returncode} (-11 is a read out of bounds): {done.stderr}"
+    assert "within bounds" in done.stdout
+
+
+def test_the_best_instruction_set_is_the_default() -> None:
+    done = run(None, "print('isa:', longtail.backends()['cpu'].detail)")
+    assert done.returncode == 0, done.stderr
+    assert supported()[-1] in done.stdout.lower()
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX-1024", "neon" if supported() != ["neon"] else "avx2"])
+def test_an_unknown_instruction_set_is_refused_by_name(isa: str) -> None:
+    body = "longtail.cross_entropy(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]))\nprint('silently ran')"
+    done = run(isa, body)
+    assert "silently ran" not in done.stdout
+    assert done.returncode == 1, "an exception, not a crash"
+    assert "LONGTAIL_CPU_ISA" in done.stderr
+    assert isa in done.stderr
+    assert supported()[0] in done.stderr, "the error names the choices"
