@@ -91,9 +91,7 @@ def test_inverse_frequency_is_a_power_of_the_count(counts, power):
     weight = cb.inverse_frequency_weight(counts, power, dtype=torch.float64)
     assert weight.sum().item() == pytest.approx(len(counts))
     ratio = [(counts[0] / n) ** power for n in counts]
-    torch.testing.assert_close(
-        weight, weight[0] * torch.tensor(ratio, dtype=torch.float64), rtol=1e-9, atol=1e-300
-    )
+    torch.testing.assert_close(weight, weight[0] * torch.tensor(ratio, dtype=torch.float64), rtol=1e-9, atol=1e-300)
 
 
 def test_inverse_square_root():

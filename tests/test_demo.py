@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 
+import longtail
 import pytest
 import torch
-
-import longtail
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
@@ -33,7 +32,7 @@ def command(*arguments, cwd, **environment):
 
 
 def test_demo_reports_and_draws(tmp_path):
-    options = "--epochs 1 --seeds 1 --loss cross-entropy --output small.png".split()
+    options = ["--epochs", "1", "--seeds", "1", "--loss", "cross-entropy", "--output", "small.png"]
     done = command("demo", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "100%" in done.stderr
@@ -47,7 +46,7 @@ def test_demo_reports_and_draws(tmp_path):
 
 def test_demo_takes_several_losses_and_another_factor(tmp_path):
     names = ["class-balanced-focal-complement", "complement-cross-entropy"]
-    options = "--epochs 1 --seeds 2 --imbalance-factor 10".split()
+    options = ["--epochs", "1", "--seeds", "2", "--imbalance-factor", "10"]
     done = command("demo", *options, "--loss", *names, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "imbalance factor 10" in done.stdout
@@ -112,10 +111,7 @@ def test_info_names_versions_devices_and_every_backend(tmp_path):
     for fact in (longtail.__version__, torch.__version__, "python", "triton", "threads", "devices", "cpu"):
         assert fact in done.stdout
     for name, backend in longtail.backends().items():
-        assert any(
-            line.split()[:2] == [name, "yes" if backend.available else "no"]
-            for line in done.stdout.split("\n")
-        )
+        assert any(line.split()[:2] == [name, "yes" if backend.available else "no"] for line in done.stdout.split("\n"))
 
 
 def test_importing_the_package_needs_no_extras():

@@ -24,7 +24,7 @@ for dtype in cases.DTYPES:
     for classes, rows in cases.SIZES.items():
         logits, target = cases.random_case(rows, classes, dtype, seed=classes)
         logits = cases.poison_ignored(logits, target)
-        for option_set in ("plain", "mixed", "mixed_linear"):
+        for option_set in ("plain", "mixed") if classes < 10**4 else ("mixed_linear",):
             options = cases.options(option_set, classes, target, dtype)
             wide = cases.to_float64(options)
             up = torch.randn(rows, generator=cases.generator(1), dtype=torch.float64)
@@ -35,18 +35,22 @@ for dtype in cases.DTYPES:
             grad, = torch.autograd.grad(loss, x, up.to(loss.dtype))
             true_grad, = torch.autograd.grad(truth, y, up)
             assert_close(grad, true_grad, what=f"grad {dtype} C={classes} {option_set}", factor=3)
-    if dtype in (torch.float64, torch.float32):
-        # A sum over a whole vocabulary must not lose more digits than twice what torch loses.
-        logits, target = cases.random_case(2, 128256, dtype, ignore=False)
-        grads = []
-        for function, wide in ((longtail, dtype), (F, torch.float64), (F, dtype)):
-            x = logits.to(wide).requires_grad_()
-            function.cross_entropy(x, target, reduction="sum").backward()
-            grads.append(x.grad)
-        truth = grads[1]
-        ours, torchs = (((g.double() - truth) / truth).abs().amax() for g in (grads[0], grads[2]))
-        assert ours <= 2 * torchs + 2e-6, f"{dtype}: relative error {ours:.2g}, torch's own {torchs:.2g}"
 print("agrees")
+"""
+
+SUM = """
+# A sum over a whole vocabulary loses at most twice the digits that torch's own loses.
+for classes in (32000, 128256):
+    logits, target = cases.random_case(4, classes, torch.float32, ignore=False)
+    grads = []
+    for function, dtype in ((longtail, torch.float32), (F, torch.float64), (F, torch.float32)):
+        x = logits.to(dtype).detach().requires_grad_()
+        function.cross_entropy(x, target, reduction="sum").backward()
+        grads.append(x.grad.double())
+    ours, torchs = (((g - grads[1]) / grads[1]).abs().amax().item() for g in (grads[0], grads[2]))
+    print(f"C={classes}: largest relative error {ours:.2g}, torch's {torchs:.2g}")
+    assert ours <= 2 * torchs + 2e-6, (classes, ours, torchs)
+print("sums well")
 """
 
 EXP = """
@@ -143,6 +147,13 @@ def test_results_agree_with_float64_truth(isa: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "agrees" in done.stdout
     assert isa in done.stdout.split("isa:")[1].lower(), "the forced instruction set is the one reported"
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_sums_over_a_vocabulary_keep_their_digits(isa: str) -> None:
+    done = run(isa, SUM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sums well" in done.stdout
 
 
 @pytest.mark.parametrize("isa", supported())

@@ -10,6 +10,25 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
+// s = softcap(scale * z). Copied into each loop's locals: a member of the same type as the output would be read again
+// after every store.
+template <typename T>
+struct Capping {
+  T scale, softcap, inverse;
+
+  LONGTAIL_INLINE Vec<T> operator()(Vec<T> z) const {
+    const Vec<T> s = z * Vec<T>(scale);
+    return softcap == T(0) ? s : Vec<T>(softcap) * tanh(s * Vec<T>(inverse));
+  }
+
+  // ds/dz
+  LONGTAIL_INLINE Vec<T> slope(Vec<T> s) const {
+    if (softcap == T(0)) return Vec<T>(scale);
+    const Vec<T> y = s * Vec<T>(inverse);
+    return Vec<T>(scale) - Vec<T>(scale) * y * y;
+  }
+};
+
 // Z: storage type of the logits; T: type of the arithmetic.
 template <typename Z, typename T>
 class SoftmaxRows {
@@ -21,8 +40,7 @@ class SoftmaxRows {
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
         margin_(static_cast<const T*>(args.class_margin)),
-        scale_(static_cast<T>(args.scale)),
-        softcap_(static_cast<T>(args.softcap)),
+        capping_{static_cast<T>(args.scale), static_cast<T>(args.softcap), static_cast<T>(1.0 / args.softcap)},
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
         options_{static_cast<T>(args.label_smoothing),
                  static_cast<T>(args.focal_gamma),
@@ -117,14 +135,8 @@ class SoftmaxRows {
     return static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
   }
 
-  // softcap(scale * z)
-  LONGTAIL_INLINE V capped(V z) const {
-    const V s = z * V(scale_);
-    return softcap_ == T(0) ? s : V(softcap_) * tanh(s * V(T(1) / softcap_));
-  }
-
   LONGTAIL_INLINE T target_logit(const Z* z, int64_t g) const {
-    T u = capped(load_some(z + g, 1)).v[0];
+    T u = capping_(load_some(z + g, 1)).v[0];
     if (bias_) u += bias_[g];
     if (margin_) u -= margin_[g];
     return u;
@@ -171,6 +183,7 @@ class SoftmaxRows {
 
   // Logits of one block, without any margin, into `u`; capped ones into the scratch row; smoothing's sum into `sums.U`.
   void read_block(const Z* z, int64_t begin, int64_t n, T* u, RowStats<V>& sums) {
+    const Capping<T> capped = capping_;
     const bool smoothing = options_.label_smoothing != T(0);
     const V reference = finite_max(sums.u_g);
     for (int64_t j = 0; j < n; j += kLanes) {
@@ -184,7 +197,8 @@ class SoftmaxRows {
   }
 
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
-    const T slope_g = grad_slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
+    const Capping<T> capped = capping_;
+    const T slope_g = capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
     const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
     const bool smoothing = row.S != T(0);
     for (int64_t j = 0; j < args_.num_classes; j += kLanes) {
@@ -192,16 +206,9 @@ class SoftmaxRows {
       const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
       V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, kLowest);
       if (smoothing) x = x + grads.S * omega(j, count);
-      store_some(grad + j, x * grad_slope(s), count);
+      store_some(grad + j, x * capped.slope(s), count);
     }
     store_some(grad + g, V(row.target * slope_g), 1);
-  }
-
-  // ds/dz for s = softcap(scale * z).
-  LONGTAIL_INLINE V grad_slope(V s) const {
-    if (softcap_ == T(0)) return V(scale_);
-    const V y = s * V(T(1) / softcap_);
-    return V(scale_) * (V(T(1)) - y * y);
   }
 
   const SoftmaxLossArgs& args_;
@@ -210,8 +217,7 @@ class SoftmaxRows {
   const T* const weight_;
   const T* const bias_;
   const T* const margin_;
-  const T scale_;
-  const T softcap_;
+  const Capping<T> capping_;
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
 };

@@ -90,8 +90,8 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.exit(2, f"longtail demo: error: {error}\n")
     torch.set_num_threads(1)  # a network this small gains little from more, and crawls on a busy machine
     results = demo_report.run_with_progress(plan, splits)
-    demo_report.draw(plan, splits, results, arguments.output)
     demo_report.print_report(plan, splits, results, backend)
+    demo_report.draw(plan, splits, results, arguments.output)
     print(f"Picture: accuracy per class in {arguments.output}")
 
 

@@ -128,6 +128,7 @@ def _scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             'gradient="backward" to keep the graph'
         ) from error
     upstream = _rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, grad.shape[0])
+    grad = grad.detach()  # in place, the buffer is the logits themselves, with their history
     ops.scale_grad_(grad, upstream)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grad)

@@ -1,8 +1,8 @@
 """A small convolutional network on long-tailed handwritten digits: the demo, without its output.
 
-The data are real: scikit-learn's 1797 images of 8 x 8 pixels. 50 images of each class are kept for testing, the
-rest is cut to an exponential long tail, anew for each seed. All losses of a seed start from the same network and
-see the same images in the same order.
+The data are real: scikit-learn's 1797 images of 8 x 8 pixels. 50 images of each class are kept for testing,
+the rest is cut to an exponential long tail, anew for each seed. All losses of a seed start from the same network
+and see the same images in the same order.
 """
 
 from __future__ import annotations

@@ -77,17 +77,18 @@ def mean_and_spread(shares: list[float]) -> str:
 def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
     many, few = demo.group_thresholds(counts)
     each = ", ".join(str(n) for n in counts.tolist())
+    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, ± is the standard deviation over them"
     return [
-        f"Data: training images of the digits 0 to 9: {each} (imbalance factor {plan.imbalance_factor:g}, rounded "
-        f"down to whole images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
-        f"Training: {plan.epochs} epochs; {plan.seeds} seed(s), ± is the standard deviation over them. "
-        f"Class-balanced: beta {demo.BETA:g}; focal: gamma {demo.FOCAL_GAMMA:g}; complement: gamma "
-        f"{demo.COMPLEMENT_GAMMA:g}; not tuned.",
+        f"Data: training images of the digits 0 to 9: {each} (imbalance factor {plan.imbalance_factor:g}, in whole "
+        f"images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
         f"Groups: many: digits with more than {many} training images; few: with fewer than {few}; medium: the "
         "others (thirds of the classes; - where a group is empty).",
+        f"Training: {plan.epochs} epochs; {seeds}. Class-balanced: beta {demo.BETA:g}; focal: gamma "
+        f"{demo.FOCAL_GAMMA:g}; complement: gamma {demo.COMPLEMENT_GAMMA:g}; not tuned.",
         f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
-        f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; mostly the cost of a call at this size. "
-        f"Fused: longtail, {backend}. Plain: F.cross_entropy where torch has the loss, else longtail.reference.",
+        f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; at this size mostly the cost of a call.",
+        f"Fused: longtail, {backend}. Plain: F.cross_entropy where torch has the loss, else longtail.reference. "
+        "Ratio: plain / fused.",
     ]
 
 
