@@ -115,9 +115,7 @@ OPTION_SETS: dict[str, tuple[str | tuple[str, float], ...]] = {
 }  # fmt: skip
 
 
-def options(
-    name: str, classes: int, target: Tensor, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Options:
+def options(name: str, classes: int, target: Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> Options:
     """Keyword arguments of `longtail.cross_entropy`; class vectors and weights in `vector_dtype(dtype)`."""
     g = generator(1000 + seed)
     result: Options = {}

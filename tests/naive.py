@@ -70,9 +70,7 @@ def rows(
     return result.masked_scatter(counted, loss)
 
 
-def rows_and_grad(
-    logits: Tensor, target: Tensor, upstream: Tensor, **options: object
-) -> tuple[Tensor, Tensor]:
+def rows_and_grad(logits: Tensor, target: Tensor, upstream: Tensor, **options: object) -> tuple[Tensor, Tensor]:
     """(loss [N], gradient [N, C] of sum(upstream * loss)), in float64."""
     x = logits.detach().double().requires_grad_()
     loss = rows(x, target, **options)  # type: ignore[arg-type]

@@ -143,9 +143,7 @@ def test_all_rows_ignored(shape: tuple[int, ...]) -> None:
         else:
             assert torch.equal(loss.detach(), torch.zeros(rows if reduction == "none" else ()))
         loss.sum().backward()
-        assert torch.equal(x.grad, torch.zeros(shape)), (
-            "the gradient of ignored rows is exactly 0, also of a NaN mean"
-        )
+        assert torch.equal(x.grad, torch.zeros(shape)), "the gradient of ignored rows is exactly 0, also of a NaN mean"
 
 
 def test_weights_that_sum_to_zero_give_torchs_nan() -> None:
@@ -173,6 +171,26 @@ def test_target_at_minus_infinity_is_infinite_and_nan_stays_in_its_row() -> None
     assert_close(loss, expected)
 
 
+INFINITE_ROWS = {
+    "plus_target": [torch.inf, 0.0, 1.0],
+    "plus_other": [0.0, torch.inf, 1.0],
+    "minus_target": [-torch.inf, 0.0, 1.0],
+    "minus_other": [0.0, -torch.inf, 1.0],
+    "minus_others": [0.0, -torch.inf, -torch.inf],
+    "minus_all": [-torch.inf, -torch.inf, -torch.inf],
+    "nan_target": [torch.nan, 0.0, 1.0],
+    "nan_other": [0.0, torch.nan, 1.0],
+}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("row", INFINITE_ROWS)
+def test_infinities_as_torch(row: str, smoothing: float) -> None:
+    """A diverged model must not look like a perfect one: NaN and infinities where torch has them."""
+    logits = torch.tensor([INFINITE_ROWS[row]])
+    compare_with_torch(logits, torch.tensor([0]), reduction="none", label_smoothing=smoothing)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
 def test_same_inside_and_outside_autocast(dtype: torch.dtype) -> None:
     logits, target = cases.random_case(6, 50, dtype)
@@ -194,9 +212,7 @@ def test_no_float32_copy_of_half_logits_is_kept() -> None:
     saved: list[tuple[torch.dtype, int]] = []
     x = logits.requires_grad_()
     with (
-        torch.autograd.graph.saved_tensors_hooks(
-            lambda t: (saved.append((t.dtype, t.numel())), t)[1], lambda t: t
-        ),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append((t.dtype, t.numel())), t)[1], lambda t: t),
         torch.autocast("cpu", torch.bfloat16),
     ):
         loss = longtail.cross_entropy(x, target)

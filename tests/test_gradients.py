@@ -179,9 +179,7 @@ def test_second_derivative_by_func_is_refused(mode: str) -> None:
 def test_forward_mode_differentiation_is_refused(mode: str) -> None:
     logits, target = cases.random_case(4, 5, torch.float64)
     with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(
-            lambda z: longtail.cross_entropy(z * 1.0, target, gradient=mode), (logits,), (logits.cos(),)
-        )
+        torch.func.jvp(lambda z: longtail.cross_entropy(z * 1.0, target, gradient=mode), (logits,), (logits.cos(),))
 
 
 @pytest.mark.parametrize("option_set", ["plain", "smoothing_weight", "focal", "complement", "mixed"])
@@ -217,16 +215,12 @@ def test_float16_mean_and_gradient_scaler_do_not_underflow(mode: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=cases.name)
-@pytest.mark.parametrize(
-    "option_set", [s for s in cases.OPTION_SETS if s not in ("softcap", "z_loss", "mixed")]
-)
+@pytest.mark.parametrize("option_set", [s for s in cases.OPTION_SETS if s not in ("softcap", "z_loss", "mixed")])
 @pytest.mark.parametrize("margin", [0.0, 20.0, 1e4])
 def test_row_gradients_sum_to_zero(option_set: str, margin: float, dtype: torch.dtype) -> None:
     logits, target = cases.margin_case(margin, 300, dtype, rows=4)
     options = cases.options(option_set, 300, target, dtype)
-    _, grad = gradient(
-        logits, target, torch.rand(4, dtype=dtype) + 0.5, "backward", reduction="none", **options
-    )
+    _, grad = gradient(logits, target, torch.rand(4, dtype=dtype) + 0.5, "backward", reduction="none", **options)
     size = grad.double().abs().sum(1)
     assert (size > 0).any()
     assert (grad.double().sum(1).abs() <= 300 * torch.finfo(dtype).eps * size.clamp(min=1e-3)).all()

@@ -86,9 +86,7 @@ def test_upstream_strides(name: str, upstream: str) -> None:
     for up in (args[0], args[0].clone(memory_format=torch.contiguous_format)):
         call = [up, args[1].clone(), *args[2:]]
         result = getattr(ops, name)(*call)
-        results.append(
-            {"softmax_loss_backward": result, "softmax_loss_and_grad_": call[1]}.get(name, result[-1])
-        )
+        results.append({"softmax_loss_backward": result, "softmax_loss_and_grad_": call[1]}.get(name, result[-1]))
     assert results[0][0].abs().max() > 0
     assert_close(results[0], results[1].double())
 

@@ -49,9 +49,7 @@ def test_shifting_a_row_changes_nothing(
 def test_gradients_of_a_row_sum_to_zero(
     row: tuple[Tensor, Tensor], smoothing: float, gamma: float, complement: float
 ) -> None:
-    _, grad = loss_and_grad(
-        *row, label_smoothing=smoothing, focal_gamma=gamma, complement_gamma=complement, scale=1.3
-    )
+    _, grad = loss_and_grad(*row, label_smoothing=smoothing, focal_gamma=gamma, complement_gamma=complement, scale=1.3)
     assert (grad.sum(1).abs() <= 1e-13 + 1e-13 * grad.abs().sum(1)).all()
 
 
@@ -70,12 +68,8 @@ def test_combining_any_split_of_a_row_gives_its_statistics(
 
         def statistics(columns: Tensor, z: Tensor = z, g: int = g) -> Tensor:
             columns = torch.cat([columns, torch.tensor([g])])
-            tail = cases.operator_options(
-                len(columns), {"weight": weight[columns], "label_smoothing": smoothing}
-            )
-            return torch.ops.longtail.softmax_loss(z[columns][None], torch.tensor([len(columns) - 1]), *tail)[
-                1
-            ]
+            tail = cases.operator_options(len(columns), {"weight": weight[columns], "label_smoothing": smoothing})
+            return torch.ops.longtail.softmax_loss(z[columns][None], torch.tensor([len(columns) - 1]), *tail)[1]
 
         parts = [statistics((other & side).nonzero().flatten()) for side in (left, ~left)]
         pieces.append(longtail.reference.combine(*parts))

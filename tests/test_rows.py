@@ -22,9 +22,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def loss_and_grad(
-    logits: Tensor, target: Tensor, mode: str, option_set: str = "mixed"
-) -> tuple[Tensor, Tensor]:
+def loss_and_grad(logits: Tensor, target: Tensor, mode: str, option_set: str = "mixed") -> tuple[Tensor, Tensor]:
     x = logits.clone().requires_grad_()
     options = cases.options(option_set, logits.shape[1], target, logits.dtype)
     loss = longtail.cross_entropy(x * 1.0, target, gradient=mode, reduction="none", **options)
@@ -54,9 +52,7 @@ def test_a_row_alone_gives_the_same_bits(mode: str) -> None:
     for row in (0, 17, 39):
         up = cases.upstreams((40,), torch.float32)["random"][row]
         x = logits[row : row + 1].clone().requires_grad_()
-        alone = longtail.cross_entropy(
-            x * 1.0, target[row : row + 1], gradient=mode, reduction="none", focal_gamma=2.0
-        )
+        alone = longtail.cross_entropy(x * 1.0, target[row : row + 1], gradient=mode, reduction="none", focal_gamma=2.0)
         assert_same(alone.detach()[0], loss[row])
         assert_same(torch.autograd.grad(alone, x, up[None])[0][0], grad[row])
 

@@ -42,9 +42,7 @@ def test_complement_cross_entropy_by_hand() -> None:
     expected = math.log1p((math.exp(0.5) + 8) * math.exp(-20)) - entropy_of_cot() / 9
     target = torch.tensor([0])
     assert longtail.complement_cross_entropy(COT, target).item() == pytest.approx(expected, rel=1e-6)
-    assert longtail.cross_entropy(COT, target, complement_gamma=-1.0).item() == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert longtail.cross_entropy(COT, target, complement_gamma=-1.0).item() == pytest.approx(expected, rel=1e-6)
     assert longtail.complement_cross_entropy(COT, target, gamma=2.0).item() == pytest.approx(
         2 * entropy_of_cot() / 9, rel=1e-6
     )
@@ -121,9 +119,7 @@ def test_count_of_nothing_gives_zero_and_torchs_rule_nan(mode: str) -> None:
         loss = longtail.cross_entropy(x * 1.0, target, normalizer=normalizer, gradient=mode)
         assert loss.item() == 0.0 if normalizer else loss.isnan()
         loss.backward()
-        assert torch.equal(
-            x.grad, torch.full((4, 5), torch.nan) if x.grad.isnan().any() else torch.zeros(4, 5)
-        )
+        assert torch.equal(x.grad, torch.full((4, 5), torch.nan) if x.grad.isnan().any() else torch.zeros(4, 5))
 
 
 def test_sample_weight_is_not_in_the_means_denominator() -> None:
@@ -180,6 +176,16 @@ def test_statistics(shape: str, option_set: str, dtype: torch.dtype, mode: str) 
     assert stats._fields == ("lse", "log_prob", "complement_entropy", "correct")
 
 
+def test_constants_may_be_strided() -> None:
+    logits, target = cases.random_case(7, 9)
+    for option_set in ("weight", "class_bias", "class_margin", "sample_weight"):
+        ((name, vector),) = cases.options(option_set, 9, target).items()
+        strided = vector.repeat_interleave(2)[::2]
+        loss = longtail.cross_entropy(logits, target, **{name: strided})
+        assert loss.item() == longtail.cross_entropy(logits, target, **{name: vector}).item()
+        assert loss.item() != longtail.cross_entropy(logits, target).item()
+
+
 def test_ties_are_not_correct() -> None:
     _, stats = longtail.cross_entropy(torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0]),
                                       return_stats=True)  # fmt: skip
@@ -187,9 +193,7 @@ def test_ties_are_not_correct() -> None:
 
 
 def test_one_class_is_always_right() -> None:
-    loss, stats = longtail.cross_entropy(
-        torch.tensor([[3.0], [-2.0]]), torch.tensor([0, 0]), return_stats=True
-    )
+    loss, stats = longtail.cross_entropy(torch.tensor([[3.0], [-2.0]]), torch.tensor([0, 0]), return_stats=True)
     assert loss.item() == 0.0
     assert stats.lse.tolist() == [3.0, -2.0]
     assert stats.log_prob.tolist() == [0.0, 0.0]
@@ -197,9 +201,7 @@ def test_one_class_is_always_right() -> None:
     assert stats.correct.tolist() == [True, True]
 
 
-@pytest.mark.parametrize(
-    "option_set", ["weight", "class_bias", "scale", "softcap", "z_loss", "sample_weight"]
-)
+@pytest.mark.parametrize("option_set", ["weight", "class_bias", "scale", "softcap", "z_loss", "sample_weight"])
 def test_options_with_probability_targets(option_set: str) -> None:
     """Against the sum over classes of probability times log-probability, in float64."""
     logits, _ = cases.random_case(6, 5, torch.float64, ignore=False)
@@ -214,8 +216,6 @@ def test_options_with_probability_targets(option_set: str) -> None:
     expected = expected + options.get("z_loss", 0.0) * torch.logsumexp(u, 1) ** 2
     up = torch.randn(6, generator=cases.generator(2), dtype=torch.float64)
     assert_close(loss, expected.detach())
-    assert_close(
-        torch.autograd.grad(loss, x, up)[0], torch.autograd.grad(expected, y, up)[0], what="gradient"
-    )
+    assert_close(torch.autograd.grad(loss, x, up)[0], torch.autograd.grad(expected, y, up)[0], what="gradient")
     mean = longtail.cross_entropy(logits, probabilities, normalizer="count", **options)
     assert_close(mean, expected.detach().mean(), what="mean")

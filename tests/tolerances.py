@@ -68,9 +68,5 @@ def assert_close(
 def assert_same(actual: Tensor, expected: Tensor, what: str = "result") -> None:
     """Bitwise equality of values, dtype and shape (NaN equals NaN)."""
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
-    assert actual.shape == expected.shape, (
-        f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    )
-    torch.testing.assert_close(
-        actual, expected, rtol=0.0, atol=0.0, equal_nan=True, msg=lambda m: f"{what}: {m}"
-    )
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=0.0, equal_nan=True, msg=lambda m: f"{what}: {m}")

@@ -69,10 +69,16 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"losses to compare, of: {', '.join(demo.LOSSES)} (default: all)",
         default=argparse.SUPPRESS,
     )
-    trial.add_argument("--imbalance-factor", type=_imbalance_factor, default=50.0, help="largest over smallest class")
-    trial.add_argument("--seeds", type=_positive_int, default=5, help="how many times each loss is trained")
-    trial.add_argument("--epochs", type=_positive_int, default=40, help="passes over the training images")
-    trial.add_argument("--output", type=_png, default="longtail_demo.png", help="the picture, a PNG file")
+    trial.add_argument(
+        "--imbalance-factor", type=_imbalance_factor, default=50.0, metavar="R", help="largest over smallest class"
+    )
+    trial.add_argument(
+        "--seeds", type=_positive_int, default=5, metavar="N", help="how many times each loss is trained"
+    )
+    trial.add_argument("--epochs", type=_positive_int, default=40, metavar="N", help="passes over the training images")
+    trial.add_argument(
+        "--output", type=_png, default="longtail_demo.png", metavar="FILE", help="the picture, a PNG file"
+    )
     return parser
 
 
@@ -132,7 +138,7 @@ def info_lines() -> list[str]:
         "torch's CPU": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(devices),
-        "in use": ", ".join(f"{dispatch.selected(torch.device(kind))} on {kind}" for kind in kinds),
+        "in use": ", ".join(f"{dispatch.selected(torch.device(kind))} for {kind} tensors" for kind in kinds),
     }
     lines = [f"{name:<12} {value}" for name, value in facts.items()]
     lines.append("backends")

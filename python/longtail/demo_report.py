@@ -38,13 +38,16 @@ def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Re
 
 def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], backend: str) -> None:
     """The table, and below it what its columns mean."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console.width = 120
-    table = Table(title="Long-tailed digits: test accuracy in %, and time of the loss per step in µs")
+    title = "Long-tailed digits: test accuracy in %, and time of the loss per step in µs"
+    # All columns fit into a terminal of 80 characters, without the padding.
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if console.width >= 100 else 0)
     table.add_column("loss")
     for heading in ("overall", "balanced", "many", "medium", "few", "fused", "plain", "ratio"):
         table.add_column(heading, justify="right")
@@ -67,11 +70,11 @@ def spread(values: list[float]) -> float:
 
 
 def mean_and_spread(shares: list[float]) -> str:
-    """Percentages as "mean ± spread", without the latter for a single seed; "-" for a group without classes."""
+    """Percentages as "mean±spread", without the latter for a single seed; "-" for a group without classes."""
     if any(math.isnan(share) for share in shares):
         return "-"
     mean = f"{100 * statistics.mean(shares):.1f}"
-    return f"{mean} ± {100 * spread(shares):.1f}" if len(shares) > 1 else mean
+    return f"{mean}±{100 * spread(shares):.1f}" if len(shares) > 1 else mean
 
 
 def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
@@ -83,7 +86,7 @@ def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
         f"images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
         f"Groups: many: digits with more than {many} training images; few: with fewer than {few}; medium: the "
         "others (thirds of the classes; - where a group is empty).",
-        f"Training: {plan.epochs} epochs; {seeds}. Class-balanced: beta {demo.BETA:g}; focal: gamma "
+        f"Training: {plan.epochs} epoch(s); {seeds}. Class-balanced: beta {demo.BETA:g}; focal: gamma "
         f"{demo.FOCAL_GAMMA:g}; complement: gamma {demo.COMPLEMENT_GAMMA:g}; not tuned.",
         f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
         f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; at this size mostly the cost of a call.",
