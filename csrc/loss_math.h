@@ -158,7 +158,8 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
   const T log_d = log(d);
   const T inverse_d = select(alone, zero, one / d);
   const T mean_shift = s.t * inverse_d;
-  const T margin = (s.m - s.u_g) + log_d;  // l - u_g
+  // l - u_g; a target at +inf has no probability (inf - inf), as in torch.
+  const T margin = select(s.u_g == T(INFINITY), s.u_g - s.u_g, (s.m - s.u_g) + log_d);
   // softplus and sigmoid of both signs of the margin from one exp and one log1p, each with full relative precision.
   T distance = -absolute(margin);
   const T e = exp_cut(distance, ExpRange<Scalar>::kLowest);

@@ -77,8 +77,6 @@ struct Options {
 
 SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Options& o) {
   check_rows(logits, "logits");
-  check(logits.size(0) == 0 || logits.size(1) > 0, "logits have shape ", shape_of(logits),
-        ", expected at least one class");
   const int64_t n = logits.size(0), c = logits.size(1);
   const ScalarType dtype = accumulate_type(logits);
   check_vector(target, "target", n, ScalarType::Long);

@@ -171,7 +171,10 @@ class SoftmaxRows {
         raise_max(sums, V(m), kLowest);
       }
       const V finite_m = V(finite_max(m));
-      for (int64_t j = 0; j < padded; j += kLanes) accumulate(sums, finite_m, load(u + j), kLowest);
+      RowStats<V> block = empty_stats(V(u_g));  // summed apart: long rows would lose digits in one running sum
+      for (int64_t j = 0; j < padded; j += kLanes) accumulate(block, finite_m, load(u + j), kLowest);
+      sums.d = sums.d + block.d;
+      sums.t = sums.t + block.t;
     }
     T U = T(0);
     if (options_.label_smoothing != T(0)) {
@@ -186,14 +189,16 @@ class SoftmaxRows {
     const Capping<T> capped = capping_;
     const bool smoothing = options_.label_smoothing != T(0);
     const V reference = finite_max(sums.u_g);
+    V U = V(T(0));
     for (int64_t j = 0; j < n; j += kLanes) {
       const int64_t count = n - j;
       V x = capped(load_some(z + begin + j, count));
       if (scratch_) store_some(scratch_ + begin + j, x, count);
       if (bias_) x = x + load_some(bias_ + begin + j, count);
-      if (smoothing) sums.U = sums.U + omega(begin + j, count) * (x - reference);
+      if (smoothing) U = U + omega(begin + j, count) * (x - reference);
       store(u + j, x);
     }
+    sums.U = sums.U + U;
   }
 
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {

@@ -61,14 +61,17 @@ class SoftmaxLoss(torch.autograd.Function):
             loss, *rest = one_sweep(factor, logits, target, *options)
             if gradient == "inplace" and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version(logits)
-        return (_reduce(loss, denominator, reduction), *rest)
+        return (reduce_loss(loss, denominator, reduction), *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         logits, target, denominator, ctx.reduction, ctx.gradient = inputs[:_LEADING]
         ctx.options = inputs[_LEADING + 4 :]
         ctx.folded = _is_folded(logits, denominator)
-        ctx.mark_non_differentiable(*output[1:])
+        # The gradient stays differentiable in name, so that differentiating through it meets the refusal below; under
+        # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
+        kept = 3 if torch.compiler.is_compiling() else 2
+        ctx.mark_non_differentiable(*output[1:kept])
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
             vectors = inputs[_LEADING : _LEADING + 4]
@@ -106,7 +109,8 @@ def _first_factor(logits: Tensor, denominator: Tensor | None) -> Tensor:
     return factor.expand(logits.shape[0])
 
 
-def _reduce(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:
+def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:
+    """Row losses [N] as they are, or their sum, over ``denominator`` where there is one."""
     if reduction == "none":
         return loss
     return loss.sum() if denominator is None else loss.sum() / denominator
@@ -120,18 +124,18 @@ def _rows_of(grad_output: Tensor, denominator: Tensor | None, reduction: str, ro
 
 def _scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     try:
-        grad, denominator = ctx.saved_tensors
+        buffer, denominator = ctx.saved_tensors
     except RuntimeError as error:
         raise RuntimeError(
             f"longtail: gradient={ctx.gradient!r} keeps one gradient buffer, which has been handed out or overwritten: "
             "backward can run once, and logits overwritten in place can not be changed before it. Use "
             'gradient="backward" to keep the graph'
         ) from error
+    grad = buffer.detach()  # in place, the buffer is the logits themselves, with their history
     upstream = _rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, grad.shape[0])
-    grad = grad.detach()  # in place, the buffer is the logits themselves, with their history
     ops.scale_grad_(grad, upstream)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grad)
-    if torch.is_grad_enabled() and grad_output.requires_grad:
-        grad = _RefuseSecondDerivative.apply(grad, grad_output)
+    if torch.is_grad_enabled() and (grad_output.requires_grad or buffer.requires_grad):
+        grad = _RefuseSecondDerivative.apply(grad, grad_output, buffer)
     return grad

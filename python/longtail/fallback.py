@@ -87,14 +87,16 @@ def _rows(
 
 
 def _loss(rows: Rows) -> tuple[Tensor, Tensor]:
-    if rows.u.shape[0] == 0:
-        return rows.u.new_empty((0,)), rows.u.new_empty((0, 5))
+    if rows.u.numel() == 0:  # no rows, or no classes and therefore ignored rows alone
+        return rows.u.new_zeros(rows.g.shape), rows.u.new_zeros((*rows.g.shape, 5))
     stats = reference.accumulate(rows.u, rows.g, rows.omega, rows.smoothing)
     loss, _ = reference.finish(stats, **rows.finish)
     return loss.masked_fill(~rows.counted, 0.0), stats.masked_fill(~rows.counted[:, None], 0.0)
 
 
 def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    if rows.u.numel() == 0:
+        return rows.u.to(dtype)
     _, row_grad = reference.finish(stats, **rows.finish)
     scaled = reference.RowGrad(row_grad.m, *(x * grad_loss for x in row_grad[1:]))
     grad = reference.apply(scaled, rows.u, rows.g, rows.omega, rows.smoothing) * rows.scale

@@ -105,7 +105,7 @@ def posterior(stats: Tensor) -> Posterior:
     alone = d == 0
     safe_d = d.masked_fill(alone, 1.0)
     log_d = safe_d.log()
-    margin = (m - u_g) + log_d
+    margin = torch.where(u_g == torch.inf, torch.nan, (m - u_g) + log_d)  # inf - inf: no probability, as in torch
     nll = -F.logsigmoid(-margin)  # softplus; F.softplus turns linear at 20 and loses digits there
     return Posterior(nll, F.logsigmoid(margin), u_g + nll, log_d - t / safe_d)
 
@@ -187,7 +187,7 @@ def softmax_loss(
     """The loss of each row, [N], for logits [N, C] and target [N]; options as in :func:`longtail.cross_entropy`."""
     dtype, num_classes = accumulate_dtype(logits), logits.shape[1]
     counted = target != ignore_index
-    if logits.shape[0] == 0:
+    if logits.numel() == 0:
         return logits.to(dtype).sum(1)
     g = torch.where(counted, target, 0)
     z = logits.to(dtype).masked_fill(~counted[:, None], 0.0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .autograd import SoftmaxLoss
+from .autograd import SoftmaxLoss, reduce_loss
 
 
 class RowStats(NamedTuple):
@@ -81,14 +81,7 @@ def softmax_loss(
     denominator = None
     if reduction == "mean":
         denominator = _denominator(normalizer, rows, weight, ignore_index).to(dtype)
-    if not (torch.is_grad_enabled() and rows.logits.requires_grad):
-        gradient = "backward"  # no gradient is wanted: nothing may be computed for it or overwritten
-    loss, stats, *_ = SoftmaxLoss.apply(
-        rows.logits,
-        rows.target,
-        denominator,
-        reduction,
-        gradient,
+    operator_options = (
         weight,
         arguments.vector("class_bias", class_bias, per_class, input, dtype),
         arguments.vector("class_margin", class_margin, per_class, input, dtype),
@@ -102,6 +95,15 @@ def softmax_loss(
         softcap or 0.0,
         z_loss,
     )
+    wants_grad = torch.is_grad_enabled() and rows.logits.requires_grad
+    if not wants_grad:
+        gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
+    if wants_grad or not torch.compiler.is_compiling():
+        inputs = (rows.logits, rows.target, denominator, reduction, gradient, *operator_options)
+        loss, stats, *_ = SoftmaxLoss.apply(*inputs)
+    else:  # torch.compile passes a context to the Function's forward where nothing requires grad
+        loss, stats = ops.softmax_loss(rows.logits, rows.target, *operator_options)
+        loss = reduce_loss(loss, denominator, reduction)
     if reduction == "none":
         loss = loss.reshape(rows.shape)
     return (loss, _row_stats(stats, rows, ignore_index)) if return_stats else loss
