@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 .PHONY: demo test bench lint format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m longtail demo --output demo-output
+	$(BIN)/python -m longtail demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -29,7 +29,7 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 clean:
-	rm -rf $(VENV) build dist demo-output python/*.egg-info python/longtail/_C*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist longtail_demo.png python/*.egg-info python/longtail/_C*.so .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.base:
 	$(PYTHON) -m venv $(VENV)

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 
-import cases
-import longtail
 import pytest
 import torch
-from tolerances import assert_close
 from torch import nn
+
+import cases
+import longtail
+from tolerances import assert_close
 
 
 def chosen() -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cases
-import longtail
 import pytest
 import torch
-from tolerances import assert_close, assert_same
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
+
+import cases
+import longtail
+from tolerances import assert_close, assert_same
 
 ROWS, FEATURES, CLASSES = 6, 8, 13
 

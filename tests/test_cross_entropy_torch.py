@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import cases
-import longtail
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_close, assert_same
 from torch import Tensor
+
+import cases
+import longtail
+from tolerances import assert_close, assert_same
 
 REDUCTIONS = ("none", "sum", "mean")
 

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
-import longtail
 import pytest
 import torch
+
+import longtail
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
-import longtail
 import pytest
 import torch
 import torch.nn.functional as F
+
+import cases
+import longtail
 
 X, T = cases.random_case(4, 5, ignore=False)
 P = X.softmax(1)

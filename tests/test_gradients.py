@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
-import longtail
 import pytest
 import torch
-from tolerances import assert_close, assert_same
 from torch import Tensor
+
+import cases
+import longtail
+from tolerances import assert_close, assert_same
 
 TWICE = r"(?i)twice|second|double|once"
 

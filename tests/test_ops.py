@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 import cases
 import longtail
 import naive
-import pytest
-import torch
 from tolerances import assert_close
-from torch import Tensor
 
 ops = torch.ops.longtail
 NAMES = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
-import longtail
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import assert_close
 from torch import Tensor
+
+import cases
+import longtail
+from tolerances import assert_close
 
 values = st.floats(-60, 60, allow_nan=False, width=32)
 SMOOTH = st.sampled_from([0.0, 0.1, 0.9])

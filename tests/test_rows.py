@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import cases
-import longtail
 import pytest
 import torch
-from tolerances import assert_close, assert_same
 from torch import Tensor
+
+import cases
+import longtail
+from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cases
-import longtail
-import naive
 import pytest
 import torch
 import torch.nn.functional as F
+
+import cases
+import longtail
+import naive
 from tolerances import assert_close
 
 COT = torch.tensor([[20.0, 0.5, *[0.0] * 8]])  # the row at which the published code gives 0.755 or NaN

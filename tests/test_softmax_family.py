@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 import cases
 import longtail
 import naive
-import pytest
-import torch
 from tolerances import assert_close
-from torch import Tensor
 
 
 def ours(logits: Tensor, target: Tensor, upstream: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import cases
-import longtail  # noqa: F401  (registers the operators)
 import pytest
 import torch
+
+import cases
+import longtail  # noqa: F401  (registers the operators)
 from tolerances import assert_close, assert_same
 
 TRUTH = torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)

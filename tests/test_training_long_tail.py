@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longtail.training import LongTailAccuracy, long_tailed_counts, long_tailed_indices
 
 PROFILES = ["exponential", "step"]

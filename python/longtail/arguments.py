@@ -67,7 +67,7 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
 
 
 def rows(input: Tensor, target: Tensor) -> Rows:
-    """Brings (C,), (N, C) or (N, C, d1, ...) logits and integer targets to rows; copies only where classes are strided."""
+    """(C,), (N, C) or (N, C, d1, ...) logits and integer targets as rows; copies only where classes are strided."""
     if target.dtype == torch.uint8:
         target = target.long()
     if target.dtype != torch.int64:

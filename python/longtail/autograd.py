@@ -33,10 +33,10 @@ class _RefuseSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        """Nothing is kept: the backward only raises."""
 
     @staticmethod
-    def backward(ctx: Any, *_grads: Tensor) -> Any:
+    def backward(_ctx: Any, *_grads: Tensor) -> Any:
         raise RuntimeError(
             "longtail: second derivatives of the fused losses are not implemented; longtail.reference.cross_entropy "
             "is plain PyTorch and differentiable twice"

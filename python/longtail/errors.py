@@ -1,4 +1,4 @@
-"""Exceptions for bad arguments: Python's usual types, which are also what ``F.cross_entropy`` raises for the same fault."""
+"""Exceptions for bad arguments: Python's usual types, and also what ``F.cross_entropy`` raises for the same fault."""
 
 
 class ArgumentValueError(ValueError, RuntimeError):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
+from .errors import ArgumentTypeError
 from .softmax_loss import probability_cross_entropy, softmax_loss
 
 
@@ -123,7 +124,7 @@ def cross_entropy(
     )
     if input.shape == target.shape and input.dim() > 0:
         if not target.is_floating_point():
-            raise arguments.ArgumentTypeError(
+            raise ArgumentTypeError(
                 f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
             )
         needs_class = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import functional
+from . import arguments, functional
 from .class_balance import Counts, effective_number_weight
 
 _VECTORS = ("weight", "class_bias", "class_margin")
@@ -19,13 +20,19 @@ class _Loss(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
+        known = inspect.signature(type(self)._function).parameters.keys()
+        if "options" in known:
+            known |= inspect.signature(functional.cross_entropy).parameters.keys()
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
         for name in _VECTORS:
             if name in options:
                 self.register_buffer(name, options.pop(name))
         self.options = options
 
     def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
-        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` for a batch)."""
+        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
         vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         return type(self)._function(input, target, **{**vectors, **self.options, **overrides})
 
@@ -121,7 +128,7 @@ class ComplementEntropyLoss(_Loss):
 
 
 class ComplementCrossEntropyLoss(_Loss):
-    """:func:`longtail.complement_cross_entropy` as a module. ``options``: the keyword-only arguments of the function."""
+    """:func:`longtail.complement_cross_entropy` as a module. ``options``: the function's keyword-only arguments."""
 
     _function = staticmethod(functional.complement_cross_entropy)
 
@@ -175,7 +182,7 @@ class ClassBalancedLoss(CrossEntropyLoss):
         empty: str = "error",
         **options: Any,
     ) -> None:
-        functional.arguments.check_choice("loss", loss, ("softmax", "softmax_focal"))
+        arguments.check_choice("loss", loss, ("softmax", "softmax_focal"))
         for name in ("weight", "focal_gamma"):
             if name in options:
                 raise TypeError(f"ClassBalancedLoss sets {name} itself (from samples_per_class, beta, loss and gamma)")
