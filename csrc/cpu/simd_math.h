@@ -42,9 +42,8 @@ LONGTAIL_INLINE Vec<double> exp(Vec<double> x) {
 
 // x P(x^2) / Q(x^2), a minimax fit of tanh on [0, 9.02] (relative error 2.1e-8); beyond, tanh rounds to 1.
 LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> limit = 9.02f;
-  const Vec<float> low = select(x < Vec<float>(-9.02f), Vec<float>(-9.02f), x);  // keeps NaN
-  const Vec<float> c = select(limit < low, limit, low);
+  const Vec<float> limit = 9.02f, one = 1.0f;
+  const Vec<float> c = minimum(limit, maximum(-limit, x));  // NaN, as the second operand, passes
   const Vec<float> s = c * c;
   Vec<float> p = Vec<float>(1.3319008461603048e-08f) * s + Vec<float>(2.0583435844878837e-05f);
   p = p * s + Vec<float>(0.0034940318775660427f);
@@ -54,10 +53,7 @@ LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
   q = q * s + Vec<float>(0.025871063137131018f);
   q = q * s + Vec<float>(0.46713030976665915f);
   q = q * s + Vec<float>(1.0f);
-  const Vec<float> y = c * p / q;
-  const Vec<float> one = 1.0f;
-  const Vec<float> above = select(y < Vec<float>(-1.0f), Vec<float>(-1.0f), y);
-  return select(one < above, one, above);
+  return minimum(one, maximum(-one, c * p / q));
 }
 
 // log(x) for normal x > 0. x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + f^3 q(f), q a

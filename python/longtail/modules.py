@@ -20,9 +20,9 @@ class _Loss(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        known = inspect.signature(type(self)._function).parameters.keys()
+        known = set(inspect.signature(type(self)._function).parameters)
         if "options" in known:
-            known |= inspect.signature(functional.cross_entropy).parameters.keys()
+            known |= set(inspect.signature(functional.cross_entropy).parameters)
         unknown = sorted(options.keys() - known)
         if unknown:
             raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
