@@ -16,6 +16,7 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
+	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -13,12 +13,12 @@ import sys
 from setuptools import setup
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # the stable ABI of torch 2.10: one library for it and all later ones
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 ISA_FLAGS = {
-    "csrc/cpu/kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "csrc/cpu/kernels_avx512.cpp": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
-        "-mprefer-vector-width=512",
-    ],
+    "csrc/cpu/kernels_avx2.cpp": AVX2,
+    "csrc/cpu/kernels_avx512.cpp": AVX512,
+    "csrc/cpu/kernels_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
 }
 COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast"]
 COMMON_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]

@@ -122,7 +122,13 @@ def supported() -> list[str]:
     if platform.machine().lower() in ("aarch64", "arm64"):
         return ["neon"]
     best = torch.backends.cpu.get_cpu_capability().lower()
-    return ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best.split("_")[0], 1)]
+    names = ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best.split("_")[0], 1)]
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            bf16 = "avx512_bf16" in cpuinfo.read()
+    except OSError:
+        bf16 = False
+    return [*names, "avx512_bf16"] if bf16 and names[-1] == "avx512" else names
 
 
 def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The one table of error bounds, and the comparison every test and benchmark goes through.
+"""The one table of error bounds, and the comparison every test goes through.
 
 A result may be off by twice what eager PyTorch is off in the same dtype, plus a floor of a few roundings.
 """

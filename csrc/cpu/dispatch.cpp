@@ -19,6 +19,7 @@ std::vector<const Kernels*> supported_kernels() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2) found.push_back(&kernels_avx2);
   if (avx2 && avx512) found.push_back(&kernels_avx512);
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kernels_avx512_bf16);
 #endif
   return found;
 }

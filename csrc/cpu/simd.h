@@ -133,9 +133,14 @@ LONGTAIL_INLINE Vec<float> widen(const bfloat16*, HalfBits raw) {
 
 // Round to nearest, ties to even; NaN stays NaN.
 LONGTAIL_INLINE HalfBits narrow(const bfloat16*, Vec<float> x) {
+#if defined(__AVX512BF16__)
+  return (HalfBits)_mm512_cvtneps_pbh((__m512)x.v);
+#else
   const FloatBits bits = (FloatBits)x.v;
   const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(choose(x.v == x.v, rounded, (bits >> 16) | 0x40), HalfBits);
+  const FloatBits result = choose(x.v == x.v, rounded, (bits >> 16) | 0x40);
+  return __builtin_convertvector(result, HalfBits);
+#endif
 }
 
 LONGTAIL_INLINE Vec<float> widen(const float16*, HalfBits raw) {

@@ -64,6 +64,7 @@ extern const Kernels kernels_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
 #endif
 
 // The widest kernels this processor runs, or those that LONGTAIL_CPU_ISA names. Throws on a name it cannot honour.

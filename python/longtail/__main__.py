@@ -101,14 +101,14 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     print(f"Picture: accuracy per class in {arguments.output}")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name; platform.processor() is empty on most Linux systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -131,9 +131,9 @@ def info_lines() -> list[str]:
         "longtail": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
-        "triton": _version("triton"),
+        "triton": version_of("triton"),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "CPU kernels": dispatch.cpu_isa() or "none",
         "torch's CPU": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),

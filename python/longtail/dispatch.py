@@ -47,7 +47,9 @@ def load() -> None:
 
 
 def cpu_isa() -> str | None:
-    """The instruction set that the CPU kernels use: "avx512", "avx2", "baseline" or "neon"; None without kernels.
+    """The instruction set of the CPU kernels, or None without them.
+
+    One of "avx512_bf16", "avx512", "avx2", "baseline" and, on aarch64, "neon".
 
     Raises:
         ValueError: ``LONGTAIL_CPU_ISA`` names one that this processor does not run.
@@ -58,7 +60,7 @@ def cpu_isa() -> str | None:
     if isa is None:
         raise ValueError(
             f"LONGTAIL_CPU_ISA is {os.environ.get('LONGTAIL_CPU_ISA')!r}, expected one that this processor runs: "
-            "baseline (neon on aarch64), avx2 or avx512"
+            "baseline (neon on aarch64), avx2, avx512 or avx512_bf16"
         )
     return str(isa.decode())
 

@@ -1,0 +1,108 @@
+"""``python -m bench``: compares, times, and writes CSV and pictures. See ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from . import plot, report, results, suite
+from .gpu import GPU
+from .measure import TOLERANCE, Mismatch
+
+PLANS = {plan.section: plan for plan in (suite.CPU, suite.OVERHEAD, suite.MEMORY, GPU)}
+DEFAULT = (suite.CPU, suite.OVERHEAD, GPU)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage text."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _shape(text: str) -> suite.Shape:
+    rows, _, classes = text.partition(",")
+    if not (rows.isdecimal() and classes.isdecimal() and int(rows) >= 1 and int(classes) >= 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,C with N >= 1 and C >= 2")
+    return int(rows), int(classes)
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _csv(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".csv" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .csv file")
+    return path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bench", description="Times longtail against PyTorch, after comparing the results.")
+    parser.add_argument(
+        "section",
+        nargs="?",
+        choices=["all", *PLANS],
+        default="all",
+        help="default: cpu, overhead, and gpu if there is one",
+    )
+    parser.add_argument("--shape", type=_shape, nargs="+", metavar="N,C", help="instead of the section's shapes")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="instead of the section's dtypes")
+    parser.add_argument("--rounds", type=_rounds, help="at most so many; slow contenders have fewer, at least 3")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--output", type=_csv, metavar="FILE", help="the CSV (default: cpu.csv or gpu.csv in bench/results)"
+    )
+    return parser
+
+
+def chosen(arguments: argparse.Namespace) -> list[suite.Plan]:
+    """The plans to run, with the command line's changes."""
+    changes = {
+        "shapes": tuple(arguments.shape or ()),
+        "dtypes": tuple(DTYPES[name] for name in arguments.dtype or ()),
+        "rounds": arguments.rounds,
+    }
+    plans = DEFAULT if arguments.section == "all" else (PLANS[arguments.section],)
+    given = {name: value for name, value in changes.items() if value}
+    return [dataclasses.replace(plan, compiled=plan.compiled and not arguments.no_compile, **given) for plan in plans]
+
+
+def run(plan: suite.Plan, output: Path | None) -> list[results.Row]:
+    """Runs a section; the rows of a problem are written as soon as it is done."""
+    path = output or results.FOLDER / f"{plan.device if plan.device == 'cpu' else 'gpu'}.csv"
+    found = []
+    for rows in report.rows_with_progress(plan):
+        results.write(path, rows)
+        found += rows
+    for written in (path, *plot.draw(path)):
+        print(f"wrote {written}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.section == "all" and (arguments.shape or arguments.dtype or arguments.rounds):
+        parser.error(f"--shape, --dtype and --rounds need a section: {', '.join(PLANS)}")
+    rows = []
+    for plan in chosen(arguments):
+        if plan.device == "cuda" and not torch.cuda.is_available():
+            print(f"{plan.section}: no CUDA device")
+            continue
+        try:
+            rows += run(plan, arguments.output)
+        except Mismatch as error:
+            parser.exit(1, f"bench: nothing written for this problem: {error}\n")
+    report.print_report(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What is compared: the losses, the data they are given, and who computes them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import longtail
+from longtail import dispatch
+
+from . import eager
+
+LOSSES = {
+    "plain": "cross-entropy",
+    "focal": "softmax focal",
+    "complement": "complement cross-entropy",
+    "family": "class weights + focal + complement",
+    "everything": "every option at once",
+}
+"""The losses by their name in the CSV."""
+
+GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
+"""longtail's gradient modes, and how often each passes over the logits (peers are counted the same way)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data of one (N, C, dtype, device); every contender sees the same."""
+
+    logits: Tensor  # [N, C]
+    target: Tensor  # [N] int64
+    counts: Tensor  # [C] int64, training samples per class, an exponential long tail
+
+    @classmethod
+    def make(cls, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Problem:
+        """Logits whose target probability spreads over (0, 1), so that an error in any term of a loss shows."""
+        rows, classes = shape
+        generator = torch.Generator(device).manual_seed(0)
+        target = torch.randint(classes, (rows,), generator=generator, device=device)
+        logits = torch.randn(rows, classes, generator=generator, device=device)
+        margin = 8 * torch.rand(rows, generator=generator, device=device) - 4
+        logits.scatter_(1, target[:, None], (logits.logsumexp(1) + margin)[:, None])
+        counts = (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
+        return cls(logits.to(dtype), target, counts)
+
+    def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
+        """Targets, and keyword arguments of ``longtail.cross_entropy``, for one of ``LOSSES``."""
+        options: dict[str, Any] = {}
+        if loss in ("focal", "family", "everything"):
+            options["focal_gamma"] = 2.0
+        if loss in ("complement", "family", "everything"):
+            # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
+            options["complement_gamma"] = -(self.logits.shape[1] - 1) / 100
+        if loss in ("family", "everything"):
+            options["weight"] = longtail.effective_number_weight(self.counts, 0.999).float()
+        if loss != "everything":
+            return self.target, options
+        row = torch.arange(len(self.target), device=self.target.device)
+        options |= {
+            "label_smoothing": 0.1,
+            "class_bias": longtail.logit_adjustment(self.counts).float(),
+            "class_margin": longtail.ldam_margin(self.counts).float(),
+            "scale": 1.5,
+            "softcap": 30.0,
+            "z_loss": 1e-4,
+            "sample_weight": 0.5 + (row % 8) / 8,
+        }
+        return self.target.masked_fill(row % 16 == 1, -100), options
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute one loss. ``forward`` takes the logits and returns the loss, or None if there is none."""
+
+    loss: str  # of LOSSES; empty for the copy
+    name: str
+    forward: Callable[[Tensor], Tensor | None]
+    gradient: str = ""
+    passes: int | None = None  # over the logits, forward + backward; None where it is not known
+    backend: str = ""
+
+
+def copy(problem: Problem) -> Contender:
+    """``out.copy_(logits)``: the bandwidth that every share refers to."""
+    out = torch.zeros_like(problem.logits)
+
+    def forward(logits: Tensor) -> None:
+        out.copy_(logits.detach())
+
+    return Contender("", "copy", forward, passes=2)
+
+
+def _fused(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    # Looked up at the call, so that a test can plant a wrong one.
+    loss: Tensor = longtail.cross_entropy(logits, target, gradient=gradient, **options)
+    return loss
+
+
+def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
+    """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
+    target, options = problem.case(loss)
+    plain = F.cross_entropy if loss == "plain" else eager.softmax_loss
+    # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
+    found = [
+        Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
+    ]
+    if compiled:
+        fast = torch.compile(plain, fullgraph=True, dynamic=False)
+        found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
+    backend = dispatch.selected(problem.logits.device)
+    for gradient, passes in GRADIENTS.items():
+        forward = functools.partial(_fused, target=target, gradient=gradient, options=options)
+        found.append(
+            Contender(loss, "longtail", forward, gradient, passes if backend != "reference" else None, backend)
+        )
+    return found

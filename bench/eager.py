@@ -1,0 +1,76 @@
+"""The losses as one writes them in plain PyTorch: the eager contender, and what torch.compile is given."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def complement_entropy(u: Tensor, index: Tensor) -> Tensor:
+    """Entropy [N] of the softmax over the classes other than ``index`` [N, 1]; u [N, C]."""
+    log_q = F.log_softmax(u.scatter(1, index, -torch.inf), 1)
+    return -(log_q.exp() * log_q.scatter(1, index, 0.0)).sum(1)  # 0 * -inf would be NaN at the target
+
+
+def effective_logits(
+    logits: Tensor,
+    index: Tensor,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Float32 logits [N, C], scaled, capped, biased, the margin taken off the class in ``index`` [N, 1]."""
+    u = logits.float()
+    if scale != 1:
+        u = u * scale
+    if softcap is not None:
+        u = softcap * torch.tanh(u / softcap)
+    if class_bias is not None:
+        u = u + class_bias
+    if class_margin is not None:
+        u = u.scatter_add(1, index, -class_margin[index])
+    return u
+
+
+def softmax_loss(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N] int64
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Mean loss with the options of :func:`longtail.cross_entropy`; an option that is off costs nothing.
+
+    Half logits are taken to float32 first, as autocast does. For the moderate margins of the benchmark only: 1 - p
+    is computed from p.
+    """
+    num_classes, index = logits.shape[1], target.clamp(min=0)[:, None]
+    u = effective_logits(logits, index, class_bias, class_margin, scale, softcap)
+    log_p = F.log_softmax(u, 1)
+    log_p_g = log_p.gather(1, index).squeeze(1)
+    w_g = torch.ones_like(log_p_g) if weight is None else weight[index].squeeze(1)
+    loss = -w_g * log_p_g
+    if label_smoothing:
+        smooth = log_p.sum(1) if weight is None else log_p @ weight
+        loss = (1 - label_smoothing) * loss - label_smoothing / num_classes * smooth
+    if focal_gamma:
+        loss = (1 - log_p_g.exp()) ** focal_gamma * loss
+    if complement_gamma:
+        loss = loss + complement_gamma / (num_classes - 1) * w_g * complement_entropy(u, index)
+    if sample_weight is not None:
+        loss = sample_weight * loss
+    if z_loss:
+        loss = loss + z_loss * u.logsumexp(1).square()
+    ignored = target == ignore_index
+    return loss.masked_fill(ignored, 0.0).sum() / w_g.masked_fill(ignored, 0.0).sum()

@@ -1,0 +1,56 @@
+"""The GPU section: its problems, and the fused losses of other projects where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contenders import Contender, Problem
+from .suite import Plan
+
+# name, module, function, gradient mode, passes over the logits (counted from each project's source)
+PEERS = (
+    ("liger", "liger_kernel.transformers.functional", "liger_cross_entropy", "inplace", 3),
+    ("quack", "quack.cross_entropy", "cross_entropy", "backward", 3),
+)
+
+
+def _bound(function: Callable[..., Any], target: Tensor) -> Callable[[Tensor], Tensor]:
+    def forward(logits: Tensor) -> Tensor:
+        loss: Tensor = function(logits, target, reduction="mean")
+        return loss
+
+    return forward
+
+
+def peers(problem: Problem) -> list[Contender]:
+    """Plain cross-entropy by Liger and QuACK; neither has the other losses."""
+    found = []
+    for name, module, function, gradient, passes in PEERS:
+        try:
+            peer = getattr(importlib.import_module(module), function)
+            # A few rows first: one that is installed but does not run here must not end the run.
+            _bound(peer, problem.target[:8])(problem.logits[:8].clone().requires_grad_())
+        except ModuleNotFoundError:
+            continue
+        except Exception as error:
+            print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        found.append(Contender("plain", name, _bound(peer, problem.target), gradient, passes))
+    return found
+
+
+GPU = Plan(
+    section="gpu",
+    device="cuda",
+    shapes=((32768, 1000), (16384, 8192), (8192, 32768), (8192, 50257), (4096, 128256), (2048, 262144)),
+    dtypes=(torch.bfloat16, torch.float32),
+    losses=("plain", "focal", "complement", "family"),
+    rounds=50,
+    peers=peers,
+)

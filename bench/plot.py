@@ -1,0 +1,106 @@
+"""Pictures drawn from the CSV: time per contender, and share of the copy's bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from . import results
+from .report import label
+
+TextRow = dict[str, str]
+
+
+MACHINE = ("device", "cpu", "threads", "isa")
+
+
+def draw(csv_path: Path) -> list[Path]:
+    """Draws each section of a CSV beside it, for the machine measured last; returns the PNG files."""
+    rows = [row for row in results.read(csv_path) if row["median_ms"]]
+    paths = []
+    for section in dict.fromkeys(row["section"] for row in rows):
+        own = [row for row in rows if row["section"] == section]
+        machine = _machine(max(own, key=lambda row: row["date"]))
+        own = [row for row in own if _machine(row) == machine]
+        paths.append(_grid(own, csv_path.with_name(f"{section}_time.png"), "ms, forward + backward", _time, log=True))
+        counted = [row for row in own if row["passes"] and row["contender"] != "copy"]
+        if section != "overhead":
+            name = csv_path.with_name(f"{section}_share_of_copy.png")
+            paths.append(_grid(counted, name, "share of the copy's bandwidth", _share, log=False))
+    return paths
+
+
+def _machine(row: TextRow) -> tuple[str, ...]:
+    return tuple(row[name] for name in MACHINE)
+
+
+def _time(row: TextRow) -> float:
+    return float(row["median_ms"])
+
+
+def _share(row: TextRow) -> float:
+    return float(row["share_of_copy"])
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _bar(row: TextRow) -> tuple[str, str]:
+    return row["loss"], label(row["loss"], row["contender"], row["gradient"])
+
+
+def _grid(rows: Sequence[TextRow], path: Path, quantity: str, value: Callable[[TextRow], float], *, log: bool) -> Path:
+    """One panel per dtype and shape; a bar per contender, coloured by contender, grouped by loss."""
+    shapes = list(dict.fromkeys((row["N"], row["C"]) for row in rows))
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    bars = sorted(dict.fromkeys(map(_bar, rows)), key=lambda bar: [*dict.fromkeys(map(_loss, rows))].index(bar[0]))
+    size = (4 + 3.5 * len(shapes), 1.2 + len(dtypes) * (0.8 + 0.22 * len(bars)))
+    figure, axes = plt.subplots(
+        *(len(dtypes), len(shapes)), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for i, dtype in enumerate(dtypes):
+        for j, shape in enumerate(shapes):
+            panel = [row for row in rows if row["dtype"] == dtype and (row["N"], row["C"]) == shape]
+            _panel(axes[i][j], panel, bars, value, log)
+            axes[i][j].set_title(f"{shape[0]} x {shape[1]}, {dtype}")
+    for axis in axes[-1]:
+        axis.set_xlabel(quantity)
+    last = max(rows, key=lambda row: row["date"])
+    figure.suptitle(
+        f"{last['device']} ({last['cpu']}, {last['threads']} threads, {last['isa']})\n"
+        f"torch {last['torch']}, longtail {last['longtail']}, commit {last['commit']}, {last['date'][:10]}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _loss(row: TextRow) -> str:
+    return row["loss"]
+
+
+def _panel(
+    axis: Any, rows: Sequence[TextRow], bars: Sequence[tuple[str, str]], value: Callable[[TextRow], float], log: bool
+) -> None:
+    losses = list(dict.fromkeys(loss for loss, _ in bars))
+    names = list(dict.fromkeys(name for _, name in bars))
+    height = {bar: -i - losses.index(bar[0]) * 0.6 for i, bar in enumerate(bars)}  # a gap between losses
+    colours = plt.get_cmap("tab10")
+    for row in rows:
+        bar = _bar(row)
+        drawn = axis.barh(height[bar], value(row), 0.85, color=colours(names.index(bar[1]) % 10))
+        axis.bar_label(drawn, fmt=_three_digits, fontsize=7, padding=2)
+    axis.set_yticks([*height.values()], [f"{loss}: {name}" if loss else name for loss, name in bars], fontsize=7)
+    axis.margins(x=0.15)
+    if log:
+        axis.set_xscale("log")
+    else:
+        axis.axvline(1.0, color="grey", linewidth=0.8)

@@ -1,0 +1,122 @@
+"""Progress while it runs, and the tables at the end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import suite
+from .goals import outcomes
+from .results import Row
+
+REFRESH_SECONDS = 0.5
+NAMES = {"eager": "F.cross_entropy", "compiled": "F.cross_entropy, compiled"}
+"""What the contenders of the plain loss are."""
+
+
+def label(loss: str, contender: str, gradient: str) -> str:
+    """A contender's name for people."""
+    name = NAMES.get(contender, contender) if loss == "plain" else contender
+    return f"{name}, {gradient}" if gradient else name
+
+
+def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
+    """``suite.run`` under a progress bar on stderr."""
+    problems = plan.problems()
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    # No refreshing thread: it would run while a contender is timed.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("starting", total=len(problems))
+        done, refreshed = 0, 0.0
+
+        def tell(share: float, text: str) -> None:
+            nonlocal refreshed
+            now = time.monotonic()
+            if now - refreshed > REFRESH_SECONDS:
+                (rows, classes), dtype = problems[done]
+                name = f"{plan.section} {rows} x {classes} {str(dtype).removeprefix('torch.')}: {text}"
+                progress.update(task, completed=done + share, description=name, refresh=True)
+                refreshed = now
+
+        for rows in suite.run(plan, tell):
+            done += 1
+            progress.update(task, completed=done, description=f"{plan.section}: done", refresh=True)
+            yield rows
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    """Four digits that count, none dropped before the point."""
+    return _number(value, max(0, 3 - math.floor(math.log10(value)))) if value else ""
+
+
+HEADINGS = ("ms", "20 %", "80 %", "passes", "GB/s", "of copy", "over eager", "over F.cross_entropy", "extra MB")
+
+
+def _cells(row: Row) -> list[str]:
+    """What stands under ``HEADINGS``."""
+    return [
+        *(_milliseconds(value) for value in (row.median_ms, row.p20_ms, row.p80_ms)),
+        "" if row.passes is None else str(row.passes),
+        *(_number(value) for value in (row.GB_per_s, row.share_of_copy, row.speedup_over_eager)),
+        _number(row.speedup_over_cross_entropy),
+        _number(row.peak_extra_MB, 1),
+    ]
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """The rows of one problem; columns without any value are left out."""
+    first, cells = rows[0], [_cells(row) for row in rows]
+    used = [i for i in range(len(HEADINGS)) if any(line[i] for line in cells)]
+    table = Table(title=f"{first.section}: {first.N} x {first.C} {first.dtype} on {first.device}")
+    table.add_column("loss")
+    table.add_column("contender", no_wrap=True)
+    for i in used:
+        table.add_column(HEADINGS[i], justify="right")
+    for row, line in zip(rows, cells, strict=True):
+        if row.contender in ("copy", "eager") and row is not first:
+            table.add_section()
+        table.add_row(row.loss, label(row.loss, row.contender, row.gradient), *(line[i] for i in used))
+    return table
+
+
+LEGEND = (
+    "ms: forward + backward, median; of copy: share of the bandwidth of out.copy_(logits), 2 passes; over: how many "
+    "times as fast as eager PyTorch's same loss, and as F.cross_entropy; MB: peak beyond the logits."
+)
+
+
+def print_report(rows: Iterable[Row]) -> None:
+    """One table per problem, then the goals."""
+    rows = list(rows)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    for _, group in itertools.groupby(rows, key=lambda row: (row.section, row.dtype, row.N, row.C)):
+        console.print(_table(list(group)))
+    if rows:
+        console.print(LEGEND, highlight=False, soft_wrap=True)
+    found = outcomes(rows)
+    if not found:
+        return
+    table = Table(title="Goals (worst case, where several count)")
+    for heading, justify in (("goal", "left"), ("measured", "right"), ("wanted", "right"), ("met", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for outcome in found:
+        wanted = f"{outcome.bound} {outcome.limit:g}"
+        table.add_row(outcome.what, f"{outcome.measured:.2f}", wanted, "yes" if outcome.met else "no")
+    console.print(table)

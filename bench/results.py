@@ -1,0 +1,193 @@
+"""Rows of the CSV: what was measured, on what, with what."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+import longtail
+from longtail import dispatch
+from longtail.__main__ import processor_name, version_of
+
+from .contenders import Problem
+from .measure import Timing
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one problem. Times are medians over ``rounds`` of forward + backward; MB and GB are decimal."""
+
+    section: str
+    device: str
+    dtype: str
+    N: int
+    C: int
+    loss: str
+    contender: str
+    gradient: str
+    backend: str  # of longtail
+    rounds: int
+    median_ms: float | None
+    p20_ms: float | None
+    p80_ms: float | None
+    forward_ms: float | None
+    backward_ms: float | None
+    passes: int | None  # over the logits
+    bytes: int | None  # passes * N * C * itemsize
+    GB_per_s: float | None
+    share_of_copy: float | None  # of the bandwidth of out.copy_(logits), 2 passes, in the same run
+    copy_ms: float | None
+    speedup_over_eager: float | None  # of the same loss
+    speedup_over_cross_entropy: float | None  # F.cross_entropy alone, eager
+    peak_extra_MB: float | None
+    longtail: str
+    torch: str
+    triton: str
+    python: str
+    cpu: str
+    threads: int
+    isa: str
+    driver: str
+    commit: str
+    date: str
+
+
+COLUMNS = [column.name for column in fields(Row)]
+
+# What a later row has to share with an earlier one to replace it.
+KEY = (
+    *("section", "device", "cpu", "threads", "isa", "dtype", "N", "C"),
+    *("loss", "contender", "gradient", "backend"),
+)
+
+
+def _output_of(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _commit() -> str:
+    commit = _output_of("git", "rev-parse", "--short", "HEAD")
+    # The results themselves change with every run.
+    changed = _output_of("git", "status", "--porcelain", "--", ":/", ":!results")
+    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
+
+
+@functools.cache
+def provenance() -> dict[str, str | int]:
+    """Versions, processor and commit, the same for every row of a run."""
+    return {
+        "longtail": longtail.__version__,
+        "torch": torch.__version__,
+        "triton": version_of("triton"),
+        "python": platform.python_version(),
+        "cpu": processor_name(),
+        "threads": torch.get_num_threads(),
+        "isa": dispatch.cpu_isa() or "",
+        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _quantiles(seconds: Sequence[float]) -> list[float | None]:
+    """20 %, median, 80 % in ms."""
+    if not seconds:
+        return [None] * 3
+    values = torch.tensor(seconds, dtype=torch.float64)
+    points: list[float | None] = (1e3 * values.quantile(values.new_tensor([0.2, 0.5, 0.8]))).tolist()
+    return points
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[Row]:
+    """The rows of one problem; ratios are between medians of this run."""
+    timings = list(timings)
+    logits = problem.logits
+    quantiles = [_quantiles(t.total) for t in timings]
+    medians = {
+        (t.contender.loss, t.contender.name): middle for t, (_, middle, _) in zip(timings, quantiles, strict=True)
+    }
+    copy_ms = medians["", "copy"]
+    rows = []
+    for timing, (p20, median, p80) in zip(timings, quantiles, strict=True):
+        contender = timing.contender
+        traffic = None if contender.passes is None else contender.passes * logits.nbytes
+        rate = _ratio(traffic, median)
+        backward = [total - forward for total, forward in zip(timing.total, timing.forward, strict=True)]
+        rows.append(
+            Row(
+                section=section,
+                device=torch.cuda.get_device_name() if logits.is_cuda else "cpu",
+                dtype=str(logits.dtype).removeprefix("torch."),
+                N=logits.shape[0],
+                C=logits.shape[1],
+                loss=contender.loss,
+                contender=contender.name,
+                gradient=contender.gradient,
+                backend=contender.backend,
+                rounds=len(timing.total),
+                median_ms=median,
+                p20_ms=p20,
+                p80_ms=p80,
+                forward_ms=_quantiles(timing.forward)[1] if contender.loss else None,
+                backward_ms=_quantiles(backward)[1] if contender.loss else None,
+                passes=contender.passes,
+                bytes=traffic,
+                GB_per_s=None if rate is None else rate / 1e6,
+                share_of_copy=_ratio(rate, _ratio(2 * logits.nbytes, copy_ms)),
+                copy_ms=copy_ms,
+                speedup_over_eager=_ratio(medians.get((contender.loss, "eager")), median),
+                speedup_over_cross_entropy=_ratio(medians.get(("plain", "eager")), median) if contender.loss else None,
+                peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
+                **provenance(),  # type: ignore[arg-type]
+            )
+        )
+    return rows
+
+
+def _text(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return "" if value is None else str(value)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV as text, by column; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows to a CSV; those that share ``KEY`` with an old one replace it."""
+
+    def key(row: dict[str, str]) -> tuple[str, ...]:
+        return tuple(row[name] for name in KEY)
+
+    merged = {key(row): row for row in read(path)}
+    for row in rows:
+        text = {name: _text(getattr(row, name)) for name in COLUMNS}
+        merged[key(text)] = text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(merged.values())

@@ -1,0 +1,233 @@
+"""The benchmark: its rows are complete, a wrong result gets none, and no device means no row."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import longtail
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pytest_benchmark")
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--shape", "64,96", "--rounds", "1", "--no-compile"]
+MODES = ["backward", "forward", "inplace"]
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The command line, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import bench.__main__
+
+    return bench.__main__
+
+
+def test_tiny_run_writes_every_row_and_the_pictures(tmp_path):
+    path = tmp_path / "cpu.csv"
+    done = command("bench", "cpu", *TINY, "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(path)
+    ours = [("longtail", mode) for mode in MODES]
+    losses = [(loss, *each) for loss in ("plain", "family", "everything") for each in [("eager", ""), *ours]]
+    for dtype in ("float32", "bfloat16"):
+        found = [(r["loss"], r["contender"], r["gradient"]) for r in rows if r["dtype"] == dtype]
+        assert found == [("", "copy", ""), *losses]
+    for row in rows:
+        assert (row["section"], row["device"], row["N"], row["C"], row["rounds"]) == ("cpu", "cpu", "64", "96", "1")
+        assert float(row["p20_ms"]) == float(row["median_ms"]) == float(row["p80_ms"]) > 0
+        for fact in ("torch", "triton", "python", "cpu", "threads", "commit", "date"):
+            assert row[fact], fact
+        assert row["torch"] == torch.__version__
+        assert row["isa"] == (longtail.dispatch.cpu_isa() or "")
+    assert "over F.cross_entropy" in done.stdout
+    for name in ("cpu_time.png", "cpu_share_of_copy.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_a_row_agree_with_each_other(tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main(["cpu", *TINY, "--dtype", "bfloat16", "--output", str(path)])
+    rows = rows_of(path)
+    copy, eager = rows[:2]
+    for row in rows:
+        time = float(row["median_ms"])
+        assert float(row["copy_ms"]) == float(copy["median_ms"])
+        if row["passes"]:
+            assert int(row["bytes"]) == int(row["passes"]) * 64 * 96 * 2
+            assert float(row["GB_per_s"]) == pytest.approx(int(row["bytes"]) / time / 1e6, rel=1e-3)
+            share = float(row["GB_per_s"]) / float(copy["GB_per_s"])
+            assert float(row["share_of_copy"]) == pytest.approx(share, rel=1e-3)
+        if row["loss"]:
+            of_eager = float(eager["median_ms"]) / time
+            assert float(row["speedup_over_cross_entropy"]) == pytest.approx(of_eager, rel=1e-3)
+            assert float(row["forward_ms"]) + float(row["backward_ms"]) == pytest.approx(time, rel=1e-3)
+
+
+def test_a_later_run_replaces_its_rows_and_keeps_the_others(tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    first = rows_of(path)
+    bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    again = rows_of(path)
+    assert [r["median_ms"] for r in again] != [r["median_ms"] for r in first]
+    assert len(again) == len(first)
+    bench.main(["overhead", "--rounds", "2", "--output", str(path)])
+    both = rows_of(path)
+    assert both[: len(first)] == again
+    assert [(r["section"], r["N"], r["C"]) for r in both[len(first) :]] == [("overhead", "128", "10")] * 5
+
+
+def test_memory_is_one_gradient_out_of_place_and_none_in_place(tmp_path, bench):
+    path = tmp_path / "memory.csv"
+    bench.main(["memory", "--shape", "1024,4096", "--dtype", "float32", "--output", str(path)])
+    logits = 1024 * 4096 * 4 / 1e6
+    ours = [row for row in rows_of(path) if row["contender"] == "longtail"]
+    assert len(ours) == 9
+    for row in ours:
+        assert row["median_ms"] == ""
+        if not row["peak_extra_MB"]:
+            pytest.skip("no /proc/self/clear_refs: peak memory cannot be measured here")
+        expected = 0 if row["gradient"] == "inplace" else logits
+        assert float(row["peak_extra_MB"]) == pytest.approx(expected, abs=0.1 * logits), row["gradient"]
+
+
+def without_complement(logits, target, **options):
+    options["complement_gamma"] = 0.0
+    return CORRECT(logits, target, **options)
+
+
+def slightly_large_loss(logits, target, **options):
+    return CORRECT(logits, target, **options) * 1.001
+
+
+def gradient_off_elsewhere(logits, target, **options):
+    """1 % off at the classes other than the targets, whose gradients are small beside the targets'."""
+    seen = logits.view_as(logits)
+    seen.register_hook(lambda grad: torch.where(grad > 0, grad * 1.01, grad))
+    return CORRECT(seen, target, **options)
+
+
+CORRECT = longtail.cross_entropy
+
+
+@pytest.mark.parametrize("wrong", [without_complement, slightly_large_loss, gradient_off_elsewhere])
+def test_a_wrong_contender_is_refused_and_no_row_written(wrong, tmp_path, bench, monkeypatch, capsys):
+    monkeypatch.setattr(longtail, "cross_entropy", wrong)
+    path = tmp_path / "cpu.csv"
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    assert stop.value.code == 1
+    assert "of longtail" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_without_a_cuda_device_the_gpu_section_says_so_and_writes_nothing(tmp_path):
+    path = tmp_path / "gpu.csv"
+    done = command("bench", "gpu", "--output", str(path), CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gpu: no CUDA device\n", "")
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
+    """Its plan on the CPU, with one stand-in that runs and one that does not."""
+    from bench import gpu, suite
+
+    def broken(*_arguments, **_options):
+        raise RuntimeError("no such device")
+
+    stand_ins = {"liger": torch.nn.functional.cross_entropy, "quack": broken}
+    for name, module, function, *_ in gpu.PEERS:
+        stand_in = types.ModuleType(module)
+        setattr(stand_in, function, stand_ins[name])
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    small = {"shapes": ((64, 96),), "dtypes": (torch.float32,), "rounds": 1, "compiled": False}
+    (rows,) = suite.run(dataclasses.replace(gpu.GPU, device="cpu", **small), lambda *_: None)
+    found = [(row.loss, row.contender, row.gradient) for row in rows if row.contender != "longtail"]
+    eager = [(loss, "eager", "") for loss in ("plain", "focal", "complement", "family")]
+    assert found == [("", "copy", ""), *eager, ("plain", "liger", "inplace")]
+    assert "quack is left out: RuntimeError: no such device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("cpu --shape 64x96", "'64x96' is not N,C"),
+        ("cpu --shape 64,1", "'64,1' is not N,C"),
+        ("cpu --rounds 0", "'0' is not a whole number of at least 1"),
+        ("cpu --dtype float64", "invalid choice: 'float64'"),
+        ("--shape 64,96", "--shape, --dtype and --rounds need a section: cpu, overhead, memory, gpu"),
+        ("cpu --output cpu.txt", "'cpu.txt' is not a .csv file"),
+        ("tpu", "invalid choice: 'tpu'"),
+    ],
+)
+def test_bad_options_are_explained_in_one_line(options, message, bench, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(options.split())
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.usefixtures("bench")
+def test_goals_that_the_rows_allow_are_judged():
+    from bench import goals, results
+
+    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768)):
+        values = dict.fromkeys(results.COLUMNS)
+        values |= {"section": section, "dtype": dtype, "N": shape[0], "C": shape[1], "loss": loss}
+        values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds}
+        return results.Row(**values)
+
+    rows = [
+        row("", "copy", "", 20.0),
+        row("plain", "eager", "", 300.0),
+        *(row("plain", "longtail", mode, 60.0) for mode in MODES),
+        row("family", "eager", "", 1000.0),
+        row("family", "longtail", "backward", 100.0),
+        row("plain", "eager", "", 0.1, section="overhead", shape=(128, 10)),
+        row("plain", "longtail", "backward", 0.2, section="overhead", shape=(128, 10)),
+    ]
+    found = {outcome.what: outcome for outcome in goals.outcomes(rows)}
+    assert found["plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
+    assert found["plain: faster than F.cross_entropy"].met
+    assert not found["family: faster than eager"].met
+    assert not found["plain, in place: time of a copy"].met
+    assert found["(128, 10), backward: time of F.cross_entropy"].measured == pytest.approx(2.0)
+    assert not any("compiled" in what for what in found)
+
+
+def test_call_overhead_is_a_pytest_benchmark():
+    done = command("pytest", "bench/overhead.py", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
