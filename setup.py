@@ -56,7 +56,7 @@ def cpu_extension():
     headers = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h"))
     extension = CppExtension(
         "longtail._C",
-        ["csrc/cpu/ops.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/kernels_baseline.cpp"],
+        sorted(set(glob.glob("csrc/cpu/*.cpp")) - set(ISA_FLAGS)),
         depends=headers,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args={"cxx": COMMON_FLAGS},

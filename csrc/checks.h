@@ -41,13 +41,30 @@ inline void check_vector(const Tensor& t, const char* name, int64_t length, Scal
   check_dtype(t, name, dtype);
 }
 
-// [N, C] with the classes contiguous and rows that do not overlap.
-inline void check_rows(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
-  check(t.size(1) <= 1 || t.stride(1) == 1, name, " has class stride ", t.stride(1), ", expected 1");
-  check(t.size(0) <= 1 || t.stride(0) >= t.size(1), name, " has row stride ", t.stride(0), ", expected at least ",
-        t.size(1));
+// How the elements of [N, C] or [N, C, P] lie in memory. A row is one softmax: N of them, or N * P.
+struct Layout {
+  int64_t rows, num_classes;
+  int64_t pixels;  // P, or 0 for [N, C]
+  int64_t stride, class_stride;
+};
+
+// [N, C] with contiguous classes, or [N, C, P] with contiguous pixels; nothing overlaps.
+inline Layout check_layout(const Tensor& t, const char* name) {
+  check(t.dim() == 2 || t.dim() == 3, name, " has shape ", shape_of(t), ", expected [N, C] or [N, C, P]");
+  const int64_t n = t.size(0), c = t.size(1), last = t.dim() - 1;
+  check(t.size(last) <= 1 || t.stride(last) == 1, name, " has last stride ", t.stride(last), ", expected 1");
+  if (t.dim() == 2) {
+    check(n <= 1 || t.stride(0) >= c, name, " has row stride ", t.stride(0), ", expected at least ", c);
+    return {n, c, 0, t.stride(0), 1};
+  }
+  const int64_t pixels = t.size(2), image = (c - 1) * t.stride(1) + pixels;
+  check(c <= 1 || t.stride(1) >= pixels, name, " has class stride ", t.stride(1), ", expected at least ", pixels);
+  check(n <= 1 || t.stride(0) >= image, name, " has image stride ", t.stride(0), ", expected at least ", image);
+  check(c < (int64_t(1) << 24), name, " has ", c, " classes, expected fewer than 2^24 over images");
+  return {n * pixels, c, pixels, t.stride(0), t.stride(1)};
 }
+
+inline int64_t row_count(const Tensor& logits) { return logits.size(0) * (logits.dim() == 3 ? logits.size(2) : 1); }
 
 // The data of an optional contiguous vector, null where it is absent.
 inline const void* vector_data(const std::optional<Tensor>& t, const char* name, int64_t length, ScalarType dtype) {

@@ -34,6 +34,8 @@ LONGTAIL_INLINE float log1p(float x) { return ::log1pf(x); }
 LONGTAIL_INLINE double log1p(double x) { return ::log1p(x); }
 LONGTAIL_INLINE float tanh(float x) { return ::tanhf(x); }
 LONGTAIL_INLINE double tanh(double x) { return ::tanh(x); }
+LONGTAIL_INLINE float reciprocal(float x) { return 1.0f / x; }
+LONGTAIL_INLINE double reciprocal(double x) { return 1.0 / x; }
 LONGTAIL_INLINE float absolute(float x) { return ::fabsf(x); }
 LONGTAIL_INLINE double absolute(double x) { return ::fabs(x); }
 // `condition ? yes : no`, and a maximum that returns `b` when one operand is NaN.

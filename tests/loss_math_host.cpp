@@ -1,5 +1,6 @@
 // Scalar rows through csrc/loss_math.h as a GPU thread block would take them: pieces of a row, joined by `combine`.
 #include "loss_math.h"
+#include "sigmoid_math.h"
 
 using namespace longtail::generic;
 
@@ -28,5 +29,29 @@ extern "C" void row_in_pieces(const double* u, int64_t num_classes, int64_t g, c
   *loss = result.loss;
   for (int64_t j = 0; j < num_classes; ++j) {
     grad[j] = j == g ? result.grad.target : apply(result.grad, u[j], kLowest) + result.grad.S * omega[j];
+  }
+}
+
+template <Focus kFocus>
+void sigmoid_element(double z, double y, double gamma, double* loss, double* slope) {
+  constexpr double kLowest = ExpRange<double>::kLowest;
+  if (y == 0 || y == 1) {
+    const Element<double> e = hard_element<kFocus>(logistic(y == 1 ? z : -z, kLowest), gamma, kLowest);
+    *loss = e.loss;
+    *slope = y == 1 ? -e.slope : e.slope;
+  } else {
+    const Element<double> e = soft_element<kFocus>(logistic(z, kLowest), y, 1.0, gamma, kLowest);
+    *loss = e.loss;
+    *slope = e.slope;
+  }
+}
+
+// Losses of `count` elements and their derivatives by z.
+extern "C" void sigmoid_elements(const double* z, const double* y, int64_t count, double gamma, double* loss,
+                                 double* slope) {
+  for (int64_t k = 0; k < count; ++k) {
+    if (gamma == 0) sigmoid_element<Focus::none>(z[k], y[k], gamma, loss + k, slope + k);
+    if (gamma == 2) sigmoid_element<Focus::square>(z[k], y[k], gamma, loss + k, slope + k);
+    if (gamma != 0 && gamma != 2) sigmoid_element<Focus::power>(z[k], y[k], gamma, loss + k, slope + k);
   }
 }

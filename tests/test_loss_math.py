@@ -1,4 +1,4 @@
-"""csrc/loss_math.h on its own, in scalar double precision: the header that CPU and CUDA kernels share."""
+"""csrc/loss_math.h and sigmoid_math.h on their own, in scalar double precision: what CPU and CUDA kernels share."""
 
 import ctypes
 import shutil
@@ -94,3 +94,19 @@ def test_masked_classes_contribute_nothing(library):
     torch.testing.assert_close(grad[[0, 2]], alone[2])
     assert grad[1] == 0
     assert grad[3] == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_sigmoid_elements(library, gamma):
+    logits = [s * v for v in (0.0, 0.3, 3.0, 17.0, 40.0, 89.0, 700.0, 1e4, 1e300) for s in (1, -1)]
+    pairs = torch.tensor([(z, y) for z in logits for y in (0.0, 1.0, 0.2, 0.9)], dtype=torch.float64)
+    z, y = pairs.t().contiguous()
+    loss, slope = (torch.full_like(z, torch.nan) for _ in range(2))
+    library.sigmoid_elements(
+        *(pointer(z), pointer(y), ctypes.c_int64(z.numel()), ctypes.c_double(gamma), pointer(loss), pointer(slope))
+    )
+    x = z.clone().requires_grad_()
+    expected = reference.sigmoid_loss(x[:, None], y[:, None], gamma=gamma)
+    (grad,) = torch.autograd.grad(expected.sum(), x)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=1e-300)
+    torch.testing.assert_close(slope, grad, rtol=1e-10, atol=1e-300)

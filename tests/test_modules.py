@@ -34,6 +34,20 @@ PAIRS = {
         longtail.ComplementCrossEntropyLoss(gamma=-2.0, label_smoothing=0.2, **SHARED),
         lambda x, t, **k: longtail.complement_cross_entropy(x, t, gamma=-2.0, label_smoothing=0.2, **SHARED, **k),
     ),
+    "sigmoid_focal": (
+        longtail.SigmoidFocalLoss(0.6, 1.5, "rows", weight=WEIGHT, pos_weight=MARGIN, class_weight_by_target=True),
+        lambda x, t, **k: longtail.sigmoid_focal_loss(
+            x, t, 0.6, 1.5, "rows", weight=WEIGHT, pos_weight=MARGIN, class_weight_by_target=True, **k
+        ),
+    ),
+    "sigmoid_cross_entropy": (
+        longtail.SigmoidCrossEntropyLoss(WEIGHT, pos_weight=MARGIN, normalizer="rows"),
+        lambda x, t, **k: longtail.sigmoid_cross_entropy(x, t, WEIGHT, pos_weight=MARGIN, normalizer="rows", **k),
+    ),
+    "class_balanced_focal": (
+        longtail.ClassBalancedLoss([50, 20, 10, 5, 1], 0.99, "focal", 1.5),
+        lambda x, t, **k: longtail.class_balanced_loss(x, t, [50, 20, 10, 5, 1], 0.99, "focal", 1.5, **k),
+    ),
 }
 
 
@@ -128,3 +142,10 @@ def test_class_balanced_refuses(arguments, error, text):
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="focus"):
         longtail.CrossEntropyLoss(focus=2.0)
+
+
+def test_binary_focal_module():
+    z, y = LOGITS[0], torch.tensor([0, 1, 1, 0, 1])
+    module = longtail.BinaryFocalLoss(0.25, gamma=1.0, normalizer="positives")
+    assert torch.equal(module(z, y), longtail.binary_focal_loss(z, y, 0.25, 1.0, normalizer="positives"))
+    assert repr(module) == "BinaryFocalLoss(alpha=0.25, gamma=1.0, reduction='mean', normalizer='positives')"

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "softmax_loss.h"
+#include "kernels.h"
 
 namespace longtail {
 namespace {

@@ -2,9 +2,9 @@
 #if defined(__x86_64__)
 #define LONGTAIL_ISA avx2
 #define LONGTAIL_VECTOR_BYTES 32
-#include "softmax_rows.h"
+#include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::scale_grad_rows};
+const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::sigmoid_loss_rows, avx2::scale_grad_rows};
 }
 #endif

@@ -2,9 +2,10 @@
 #if defined(__x86_64__)
 #define LONGTAIL_ISA avx512
 #define LONGTAIL_VECTOR_BYTES 64
-#include "softmax_rows.h"
+#include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx512 = {"avx512", avx512::softmax_loss_rows, avx512::scale_grad_rows};
+const Kernels kernels_avx512 = {"avx512", avx512::softmax_loss_rows, avx512::sigmoid_loss_rows,
+                                avx512::scale_grad_rows};
 }
 #endif

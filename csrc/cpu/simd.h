@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -58,17 +58,49 @@ struct Mask {
   LONGTAIL_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }                     \
   LONGTAIL_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }                     \
   LONGTAIL_INLINE Vec<T> operator-(Vec<T> a) { return -a.v; }                                    \
-  LONGTAIL_INLINE Vec<T> absolute(Vec<T> a) { return a.v < 0 ? -a.v : a.v; }                     \
   LONGTAIL_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }                     \
   LONGTAIL_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }                     \
   LONGTAIL_INLINE Mask<T> operator<(Vec<T> a, Vec<T> b) { return {a.v < b.v}; }                  \
   LONGTAIL_INLINE Mask<T> operator==(Vec<T> a, Vec<T> b) { return {a.v == b.v}; }                \
+  LONGTAIL_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) { return {a.v & b.v}; }                \
+  LONGTAIL_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) { return {a.v | b.v}; }                \
   LONGTAIL_INLINE Vec<T> select(Mask<T> m, Vec<T> yes, Vec<T> no) { return m.v ? yes.v : no.v; } \
   LONGTAIL_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) { return a.v > b.v ? a.v : b.v; }           \
   LONGTAIL_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) { return a.v < b.v ? a.v : b.v; }
 LONGTAIL_SIMD_OPERATORS(float)
 LONGTAIL_SIMD_OPERATORS(double)
 #undef LONGTAIL_SIMD_OPERATORS
+
+template <typename T>
+LONGTAIL_INLINE Vec<T> absolute(Vec<T> a) {
+  using Bits = typename Vec<T>::Bits;
+  const Bits sign = (Bits)Vec<T>(T(-0.0)).v;
+  return (typename Vec<T>::Value)((Bits)a.v & ~sign);
+}
+
+template <typename T>
+LONGTAIL_INLINE bool all(Mask<T> mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)mask.v) == 0xffff;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)mask.v) == 0xff;
+#elif defined(__SSE__)
+  return _mm_movemask_ps((__m128)mask.v) == 0xf;
+#else
+  int64_t halves[2];
+  static_assert(sizeof(halves) == sizeof(mask.v), "one register of 16 bytes");
+  memcpy(halves, &mask.v, sizeof(halves));
+  return (halves[0] & halves[1]) == -1;
+#endif
+}
+
+// 0, 1, 2, ... in the lanes.
+template <typename T>
+LONGTAIL_INLINE Vec<T> lane_numbers() {
+  Vec<T> x;
+  for (int i = 0; i < Vec<T>::kLanes; ++i) x.v[i] = T(i);
+  return x;
+}
 
 // Halves of a register, down to one lane: `op` joins them.
 template <typename T, int Bytes, typename Op>

@@ -40,6 +40,17 @@ LONGTAIL_INLINE Vec<double> exp(Vec<double> x) {
   return p * Vec<double>((Vec<double>::Value)exponent);
 }
 
+// 1 / x for normal x; one Newton step on the estimate that AVX-512 has costs a third of a division (1 ULP).
+LONGTAIL_INLINE Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+  const Vec<float> estimate = Vec<float>((Vec<float>::Value)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
+  return estimate + estimate * (Vec<float>(1.0f) - x * estimate);
+#else
+  return Vec<float>(1.0f) / x;
+#endif
+}
+LONGTAIL_INLINE Vec<double> reciprocal(Vec<double> x) { return Vec<double>(1.0) / x; }
+
 // x P(x^2) / Q(x^2), a minimax fit of tanh on [0, 9.02] (relative error 2.1e-8); beyond, tanh rounds to 1.
 LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
   const Vec<float> limit = 9.02f, one = 1.0f;
@@ -73,10 +84,31 @@ LONGTAIL_INLINE Vec<float> log(Vec<float> x) {
   return select(Mask<float>{x.v == x.v}, y, x);
 }
 
-// log(1 + x) for 0 <= x <= 1: the second term restores what 1 + x rounds away.
+// log(1 + x) for 0 <= x <= 1, as x q(x), q a minimax polynomial (relative error 4.7e-9).
 LONGTAIL_INLINE Vec<float> log1p(Vec<float> x) {
-  const Vec<float> u = Vec<float>(1.0f) + x;
-  return log(u) + (x - (u - Vec<float>(1.0f))) / u;
+  const float c[] = {-0x1.a93370p-9f, 0x1.453f22p-6f,  -0x1.d29cecp-5f, 0x1.b2537cp-4f,  -0x1.39756ep-3f,
+                     0x1.92f69cp-3f,  -0x1.ff0f88p-3f, 0x1.554c80p-2f,  -0x1.ffffbep-2f, 1.0f};
+  Vec<float> q = c[0];
+  for (int i = 1; i < 10; ++i) q = q * x + Vec<float>(c[i]);
+  return x * q;
+}
+
+// The same to degree 21 (relative error 1.5e-18).
+LONGTAIL_INLINE Vec<double> log1p(Vec<double> x) {
+  const double c[] = {-1.641933803771922e-05, 0.0001975175507541973,
+                      -0.001130000178622488,  0.004110066573666255,
+                      -0.010744401294427218,  0.02170879351823372,
+                      -0.035758958818503134,  0.05028151422238588,
+                      -0.06303032831432498,   0.07336884513578268,
+                      -0.08210583930641063,   0.09056735768965751,
+                      -0.09992438919187194,   0.11109804645871843,
+                      -0.12499827631455827,   0.14285697430417085,
+                      -0.1666666549373564,    0.1999999994518333,
+                      -0.24999999998423855,   0.33333333333309234,
+                      -0.49999999999999856,   1.0};
+  Vec<double> q = c[0];
+  for (int i = 1; i < 22; ++i) q = q * x + Vec<double>(c[i]);
+  return x * q;
 }
 
 #define LONGTAIL_PER_LANE(function)                                            \
@@ -86,7 +118,6 @@ LONGTAIL_INLINE Vec<float> log1p(Vec<float> x) {
   }
 LONGTAIL_PER_LANE(tanh)
 LONGTAIL_PER_LANE(log)
-LONGTAIL_PER_LANE(log1p)
 #undef LONGTAIL_PER_LANE
 
 }  // namespace LONGTAIL_ISA

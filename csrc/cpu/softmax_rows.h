@@ -4,30 +4,11 @@
 // once. Rows go through a block buffer of effective logits that stays in the first-level cache.
 #pragma once
 
-#include "simd_math.h"
+#include "capping.h"
 #include "softmax_loss.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
-
-// s = softcap(scale * z). Copied into each loop's locals: a member of the same type as the output would be read again
-// after every store.
-template <typename T>
-struct Capping {
-  T scale, softcap, inverse;
-
-  LONGTAIL_INLINE Vec<T> operator()(Vec<T> z) const {
-    const Vec<T> s = z * Vec<T>(scale);
-    return softcap == T(0) ? s : Vec<T>(softcap) * tanh(s * Vec<T>(inverse));
-  }
-
-  // ds/dz
-  LONGTAIL_INLINE Vec<T> slope(Vec<T> s) const {
-    if (softcap == T(0)) return Vec<T>(scale);
-    const Vec<T> y = s * Vec<T>(inverse);
-    return Vec<T>(scale) - Vec<T>(scale) * y * y;
-  }
-};
 
 // Z: storage type of the logits; T: type of the arithmetic.
 template <typename Z, typename T>
@@ -40,15 +21,9 @@ class SoftmaxRows {
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
         margin_(static_cast<const T*>(args.class_margin)),
-        capping_{static_cast<T>(args.scale), static_cast<T>(args.softcap), static_cast<T>(1.0 / args.softcap)},
+        capping_(args),
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
-        options_{static_cast<T>(args.label_smoothing),
-                 static_cast<T>(args.focal_gamma),
-                 static_cast<T>(args.cross_entropy_coefficient),
-                 static_cast<T>(args.complement_coefficient),
-                 static_cast<T>(args.z_loss),
-                 static_cast<T>(args.num_classes),
-                 static_cast<T>(args.weight_sum)} {}
+        options_(loss_options<T>(args)) {}
 
   int64_t run(int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += rows_per_group_) {
@@ -226,46 +201,6 @@ class SoftmaxRows {
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
 };
-
-template <typename Z, typename T>
-void scale_grad_rows_of(const ScaleGradArgs& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const T factor = static_cast<const T*>(args.grad_loss)[i * args.grad_loss_stride];
-    if (factor == T(1)) continue;
-    Z* row = static_cast<Z*>(args.grad) + i * args.grad_stride;
-    for (int64_t j = 0; j < args.num_classes; j += Vec<T>::kLanes) {
-      const int64_t count = args.num_classes - j;
-      store_some(row + j, load_some(row + j, count) * Vec<T>(factor), count);
-    }
-  }
-}
-
-inline int64_t softmax_loss_rows(const SoftmaxLossArgs& args, Pass pass, int64_t begin, int64_t end, void* scratch) {
-  switch (args.storage) {
-    case Storage::float64:
-      return SoftmaxRows<double, double>(args, pass, static_cast<double*>(scratch)).run(begin, end);
-    case Storage::float32:
-      return SoftmaxRows<float, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
-    case Storage::bfloat16:
-      return SoftmaxRows<bfloat16, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
-    case Storage::float16:
-      return SoftmaxRows<float16, float>(args, pass, static_cast<float*>(scratch)).run(begin, end);
-  }
-  return -1;
-}
-
-inline void scale_grad_rows(const ScaleGradArgs& args, int64_t begin, int64_t end) {
-  switch (args.storage) {
-    case Storage::float64:
-      return scale_grad_rows_of<double, double>(args, begin, end);
-    case Storage::float32:
-      return scale_grad_rows_of<float, float>(args, begin, end);
-    case Storage::bfloat16:
-      return scale_grad_rows_of<bfloat16, float>(args, begin, end);
-    case Storage::float16:
-      return scale_grad_rows_of<float16, float>(args, begin, end);
-  }
-}
 
 }  // namespace LONGTAIL_ISA
 }  // namespace longtail

@@ -15,25 +15,36 @@ from .class_balance import (
 )
 from .dispatch import backends, use_backend
 from .functional import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
+from .functional_sigmoid import binary_focal_loss, class_balanced_loss, sigmoid_cross_entropy, sigmoid_focal_loss
+from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .modules import (
+    BinaryFocalLoss,
     ClassBalancedLoss,
     ComplementCrossEntropyLoss,
     ComplementEntropyLoss,
     CrossEntropyLoss,
     FocalLoss,
+    SigmoidCrossEntropyLoss,
+    SigmoidFocalLoss,
 )
 from .softmax_loss import RowStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryFocalLoss",
     "ClassBalancedLoss",
     "ComplementCrossEntropyLoss",
     "ComplementEntropyLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "LinearCrossEntropyLoss",
     "RowStats",
+    "SigmoidCrossEntropyLoss",
+    "SigmoidFocalLoss",
     "backends",
+    "binary_focal_loss",
+    "class_balanced_loss",
     "class_counts",
     "complement_cross_entropy",
     "complement_entropy",
@@ -43,8 +54,11 @@ __all__ = [
     "focal_loss",
     "inverse_frequency_weight",
     "ldam_margin",
+    "linear_cross_entropy",
     "logit_adjustment",
     "reference",
+    "sigmoid_cross_entropy",
+    "sigmoid_focal_loss",
     "training",
     "use_backend",
 ]

@@ -15,7 +15,7 @@ GRADIENTS = ("backward", "forward", "inplace")
 
 
 class Rows(NamedTuple):
-    """Logits [N, C] with contiguous classes and targets [N], and the shape that row results go back to."""
+    """Logits [N, C] or [N, C, P], targets [N] or [N * P], and the shape that row results go back to."""
 
     logits: Tensor
     target: Tensor
@@ -66,14 +66,20 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
     return value.to(dtype).reshape(-1).contiguous()
 
 
-def rows(input: Tensor, target: Tensor) -> Rows:
-    """(C,), (N, C) or (N, C, d1, ...) logits and integer targets as rows; copies only where classes are strided."""
+def class_indices(target: Tensor, input: Tensor) -> Tensor:
+    """Integer targets on the input's device, as int64."""
     if target.dtype == torch.uint8:
         target = target.long()
     if target.dtype != torch.int64:
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected int64 or uint8 for class indices")
     if target.device != input.device:
         raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    return target
+
+
+def rows(input: Tensor, target: Tensor) -> Rows:
+    """(C,), (N, C) or (N, C, d1, ...) logits and integer targets, as the operators take them."""
+    target = class_indices(target, input)
     if input.dim() == 0:
         raise ArgumentValueError("input is 0-dimensional, expected (C,), (N, C) or (N, C, d1, ...)")
     shape = target.shape
@@ -87,11 +93,28 @@ def rows(input: Tensor, target: Tensor) -> Rows:
             raise ArgumentValueError(
                 f"target has shape {list(shape)}, expected {list(expected)} for input of shape {list(input.shape)}"
             )
-        logits = input if input.dim() == 2 else input.movedim(1, -1).reshape(-1, input.shape[1])
-    n, c = logits.shape
-    if (logits.stride(1) != 1 and c > 1) or (logits.stride(0) < c and n > 1):
-        logits = logits.contiguous()
-    return Rows(logits, target.reshape(-1), shape)
+        logits = input
+    return Rows(laid_out(logits), target.reshape(-1), shape)
+
+
+def laid_out(input: Tensor) -> Tensor:
+    """(N, C, d1, ...) as the operators take it: [N, C] with contiguous classes, [N, C, P] with contiguous pixels.
+
+    A view of contiguous and of channels-last tensors, a copy of others.
+    """
+    n, c = input.shape[:2]
+    images = input.dim() > 2 and (input.stride(1) != 1 or c == 1)
+    if images:
+        input = input.flatten(2)
+        p = input.shape[2]
+        apart = (c <= 1 or input.stride(1) >= p) and (n <= 1 or input.stride(0) >= (c - 1) * input.stride(1) + p)
+        if p > 1:
+            return input if input.stride(2) == 1 and apart else input.contiguous()
+    if input.dim() > 2:
+        input = input.movedim(1, -1).reshape(-1, c)
+    if (input.stride(1) != 1 and c > 1) or (input.stride(0) < c and input.shape[0] > 1):
+        input = input.contiguous()
+    return input
 
 
 def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...]) -> None:

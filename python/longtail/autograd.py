@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import images, ops
 from .reference import accumulate_dtype
 
 # Inputs of SoftmaxLoss that precede the options of the operators.
@@ -21,10 +21,10 @@ _LEADING = 5
 
 
 # What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
-_SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
+SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
 
 
-class _RefuseSecondDerivative(torch.autograd.Function):
+class RefuseSecondDerivative(torch.autograd.Function):
     """Passes a gradient on; differentiating it again raises instead of giving silent zeros."""
 
     @staticmethod
@@ -39,7 +39,7 @@ class _RefuseSecondDerivative(torch.autograd.Function):
     def backward(_ctx: Any, *_grads: Tensor) -> Any:
         raise RuntimeError(
             "longtail: second derivatives of the fused losses are not implemented; longtail.reference.cross_entropy "
-            "is plain PyTorch and differentiable twice"
+            "and longtail.reference.sigmoid_loss are plain PyTorch and differentiable twice"
         )
 
 
@@ -56,7 +56,7 @@ class SoftmaxLoss(torch.autograd.Function):
         if gradient == "backward":
             loss, *rest = ops.softmax_loss(logits, target, *options)
         else:
-            factor = _first_factor(logits, denominator)
+            factor = first_factor(logits, denominator)
             one_sweep = ops.softmax_loss_and_grad if gradient == "forward" else ops.softmax_loss_and_grad_
             loss, *rest = one_sweep(factor, logits, target, *options)
             if gradient == "inplace" and not torch.compiler.is_compiling():
@@ -67,7 +67,7 @@ class SoftmaxLoss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         logits, target, denominator, ctx.reduction, ctx.gradient = inputs[:_LEADING]
         ctx.options = inputs[_LEADING + 4 :]
-        ctx.folded = _is_folded(logits, denominator)
+        ctx.folded = is_folded(logits, denominator)
         # The gradient stays differentiable in name, so that differentiating through it meets the refusal below; under
         # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
         kept = 3 if torch.compiler.is_compiling() else 2
@@ -85,44 +85,48 @@ class SoftmaxLoss(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         if ctx.gradient == "backward":
             logits, target, denominator, stats, *vectors = ctx.saved_tensors
-            upstream = _rows_of(grad_output, denominator, ctx.reduction, logits.shape[0])
+            upstream = rows_of(grad_output, denominator, ctx.reduction, images.row_count(logits))
             grad = ops.softmax_loss_backward(upstream, logits, target, stats, *vectors, *ctx.options)
             if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
-                grad = _RefuseSecondDerivative.apply(grad, grad_output, logits)
+                grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
         else:
-            grad = _scaled_gradient(ctx, grad_output)
+            grad = scaled_gradient(ctx, grad_output)
         return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
-SoftmaxLoss.forward.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+SoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 
-def _is_folded(logits: Tensor, denominator: Tensor | None) -> bool:
-    # A folded mean can underflow in float16 before the loss scale multiplies it.
+def is_folded(logits: Tensor, denominator: Tensor | None) -> bool:
+    """Whether a gradient made in forward is divided by the mean's denominator there."""
+    # In float16 it could underflow before the loss scale multiplies it.
     return denominator is not None and logits.dtype != torch.float16
 
 
-def _first_factor(logits: Tensor, denominator: Tensor | None) -> Tensor:
+def first_factor(logits: Tensor, denominator: Tensor | None) -> Tensor:
+    """What multiplies the gradient of each row that is made in forward, [N] of stride 0."""
     factor = torch.ones((), dtype=accumulate_dtype(logits), device=logits.device)
-    if denominator is not None and _is_folded(logits, denominator):
+    if denominator is not None and is_folded(logits, denominator):
         factor = factor / denominator
-    return factor.expand(logits.shape[0])
+    return factor.expand(images.row_count(logits))
 
 
 def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:
-    """Row losses [N] as they are, or their sum, over ``denominator`` where there is one."""
-    if reduction == "none":
+    """Losses as they are, or for "sum" and "mean" their sum, over ``denominator`` where there is one."""
+    if reduction not in ("sum", "mean"):
         return loss
     return loss.sum() if denominator is None else loss.sum() / denominator
 
 
-def _rows_of(grad_output: Tensor, denominator: Tensor | None, reduction: str, rows: int) -> Tensor:
-    if reduction == "none":
+def rows_of(grad_output: Tensor, denominator: Tensor | None, reduction: str, rows: int) -> Tensor:
+    """The upstream gradient of each row loss, [N]; of stride 0 where the loss was reduced."""
+    if reduction not in ("sum", "mean"):
         return grad_output
     return (grad_output if denominator is None else grad_output / denominator).expand(rows)
 
 
-def _scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+def scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+    """The gradient made in forward, times the upstream gradient, in place."""
     try:
         buffer, denominator = ctx.saved_tensors
     except RuntimeError as error:
@@ -132,10 +136,13 @@ def _scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             'gradient="backward" to keep the graph'
         ) from error
     grad = buffer.detach()  # in place, the buffer is the logits themselves, with their history
-    upstream = _rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, grad.shape[0])
-    ops.scale_grad_(grad, upstream)
+    upstream = rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, images.row_count(grad))
+    if upstream.dim() == grad.dim():
+        grad.mul_(upstream)
+    else:
+        ops.scale_grad_(grad, upstream)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grad)
     if torch.is_grad_enabled() and (grad_output.requires_grad or buffer.requires_grad):
-        grad = _RefuseSecondDerivative.apply(grad, grad_output, buffer)
+        grad = RefuseSecondDerivative.apply(grad, grad_output, buffer)
     return grad

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import glob
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
+from . import images
+
 COMPILED = ("cpu",)
 """Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
 
-NAMES = ("cpu", "reference")
-_DEVICES: dict[str, str | None] = {"cpu": "cpu", "reference": None}  # the device type a backend needs
+STRIDED = ("cpu",)
+"""Backends whose kernels walk the classes of images [N, C, P] with their stride."""
+
+NAMES = ("triton", "cpu", "reference")
+# The device type a backend needs; ROCm's is "cuda" too.
+_DEVICES: dict[str, str | None] = {"triton": "cuda", "cpu": "cpu", "reference": None}
 
 _missing: dict[str, str] = {}  # backend -> why it does not run here
 _library: ctypes.CDLL | None = None
@@ -65,9 +74,40 @@ def cpu_isa() -> str | None:
     return str(isa.decode())
 
 
+def _interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    # Looked at when first asked for: importing longtail neither imports Triton nor wakes the GPU.
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if not _interpreted():
+        if not torch.cuda.is_available():
+            return "no CUDA or ROCm device"
+        capability = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if torch.version.hip is None and capability < (8, 0):
+            return "no CUDA device of compute capability 8.0 or later, got {}.{}".format(*capability)
+    try:
+        importlib.import_module("longtail.triton_kernels.softmax_loss")
+    except (ImportError, AttributeError, TypeError) as error:
+        return f"the installed Triton does not load the kernels: {error}"
+    return None
+
+
+def _why_missing(name: str) -> str | None:
+    return _triton_missing() if name == "triton" else _missing.get(name)
+
+
 def _status(name: str) -> Backend:
-    if name in _missing:
-        return Backend(False, _missing[name])
+    missing = _why_missing(name)
+    if missing is not None:
+        return Backend(False, missing)
+    if name == "triton":
+        version = importlib.import_module("triton").__version__
+        return Backend(True, f"Triton {version}, " + ("interpreted on the CPU" if _interpreted() else "GPU kernels"))
     if name == "cpu":
         return Backend(True, f"compiled kernels, {cpu_isa()}")
     return Backend(True, "plain PyTorch, any device")
@@ -85,8 +125,9 @@ def backends() -> dict[str, Backend]:
 def _checked(name: str, source: str) -> str:
     if name not in NAMES:
         raise ValueError(f"{source} is {name!r}, expected one of {', '.join(NAMES)}")
-    if name in _missing:
-        raise ValueError(f"{source} is {name!r}, which does not run here: {_missing[name]}")
+    missing = _why_missing(name)
+    if missing is not None:
+        raise ValueError(f"{source} is {name!r}, which does not run here: {missing}")
     return name
 
 
@@ -96,7 +137,7 @@ _kernels: dict[tuple[str, str, str | None], Callable[..., Any]] = {}  # (operato
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the block on one backend: "cpu" or "reference". Holds for the whole process; nests.
+    """Runs the block on one backend: "triton", "cpu" or "reference". Holds for the whole process; nests.
 
     Raises:
         ValueError: no backend has that name, or it does not run here (the text says why).
@@ -116,9 +157,10 @@ def selected(device: torch.device) -> str:
         ValueError: the forced backend does not serve that device, or ``LONGTAIL_BACKEND`` names none.
     """
     if _forced is None:
-        return next(n for n in NAMES if n not in _missing and _DEVICES[n] in (device.type, None))
+        return next(n for n in NAMES if _DEVICES[n] in (device.type, None) and _why_missing(n) is None)
     name = _checked(_forced, "LONGTAIL_BACKEND")
-    if _DEVICES[name] not in (device.type, None):
+    emulated = name == "triton" and device.type == "cpu" and _interpreted()
+    if _DEVICES[name] not in (device.type, None) and not emulated:
         raise ValueError(f"backend {name!r} serves {_DEVICES[name]} tensors, got tensors on {device}")
     return name
 
@@ -129,14 +171,19 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     found = _kernels.get(key)
     if found is None:
         name = selected(device)
-        found = getattr(_operators(name), op)
-        _kernels[key] = found = found.default if name in COMPILED else found
+        found = getattr(_operators(name, op), op)
+        found = found.default if name in COMPILED else found
+        _kernels[key] = found = found if name in STRIDED else images.through_rows(op, found)
     return found
 
 
-def _operators(name: str) -> Any:
+def _operators(name: str, op: str) -> Any:
     if name in COMPILED:
         return getattr(torch.ops, f"longtail_{name}")
+    if name == "triton":
+        kernels = importlib.import_module("longtail.triton_kernels")
+        if op in kernels.OPERATORS:
+            return importlib.import_module(f"longtail.triton_kernels.{kernels.OPERATORS[op]}")
     from . import fallback
 
     return fallback

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, reference_sigmoid
+
+# Of the operators, in schema order.
+_SIGMOID_OPTIONS = "weight", "pos_weight", "sample_weight", "class_weight_by_target", "ignore_index", "alpha", "gamma"
 
 
 class Rows(NamedTuple):
@@ -27,13 +30,13 @@ class Rows(NamedTuple):
         return bool(self.finish["label_smoothing"])
 
 
-def _check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int) -> None:
+def _check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int | None) -> None:
     bad = counted & ((target < 0) | (target >= num_classes))
     if target.device.type == "cpu" and bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         raise RuntimeError(
-            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected 0 <= target < {num_classes} "
-            f"or ignore_index {ignore_index}"
+            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected 0 <= target < {num_classes}"
+            + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
         )
 
 
@@ -134,3 +137,55 @@ def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
 def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int) -> Tensor:
     _check_target(target, target != ignore_index, num_classes, ignore_index)
     return reference.mean_denominator(target, weight, ignore_index)
+
+
+def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> reference_sigmoid.Element:
+    options = dict(zip(_SIGMOID_OPTIONS, values, strict=True))
+    one_class = target.dtype == torch.int64
+    if logits.dim() != 2 or target.shape != (logits.shape[:1] if one_class else logits.shape):
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and {target.dtype} target of shape {list(target.shape)}, "
+            "expected [N, C] and int64 [N] or floating point [N, C]"
+        )
+    n, num_classes = logits.shape
+    for name, length in (("weight", num_classes), ("pos_weight", num_classes), ("sample_weight", n)):
+        if options[name] is not None and options[name].shape != (length,):
+            raise RuntimeError(f"longtail: {name} has shape {list(options[name].shape)}, expected [{length}]")
+    if options["class_weight_by_target"] and not (one_class and options["weight"] is not None):
+        raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")
+    if one_class:
+        ignore_index = options["ignore_index"]
+        counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+        _check_target(target, counted, num_classes, ignore_index)
+    return reference_sigmoid.sigmoid_elements(logits, target, **options)
+
+
+def _sigmoid_grad(slope: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
+    rows = grad_loss.dim() == 1
+    if grad_loss.shape != (logits.shape[:1] if rows else logits.shape):
+        raise RuntimeError(f"longtail: grad_loss has shape {list(grad_loss.shape)}, expected [N] or [N, C]")
+    grad = slope * (grad_loss[:, None] if rows else grad_loss)
+    # Ignored elements have slope 0, which an infinite upstream gradient must not turn into NaN.
+    return torch.where(slope == 0, 0.0, grad).to(logits.dtype)
+
+
+def sigmoid_loss(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    *tail, elementwise = options
+    loss = _sigmoid_elements(logits, target, *tail).loss
+    return loss if elementwise else loss.sum(1)
+
+
+def sigmoid_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return _sigmoid_grad(_sigmoid_elements(logits, target, *options).slope, grad_loss, logits)
+
+
+def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *tail, elementwise = options
+    loss, slope = _sigmoid_elements(logits, target, *tail)
+    return loss if elementwise else loss.sum(1), _sigmoid_grad(slope, grad_loss, logits)
+
+
+def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    loss, grad = sigmoid_loss_and_grad(grad_loss, logits, target, *options)
+    logits.copy_(grad)
+    return loss

@@ -11,7 +11,7 @@ from .errors import ArgumentTypeError
 from .softmax_loss import probability_cross_entropy, softmax_loss
 
 
-def _check_options(
+def check_options(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
@@ -113,7 +113,7 @@ def cross_entropy(
             torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
-    options = _check_options(
+    options = check_options(
         *(input, target, ignore_index, reduction, normalizer, gradient),
         label_smoothing=label_smoothing,
         focal_gamma=focal_gamma,
@@ -217,7 +217,7 @@ def complement_entropy(
     al. 2021, eq. 3). The gradient with respect to the target's logit is 0. Integer targets only. Arguments and errors
     as :func:`cross_entropy`.
     """
-    options = _check_options(
+    options = check_options(
         *(input, target, ignore_index, reduction, normalizer, gradient), scale=scale, softcap=softcap
     )
     options["complement_gamma"] = 1.0

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import arguments, functional
+from . import arguments, functional, functional_sigmoid
 from .class_balance import Counts, effective_number_weight
 
-_VECTORS = ("weight", "class_bias", "class_margin")
+_VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
 
 
 class _Loss(nn.Module):
-    """Keeps the options of one function of :mod:`longtail.functional` and calls it."""
+    """Keeps the options of one function and calls it."""
 
     _function: Any
 
@@ -156,21 +156,65 @@ class ComplementCrossEntropyLoss(_Loss):
         )
 
 
-class ClassBalancedLoss(CrossEntropyLoss):
-    """Class-balanced softmax and softmax focal loss (Cui et al. 2019, eq. 12).
+class SigmoidFocalLoss(_Loss):
+    """:func:`longtail.sigmoid_focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
+
+    _function = staticmethod(functional_sigmoid.sigmoid_focal_loss)
+
+    def __init__(
+        self,
+        alpha: float | None = 0.25,
+        gamma: float = 2.0,
+        reduction: str = "none",
+        *,
+        weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight=weight, pos_weight=pos_weight, alpha=alpha, gamma=gamma, reduction=reduction, **options)
+
+
+class SigmoidCrossEntropyLoss(_Loss):
+    """:func:`longtail.sigmoid_cross_entropy` as a module; :class:`torch.nn.BCEWithLogitsLoss` with [C] vectors."""
+
+    _function = staticmethod(functional_sigmoid.sigmoid_cross_entropy)
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight=weight, pos_weight=pos_weight, reduction=reduction, **options)
+
+
+class BinaryFocalLoss(_Loss):
+    """:func:`longtail.binary_focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
+
+    _function = staticmethod(functional_sigmoid.binary_focal_loss)
+
+    def __init__(self, alpha: float | None = None, gamma: float = 2.0, reduction: str = "mean", **options: Any) -> None:
+        super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, **options)
+
+
+class ClassBalancedLoss(_Loss):
+    """Class-balanced losses (Cui et al. 2019, eq. 11-13): :func:`longtail.class_balanced_loss`, weights computed once.
 
     Each row's loss is weighted by ``effective_number_weight(samples_per_class, beta)`` of its class; the mean is over
-    the counted rows (``normalizer="count"``), as the paper's code has it, not over the sum of the weights.
+    the counted rows, as the paper's code has it, not over the sum of the weights.
 
     Args:
         samples_per_class: training samples of each class, [C].
         beta: in [0, 1]; 0 is the unweighted loss, 1 inverse frequency. There is no default: what helps depends on the
             data (the paper tries 0.9, 0.99, 0.999, 0.9999).
-        loss: "softmax" or "softmax_focal".
-        gamma: focal gamma, with loss="softmax_focal" only.
+        loss: "softmax", "softmax_focal", "sigmoid" or "focal".
+        gamma: of the two focal losses.
         empty: what to do with classes without samples, as in ``effective_number_weight``.
-        options: further arguments of :func:`longtail.cross_entropy`.
+        options: further arguments of :func:`longtail.cross_entropy` or :func:`longtail.sigmoid_focal_loss`.
     """
+
+    _function = staticmethod(functional_sigmoid.balanced)
 
     def __init__(
         self,
@@ -182,14 +226,12 @@ class ClassBalancedLoss(CrossEntropyLoss):
         empty: str = "error",
         **options: Any,
     ) -> None:
-        arguments.check_choice("loss", loss, ("softmax", "softmax_focal"))
-        for name in ("weight", "focal_gamma"):
+        arguments.check_choice("loss", loss, functional_sigmoid.CLASS_BALANCED)
+        for name in ("weight", "focal_gamma", "class_weight_by_target"):
             if name in options:
                 raise TypeError(f"ClassBalancedLoss sets {name} itself (from samples_per_class, beta, loss and gamma)")
-        if options.get("reduction", "mean") == "mean":
-            options.setdefault("normalizer", "count")
         weight = effective_number_weight(samples_per_class, beta, empty)  # type: ignore[arg-type]
-        super().__init__(weight, focal_gamma=gamma if loss == "softmax_focal" else 0.0, **options)
+        super().__init__(weight=weight, loss=loss, gamma=gamma, **options)
         self.beta = beta
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, images
 from .reference import accumulate_dtype
 
 OPTIONS = (
@@ -22,6 +22,12 @@ OPTIONS = (
     "float scale, float softcap, float z_loss"
 )
 
+SIGMOID_OPTIONS = (
+    "Tensor? weight, Tensor? pos_weight, Tensor? sample_weight, bool class_weight_by_target, int? ignore_index, "
+    "float? alpha, float gamma"
+)
+
+# logits: [N, C] with contiguous classes, or [N, C, P] with contiguous pixels and strided classes; [N * P] rows then.
 SCHEMAS = {
     "softmax_loss": f"(Tensor logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)",
     "softmax_loss_backward": (
@@ -32,6 +38,17 @@ SCHEMAS = {
     ),
     "softmax_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)"
+    ),
+    # target: int64 [rows] or floating point of the logits' shape; loss: [rows], or of the logits' shape (elementwise);
+    # grad_loss: either of the two shapes.
+    "sigmoid_loss": f"(Tensor logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> Tensor loss",
+    "sigmoid_loss_backward": f"(Tensor grad_loss, Tensor logits, Tensor target, {SIGMOID_OPTIONS}) -> Tensor grad",
+    "sigmoid_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> "
+        "(Tensor loss, Tensor grad)"
+    ),
+    "sigmoid_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> Tensor loss"
     ),
     "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
@@ -55,8 +72,13 @@ def _dispatcher(name: str) -> Callable[..., Any]:
 
 
 def _fake_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
-    n, dtype = logits.shape[0], accumulate_dtype(logits)
-    return logits.new_empty((n,), dtype=dtype), logits.new_empty((n, 5), dtype=dtype)
+    dtype = accumulate_dtype(logits)
+    return logits.new_empty((images.row_count(logits),), dtype=dtype), images.stats_like(logits, dtype)
+
+
+def _fake_sigmoid_loss(logits: Tensor, _target: Tensor, *options: Any) -> Tensor:
+    shape = logits.shape if options[-1] else (images.row_count(logits),)
+    return logits.new_empty(shape, dtype=accumulate_dtype(logits))
 
 
 def _fake_grad(logits: Tensor) -> Tensor:
@@ -75,6 +97,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "softmax_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_loss(logits, *rest),
+    "sigmoid_loss": _fake_sigmoid_loss,
+    "sigmoid_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "sigmoid_loss_and_grad": lambda _grad_loss, logits, *rest: (
+        _fake_sigmoid_loss(logits, *rest),
+        _fake_grad(logits),
+    ),
+    "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
     "scale_grad_": lambda _grad, _grad_loss: None,
     "mean_denominator": _fake_mean_denominator,
 }
@@ -91,5 +120,9 @@ softmax_loss = torch.ops.longtail.softmax_loss.default
 softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
 softmax_loss_and_grad = torch.ops.longtail.softmax_loss_and_grad.default
 softmax_loss_and_grad_ = torch.ops.longtail.softmax_loss_and_grad_.default
+sigmoid_loss = torch.ops.longtail.sigmoid_loss.default
+sigmoid_loss_backward = torch.ops.longtail.sigmoid_loss_backward.default
+sigmoid_loss_and_grad = torch.ops.longtail.sigmoid_loss_and_grad.default
+sigmoid_loss_and_grad_ = torch.ops.longtail.sigmoid_loss_and_grad_.default
 scale_grad_ = torch.ops.longtail.scale_grad_.default
 mean_denominator = torch.ops.longtail.mean_denominator.default

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference_sigmoid import sigmoid_elements as sigmoid_elements
+from .reference_sigmoid import sigmoid_loss as sigmoid_loss
+
 STATS = ("m", "d", "t", "u_g", "U")
 
 

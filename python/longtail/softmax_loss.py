@@ -29,25 +29,63 @@ class RowStats(NamedTuple):
     """bool: the target's logit is above all others."""
 
 
-def _row_stats(stats: Tensor, rows: arguments.Rows, ignore_index: int) -> RowStats:
+def row_stats(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Size) -> RowStats:
+    """What the operators' statistics [N, 5] say of rows with targets [N], each entry of ``shape``."""
     nll, _, lse, entropy = reference.posterior(stats)
-    ignored = rows.target == ignore_index
+    ignored = target == ignore_index
     values = [x.masked_fill(ignored, 0.0) for x in (lse, -nll, entropy)]
     correct = (stats[:, 3] > stats[:, 0]) & ~ignored
-    return RowStats(*(x.reshape(rows.shape) for x in (*values, correct)))
+    return RowStats(*(x.reshape(shape) for x in (*values, correct)))
 
 
-def _denominator(
-    normalizer: str | float | Tensor | None, rows: arguments.Rows, weight: Tensor | None, ignore_index: int
+def mean_denominator(
+    normalizer: str | float | Tensor | None, target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int
 ) -> Tensor:
+    """What a mean over rows with targets [N] divides by, 0-d."""
     if isinstance(normalizer, Tensor):
-        return normalizer.to(rows.logits.device)
+        return normalizer.to(target.device)
     if normalizer is not None and not isinstance(normalizer, str):
-        return torch.full((), float(normalizer), dtype=torch.float64, device=rows.logits.device)
-    counted = ops.mean_denominator(
-        rows.target, weight if normalizer is None else None, ignore_index, rows.logits.shape[1]
-    )
+        return torch.full((), float(normalizer), dtype=torch.float64, device=target.device)
+    counted = ops.mean_denominator(target, weight if normalizer is None else None, ignore_index, num_classes)
     return counted if normalizer is None else counted.clamp(min=1)
+
+
+def operator_options(
+    input: Tensor,
+    target: Tensor,
+    num_classes: int,
+    dtype: torch.dtype,
+    *,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    focal_gamma: float,
+    complement_gamma: float,
+    balanced: bool = True,
+    cross_entropy_coefficient: float = 1.0,
+    scale: float,
+    softcap: float | None,
+    z_loss: float,
+) -> tuple[Any, ...]:
+    """The operators' trailing arguments in schema order, vectors checked; ``dtype``: that of the arithmetic."""
+    per_class = torch.Size((num_classes,))
+    return (
+        arguments.vector("weight", weight, per_class, input, dtype),
+        arguments.vector("class_bias", class_bias, per_class, input, dtype),
+        arguments.vector("class_margin", class_margin, per_class, input, dtype),
+        arguments.vector("sample_weight", sample_weight, target.shape, input, dtype),
+        ignore_index,
+        label_smoothing,
+        focal_gamma,
+        complement_gamma / max(num_classes - 1, 1) if balanced else complement_gamma,
+        cross_entropy_coefficient,
+        scale,
+        softcap or 0.0,
+        z_loss,
+    )
 
 
 def softmax_loss(
@@ -75,38 +113,37 @@ def softmax_loss(
     """The whole family for integer targets. ``balanced`` divides complement_gamma by C - 1."""
     rows = arguments.rows(input, target)
     num_classes, dtype = rows.logits.shape[1], reference.accumulate_dtype(input)
-    per_class = torch.Size((num_classes,))
-    weight = arguments.vector("weight", weight, per_class, input, dtype)
-    complement = complement_gamma / max(num_classes - 1, 1) if balanced else complement_gamma
+    options = operator_options(
+        *(input, target, num_classes, dtype),
+        weight=weight,
+        class_bias=class_bias,
+        class_margin=class_margin,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        focal_gamma=focal_gamma,
+        complement_gamma=complement_gamma,
+        balanced=balanced,
+        cross_entropy_coefficient=cross_entropy_coefficient,
+        scale=scale,
+        softcap=softcap,
+        z_loss=z_loss,
+    )
     denominator = None
     if reduction == "mean":
-        denominator = _denominator(normalizer, rows, weight, ignore_index).to(dtype)
-    operator_options = (
-        weight,
-        arguments.vector("class_bias", class_bias, per_class, input, dtype),
-        arguments.vector("class_margin", class_margin, per_class, input, dtype),
-        arguments.vector("sample_weight", sample_weight, target.shape, input, dtype),
-        ignore_index,
-        label_smoothing,
-        focal_gamma,
-        complement,
-        cross_entropy_coefficient,
-        scale,
-        softcap or 0.0,
-        z_loss,
-    )
+        denominator = mean_denominator(normalizer, rows.target, options[0], ignore_index, num_classes).to(dtype)
     wants_grad = torch.is_grad_enabled() and rows.logits.requires_grad
     if not wants_grad:
         gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
     if wants_grad or not torch.compiler.is_compiling():
-        inputs = (rows.logits, rows.target, denominator, reduction, gradient, *operator_options)
+        inputs = (rows.logits, rows.target, denominator, reduction, gradient, *options)
         loss, stats, *_ = SoftmaxLoss.apply(*inputs)
     else:  # torch.compile passes a context to the Function's forward where nothing requires grad
-        loss, stats = ops.softmax_loss(rows.logits, rows.target, *operator_options)
+        loss, stats = ops.softmax_loss(rows.logits, rows.target, *options)
         loss = reduce_loss(loss, denominator, reduction)
     if reduction == "none":
         loss = loss.reshape(rows.shape)
-    return (loss, _row_stats(stats, rows, ignore_index)) if return_stats else loss
+    return (loss, row_stats(stats, rows.target, ignore_index, rows.shape)) if return_stats else loss
 
 
 def probability_cross_entropy(

@@ -1,0 +1,46 @@
+// What the softmax loops over rows and over pixels share.
+#pragma once
+
+#include "simd_math.h"
+#include "softmax_loss.h"
+
+namespace longtail {
+namespace LONGTAIL_ISA {
+
+// s = softcap(scale * z). Copied into each loop's locals: a member of the same type as the output would be read again
+// after every store.
+template <typename T>
+struct Capping {
+  T scale, softcap, inverse;
+
+  explicit Capping(const SoftmaxLossArgs& args)
+      : scale(static_cast<T>(args.scale)),
+        softcap(static_cast<T>(args.softcap)),
+        inverse(static_cast<T>(1.0 / args.softcap)) {}
+
+  LONGTAIL_INLINE Vec<T> operator()(Vec<T> z) const {
+    const Vec<T> s = z * Vec<T>(scale);
+    return softcap == T(0) ? s : Vec<T>(softcap) * tanh(s * Vec<T>(inverse));
+  }
+
+  // ds/dz
+  LONGTAIL_INLINE Vec<T> slope(Vec<T> s) const {
+    if (softcap == T(0)) return Vec<T>(scale);
+    const Vec<T> y = s * Vec<T>(inverse);
+    return Vec<T>(scale) - Vec<T>(scale) * y * y;
+  }
+};
+
+template <typename T>
+LossOptions<T> loss_options(const SoftmaxLossArgs& args) {
+  return {static_cast<T>(args.label_smoothing),
+          static_cast<T>(args.focal_gamma),
+          static_cast<T>(args.cross_entropy_coefficient),
+          static_cast<T>(args.complement_coefficient),
+          static_cast<T>(args.z_loss),
+          static_cast<T>(args.num_classes),
+          static_cast<T>(args.weight_sum)};
+}
+
+}  // namespace LONGTAIL_ISA
+}  // namespace longtail

@@ -1,0 +1,39 @@
+// The loops of each instruction set, and which of them runs here.
+#pragma once
+
+#include "sigmoid_loss.h"
+#include "softmax_loss.h"
+
+namespace longtail {
+
+struct ScaleGradArgs {
+  Storage storage;
+  int64_t num_classes;
+  int64_t pixels;  // P of [N, C, P], or 0 for [N, C]
+  void* grad;
+  int64_t grad_stride, grad_class_stride;
+  const void* grad_loss;  // [R] of T
+  int64_t grad_loss_stride;
+};
+
+// Multiplies the rows [begin, end) of grad by grad_loss; where it is 1, nothing is touched.
+using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
+
+struct Kernels {
+  const char* isa;
+  SoftmaxLossRows softmax_loss_rows;
+  SigmoidLossRows sigmoid_loss_rows;
+  ScaleGradRows scale_grad_rows;
+};
+
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+// The widest kernels this processor runs, or those that LONGTAIL_CPU_ISA names. Throws on a name it cannot honour.
+const Kernels& kernels();
+
+}  // namespace longtail

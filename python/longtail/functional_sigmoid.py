@@ -1,0 +1,187 @@
+"""The sigmoid family and the class-balanced losses as functions; uses of ``torch.ops.longtail.sigmoid_loss``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import arguments
+from .class_balance import Counts, effective_number_weight
+from .functional import cross_entropy
+from .sigmoid_loss import sigmoid_loss
+
+CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    *,
+    weight: Tensor | None = None,
+    class_weight_by_target: bool = False,
+    pos_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+) -> Tensor:
+    r"""Sigmoid focal loss (Lin et al. 2017, eq. 5); torchvision's function of that name, and more.
+
+    Each element, with :math:`p_t = \sigma(z)` for y = 1 and :math:`1 - \sigma(z)` for y = 0:
+
+    .. math:: \mathrm{loss} = v\, w_j\, \alpha_t (1 - p_t)^\gamma (-\log p_t)
+
+    exact for every finite logit, in value and gradient: nothing is clipped. Computed and returned in float32 for half
+    inputs (torchvision returns their dtype), in float64 for float64.
+
+    Args:
+        inputs: logits, float64, float32, bfloat16 or float16. (N, C) or (N, C, d1, ...); with a target for each element
+            any shape, where (N,) means N binary problems. Contiguous and channels-last images are read as they lie.
+        targets: int64 or uint8 class indices, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
+            shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
+            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise.
+        alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)
+            leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
+        gamma: >= 0; 0 is binary cross-entropy.
+        reduction: "none" (a loss for each element, in the inputs' shape), "rows" (summed over the classes), "sum" or
+            "mean".
+        weight: [C], of each column. Constants, as every vector below.
+        class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
+            class-balanced paper has it; class indices only.
+        pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``.
+        sample_weight: v, of the rows' shape: (N,) or (N, d1, ...).
+        ignore_index: rows (elements, with a target for each) with this target have loss 0 and gradient exactly 0,
+            whatever their logits hold. None: -100 for class indices, nothing otherwise.
+        normalizer: what "mean" divides by: "elements" (or None; those that count, as torch: NaN when none does), "rows"
+            (counted rows, at least 1), "positives" (the sum of the targets, at least 1), a number, or a 0-d tensor.
+        gradient: "backward", "forward" or "inplace", as in :func:`longtail.cross_entropy`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`.
+    """
+    return sigmoid_loss(
+        *(inputs, targets),
+        alpha=alpha,
+        gamma=gamma,
+        reduction=reduction,
+        weight=weight,
+        class_weight_by_target=class_weight_by_target,
+        pos_weight=pos_weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        normalizer=normalizer,
+        gradient=gradient,
+    )
+
+
+def sigmoid_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    r"""Binary cross-entropy with logits, :math:`-w_j (\mathrm{pos}_j\, y \log p + (1 - y) \log(1 - p))`.
+
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits` for float targets, with ``weight`` and ``pos_weight``
+    [C]; class indices too. ``options``: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer,
+    gradient, as in :func:`sigmoid_focal_loss`.
+    """
+    return sigmoid_loss(input, target, weight=weight, reduction=reduction, pos_weight=pos_weight, **options)
+
+
+def binary_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | None = None,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    **options: Any,
+) -> Tensor:
+    """Binary classification: logits (N,), or any shape, and a target in {0, 1} (or soft) for each.
+
+    The four binary losses of Lin et al. 2017:
+
+    >>> binary_focal_loss(z, y, gamma=0)              # cross-entropy, eq. 1
+    >>> binary_focal_loss(z, y, alpha=0.25, gamma=0)  # alpha-weighted cross-entropy, eq. 3
+    >>> binary_focal_loss(z, y)                       # focal loss, eq. 4
+    >>> binary_focal_loss(z, y, alpha=0.25)           # alpha-balanced focal loss, eq. 5
+
+    ``options``: sample_weight (for (N,) logits of their shape), ignore_index, normalizer, gradient, as in
+    :func:`sigmoid_focal_loss`.
+
+    Raises:
+        ValueError: the target's shape is not the input's.
+    """
+    arguments.check_tensors(input=input, target=target)
+    if input.shape != target.shape:
+        raise ValueError(f"target has shape {list(target.shape)}, expected {list(input.shape)} as the input")
+    return sigmoid_loss(input, target, alpha=alpha, gamma=gamma, reduction=reduction, **options)
+
+
+def class_balanced_loss(
+    input: Tensor,
+    target: Tensor,
+    samples_per_class: Counts,
+    beta: float,
+    loss: str = "softmax",
+    gamma: float = 2.0,
+    *,
+    empty: str = "error",
+    reduction: str = "mean",
+    **options: Any,
+) -> Tensor:
+    """Class-balanced losses (Cui et al. 2019, eq. 11-13): the weight of its target class multiplies each row.
+
+    The weights are ``effective_number_weight(samples_per_class, beta)``; computed at each call, so that training is
+    better served by :class:`longtail.ClassBalancedLoss`. ``beta=0`` is the unweighted loss exactly.
+
+    Args:
+        input: logits (N, C) or (N, C, d1, ...).
+        target: class indices (N,) or (N, d1, ...). For several labels in a row pass the weights to
+            :func:`sigmoid_focal_loss` as ``weight``, by column.
+        samples_per_class: training samples of each class, [C].
+        beta: in [0, 1]; the paper tries 0.9, 0.99, 0.999, 0.9999.
+        loss: "softmax", "softmax_focal", "sigmoid" (binary cross-entropy of all C classes, summed) or "focal" (sigmoid
+            focal loss, summed, without alpha: the class weights stand in its place).
+        gamma: of the two focal losses.
+        empty: what to do with classes without samples, as in ``effective_number_weight``.
+        reduction: "mean" over the counted rows (the paper's number of positives; at least 1), "sum" or "none" (rows).
+        options: of :func:`longtail.cross_entropy` or :func:`sigmoid_focal_loss`.
+    """
+    weight = effective_number_weight(samples_per_class, beta, empty)  # type: ignore[arg-type]
+    return balanced(input, target, weight.to(input.device), loss=loss, gamma=gamma, reduction=reduction, **options)
+
+
+def balanced(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    *,
+    loss: str,
+    gamma: float,
+    reduction: str = "mean",
+    **options: Any,
+) -> Any:
+    """:func:`class_balanced_loss` for given class weights [C]."""
+    arguments.check_choice("loss", loss, CLASS_BALANCED)
+    softmax = loss in ("softmax", "softmax_focal")
+    if reduction == "mean":
+        options.setdefault("normalizer", "count" if softmax else "rows")
+    focal_gamma = gamma if loss in ("focal", "softmax_focal") else 0.0
+    if softmax:
+        return cross_entropy(input, target, weight, reduction=reduction, focal_gamma=focal_gamma, **options)
+    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    return sigmoid_loss(
+        *(input, target),
+        weight=weight,
+        class_weight_by_target=True,
+        gamma=focal_gamma,
+        reduction="rows" if reduction == "none" else reduction,
+        **options,
+    )

@@ -1,0 +1,287 @@
+"""Projection and loss in one: the logits of a large vocabulary exist a chunk of rows at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import arguments
+from .errors import ArgumentTypeError, ArgumentValueError
+from .functional import check_options, cross_entropy
+from .linear_autograd import Setting, linear_softmax_loss
+from .linear_softmax_loss import arithmetic_dtype
+from .modules import _Loss
+from .softmax_loss import mean_denominator, operator_options, row_stats
+
+GRADIENTS = ("auto", *arguments.GRADIENTS)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "auto",
+    chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+    return_stats: bool = False,
+) -> Any:
+    r"""``cross_entropy(input @ linear_weight.T + linear_bias, target, ...)`` without ever holding the logits.
+
+    With torch's own arguments this is :func:`torch.nn.functional.linear_cross_entropy`, value, gradients, shapes and
+    errors; the loss is float32 for half inputs. Exact: no gradient is filtered. Rows go in chunks: their logits are
+    made by the vendor's GEMM, turned into their gradient in place, and spent in the two GEMMs of the gradients.
+    Extra memory: one chunk of logits, and with half inputs the accumulator of the weight's gradient. Without gradients
+    to make, one GEMM and one chunk.
+
+    Args:
+        input: (D,) or (N, D); float64, float32, bfloat16 or float16. Under autocast the GEMMs run in its dtype.
+        linear_weight: (C, D), or (C, d1, ..., dK, D) for K-dimensional targets.
+        target: class indices (int64 or uint8), (), (N,) or (N, d1, ..., dK); or class probabilities, (C,), (N, C) or
+            (N, C, d1, ..., dK).
+        linear_bias: (C,) or (C, d1, ..., dK). Input, weight and bias are what the loss is differentiable in.
+        ignore_index: None is -100. Refused with class probabilities, as torch does. What input the ignored rows hold,
+            NaN included, reaches no gradient.
+        gradient: "forward" makes the gradients with the loss (three GEMMs) and keeps them: one backward, whose
+            upstream scalar they are then multiplied by; "inplace" is the same, for there are no logits to overwrite.
+            "backward" makes the logits again in backward (four GEMMs): any upstream gradient, any number of times.
+            "auto" (default): "forward" for a mean or sum, "backward" for reduction="none", which needs it.
+        chunk_size: rows per chunk. Default: a twelfth of the rows on the CPU, a quarter elsewhere, within 256 MiB of
+            logits, but at least 128 rows (512), evened out over the chunks.
+        accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
+            else the dtype of the logits. Not narrower than that.
+        weight, reduction, label_smoothing, focal_gamma, complement_gamma, class_bias, class_margin, scale, softcap,
+            z_loss, sample_weight, normalizer, return_stats: as in :func:`longtail.cross_entropy`.
+
+    K-dimensional targets and class probabilities go by way of the whole logits and :func:`longtail.cross_entropy`.
+    float16: the mean's denominator is applied in backward, to accumulators that stay in ``accumulate_dtype`` until
+    then, so that it cannot make gradients underflow before a loss scale.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype; a DTensor, which has to be gathered before the call.
+        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors).
+        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+    """
+    arguments.check_choice("gradient", gradient, GRADIENTS)
+    logits_shape = _check_data(input, linear_weight, linear_bias, target)
+    if target.shape == logits_shape and ignore_index is not None:
+        raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")
+    options: dict[str, Any] = {
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "complement_gamma": complement_gamma,
+        "scale": scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+    }
+    vectors: dict[str, Any] = {
+        "weight": weight,
+        "class_bias": class_bias,
+        "class_margin": class_margin,
+        "sample_weight": sample_weight,
+    }
+    if target.shape != logits_shape and linear_weight.dim() == 2:
+        data = (input, linear_weight, linear_bias, target)
+        return _fused(data, gradient, chunk_size, accumulate_dtype, return_stats, vectors, options)
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
+    mode = "backward" if gradient == "auto" else gradient
+    return cross_entropy(logits, target, gradient=mode, return_stats=return_stats, **vectors, **options)
+
+
+def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor) -> torch.Size:
+    """The shape that the logits would have; raises what torch raises."""
+    tensors = {"input": input, "linear_weight": linear_weight, "target": target}
+    if linear_bias is not None:
+        tensors["linear_bias"] = linear_bias
+    arguments.check_tensors(**tensors)
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):
+            raise TypeError(
+                f"{name} is a DTensor, expected a plain tensor: gather it before the call, by {name}.full_tensor() or "
+                "by unshard() of the FSDP module that owns it"
+            )
+    if input.dim() not in (1, 2):
+        raise ArgumentValueError(f"expected input with dimensionality 1 or 2, got {input.dim()}")
+    if linear_weight.dim() < 2:
+        raise ArgumentValueError(f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}")
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise ArgumentValueError(
+            "expected equal input and linear_weight last dimensions (in_features), "
+            f"got {input.shape[-1]} and {linear_weight.shape[-1]}, respectively"
+        )
+    outputs = linear_weight.shape[:-1]
+    if linear_bias is not None and linear_bias.shape != outputs:
+        raise ArgumentValueError(f"expected linear_bias shape {tuple(outputs)}, got {tuple(linear_bias.shape)}")
+    if len(outputs) > 1 and input.dim() == 1:
+        raise ArgumentValueError(
+            f"K-dimensional loss defined by linear_weight shape {tuple(linear_weight.shape)} requires batched input, "
+            f"(N, {input.shape[0]}), got unbatched input with shape {tuple(input.shape)}"
+        )
+    return input.shape[:-1] + outputs
+
+
+def _check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which gradients add up, for logits of ``dtype``."""
+    if chunk_size is not None:
+        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+            raise TypeError(f"chunk_size is a {type(chunk_size).__name__}, expected an int or None")
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
+    if accumulate_dtype is None:
+        return torch.float32 if dtype.itemsize < 4 else dtype
+    if not isinstance(accumulate_dtype, torch.dtype):
+        raise TypeError(f"accumulate_dtype is a {type(accumulate_dtype).__name__}, expected a torch.dtype or None")
+    if not accumulate_dtype.is_floating_point or torch.promote_types(accumulate_dtype, dtype) != accumulate_dtype:
+        raise ValueError(f"accumulate_dtype is {accumulate_dtype}, expected a dtype that holds every {dtype}")
+    return accumulate_dtype
+
+
+def _logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+    """The dtype of the GEMMs: the common one, or that of autocast."""
+    device_type = input.device.type
+    parameters = {"linear_weight": linear_weight} | ({} if linear_bias is None else {"linear_bias": linear_bias})
+    autocast = torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
+    for name, parameter in parameters.items():
+        if parameter.device != input.device:
+            raise ArgumentValueError(f"{name} is on {parameter.device}, expected {input.device} as the input")
+        if autocast and parameter.is_floating_point() and parameter.dtype != torch.float64:
+            continue
+        if parameter.dtype != input.dtype:
+            raise ArgumentTypeError(f"{name} has dtype {parameter.dtype}, expected {input.dtype} as the input")
+    return torch.get_autocast_dtype(device_type) if autocast else input.dtype
+
+
+def _fused(
+    data: tuple[Tensor, Tensor, Tensor | None, Tensor],
+    gradient: str,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
+    return_stats: bool,
+    vectors: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:
+    """Class indices over one set of classes, by chunks."""
+    input, linear_weight, linear_bias, target = data
+    reduction, ignore_index, normalizer = (options.pop(k) for k in ("reduction", "ignore_index", "normalizer"))
+    mode = "backward" if gradient == "auto" else gradient
+    numbers = check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
+    if gradient in ("forward", "inplace") and reduction == "none":
+        raise ValueError(f'gradient={gradient!r} needs one scalar loss, expected reduction "mean" or "sum", got "none"')
+    dtype = _logits_dtype(input, linear_weight, linear_bias)
+    total_dtype = _check_chunks(chunk_size, accumulate_dtype, dtype)
+    target, shape = arguments.class_indices(target, input), target.shape
+    if shape != input.shape[:-1] and not (input.dim() == 1 and shape == (1,)):
+        raise ArgumentValueError(
+            f"target has shape {list(shape)}, expected {list(input.shape[:-1])} for input of shape {list(input.shape)}"
+        )
+    num_classes, wide = linear_weight.shape[0], arithmetic_dtype(dtype)
+    checked = operator_options(
+        input,
+        target,
+        num_classes,
+        wide,
+        ignore_index=ignore_index,
+        **vectors,
+        **numbers,  # type: ignore[arg-type]
+    )
+    rows = target.reshape(-1)
+    denominator = None
+    if reduction == "mean":
+        denominator = mean_denominator(normalizer, rows, checked[0], ignore_index, num_classes).to(wide)
+    trains = torch.is_grad_enabled()
+    wants_bias = linear_bias is not None and linear_bias.requires_grad
+    needs = (trains and input.requires_grad, trains and linear_weight.requires_grad, trains and wants_bias)
+    keeps = any(needs) and reduction != "none" and gradient != "backward"
+    setting = Setting(reduction, "forward" if keeps else "backward", chunk_size or 0, dtype, total_dtype, needs)
+    x = input if input.dim() == 2 else input[None]
+    loss, stats = linear_softmax_loss(x, linear_weight, linear_bias, rows, denominator, setting, checked)
+    if reduction == "none":
+        loss = loss.reshape(shape)
+    return (loss, row_stats(stats, rows, ignore_index, shape)) if return_stats else loss
+
+
+class LinearCrossEntropyLoss(_Loss):
+    """:func:`longtail.linear_cross_entropy` as a module, with a weight of its own or one that it shares.
+
+    Args:
+        in_features: D.
+        num_classes: C.
+        out_features: (d1, ..., dK) of K-dimensional targets.
+        bias: whether it has a ``linear_bias``.
+        linear_weight: a parameter (C, D) to share, such as the weight of an embedding. Default: a new one.
+        device, dtype: of a new weight, and of the bias.
+        options: the keyword-only arguments of the function.
+
+    Parameters are those of ``self.linear``, an :class:`torch.nn.Linear` as in
+    :class:`torch.nn.LinearCrossEntropyLoss`, whose ``state_dict`` fits.
+    """
+
+    _function = staticmethod(linear_cross_entropy)
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        linear_weight: nn.Parameter | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weight: Tensor | None = None,
+        class_bias: Tensor | None = None,
+        class_margin: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight=weight, class_bias=class_bias, class_margin=class_margin, **options)
+        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        rows = math.prod(out_features, start=num_classes)
+        if linear_weight is None:
+            self.linear = nn.Linear(in_features, rows, bias, device, dtype)
+            return
+        if not isinstance(linear_weight, nn.Parameter):
+            raise TypeError(f"linear_weight is a {type(linear_weight).__name__}, expected a Parameter to share")
+        if linear_weight.shape != (rows, in_features):
+            raise ValueError(f"linear_weight has shape {list(linear_weight.shape)}, expected {[rows, in_features]}")
+        # One feature: the weight that Linear makes, and that is replaced, should not be a second vocabulary.
+        self.linear = nn.Linear(1, rows, bias, device or linear_weight.device, dtype or linear_weight.dtype)
+        self.linear.in_features = in_features
+        self.linear.weight = linear_weight
+
+    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
+        """The loss of features ``input`` and ``target``; keyword arguments override options."""
+        outputs = (self.num_classes, *self.out_features)
+        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        bias = None if self.linear.bias is None else self.linear.bias.reshape(outputs)
+        weight = self.linear.weight.reshape(*outputs, self.linear.in_features)
+        return linear_cross_entropy(
+            *(input, weight, target), linear_bias=bias, **{**vectors, **self.options, **overrides}
+        )
+
+    def extra_repr(self) -> str:
+        own = f"in_features={self.linear.in_features}, num_classes={self.num_classes}"
+        outputs = f", out_features={self.out_features}" if self.out_features else ""
+        rest = super().extra_repr()
+        return own + outputs + (f", {rest}" if rest else "")

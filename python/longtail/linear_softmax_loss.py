@@ -1,0 +1,230 @@
+"""The operators of the fused linear loss: logits made, turned into their gradient and spent, a chunk of rows at a time.
+
+For each chunk: ``logits = input @ linear_weight.T + linear_bias`` (vendor GEMM), ``softmax_loss_and_grad_`` in place,
+``grad_input = logits @ linear_weight`` and ``grad_weight += logits.T @ input`` (vendor GEMMs). The one buffer of logits
+serves all chunks. Loops live inside the operators, so that a compiled graph holds one node, whatever the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+
+class Plan(NamedTuple):
+    """How many rows a chunk has where nobody says: a share of all rows within a budget, but not less than pays."""
+
+    share: int
+    """A chunk takes at most one row in this many, so that with GEMM workspaces it is under an eighth of the logits."""
+    least: int
+    """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
+    budget: int
+    """Bytes of a chunk of logits."""
+
+
+PLANS = {"cpu": Plan(share=12, least=128, budget=1 << 28), "cuda": Plan(share=4, least=512, budget=1 << 28)}
+
+
+def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str) -> int:
+    """Rows per chunk for [rows, num_classes] logits: as :class:`Plan` has it, then evened out over the chunks."""
+    plan = PLANS.get(device_type, PLANS["cuda"])
+    affordable = plan.budget // max(1, num_classes * itemsize)
+    size = min(max(plan.least, min(-(-rows // plan.share), affordable)), max(rows, 1))
+    chunks = max(1, -(-rows // size))
+    return max(1, -(-rows // chunks))
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """That of losses and statistics for logits of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextlib.contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """No graph and no autocast: what the GEMMs compute in has been decided."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
+    # A chunk's kernel would name the row within its chunk, after the GEMM.
+    if target.device.type == "cpu":
+        ops.mean_denominator(target, None, ignore_index, num_classes)
+
+
+def _matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` [R, C] in ``dtype``, in a layout that BLAS takes as it is: else every chunk would copy it."""
+    x = x.to(dtype)
+    by_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    by_columns = x.stride(0) == 1 and x.stride(1) >= x.shape[0]
+    return x if by_rows or by_columns else x.contiguous()
+
+
+class _Chunk(NamedTuple):
+    rows: slice
+    input: Tensor
+    logits: Tensor
+    target: Tensor
+    options: tuple[Any, ...]
+
+
+def _chunks(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    chunk_size: int,
+    options: tuple[Any, ...],
+) -> Iterator[_Chunk]:
+    """Chunks with their logits; ``linear_weight`` and ``linear_bias`` are in the dtype of the logits."""
+    n, num_classes, dtype = input.shape[0], linear_weight.shape[0], linear_weight.dtype
+    size = chunk_size or chunk_rows(n, num_classes, dtype.itemsize, input.device.type)
+    buffer = linear_weight.new_empty((min(size, n), num_classes))
+    ignored = (target == options[4])[:, None]
+    for begin in range(0, n, size):
+        rows = slice(begin, min(begin + size, n))
+        # What an ignored row holds, NaN included, may not meet its zero gradient in the weight's GEMM.
+        x = input[rows].to(dtype).masked_fill(ignored[rows], 0.0)
+        logits = buffer[: x.shape[0]]
+        if linear_bias is None:
+            torch.mm(x, linear_weight.t(), out=logits)
+        else:
+            torch.addmm(linear_bias, x, linear_weight.t(), out=logits)
+        sample_weight = None if options[3] is None else options[3][rows]
+        yield _Chunk(rows, x, logits, target[rows], (*options[:3], sample_weight, *options[4:]))
+
+
+def _rows_out(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    n, wide = input.shape[0], arithmetic_dtype(dtype)
+    return input.new_empty((n,), dtype=wide), input.new_empty((n, 5), dtype=wide)
+
+
+def linear_softmax_loss(
+    input: Tensor,  # [N, D]
+    linear_weight: Tensor,  # [C, D]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N] int64
+    chunk_size: int,
+    dtype: torch.dtype,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits."""
+    loss, stats = _rows_out(input, dtype)
+    with _plain(input.device):
+        _check_target(target, options[4], linear_weight.shape[0])
+        weight = _matrix(linear_weight, dtype)
+        bias = None if linear_bias is None else linear_bias.to(dtype)
+        for chunk in _chunks(input, weight, bias, target, chunk_size, options):
+            loss[chunk.rows], stats[chunk.rows] = ops.softmax_loss(chunk.logits, chunk.target, *chunk.options)
+    return loss, stats
+
+
+def _add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
+    """``total += grad.T @ x``; ``total`` is written, not read, the first time."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), x, beta=0 if first else 1)
+        return
+    # Some features at a time: a product in the half type is rounded once, and takes half of a chunk's memory at most.
+    step = max(16, grad.shape[0] // 2)
+    for begin in range(0, x.shape[1], step):
+        part = torch.mm(grad.t(), x[:, begin : begin + step])
+        place = total[:, begin : begin + step]
+        if first:
+            place.copy_(part)
+        else:
+            place.add_(part)
+
+
+def linear_softmax_loss_and_grad(
+    grad_loss: Tensor,  # [N] any stride
+    input: Tensor,  # [N, D]
+    linear_weight: Tensor,  # [C, D]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N] int64
+    chunk_size: int,
+    dtype: torch.dtype,
+    total_dtype: torch.dtype,
+    weight_grad_dtype: torch.dtype,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`linear_softmax_loss`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
+
+    ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``.
+    """
+    loss, stats = _rows_out(input, dtype)
+    grad_input, total, total_bias = _gradients(
+        input, linear_weight, total_dtype, (needs_input, needs_weight, needs_bias)
+    )
+    with _plain(input.device):
+        _check_target(target, options[4], linear_weight.shape[0])
+        weight = _matrix(linear_weight, dtype)
+        bias = None if linear_bias is None else linear_bias.to(dtype)
+        for chunk in _chunks(input, weight, bias, target, chunk_size, options):
+            rows, grad = chunk.rows, chunk.logits
+            loss[rows], stats[rows] = ops.softmax_loss_and_grad_(grad_loss[rows], grad, chunk.target, *chunk.options)
+            if needs_input and grad_input.dtype == dtype:
+                torch.mm(grad, weight, out=grad_input[rows])
+            elif needs_input:
+                grad_input[rows] = torch.mm(grad, weight)
+            if needs_weight:
+                _add_weight_gradient(total, grad, chunk.input, rows.start == 0)
+            if needs_bias:
+                total_bias += grad.sum(0, dtype=total_dtype)
+        if input.shape[0] == 0:
+            total.zero_()
+        return loss, stats, grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
+
+
+def _gradients(
+    input: Tensor, linear_weight: Tensor, total_dtype: torch.dtype, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Space for the gradients; that of the weight laid out as the weight, so that a parameter can keep it uncopied."""
+    needs_input, needs_weight, needs_bias = needs
+    grad_input = input.new_empty(input.shape if needs_input else (0,))
+    if needs_weight:
+        total = torch.empty_like(linear_weight, dtype=total_dtype)
+    else:
+        total = linear_weight.new_empty((0,), dtype=total_dtype)
+    bias_shape = linear_weight.shape[:1] if needs_bias else (0,)
+    return grad_input, total, linear_weight.new_zeros(bias_shape, dtype=total_dtype)
+
+
+def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _rows_out(input, rest[4])
+
+
+def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _bias, _target, _chunk_size, dtype, _total_dtype, weight_grad_dtype, *needs = rest[:9]
+    return (*_rows_out(input, dtype), *_gradients(input, linear_weight, weight_grad_dtype, tuple(needs)))
+
+
+_DATA = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, int chunk_size, ScalarType dtype"
+_NEEDS = "ScalarType total_dtype, ScalarType weight_grad_dtype, bool needs_input, bool needs_weight, bool needs_bias"
+_SCHEMAS = {
+    "linear_softmax_loss": f"({_DATA}, {ops.OPTIONS}) -> (Tensor loss, Tensor stats)",
+    "linear_softmax_loss_and_grad": (
+        f"(Tensor grad_loss, {_DATA}, {_NEEDS}, {ops.OPTIONS}) -> "
+        "(Tensor loss, Tensor stats, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
+    ),
+}
+
+_library = torch.library.Library("longtail", "FRAGMENT")
+for _name, _kernel, _fake in (
+    ("linear_softmax_loss", linear_softmax_loss, _fake_loss),
+    ("linear_softmax_loss_and_grad", linear_softmax_loss_and_grad, _fake_loss_and_grad),
+):
+    _library.define(_name + _SCHEMAS[_name])
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"longtail::{_name}", _fake, lib=_library)
+
+loss_operator = torch.ops.longtail.linear_softmax_loss.default
+loss_and_grad_operator = torch.ops.longtail.linear_softmax_loss_and_grad.default

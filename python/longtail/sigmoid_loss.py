@@ -1,0 +1,142 @@
+"""From checked arguments to the operators: layouts, denominators and shapes of the sigmoid family."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import arguments, ops, reference
+from .autograd import reduce_loss
+from .autograd_sigmoid import SigmoidLoss
+from .errors import ArgumentTypeError, ArgumentValueError
+
+REDUCTIONS = ("mean", "sum", "none", "rows")
+NORMALIZERS = ("elements", "rows", "positives")
+
+
+class Layout(NamedTuple):
+    """Logits [N, C] or [N, C, P], targets [rows] or of the logits' shape, and the shapes that results go back to."""
+
+    logits: Tensor
+    target: Tensor
+    shape: torch.Size
+    rows: torch.Size
+
+    @property
+    def dense(self) -> bool:
+        """Whether there is a target for each element, not a class for each row."""
+        return self.target.is_floating_point()
+
+    def restore(self, loss: Tensor) -> Tensor:
+        """Losses of the elements in the input's shape."""
+        if self.logits.dim() == 3 or len(self.shape) <= 2:
+            return loss.reshape(self.shape)
+        return loss.reshape(self.shape[0], *self.shape[2:], self.shape[1]).movedim(-1, 1)
+
+
+def layout(input: Tensor, target: Tensor) -> Layout:
+    """Class indices have the input's shape without the classes; a target of the input's shape is one per element."""
+    if input.shape != target.shape:
+        rows = arguments.rows(input, target)
+        return Layout(rows.logits, rows.target, input.shape, rows.shape)
+    if target.device != input.device:
+        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    if target.is_complex():
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected a real one")
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ArgumentValueError("target requires grad, but the loss is not differentiable in it: pass target.detach()")
+    wide = reference.accumulate_dtype(input)
+    if target.dtype not in (input.dtype, wide):
+        target = target.to(wide)
+    if input.dim() <= 1 or input.shape[1] == 1:  # one class: all rows are pixels of one image
+        flat = input.reshape(1, 1, -1).contiguous(), target.reshape(1, 1, -1).contiguous()
+        return Layout(*flat, input.shape, input.shape[:1] + input.shape[2:])
+    logits = arguments.laid_out(input)
+    if logits.dim() == 3:
+        target = arguments.laid_out(target.contiguous())
+    elif input.dim() > 2:
+        target = target.movedim(1, -1).reshape(-1, input.shape[1])
+    return Layout(logits, arguments.laid_out(target), input.shape, input.shape[:1] + input.shape[2:])
+
+
+def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
+    device = at.logits.device
+    if isinstance(normalizer, Tensor):
+        return normalizer.to(device)
+    if normalizer is not None and not isinstance(normalizer, str):
+        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    if not at.dense:
+        num_classes = at.logits.shape[1]
+        counted = ops.mean_denominator(at.target, None, -100 if ignore_index is None else ignore_index, num_classes)
+        return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
+    if normalizer == "rows":
+        return torch.full((), max(at.rows.numel(), 1), dtype=torch.float64, device=device)
+    if normalizer == "positives":
+        total = at.target.sum(dtype=torch.float64)
+        if ignore_index is not None:
+            total = total - ignore_index * (at.target == ignore_index).sum()
+        return total.clamp(min=1)
+    if ignore_index is not None:
+        return (at.target != ignore_index).sum()
+    return torch.full((), at.target.numel(), dtype=torch.float64, device=device)
+
+
+def sigmoid_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    reduction: str,
+    alpha: float | None = None,
+    gamma: float = 0.0,
+    weight: Tensor | None = None,
+    class_weight_by_target: bool = False,
+    pos_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+) -> Tensor:
+    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`."""
+    _check_options(input, target, reduction, ignore_index, normalizer, gradient)
+    gamma = arguments.check_number("gamma", gamma, 0.0)
+    if alpha is not None:
+        alpha = arguments.check_number("alpha", alpha, high=1.0)
+        alpha = None if alpha < 0 else alpha
+    at, dtype = layout(input, target), reference.accumulate_dtype(input)
+    if class_weight_by_target and (at.dense or weight is None):
+        raise ValueError("class_weight_by_target needs class indices as targets, and weight")
+    if not at.dense and ignore_index is None:
+        ignore_index = -100
+    per_class = torch.Size((at.logits.shape[1],))
+    options = (
+        arguments.vector("weight", weight, per_class, input, dtype),
+        arguments.vector("pos_weight", pos_weight, per_class, input, dtype),
+        arguments.vector("sample_weight", sample_weight, at.rows, input, dtype),
+        *(bool(class_weight_by_target), ignore_index, alpha, gamma),
+    )
+    denominator = _denominator(normalizer, at, ignore_index).to(dtype) if reduction == "mean" else None
+    over = "elements" if reduction == "none" else reduction
+    wants_grad = torch.is_grad_enabled() and at.logits.requires_grad
+    if not wants_grad:
+        gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
+    if wants_grad or not torch.compiler.is_compiling():
+        loss, *_ = SigmoidLoss.apply(at.logits, at.target, denominator, over, gradient, *options)
+    else:  # torch.compile passes a context to the Function's forward where nothing requires grad
+        loss = reduce_loss(ops.sigmoid_loss(at.logits, at.target, *options, over == "elements"), denominator, over)
+    if reduction == "none":
+        return at.restore(loss)
+    return loss.reshape(at.rows) if reduction == "rows" else loss
+
+
+def _check_options(
+    input: Tensor, target: Tensor, reduction: str, ignore_index: Any, normalizer: Any, gradient: str
+) -> None:
+    arguments.check_tensors(input=input, target=target)
+    arguments.check_logits(input)
+    arguments.check_choice("reduction", reduction, REDUCTIONS)
+    arguments.check_choice("gradient", gradient, arguments.GRADIENTS)
+    arguments.check_normalizer(normalizer, reduction, NORMALIZERS)
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}, expected an int or None")

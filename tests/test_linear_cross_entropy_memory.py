@@ -1,0 +1,110 @@
+"""Promise: the fused linear loss holds one chunk of logits, and makes nothing that is not asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cases
+import longtail
+from longtail import linear_softmax_loss
+
+ROWS, FEATURES, CLASSES = 12, 8, 13
+
+
+class Calls(TorchDispatchMode):
+    """Names and results of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen.append((func.name(), out))
+        return out
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, False)])
+def test_the_operator_makes_what_is_needed_and_reads_nothing_back(needs: tuple[bool, bool, bool]) -> None:
+    x, target = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
+    weight, bias = torch.randn(CLASSES, FEATURES), torch.randn(CLASSES)
+    dtypes = [torch.float32] * 3
+    options = cases.operator_options(CLASSES, {})
+    with Calls() as calls:
+        out = linear_softmax_loss.linear_softmax_loss_and_grad(
+            torch.ones(ROWS), x, weight, bias, target, 5, *dtypes, *needs, *options
+        )
+    assert [g.numel() > 0 for g in out[2:]] == list(needs)
+    chunks = 3
+    names = [name for name, _ in calls.seen]
+    gemms = [name for name in names if "mm" in name]
+    assert len(gemms) == chunks * (1 + needs[0] + needs[1])
+    for sync in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal"):
+        assert not [name for name in names if name.split("::")[1].split(".")[0] == sync]
+
+
+def test_the_parameter_takes_the_gradient_uncopied() -> None:
+    x, target = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
+    weight = torch.randn(CLASSES, FEATURES).requires_grad_()
+    with Calls() as calls:
+        loss = longtail.linear_cross_entropy(x, weight, target)
+    (out,) = [out for name, out in calls.seen if name == "longtail::linear_softmax_loss_and_grad"]
+    made = out[3].data_ptr()
+    loss.backward()
+    assert weight.grad.data_ptr() == made
+
+
+MEMORY = """
+import ctypes, sys, torch, longtail
+n, d, v = 1152, 64, 16384
+x, weight = torch.randn(n, d), torch.randn(v, d)
+target = torch.randint(v, (n,))
+def resident(field):
+    return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(field))
+def run(x, weight, target, **options):
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    loss = longtail.linear_cross_entropy(x, weight, target, **options)
+    if loss.requires_grad:
+        loss.backward(torch.full(loss.shape, 0.5))
+        return x.grad, weight.grad
+options = {"none": {"reduction": "none"}, "no_grad": {}, "mean": {}}[sys.argv[1]]
+torch.set_grad_enabled(sys.argv[1] != "no_grad")
+run(x[:200], weight, target[:200], **options)  # what libraries allocate once
+ctypes.CDLL(None).malloc_trim(0)
+open("/proc/self/clear_refs", "w").write("5")
+before = resident("VmRSS")
+kept = run(x, weight, target, **options)
+grads = sum(g.nbytes for g in kept) if kept else 0
+print((resident("VmHWM") - before - grads) / (4 * n * v))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", ["mean", "none", "no_grad"])
+def test_peak_memory_is_an_eighth_of_the_logits(mode: str) -> None:
+    # Freed blocks go back at once, so that what is seen is what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, mode], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1 / 8
+
+
+@pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 1152, 100_000])
+@pytest.mark.parametrize("classes", [1, 32768, 1_000_000])
+def test_default_chunks(rows: int, classes: int) -> None:
+    for device, plan in linear_softmax_loss.PLANS.items():
+        size = linear_softmax_loss.chunk_rows(rows, classes, 4, device)
+        assert 1 <= size <= max(rows, 1)
+        chunks = -(-rows // size)
+        assert size <= max(plan.least, -(-rows // plan.share))
+        assert size <= plan.least or size * classes * 4 <= plan.budget
+        assert chunks > 16 or rows <= size or rows - (chunks - 1) * size > 0.5 * size, "the last chunk is no rump"

@@ -1,0 +1,248 @@
+"""The softmax family in Triton: kernels for rows held in registers and for rows swept in blocks, and their launchers.
+
+What a kernel computes follows from its outputs: `loss` asks for losses and statistics, `grad` for the gradient, both
+for the two in one launch. An argument or option that is None is compiled out; numbers are read at run time.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from longtail import fallback
+
+from . import tuning
+from .checks import check_factor, check_loss, check_matrix
+from .loss_math import LossOptions, RowStats, empty_stats
+from .softmax_rows import (
+    Vectors,
+    add_block,
+    finish_row,
+    load_block,
+    load_row,
+    load_stats,
+    load_target,
+    store_block,
+    sweep_grad,
+    sweep_stats,
+)
+
+INTEGERS = ["stride", "grad_stride", "target_stride", "grad_loss_stride", "rows", "classes", "ignore_index"]
+UNALIGNED = ["target", "grad_loss", "loss", "stats"]
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
+def tile_kernel(
+    logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
+    rows, classes, ignore_index, x, o, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """Short rows, held in registers: C <= BLOCK.
+
+    grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
+    reads: logits [N, C] once, ignored rows never; target; per row the target's logit, weight, bias, margin, the
+      sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`); class_bias and, with
+      label smoothing, weight [C] once per program, from cache.
+    writes: loss [N] and stats [N, 5] (with `loss`); grad [N, C] (with `grad`; may be the logits' own memory).
+    bytes: one pass over the logits, one over the gradient, about 40 per row.
+    VEC: elements in 16 bytes if C, both strides and both pointers are multiples of them, else 1.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    exists = row < rows
+    g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
+    z_row = logits + row * stride // VEC * VEC  # = row * stride, as a multiple that the compiler sees
+    u_g, w_g, v = load_row(z_row, g, row, counted, x, o)
+    cols = tl.arange(0, BLOCK)[None, :]
+    inside = cols < classes // VEC * VEC
+    mask = inside & counted
+    capped, u = load_block(z_row, cols, 0, mask, x, o, "")
+    if loss is not None:
+        s = add_block(empty_stats(u_g, ROWS), u, cols, 0, mask, g, True, x, o, ROWS, BLOCK)
+        s = RowStats(s.m[:, None], s.d[:, None], s.t[:, None], u_g, s.U[:, None])
+    else:
+        s = load_stats(stats + row * 5, counted)
+    row_grad = finish_row(s, w_g, v, row, exists, counted, grad_loss, loss, stats, grad_loss_stride, classes, x, o)
+    if grad is not None:
+        grad_row = grad + row * grad_stride // VEC * VEC
+        store_block(grad_row, cols, 0, inside & exists, row_grad, capped, u, g, x, o)
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
+def sweep_kernel(
+    logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
+    rows, classes, ignore_index, x, o,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
+):  # fmt: skip
+    """Long rows, in blocks of BLOCK classes.
+
+    grid: N programs of one row. Sweeps: one for `loss`; one for `grad`, in reverse, so that what the first sweep read
+      last is read from cache.
+    reads: logits [N, C] once per sweep, ignored rows never; the rest as tile_kernel.
+    writes: as tile_kernel.
+    bytes: one pass over the logits per sweep (with both, the second from cache as far as rows in flight fit there),
+      one over the gradient, about 40 per row.
+    A row is its body, whole vectors of VEC elements from its first aligned one on, and, if EDGES, fewer than VEC
+    elements at either end: 16-byte accesses for every C. `grad` rows must be aligned as the logits'; else VEC is 1.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    if loss is None:
+        row = rows - 1 - row  # the rows that the forward pass read last may still be in the L2 cache
+    g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
+    z_row = logits + row * stride
+    u_g, w_g, v = load_row(z_row, g, row, counted, x, o)
+    head = 0
+    if EDGES:
+        head = ((VEC - row * stride % VEC) % VEC).to(tl.int32)
+    body = (classes - head) // VEC * VEC
+    z_body = logits + (row * stride + head) // VEC * VEC
+    if loss is not None:
+        s = sweep_stats(z_row, z_body, head, body, g, counted, u_g, classes, x, o, BLOCK, LANES, VEC, EDGES)
+    else:
+        s = load_stats(stats + row * 5, counted)
+    row_grad = finish_row(s, w_g, v, row, row < rows, counted, grad_loss, loss, stats, grad_loss_stride, classes, x, o)
+    if grad is not None:
+        grad_row = grad + row * grad_stride
+        grad_body = grad + (row * grad_stride + head) // VEC * VEC
+        sweep_grad(
+            z_row, z_body, grad_row, grad_body, head, body, g, counted, row_grad, classes, x, o, BLOCK, VEC, EDGES
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["stride", "factor_stride", "rows", "classes"], do_not_specialize_on_alignment=["factor"])
+def scale_grad_kernel(
+    grad, factor, stride, factor_stride, rows, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr
+):
+    """Multiplies the rows of grad [N, C] by factor [N], in place.
+
+    grid: ceil(N / ROWS) programs of ROWS rows. Sweeps: one, or none where all the factors are 1.
+    reads: factor [N] (one number again and again if its stride is 0); grad [N, C] once unless the factors are 1.
+    writes: grad, likewise. VEC: as tile_kernel.
+    bytes: 4 per row where the factors are 1, else two passes over grad.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    f = tl.load(factor + row * factor_stride, mask=row < rows, other=1.0)
+    if tl.max(tl.where(f == 1.0, 0, 1)) != 0:
+        grad_row = grad + row * stride // VEC * VEC
+        for start in range(0, classes, BLOCK):
+            cols = start + tl.arange(0, BLOCK)[None, :]
+            mask = (cols < classes // VEC * VEC) & (row < rows)
+            scaled = tl.load(grad_row + cols, mask=mask, other=0.0).to(tl.float32) * f
+            tl.store(grad_row + cols, scaled.to(grad.dtype.element_ty), mask=mask)
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
+COMPILE: dict[str, Any] = {"debug": True, "sanitize_overflow": False, "enable_fp_fusion": True, "num_stages": 1}
+
+
+def _served(logits: Tensor) -> bool:
+    """float64 is for checking gradients, not for speed: it goes to the reference, as all logits but [N, C] do."""
+    return logits.dtype in DTYPES and logits.dim() == 2
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current device, and on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _aligned(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+
+
+def _switch(value: float, off: float = 0.0) -> float | None:
+    return None if value == off else float(value)
+
+
+def _launch(
+    logits: Tensor, target: Tensor, grad_loss: Tensor | None, loss: Tensor | None, stats: Tensor,
+    grad: Tensor | None, options: tuple[Any, ...],
+) -> None:  # fmt: skip
+    weight, class_bias, class_margin, sample_weight, ignore_index, smoothing, focal, *rest = options
+    check_loss(logits, target, grad_loss, stats, options[:4], ignore_index)
+    n, c = logits.shape
+    if n == 0:
+        return
+    complement, coefficient, scale, softcap, z_loss = rest
+    weight_sum = weight.sum() if smoothing and weight is not None else None
+    x = Vectors(weight, class_bias, class_margin, sample_weight, weight_sum)
+    o = LossOptions(
+        _switch(smoothing), _switch(focal), _switch(complement), float(coefficient), _switch(scale, 1.0),
+        _switch(softcap), _switch(z_loss),
+    )  # fmt: skip
+    strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
+    arguments = (
+        *(logits, target, grad_loss, loss, stats, grad, strides[0], strides[-1], target.stride(0)),
+        *(0 if grad_loss is None else grad_loss.stride(0), n, c, ignore_index, x, o),
+    )
+    aligned = _aligned(logits, grad)
+    with _on(logits.device):
+        if c <= tuning.TILE_CLASSES:
+            t = tuning.tile(c, logits.itemsize, strides, aligned)
+            grid = (triton.cdiv(n, t.rows),)
+            tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
+        else:
+            twice = loss is not None and grad is not None
+            heavy = class_bias is not None or smoothing != 0 or softcap != 0
+            cache = tuning.cache_per_processor(logits.device)
+            s = tuning.sweep(c, logits.itemsize, strides, aligned, twice, heavy, cache)
+            constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges}
+            sweep_kernel[(n,)](*arguments, **constants, num_warps=s.warps, **COMPILE)
+
+
+def _new_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
+    n = logits.shape[0]
+    return logits.new_empty((n,), dtype=torch.float32), logits.new_empty((n, 5), dtype=torch.float32)
+
+
+def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    if not _served(logits):
+        return fallback.softmax_loss(logits, target, *options)
+    loss, stats = _new_loss(logits)
+    _launch(logits, target, None, loss, stats, None, options)
+    return loss, stats
+
+
+def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
+    if not _served(logits):
+        return fallback.softmax_loss_backward(grad_loss, logits, target, stats, *options)
+    grad = logits.new_empty(logits.shape)
+    _launch(logits, target, grad_loss, None, stats.contiguous(), grad, options)
+    return grad
+
+
+def softmax_loss_and_grad(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _served(logits):
+        return fallback.softmax_loss_and_grad(grad_loss, logits, target, *options)
+    loss, stats = _new_loss(logits)
+    grad = logits.new_empty(logits.shape)
+    _launch(logits, target, grad_loss, loss, stats, grad, options)
+    return loss, stats, grad
+
+
+def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    if not _served(logits):
+        return fallback.softmax_loss_and_grad_(grad_loss, logits, target, *options)
+    loss, stats = _new_loss(logits)
+    _launch(logits, target, grad_loss, loss, stats, logits, options)
+    return loss, stats
+
+
+def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
+    if not _served(grad):
+        fallback.scale_grad_(grad, grad_loss)
+        return
+    check_matrix("grad", grad)
+    check_factor("grad_loss", grad_loss, grad)
+    n, c = grad.shape
+    if n == 0:
+        return
+    t = tuning.scaling(c, grad.itemsize, grad.stride(0), _aligned(grad))
+    arguments = (grad, grad_loss, grad.stride(0), grad_loss.stride(0), n, c)
+    with _on(grad.device):
+        grid = (triton.cdiv(n, t.rows),)
+        scale_grad_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)

@@ -1,0 +1,122 @@
+"""Block sizes, warps and rows per program: the only place with numbers.
+
+All of them are reasoned from the hardware and the compiler's register report; none is measured yet.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+WARP = 32
+# Elements of a block per thread. 16 are two 16-byte loads of bfloat16 or four of float32 in flight; 32 take some 80
+# registers in a sweep for the loss, which halves the warps per multiprocessor, and 150 in a tile.
+PER_THREAD = 16
+# Longest row held in registers. One of 8192 takes 16 warps of 80 registers: a single program per multiprocessor, with
+# nothing to overlap its barriers with.
+TILE_CLASSES = 4096
+# A tile of rows so short that each lies in one warp: enough warps that programs are not too small to be launched.
+TILE_WARPS = 4
+# Rows that a thread has a part of: it repeats the row's own arithmetic, some 100 instructions, with all of the row's
+# threads.
+ROWS_PER_THREAD = 2
+# Narrower tiles would leave threads of a warp without work for most of C = 1 ... 15 as well.
+SMALLEST_BLOCK = 16
+# A sweep that does not come back to its row: small programs waste the least in the last block (3 % at C = 32000),
+# and many of them share a multiprocessor, which hides their reductions at the end.
+SWEEP_WARPS = 4
+# Loss and gradient in one launch read the row twice: the fewer rows in flight, the more of each is still in the cache.
+# Threads per multiprocessor at the 64 registers that such a sweep takes; a program of 32 warps gets no more.
+THREADS = 1024
+# With heavy options 16 elements per thread spill there.
+HEAVY_PER_THREAD = 8
+# Share of the L2 cache for the logits of rows in flight; the rest is for the gradient on its way out.
+CACHE_SHARE = 0.5
+# Cache per multiprocessor where the driver does not say: an A100's, the smallest of the data-centre GPUs.
+CACHE_PER_PROCESSOR = 40 * 2**20 // 108
+
+
+class Tile(NamedTuple):
+    """Launch of a kernel over whole rows: ``rows`` of them, ``block`` classes wide, ``vec`` elements per access."""
+
+    rows: int
+    block: int
+    warps: int
+    vec: int
+
+
+class Sweep(NamedTuple):
+    """Launch of a kernel over one row in blocks; ``edges``: rows begin or end within 16 bytes."""
+
+    block: int
+    lanes: int
+    warps: int
+    vec: int
+    edges: bool
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Tile:
+    """For rows of up to TILE_CLASSES. ``aligned``: every pointer is a multiple of 16 bytes."""
+    vec = 16 // itemsize
+    if not aligned or any(n % vec for n in (classes, *strides)):
+        vec = 1
+    block = max(_power_of_two(classes), SMALLEST_BLOCK)
+    if block > WARP * PER_THREAD:
+        return Tile(1, block, block // (WARP * PER_THREAD), vec)
+    threads = min(block // vec, WARP)  # of one row
+    warps = TILE_WARPS if block // vec <= WARP else 1
+    rows_per_thread = min(PER_THREAD * threads // block, ROWS_PER_THREAD)
+    return Tile(rows_per_thread * (WARP // threads) * warps, block, warps, vec)
+
+
+def sweep(
+    classes: int,
+    itemsize: int,
+    strides: tuple[int, ...],
+    aligned: bool,
+    twice: bool,
+    heavy: bool,
+    cache: int,
+) -> Sweep:
+    """For longer rows.
+
+    ``strides``: of the logits and, if it is written, the gradient; ``twice``: the row is read twice, the second time
+    from ``cache`` bytes per multiprocessor as far as possible; ``heavy``: with options that take registers per element
+    (class_bias, label smoothing, softcap).
+    """
+    warps, per_thread = SWEEP_WARPS, PER_THREAD
+    if twice:
+        warps, per_thread = 8, HEAVY_PER_THREAD if heavy else PER_THREAD
+        while warps * WARP < THREADS and THREADS // (WARP * warps) * classes * itemsize > CACHE_SHARE * cache:
+            warps *= 2
+    vec = 16 // itemsize
+    if not aligned or any((n - strides[0]) % vec for n in strides):
+        vec = 1
+    return Sweep(
+        block=WARP * warps * per_thread,
+        lanes=WARP * warps,
+        warps=warps,
+        vec=vec,
+        edges=any(n % vec for n in (classes, strides[0])),
+    )
+
+
+def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:
+    """For the multiplication of rows by a factor: as short rows, longer ones in a loop."""
+    return tile(min(classes, TILE_CLASSES), itemsize, (classes, stride), aligned)
+
+
+@functools.lru_cache
+def cache_per_processor(device: torch.device) -> int:
+    """Bytes of L2 cache per multiprocessor: the arch as far as these numbers depend on it."""
+    if device.type != "cuda":
+        return CACHE_PER_PROCESSOR
+    properties = torch.cuda.get_device_properties(device)
+    cache = getattr(properties, "L2_cache_size", 0)
+    return cache // properties.multi_processor_count or CACHE_PER_PROCESSOR
