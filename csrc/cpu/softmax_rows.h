@@ -167,6 +167,7 @@ class SoftmaxRows {
     V U = V(T(0));
     for (int64_t j = 0; j < n; j += kLanes) {
       const int64_t count = n - j;
+      __builtin_prefetch(z + begin + j + kBlock);  // memory works on the next block while this one is computed
       V x = capped(load_some(z + begin + j, count));
       if (scratch_) store_some(scratch_ + begin + j, x, count);
       if (bias_) x = x + load_some(bias_ + begin + j, count);
