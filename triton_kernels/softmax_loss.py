@@ -45,7 +45,7 @@ def tile_kernel(
     grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
     reads: logits [N, C] once, ignored rows never; target; per row the target's logit, weight, bias, margin, the
       sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`); class_bias and, with
-      label smoothing, weight [C] once per program, from cache.
+      label smoothing, weight [C] per row, from cache.
     writes: loss [N] and stats [N, 5] (with `loss`); grad [N, C] (with `grad`; may be the logits' own memory).
     bytes: one pass over the logits, one over the gradient, about 40 per row.
     VEC: elements in 16 bytes if C, both strides and both pointers are multiples of them, else 1.
