@@ -132,3 +132,12 @@ def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...])
             raise ArgumentValueError("normalizer requires grad, but the loss is not differentiable in it")
     else:
         check_number("normalizer", normalizer)
+
+
+def given_normalizer(normalizer: str | float | Tensor | None, device: torch.device) -> Tensor | None:
+    """A denominator that the caller brings, 0-d; None where ``normalizer`` is a word or None and has to be counted."""
+    if isinstance(normalizer, Tensor):
+        return normalizer.to(device)
+    if normalizer is None or isinstance(normalizer, str):
+        return None
+    return torch.full((), float(normalizer), dtype=torch.float64, device=device)

@@ -63,10 +63,9 @@ def layout(input: Tensor, target: Tensor) -> Layout:
 
 def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
     device = at.logits.device
-    if isinstance(normalizer, Tensor):
-        return normalizer.to(device)
-    if normalizer is not None and not isinstance(normalizer, str):
-        return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    given = arguments.given_normalizer(normalizer, device)
+    if given is not None:
+        return given
     if not at.dense:
         num_classes = at.logits.shape[1]
         counted = ops.mean_denominator(at.target, None, -100 if ignore_index is None else ignore_index, num_classes)

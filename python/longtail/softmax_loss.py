@@ -42,10 +42,9 @@ def mean_denominator(
     normalizer: str | float | Tensor | None, target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int
 ) -> Tensor:
     """What a mean over rows with targets [N] divides by, 0-d."""
-    if isinstance(normalizer, Tensor):
-        return normalizer.to(target.device)
-    if normalizer is not None and not isinstance(normalizer, str):
-        return torch.full((), float(normalizer), dtype=torch.float64, device=target.device)
+    given = arguments.given_normalizer(normalizer, target.device)
+    if given is not None:
+        return given
     counted = ops.mean_denominator(target, weight if normalizer is None else None, ignore_index, num_classes)
     return counted if normalizer is None else counted.clamp(min=1)
 
