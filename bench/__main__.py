@@ -13,8 +13,8 @@ from . import plot, report, results, suite
 from .gpu import GPU
 from .measure import TOLERANCE, Mismatch
 
-PLANS = {plan.section: plan for plan in (suite.CPU, suite.OVERHEAD, suite.MEMORY, GPU)}
-DEFAULT = (suite.CPU, suite.OVERHEAD, GPU)
+PLANS = {plan.section: plan for plan in (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, suite.MEMORY, GPU)}
+DEFAULT = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, GPU)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
@@ -25,10 +25,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _shape(text: str) -> suite.Shape:
-    rows, _, classes = text.partition(",")
-    if not (rows.isdecimal() and classes.isdecimal() and int(rows) >= 1 and int(classes) >= 2):
-        raise argparse.ArgumentTypeError(f"{text!r} is not N,C with N >= 1 and C >= 2")
-    return int(rows), int(classes)
+    sizes = [int(size) if size.isdecimal() else 0 for size in text.split(",")]
+    if len(sizes) not in (2, 4) or min(sizes) < 1 or sizes[1] < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,C or N,C,H,W with N, H, W >= 1 and C >= 2")
+    return tuple(sizes)
 
 
 def _rounds(text: str) -> int:
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=["all", *PLANS],
         default="all",
-        help="default: cpu, overhead, and gpu if there is one",
+        help="default: cpu, sigmoid, images, overhead, and gpu if there is one",
     )
     parser.add_argument("--shape", type=_shape, nargs="+", metavar="N,C", help="instead of the section's shapes")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="instead of the section's dtypes")

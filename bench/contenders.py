@@ -22,6 +22,8 @@ LOSSES = {
     "complement": "complement cross-entropy",
     "family": "class weights + focal + complement",
     "everything": "every option at once",
+    "sigmoid": "sigmoid focal, class indices",
+    "sigmoid_dense": "sigmoid focal, a target for each element",
 }
 """The losses by their name in the CSV."""
 
@@ -33,24 +35,28 @@ GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 class Problem:
     """Data of one (N, C, dtype, device); every contender sees the same."""
 
-    logits: Tensor  # [N, C]
-    target: Tensor  # [N] int64
+    logits: Tensor  # [N, C] or [N, C, H, W]
+    target: Tensor  # [N] or [N, H, W] int64
     counts: Tensor  # [C] int64, training samples per class, an exponential long tail
 
     @classmethod
-    def make(cls, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Problem:
+    def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
         """Logits whose target probability spreads over (0, 1), so that an error in any term of a loss shows."""
-        rows, classes = shape
+        rows, classes, *pixels = shape
         generator = torch.Generator(device).manual_seed(0)
-        target = torch.randint(classes, (rows,), generator=generator, device=device)
-        logits = torch.randn(rows, classes, generator=generator, device=device)
-        margin = 8 * torch.rand(rows, generator=generator, device=device) - 4
+        target = torch.randint(classes, (rows, *pixels), generator=generator, device=device)
+        logits = torch.randn(shape, generator=generator, device=device)
+        margin = 8 * torch.rand(target.shape, generator=generator, device=device) - 4
         logits.scatter_(1, target[:, None], (logits.logsumexp(1) + margin)[:, None])
         counts = (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
         return cls(logits.to(dtype), target, counts)
 
     def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
-        """Targets, and keyword arguments of ``longtail.cross_entropy``, for one of ``LOSSES``."""
+        """Targets, and keyword arguments of longtail's function, for one of ``LOSSES``."""
+        if loss == "sigmoid":
+            return self.target, {}
+        if loss == "sigmoid_dense":
+            return torch.zeros_like(self.logits).scatter_(1, self.target[:, None], 1), {}
         options: dict[str, Any] = {}
         if loss in ("focal", "family", "everything"):
             options["focal_gamma"] = 2.0
@@ -96,16 +102,19 @@ def copy(problem: Problem) -> Contender:
     return Contender("", "copy", forward, passes=2)
 
 
-def _fused(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+def _fused(logits: Tensor, target: Tensor, name: str, gradient: str, options: dict[str, Any]) -> Tensor:
     # Looked up at the call, so that a test can plant a wrong one.
-    loss: Tensor = longtail.cross_entropy(logits, target, gradient=gradient, **options)
+    loss: Tensor = getattr(longtail, name)(logits, target, reduction="mean", gradient=gradient, **options)
     return loss
 
 
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
     """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
     target, options = problem.case(loss)
-    plain = F.cross_entropy if loss == "plain" else eager.softmax_loss
+    sigmoid = loss.startswith("sigmoid")
+    plain: Callable[..., Tensor] = eager.sigmoid_focal_loss if sigmoid else eager.softmax_loss
+    if loss == "plain":
+        plain = F.cross_entropy
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
     found = [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
@@ -115,7 +124,8 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
         found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
     backend = dispatch.selected(problem.logits.device)
     for gradient, passes in GRADIENTS.items():
-        forward = functools.partial(_fused, target=target, gradient=gradient, options=options)
+        name = "sigmoid_focal_loss" if sigmoid else "cross_entropy"
+        forward = functools.partial(_fused, target=target, name=name, gradient=gradient, options=options)
         found.append(
             Contender(loss, "longtail", forward, gradient, passes if backend != "reference" else None, backend)
         )

@@ -35,8 +35,8 @@ def effective_logits(
 
 
 def softmax_loss(
-    logits: Tensor,  # [N, C]
-    target: Tensor,  # [N] int64
+    logits: Tensor,  # [N, C], or [N, C, d1, ...] without weighted smoothing
+    target: Tensor,  # [N] or [N, d1, ...] int64
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -74,3 +74,16 @@ def softmax_loss(
         loss = loss + z_loss * u.logsumexp(1).square()
     ignored = target == ignore_index
     return loss.masked_fill(ignored, 0.0).sum() / w_g.masked_fill(ignored, 0.0).sum()
+
+
+def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Mean over the elements by torchvision's formula; class indices are made one-hot first, as it needs them.
+
+    logits: [N, C, ...]; target: int64 [N, ...], or of the logits' shape. Half logits are taken to float32 first.
+    """
+    z = logits.float()
+    y = torch.zeros_like(z).scatter_(1, target[:, None], 1) if target.dtype == torch.int64 else target.float()
+    p = z.sigmoid()
+    p_t = p * y + (1 - p) * (1 - y)
+    loss = F.binary_cross_entropy_with_logits(z, y, reduction="none") * (1 - p_t) ** gamma
+    return ((alpha * y + (1 - alpha) * (1 - y)) * loss).mean()

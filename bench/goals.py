@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .contenders import GRADIENTS
 from .gpu import GPU
 from .results import Row
-from .suite import CPU, LARGE, MEMORY, OVERHEAD, SMALL, Shape
+from .suite import CPU, IMAGES, LARGE, MEMORY, OVERHEAD, SIGMOID, SMALL, Shape
 
 NO_MEMORY = 0.02  # of the logits: room for one number per row, and for the allocator's own pages
 
@@ -82,6 +83,19 @@ def _cpu(rows: Sequence[Row]) -> list[Outcome]:
     return found
 
 
+def _sigmoid(rows: Sequence[Row]) -> list[Outcome]:
+    at = Group(rows, SIGMOID.section, "float32", SIGMOID.shapes[0])
+    found = []
+    for loss in SIGMOID.losses:
+        for contender, limit in (("eager", 8), ("compiled", 2.5)):
+            faster = _times(at.row(loss, contender), at.ours(loss))
+            found += _worst(f"{loss}: faster than {contender}", ">=", limit, [faster])
+    n, c, *pixels = IMAGES.shapes[-1]
+    large = Group(rows, IMAGES.section, "float32", (n * math.prod(pixels), c))
+    faster = _times(large.row("focal", "eager"), large.ours("focal"))
+    return found + _worst("focal over images, C = 1203: faster than eager", ">=", 6, [faster])
+
+
 def _peaks(rows: Sequence[Row]) -> list[Outcome]:
     found = []
     for dtype in ("float32", "bfloat16"):
@@ -125,4 +139,4 @@ def _gpu(rows: Sequence[Row]) -> list[Outcome]:
 
 def outcomes(rows: Sequence[Row]) -> list[Outcome]:
     """Every goal that the rows allow to be judged."""
-    return [*_cpu(rows), *_peaks(rows), *_gpu(rows)]
+    return [*_cpu(rows), *_sigmoid(rows), *_peaks(rows), *_gpu(rows)]

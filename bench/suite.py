@@ -12,7 +12,8 @@ from .contenders import Contender, Problem
 from .measure import Tell, measure
 from .results import Row, rows_of
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
+"""N, C, or N, C, H, W."""
 
 SMALL: Shape = (128, 10)
 """Where the time is that of the calls."""
@@ -33,7 +34,7 @@ class Plan:
     section: str
     shapes: tuple[Shape, ...]
     dtypes: tuple[torch.dtype, ...]
-    losses: tuple[str, ...]  # of contenders.LOSSES; "plain" first, to which speed-ups refer
+    losses: tuple[str, ...]  # of contenders.LOSSES; "plain" first where it is one, to which speed-ups refer
     rounds: int  # at most
     device: str = "cpu"
     budget: float = 2.0  # seconds of timing for each contender
@@ -56,6 +57,12 @@ OVERHEAD = Plan("overhead", (SMALL,), (torch.float32,), ("plain",), rounds=3000,
 
 MEMORY = Plan("memory", (LARGE,), CPU.dtypes, CPU.losses, rounds=0, compiled=False)
 """Peak memory alone; the other sections measure it too."""
+
+
+SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid", "sigmoid_dense"), rounds=25)
+
+IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
+"""Segmentation; N in the rows counts pixels."""
 
 
 def run(plan: Plan, tell: Tell) -> Iterator[list[Row]]:
