@@ -1,4 +1,4 @@
-"""The fused linear loss against its three bare GEMMs and ``F.linear_cross_entropy``: ``python -m bench.linear``.
+"""The fused linear loss beside its three bare GEMMs and ``F.linear_cross_entropy``: ``python -m bench.linear``.
 
 Forward + backward, gradients of input and weight. Results are compared before anything is timed; contenders are timed
 in one process, in a new order every round; medians. Memory is the peak above the inputs and the gradients.
@@ -10,19 +10,21 @@ import argparse
 import ctypes
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 import longtail
 
-from . import eager
-from .measure import FEWEST_ROUNDS, TOLERANCE, Mismatch
+from . import eager, results
+from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
 from .memory import PeakMemory
 
 SHAPE = (2048, 512, 32768)
@@ -45,6 +47,55 @@ class Timing:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender of :func:`measure`. Times are of forward + backward; MB are decimal."""
+
+    section: str
+    device: str
+    dtype: str
+    N: int
+    D: int
+    C: int
+    loss: str
+    contender: str
+    rounds: int
+    median_ms: float | None
+    p20_ms: float | None
+    p80_ms: float | None
+    time_of_gemms: float | None  # median over that of the three bare GEMMs of the same run
+    peak_extra_MB: float | None  # beyond the inputs and the gradients
+    peak_of_logits: float | None
+    longtail: str
+    torch: str
+    triton: str
+    python: str
+    cpu: str
+    threads: int
+    isa: str
+    driver: str
+    commit: str
+    date: str
+
+
+def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[Row]:
+    n, d, c = shape
+    rows = []
+    for timing in timings:
+        p20, median, p80 = results.quantiles(timing.seconds)
+        rows.append(
+            Row(
+                *("linear", device, str(dtype).removeprefix("torch."), n, d, c, timing.loss, timing.name),
+                *(len(timing.seconds), median, p20, p80),
+                time_of_gemms=timing.median / timings[0].median,
+                peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
+                peak_of_logits=None if timing.peak is None else timing.peak / (n * c * dtype.itemsize),
+                **results.provenance(),  # type: ignore[arg-type]
+            )
+        )
+    return rows
 
 
 def gemms(x: Tensor, weight: Tensor) -> tuple[None, Gradients]:
@@ -113,13 +164,14 @@ def compare(timings: list[Timing], x: Tensor, weight: Tensor) -> None:
                 raise Mismatch(f"{timing.name}: {what} differs by {error:.2g} of it, allowed {bound:.2g}")
 
 
-def measure(shape: tuple[int, int, int] = SHAPE, rounds: int = 7, dtype: torch.dtype = torch.float32) -> list[Timing]:
+def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device: torch.device) -> list[Timing]:
     """Compares (which warms up), times, then measures memory."""
-    rows, features, classes = shape
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, features, generator=generator).to(dtype)
-    weight = (torch.randn(classes, features, generator=generator) / features**0.5).to(dtype)
-    target = torch.randint(classes, (rows,), generator=generator)
+    n, features, classes = shape
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(n, features, generator=generator, device=device).to(dtype)
+    weight = (torch.randn(classes, features, generator=generator, device=device) / features**0.5).to(dtype)
+    target = torch.randint(classes, (n,), generator=generator, device=device)
+    clock: Any = CudaClock() if device.type == "cuda" else CpuClock()
     timings = contenders(target, classes)
     compare(timings, x, weight)
     timings = [t for t in timings if t.name != "eager"]
@@ -128,9 +180,9 @@ def measure(shape: tuple[int, int, int] = SHAPE, rounds: int = 7, dtype: torch.d
         for timing in order.sample(timings, len(timings)):
             if len(timing.seconds) >= FEWEST_ROUNDS and timing.median > SLOW * timings[0].median:
                 continue
-            start = time.perf_counter()
+            start = clock.start()
             result = timing.run(x, weight)
-            timing.seconds.append(time.perf_counter() - start)
+            timing.seconds.append(clock.seconds(start, clock.mark()))
             del result
     _return_freed_memory()
     for timing in timings:
@@ -149,22 +201,35 @@ def _return_freed_memory() -> None:
         mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
 
 
+def _show(rows: Sequence[Row]) -> None:
+    first = rows[0]
+    table = Table(title=f"N, D, C = {first.N}, {first.D}, {first.C}, {first.dtype} on {first.device}")
+    for heading in ("contender", "ms", "20 %", "80 %", "of the GEMMs", "extra MB", "of the logits"):
+        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
+    for row in rows:
+        times = [f"{ms:.0f}" if ms is not None else "" for ms in (row.median_ms, row.p20_ms, row.p80_ms)]
+        peak = "" if row.peak_extra_MB is None else f"{row.peak_extra_MB:.1f}"
+        share = "" if row.peak_of_logits is None else f"{row.peak_of_logits:.3f}"
+        table.add_row(row.contender, *times, f"{row.time_of_gemms:.2f}", peak, share)
+    Console(width=120).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.linear", description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("N", "D", "C"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--output", type=Path, default=results.FOLDER / "linear.csv", help="the CSV")
     arguments = parser.parse_args()
-    shape = tuple(arguments.shape)
-    timings = measure(shape, arguments.rounds, getattr(torch, arguments.dtype))
-    logits = shape[0] * shape[2] * getattr(torch, arguments.dtype).itemsize
-    bare = timings[0].median
-    print(f"N, D, C = {shape}, {arguments.dtype}, {torch.get_num_threads()} threads, medians of {arguments.rounds}")
-    print(f"{'':32}{'ms':>8}{'x GEMMs':>9}{'fastest ms':>12}{'peak MB':>9}{'of logits':>11}")
-    for timing in timings:
-        peak = "" if timing.peak is None else f"{timing.peak / 1e6:9.1f}{timing.peak / logits:11.3f}"
-        times = f"{1e3 * timing.median:8.0f}{timing.median / bare:9.2f}{1e3 * min(timing.seconds):12.0f}"
-        print(f"{timing.name:32}{times}{peak}")
+    shape, dtype = tuple(arguments.shape), getattr(torch, arguments.dtype)
+    device = torch.device(arguments.device)
+    timings = measure(shape, arguments.rounds, dtype, device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    rows = rows_of(timings, shape, dtype, name)
+    results.write(arguments.output, rows)
+    _show(rows)
+    print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":
