@@ -7,7 +7,6 @@ in one process, in a new order every round; medians. Memory is the peak above th
 from __future__ import annotations
 
 import argparse
-import ctypes
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import longtail
 
 from . import eager, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
-from .memory import PeakMemory
+from .memory import PeakMemory, return_freed_memory
 
 SHAPE = (2048, 512, 32768)
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
@@ -184,7 +183,7 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
             result = timing.run(x, weight)
             timing.seconds.append(clock.seconds(start, clock.mark()))
             del result
-    _return_freed_memory()
+    return_freed_memory()
     for timing in timings:
         with PeakMemory(x.device) as peak:
             _, grads = timing.run(x, weight)
@@ -192,13 +191,6 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
             timing.peak = max(0, peak.extra - sum(g.nbytes for g in grads))
         del grads
     return timings
-
-
-def _return_freed_memory() -> None:
-    """From here on freed blocks go back at once, so that a peak is what is held, not what malloc keeps."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
 
 
 def _show(rows: Sequence[Row]) -> None:

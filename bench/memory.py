@@ -55,3 +55,10 @@ class PeakMemory:
         with open("/proc/self/clear_refs", "w") as marks:
             marks.write("5")
         return _resident("VmRSS")
+
+
+def return_freed_memory() -> None:
+    """From here on freed blocks go back at once, so that a peak is what is held, not what malloc keeps."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD

@@ -72,6 +72,46 @@ def test_tiny_run_writes_every_row_and_the_pictures(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("section", "shape", "rows", "losses"),
+    [("sigmoid", "64,96", 64, ["sigmoid", "sigmoid_dense"]), ("images", "2,19,4,8", 64, ["focal"])],
+)
+def test_sections_of_the_sigmoid_family_and_of_images(section, shape, rows, losses, tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main([section, "--shape", shape, "--rounds", "1", "--no-compile", "--output", str(path)])
+    found = [row for row in rows_of(path) if row["dtype"] == "float32"]
+    contenders = [("eager", ""), *(("longtail", mode) for mode in MODES)]
+    expected = [("", "copy", ""), *((loss, *each) for loss in losses for each in contenders)]
+    assert [(r["loss"], r["contender"], r["gradient"]) for r in found] == expected
+    assert {(r["section"], int(r["N"]), int(r["C"])) for r in found} == {(section, rows, int(shape.split(",")[1]))}
+    assert (tmp_path / f"{section}_time.png").exists()
+
+
+def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
+    path = tmp_path / "linear.csv"
+    done = command("bench.linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    bare, *others = rows_of(path)
+    assert (bare["contender"], bare["loss"], bare["time_of_gemms"]) == ("three GEMMs", "", "1")
+    assert [r["contender"] for r in others if r["loss"] == "family"] == ["longtail complement + focal"]
+    for row in others:
+        assert (row["N"], row["D"], row["C"], row["rounds"]) == ("64", "32", "512", "1")
+        ratio = float(row["median_ms"]) / float(bare["median_ms"])
+        assert float(row["time_of_gemms"]) == pytest.approx(ratio, rel=1e-3)
+
+
+def test_training_step_rows(tmp_path):
+    path = tmp_path / "step.csv"
+    options = ["--tokens", "256", "--rounds", "1", "--vocabulary", "4096", "--most", "512", "--output", str(path)]
+    done = command("bench.step", *options)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(path)
+    assert [row["contender"] for row in rows] == ["plain PyTorch", "fused loss", "fused linear loss"]
+    for row in rows:
+        assert float(row["median_ms"]) > 0
+        assert row["largest_batch"] in ("", "512")  # empty where peak memory cannot be measured
+
+
 def test_figures_of_a_row_agree_with_each_other(tmp_path, bench):
     path = tmp_path / "cpu.csv"
     bench.main(["cpu", *TINY, "--dtype", "bfloat16", "--output", str(path)])
@@ -182,9 +222,10 @@ def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
     [
         ("cpu --shape 64x96", "'64x96' is not N,C"),
         ("cpu --shape 64,1", "'64,1' is not N,C"),
+        ("images --shape 64,96,8", "'64,96,8' is not N,C"),
         ("cpu --rounds 0", "'0' is not a whole number of at least 1"),
         ("cpu --dtype float64", "invalid choice: 'float64'"),
-        ("--shape 64,96", "--shape, --dtype and --rounds need a section: cpu, overhead, memory, gpu"),
+        ("--shape 64,96", "--shape, --dtype and --rounds need a section: cpu, sigmoid, images, overhead, memory, gpu"),
         ("cpu --output cpu.txt", "'cpu.txt' is not a .csv file"),
         ("tpu", "invalid choice: 'tpu'"),
     ],
