@@ -16,6 +16,8 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.linear
+	$(BIN)/python -m bench.step
 	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
 
 lint: $(VENV)/.lint
