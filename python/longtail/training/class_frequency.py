@@ -144,15 +144,10 @@ class StreamingClassFrequency(nn.Module):
         return function(self.counts(num_samples, min_count), **options)
 
     def _batch_counts(self, target: Tensor) -> Tensor:
-        """float64 [C] on the buffers' device; sums of ones, so exact in any order."""
+        """float64 [C] on the buffers' device; sums of ones, so exact in any order of atomic additions."""
         if self.mean_counts.device.type == "cpu":
             return class_counts(target, self.num_classes, self.ignore_index).cpu().double()
-        if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-            raise TypeError(f"targets have dtype {target.dtype}, expected integers")
-        labels = target.detach().to(self.mean_counts.device, torch.int64).reshape(-1)
-        kept = torch.ones_like(labels, dtype=torch.bool) if self.ignore_index is None else labels != self.ignore_index
-        counts = torch.zeros_like(self.mean_counts)
-        return counts.index_add_(0, torch.where(kept, labels, 0), kept.to(counts.dtype))
+        return counts_without_sync(target.to(self.mean_counts.device), self.num_classes, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingClassFrequency:
         """Buffers change their device, never their dtype: counts in half precision stop counting at 2048."""
@@ -163,3 +158,13 @@ class StreamingClassFrequency(nn.Module):
             if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
         return self
+
+
+def counts_without_sync(target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """float64 [num_classes] on the device of the targets; what is out of range is left to the device to refuse."""
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise TypeError(f"targets have dtype {target.dtype}, expected integers")
+    labels = target.detach().to(torch.int64).reshape(-1)
+    kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+    counts = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
+    return counts.index_add_(0, torch.where(kept, labels, 0), kept.double())

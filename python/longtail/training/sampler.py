@@ -16,6 +16,7 @@ from ..ranks import rank_and_world_size
 
 SamplingMode: TypeAlias = Literal["oversample", "undersample", "square_root", "effective_number"]
 MODES = ("oversample", "undersample", "square_root", "effective_number")
+_STEPS = 1 << 20
 
 
 class ClassBalancedSampler(Sampler[int]):
@@ -122,14 +123,11 @@ class ClassBalancedSampler(Sampler[int]):
         return total // ranks * ranks
 
     def _quotas(self, generator: torch.Generator) -> Tensor:
-        """Samples of each present class in this epoch, int64: one uniform number rounds all the running sums."""
+        """Samples of each present class in this epoch, int64: one random offset rounds all the running sums."""
         ends = self._shares[self._present].cumsum(0) * self._total
-        ends[-1] = self._total
-        offset = torch.rand((), dtype=torch.float64, generator=generator)
-        # Whole numbers stay whole: a hair is added before the cut, which otherwise could fall on either side.
-        edges = (ends + offset + 1e-9 * (1 - offset)).floor().clamp(max=self._total).to(torch.int64)
-        edges[-1] = self._total
-        return edges.diff(prepend=edges.new_zeros(1))
+        # In steps of 2^-20: sums that are whole but for rounding become whole, and no offset can move them.
+        steps = (ends * _STEPS).round().to(torch.int64) + torch.randint(_STEPS, (), generator=generator)
+        return steps.div(_STEPS, rounding_mode="floor").diff(prepend=steps.new_zeros(1))
 
     def _draw(self, count: int, quota: int, generator: torch.Generator) -> Tensor:
         """``quota`` numbers below ``count``."""
