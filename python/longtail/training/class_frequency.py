@@ -27,10 +27,12 @@ class StreamingClassFrequency(nn.Module):
     Every batch counts by its size, and the division makes the estimate free of the bias towards its start at 0 (the
     factor :math:`1 - d^t` of Adam cancels). About the last 1 / (1 - d) batches matter; d = 1 weighs all alike::
 
-        stats = StreamingClassFrequency(vocab_size)
-        for input, target in loader:
+        stats = StreamingClassFrequency(vocab_size, device=device)
+        for step, (input, target) in enumerate(loader):
             stats.update(target)
-            loss = longtail.cross_entropy(model(input), target, class_bias=stats.logit_adjustment())
+            if step % 100 == 0:  # on a GPU this waits: the vectors are made on the CPU, as all of longtail's
+                class_bias = stats.logit_adjustment()
+            loss = longtail.cross_entropy(model(input), target, class_bias=class_bias)
 
     The state is three buffers: they follow ``.to(device)``, keep their dtypes under ``.half()`` and the like, and stand
     in the ``state_dict``. ``DistributedDataParallel`` copies rank 0's buffers to all ranks, so inside such a model use
