@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import longtail
+from longtail.peak_memory import PeakMemory
 
 from . import eager
 from .measure import FEWEST_ROUNDS, TOLERANCE, Mismatch
-from .memory import PeakMemory
 
 SHAPE = (2048, 512, 32768)
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
