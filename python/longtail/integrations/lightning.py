@@ -6,7 +6,7 @@ tell the Trainer ``use_distributed_sampler=False``; the sampler deals its epochs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,8 +108,7 @@ class LongTailAccuracyCallback(Callback):
 
 
 def _correct_of(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    try:
+    if isinstance(outputs, Mapping) and {"correct", "target"} <= outputs.keys():
         return outputs["correct"], outputs["target"]
-    except (TypeError, KeyError, IndexError) as error:
-        kind = type(outputs).__name__
-        raise TypeError(f'the step returned a {kind}, expected a mapping with "correct" and "target"') from error
+    kind = type(outputs).__name__
+    raise TypeError(f'the step returned a {kind}, expected a mapping with "correct" and "target"')
