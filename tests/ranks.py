@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import longtail
+from longtail.ranks import all_reduce_sum
 from longtail.training import (
     ClassBalancedSampler,
     ComplementObjectiveTraining,
@@ -60,7 +61,10 @@ def statistics(rank: int | None) -> dict[str, Any]:
         metric.update(batch_hit, batch)
     first = metric.compute(reduce=True)
     assert first.overall == metric.compute(reduce=True).overall, "to reduce changes nothing"
+    mine = torch.tensor([1.0, 2.0])
     return {
+        "sum": all_reduce_sum(mine),
+        "summand": mine,
         "counts": longtail.class_counts(shard, CLASSES, reduce=True),
         "frequency": stats.frequency(),
         "num_targets": stats.num_targets,

@@ -30,6 +30,12 @@ def alone() -> dict[str, Any]:
     return ranks.statistics(None)
 
 
+def test_a_sum_is_a_new_tensor(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for rank in seen:
+        assert (rank["sum"].tolist(), rank["summand"].tolist()) == ([2, 4], [1, 2])
+    assert alone["sum"].tolist() == [1, 2]
+
+
 def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for rank in seen:
         assert_same(rank["counts"], alone["counts"])

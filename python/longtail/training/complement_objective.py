@@ -66,8 +66,7 @@ class _Trainer:
             return self.model(input)
 
     def _zero_grad(self) -> None:
-        """Drops every gradient: the two optimizers may hold different parts of the model."""
-        self.model.zero_grad(set_to_none=True)
+        """Drops the gradients of both: the optimizers may hold different parts of the model."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
