@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 
-np = pytest.importorskip("numpy")
+pytest.importorskip("numpy")
+import numpy as np
 
 from longtail.experiments.cifar_data import DATASETS, load_images
 

@@ -54,7 +54,9 @@ def closed_bonferroni(p_values):
     return [max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in indices]
 
 
-@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.2, 0.2, 0.001], [0.9, 0.8], [0.05], [0.0, 1.0, 0.5]])
+@pytest.mark.parametrize(
+    "p_values", [[0.01, 0.04, 0.03, 0.005], [0.2, 0.2, 0.001], [0.9, 0.8], [0.05], [0.0, 1.0, 0.5]]
+)
 def test_holm_is_the_closure_of_bonferroni(p_values):
     assert holm(p_values) == pytest.approx(closed_bonferroni(p_values))
 
