@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import NoReturn
 
 import torch
+
+from longtail.command_line import Parser, positive_int
 
 from . import plot, report, results, suite
 from .gpu import GPU
@@ -18,23 +19,11 @@ DEFAULT = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, GPU)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage text."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def _shape(text: str) -> suite.Shape:
     sizes = [int(size) if size.isdecimal() else 0 for size in text.split(",")]
     if len(sizes) not in (2, 4) or min(sizes) < 1 or sizes[1] < 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not N,C or N,C,H,W with N, H, W >= 1 and C >= 2")
     return tuple(sizes)
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _csv(text: str) -> Path:
@@ -45,7 +34,7 @@ def _csv(text: str) -> Path:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="bench", description="Times longtail against PyTorch, after comparing the results.")
+    parser = Parser(prog="bench", description="Times longtail against PyTorch, after comparing the results.")
     parser.add_argument(
         "section",
         nargs="?",
@@ -55,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shape", type=_shape, nargs="+", metavar="N,C", help="instead of the section's shapes")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="instead of the section's dtypes")
-    parser.add_argument("--rounds", type=_rounds, help="at most so many; slow contenders have fewer, at least 3")
+    parser.add_argument("--rounds", type=positive_int, help="at most so many; slow contenders have fewer, at least 3")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
         "--output", type=_csv, metavar="FILE", help="the CSV (default: cpu.csv or gpu.csv in bench/results)"

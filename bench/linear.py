@@ -21,10 +21,11 @@ from rich.table import Table
 from torch import Tensor
 
 import longtail
+from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.provenance import provenance
 
 from . import eager, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
-from .memory import PeakMemory, return_freed_memory
 
 SHAPE = (2048, 512, 32768)
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
@@ -91,7 +92,7 @@ def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch
                 time_of_gemms=timing.median / timings[0].median,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
                 peak_of_logits=None if timing.peak is None else timing.peak / (n * c * dtype.itemsize),
-                **results.provenance(),  # type: ignore[arg-type]
+                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtail.peak_memory import SMALLEST, PeakMemory
+
 from .contenders import Contender, Problem
-from .memory import SMALLEST, PeakMemory
 
 FEWEST_ROUNDS = 3
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import csv
-import functools
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import longtail
-from longtail import dispatch
-from longtail.__main__ import processor_name, version_of
+from longtail.provenance import provenance
 
 from .contenders import Problem
 from .measure import Timing
@@ -70,38 +64,6 @@ KEY = (
     *("section", "device", "cpu", "threads", "isa", "dtype", "N", "D", "C"),
     *("loss", "contender", "gradient", "backend"),
 )
-
-
-def _output_of(*command: str) -> str:
-    try:
-        done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _commit() -> str:
-    commit = _output_of("git", "rev-parse", "--short", "HEAD")
-    # The results themselves change with every run.
-    changed = _output_of("git", "status", "--porcelain", "--", ":/", ":!results")
-    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
-
-
-@functools.cache
-def provenance() -> dict[str, str | int]:
-    """Versions, processor and commit, the same for every row of a run."""
-    return {
-        "longtail": longtail.__version__,
-        "torch": torch.__version__,
-        "triton": version_of("triton"),
-        "python": platform.python_version(),
-        "cpu": processor_name(),
-        "threads": torch.get_num_threads(),
-        "isa": dispatch.cpu_isa() or "",
-        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def quantiles(seconds: Sequence[float]) -> list[float | None]:

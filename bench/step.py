@@ -22,10 +22,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import longtail
+from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.provenance import provenance
 
 from . import results
 from .measure import TOLERANCE, CpuClock, CudaClock, Mismatch
-from .memory import PeakMemory, return_freed_memory
 
 FEATURES, LENGTH, VOCABULARY = 256, 256, 128256
 SMALLEST_BATCH = 256
@@ -184,7 +185,7 @@ def measure(size: int, rounds: int, budget: int, most: int, vocabulary: int, dev
                 budget_MB=budget / 1e6,
                 largest_batch=largest_batch(trainer, loss, budget, most),
                 largest_tried=most,
-                **results.provenance(),  # type: ignore[arg-type]
+                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows

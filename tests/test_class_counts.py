@@ -1,14 +1,17 @@
-"""Counting targets: any integers of any shape, and an error that says which target is out of range."""
+"""Counting targets: tensors, arrays, files and loaders of integers, and an error that says which is out of range."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
-from longtail import class_counts
+from longtail import class_counts, counting
 
 
 @given(labels=st.lists(st.integers(0, 6), max_size=60))
@@ -60,3 +63,68 @@ def test_class_counts_num_classes():
     for value in (2.0, True, None):
         with pytest.raises(TypeError, match=r"num_classes is a \w+, expected an int"):
             class_counts([0], value)
+
+
+TOKEN_FILES = ["uint16", "uint32", ">u2", "int64"]
+
+
+@pytest.mark.parametrize("dtype", TOKEN_FILES)
+def test_class_counts_of_memory_mapped_files(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(counting, "CHUNK", 1000)
+    tokens = np.random.default_rng(0).integers(0, 50_000, 4321).astype(dtype)
+    tokens.tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", dtype=dtype, mode="r")
+    expected = np.bincount(tokens.astype("int64"), minlength=50_000).tolist()
+    assert class_counts(mapped, 50_000).tolist() == expected
+    assert class_counts(mapped[::-1], 50_000).tolist() == expected
+    assert class_counts(mapped[:4320].reshape(8, 540).T, 50_000).sum() == 4320
+    limit = int(tokens.max())
+    first = int((tokens == limit).argmax())
+    with pytest.raises(IndexError, match=rf"targets\[{first}\] = {limit} is out of range, expected 0 to {limit - 1}"):
+        class_counts(mapped, limit)
+    place = rf"targets\[{first // 29}, {first % 29}\] = {limit} is out of range"
+    with pytest.raises(IndexError, match=place):
+        class_counts(mapped.reshape(149, 29), limit)
+
+
+def test_class_counts_reads_files_in_bounded_memory(tmp_path, monkeypatch):
+    """No step converts more than a chunk: 8 bytes for each of its tokens, whatever the length of the file."""
+    monkeypatch.setattr(counting, "CHUNK", 10_000)
+    np.zeros(2_000_000, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
+    for targets in (mapped, torch.zeros(2_000_000, dtype=torch.uint8)):
+        tracemalloc.start()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            assert class_counts(targets, 3).tolist() == [2_000_000, 0, 0]
+        assert tracemalloc.get_traced_memory()[1] < 16_000_000  # the profiler's own records among it
+        tracemalloc.stop()
+        largest = max(abs(event.self_cpu_memory_usage) for event in profile.events())
+        assert 0 < largest <= 80_000
+
+
+def batches_of(labels, kind):
+    for part in torch.tensor(labels).split(7):
+        yield {"pair": (part.double(), part), "mapping": {"ids": part, "labels": part}, "tensor": part}[kind]
+
+
+@pytest.mark.parametrize("kind", ["pair", "mapping", "tensor"])
+def test_class_counts_of_iterators(kind):
+    labels = [0, 1, 1, 3, -100] * 9
+    assert class_counts(batches_of(labels, kind), 5, ignore_index=-100).tolist() == [9, 18, 0, 9, 0]
+
+
+def test_class_counts_of_a_data_loader():
+    labels = torch.tensor([0, 1, 1, 3] * 9)
+    loader = DataLoader(TensorDataset(torch.randn(36, 2), labels), batch_size=5)
+    assert class_counts(loader, 5).tolist() == [9, 18, 0, 9, 0]
+    triples = DataLoader(TensorDataset(labels, torch.randn(36, 2), labels + 1), batch_size=5)
+    with pytest.raises(TypeError, match=r"no targets found in a batch \(\w+\), expected get_target="):
+        class_counts(triples, 5)
+    assert class_counts(triples, 5, get_target=lambda batch: batch[2]).tolist() == [0, 9, 18, 0, 9]
+    with pytest.raises(IndexError, match="= 3 is out of range, expected 0 to 2"):
+        class_counts(loader, 3)
+    assert class_counts(iter([]), 2).tolist() == [0, 0]
+
+
+def test_class_counts_alone_is_reduced_already():
+    assert class_counts([0, 1, 1], 2, reduce=True).tolist() == [1, 2]

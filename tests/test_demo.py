@@ -91,7 +91,7 @@ def test_missing_command_and_bad_environment(subcommand, tmp_path):
     done = command(*subcommand, cwd=tmp_path, LONGTAIL_BACKEND="abacus")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert ("LONGTAIL_BACKEND is 'abacus'" if subcommand else "required: {info,demo}") in done.stderr
+    assert ("LONGTAIL_BACKEND is 'abacus'" if subcommand else "required: {info,demo,experiment}") in done.stderr
 
 
 def test_missing_extras_name_the_install_command(tmp_path):

@@ -1,59 +1,22 @@
-"""The command line: ``python -m longtail info`` and ``python -m longtail demo``."""
+"""The command line: ``python -m longtail info``, ``demo`` and ``experiment``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import math
-import os
 import platform
 import sys
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from . import __version__, demo, demo_report, dispatch
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage text."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _imbalance_factor(text: str) -> float:
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = math.nan
-    if not 1 <= factor < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1 (largest over smallest class)")
-    return factor
-
-
-def _png(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
-    return path
+from .command_line import Parser, imbalance_factor, png, positive_int
+from .experiments import command as experiments
+from .provenance import processor_name, version_of
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="longtail", description="Fused losses for long-tailed and large-vocabulary training.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo}")
+    parser = Parser(prog="longtail", description="Fused losses for long-tailed and large-vocabulary training.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,experiment}")
     commands.add_parser("info", help="versions, devices, backends, and why a backend does not run")
     trial = commands.add_parser(
         "demo",
@@ -70,15 +33,14 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
     )
     trial.add_argument(
-        "--imbalance-factor", type=_imbalance_factor, default=50.0, metavar="R", help="largest over smallest class"
+        "--imbalance-factor", type=imbalance_factor, default=50.0, metavar="R", help="largest over smallest class"
     )
+    trial.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="how many times each loss is trained")
+    trial.add_argument("--epochs", type=positive_int, default=40, metavar="N", help="passes over the training images")
     trial.add_argument(
-        "--seeds", type=_positive_int, default=5, metavar="N", help="how many times each loss is trained"
+        "--output", type=png, default="longtail_demo.png", metavar="FILE", help="the picture, a PNG file"
     )
-    trial.add_argument("--epochs", type=_positive_int, default=40, metavar="N", help="passes over the training images")
-    trial.add_argument(
-        "--output", type=_png, default="longtail_demo.png", metavar="FILE", help="the picture, a PNG file"
-    )
+    experiments.add_command(commands)
     return parser
 
 
@@ -99,22 +61,6 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     demo_report.print_report(plan, splits, results, backend)
     demo_report.draw(plan, splits, results, arguments.output)
     print(f"Picture: accuracy per class in {arguments.output}")
-
-
-def version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def processor_name() -> str:
-    """The processor's name; platform.processor() is empty on most Linux systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 def info_lines() -> list[str]:
@@ -152,6 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.command == "demo":
         run_demo(arguments, parser)
+        return
+    if arguments.command == "experiment":
+        experiments.run(arguments, parser)
         return
     try:
         print("\n".join(info_lines()))

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .arguments import check_choice, check_number
+from .counting import Array, class_counts
 
 __all__ = [
     "class_counts",
@@ -29,12 +30,6 @@ __all__ = [
     "ldam_margin",
     "logit_adjustment",
 ]
-
-
-class Array(Protocol):
-    """A numpy array, a pandas series, or whatever else turns itself into a list."""
-
-    def tolist(self) -> Any: ...
 
 
 Counts: TypeAlias = Tensor | Sequence[float] | Array
@@ -131,44 +126,6 @@ def ldam_margin(
     return _finish(check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25), dtype, device)
 
 
-def class_counts(targets: Tensor | Sequence[int] | Array, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """Number of targets of each class, int64 [num_classes], on the device of ``targets``.
-
-    Args:
-        targets: integers of any shape; a tensor, sequence or array.
-        num_classes: at least 1.
-        ignore_index: a value that is not counted, or None.
-
-    Raises:
-        IndexError: a target is out of range; names the first one and its place.
-        TypeError: the targets are not integers.
-    """
-    check_positive_int("num_classes", num_classes)
-    labels = integer_labels(targets)
-    kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
-    wrong = kept & ((labels < 0) | (labels >= num_classes))
-    if wrong.any():
-        position = tuple(wrong.nonzero()[0].tolist())
-        where = f"targets[{', '.join(map(str, position))}]" if position else "targets"
-        raise IndexError(f"{where} = {labels[position].item()} is out of range, expected 0 to {num_classes - 1}")
-    return torch.bincount(labels[kept], minlength=num_classes)
-
-
-def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
-    """Targets of any kind as an int64 tensor of the same shape."""
-    if isinstance(targets, Tensor):
-        labels = targets.detach()
-    else:
-        try:
-            plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
-            labels = torch.tensor(plain) if plain != [] else torch.tensor([], dtype=torch.int64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"targets make no tensor ({error}), expected integers") from error
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"targets have dtype {labels.dtype}, expected integers")
-    return labels.to(torch.int64)
-
-
 def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
     """Counts as float64 [C] on the CPU, and the device they came from."""
     if isinstance(samples_per_class, Tensor):
@@ -249,10 +206,3 @@ def _finish(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype")
     return values.to(device=device, dtype=dtype)
-
-
-def check_positive_int(name: str, value: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")

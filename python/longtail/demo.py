@@ -83,15 +83,12 @@ def load_splits(plan: Plan) -> list[Split]:
     Raises:
         ValueError: the imbalance factor is below 1, or leaves the rarest class without images.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.as_tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
-    labels = torch.as_tensor(digits.target, dtype=torch.int64)
-    return [_split(images, labels, plan.imbalance_factor, seed) for seed in range(plan.seeds)]
+    return [load_split(plan.imbalance_factor, seed) for seed in range(plan.seeds)]
 
 
-def _split(images: Tensor, labels: Tensor, imbalance_factor: float, seed: int) -> Split:
+def load_split(imbalance_factor: float, seed: int) -> Split:
+    """The data of one seed; the test images do not depend on the imbalance factor. Errors as :func:`load_splits`."""
+    images, labels = _digits()
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(labels.numel(), generator=generator)
     by_class = [shuffled[labels[shuffled] == c] for c in range(NUM_CLASSES)]
@@ -99,6 +96,15 @@ def _split(images: Tensor, labels: Tensor, imbalance_factor: float, seed: int) -
     rest = torch.cat([members[TEST_PER_CLASS:] for members in by_class])
     train = rest[long_tailed_indices(labels[rest], imbalance_factor, generator=generator)]
     return Split(seed, images[train], labels[train], images[test], labels[test])
+
+
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.as_tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
+    return images, torch.as_tensor(digits.target, dtype=torch.int64)
 
 
 def group_thresholds(counts: Tensor) -> tuple[int, int]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_number
-from ..class_balance import Array, Counts, check_positive_int, checked_counts, class_counts, integer_labels
+from ..class_balance import Counts, checked_counts
+from ..counting import Array, check_positive_int, class_counts, integer_labels
+from ..ranks import all_reduce_sum
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Profile: TypeAlias = Literal["exponential", "step"]
 
@@ -144,12 +149,21 @@ class LongTailAccuracy:
         self._seen += class_counts(target, num_classes, self.ignore_index).cpu()
         self._correct += class_counts(target[correct], num_classes, self.ignore_index).cpu()
 
-    def compute(self) -> LongTailScores:
-        """The scores of everything seen since construction or ``reset``."""
-        per_class = self._correct.double() / self._seen.double()
+    def compute(self, *, reduce: bool = False, group: ProcessGroup | None = None) -> LongTailScores:
+        """The scores of everything seen since construction or ``reset``.
+
+        Args:
+            reduce: of everything that the ranks of ``group`` have seen together (a collective call). The state stays
+                each rank's own. A process without ``torch.distributed`` is alone.
+            group: default all ranks.
+        """
+        seen, correct = self._seen, self._correct
+        if reduce:
+            seen, correct = all_reduce_sum(torch.stack([seen, correct]), group)
+        per_class = correct.double() / seen.double()
         many, few = self.samples_per_class > self.many, self.samples_per_class < self.few
         return LongTailScores(
-            overall=(self._correct.sum().double() / self._seen.sum()).item(),
+            overall=(correct.sum().double() / seen.sum()).item(),
             balanced=per_class.nanmean().item(),
             per_class=per_class,
             many=per_class[many].nanmean().item(),

@@ -1,0 +1,196 @@
+"""The methods that the classification experiments compare, with published hyperparameters, and one step of each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..class_balance import effective_number_weight, ldam_margin, logit_adjustment
+from ..functional import cross_entropy
+from ..functional_sigmoid import balanced
+from ..training import (
+    ComplementObjectiveTraining,
+    DeferredReweighting,
+    init_sigmoid_bias_,
+    parameter_groups_without_bias_decay,
+)
+
+BETAS = (0.9, 0.99, 0.999, 0.9999)  # Cui et al. 2019, section 5.2
+GAMMAS = (0.5, 1.0, 2.0)  # as before, and Lin et al. 2017
+LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0  # Cao et al. 2019, as their code has them
+DRW_BETA, DRW_START = 0.9999, 0.8  # Cao et al. 2019: from epoch 160 of 200 on
+MOMENTUM = 0.9
+
+
+class Method(NamedTuple):
+    """A way to train a classifier."""
+
+    family: str
+    beta: float | None = None  # of the class-balanced weights
+    gamma: float | None = None  # focal
+    sigmoid: bool = False  # C binary problems instead of a softmax
+    complement_gamma: float = 0.0
+    complement_step: bool = False  # complement objective training: a second step per batch
+    tau: float = 0.0  # logit adjustment
+    margin: bool = False  # LDAM with deferred re-weighting, and a normalized last layer
+
+    @property
+    def name(self) -> str:
+        """Family and hyperparameters, such as ``class-balanced focal, beta 0.99, gamma 1``."""
+        numbers = {"beta": self.beta, "gamma": self.gamma}
+        return ", ".join([self.family, *(f"{k} {v:g}" for k, v in numbers.items() if v is not None)])
+
+
+CROSS_ENTROPY = Method("cross-entropy")
+COMPLEMENT_OBJECTIVE = Method("complement objective training", complement_step=True)
+COMPLEMENT_CROSS_ENTROPY = Method("complement cross-entropy", complement_gamma=-1.0)
+LOGIT_ADJUSTMENT = Method("logit adjustment", tau=1.0)
+LDAM_DRW = Method("LDAM-DRW", margin=True)
+SIGMOID = Method("sigmoid", sigmoid=True)
+
+
+def softmax_focal(gamma: float) -> Method:
+    return Method("softmax focal", gamma=gamma)
+
+
+def sigmoid_focal(gamma: float) -> Method:
+    return Method("sigmoid focal", gamma=gamma, sigmoid=True)
+
+
+def class_balanced_softmax(beta: float) -> Method:
+    return Method("class-balanced softmax", beta=beta)
+
+
+def class_balanced_sigmoid(beta: float) -> Method:
+    return Method("class-balanced sigmoid", beta=beta, sigmoid=True)
+
+
+def class_balanced_focal(beta: float, gamma: float) -> Method:
+    return Method("class-balanced focal", beta=beta, gamma=gamma, sigmoid=True)
+
+
+def grid() -> list[Method]:
+    """Every method, and beta and gamma over the values that the papers try; cross-entropy first."""
+    return [
+        *(CROSS_ENTROPY, COMPLEMENT_OBJECTIVE, COMPLEMENT_CROSS_ENTROPY, LOGIT_ADJUSTMENT, LDAM_DRW),
+        *map(softmax_focal, GAMMAS),
+        *map(class_balanced_softmax, BETAS),
+        SIGMOID,
+        *map(class_balanced_sigmoid, BETAS),
+        *map(sigmoid_focal, GAMMAS),
+        *(class_balanced_focal(beta, gamma) for beta in BETAS for gamma in GAMMAS),
+    ]
+
+
+class NormalizedLinear(nn.Module):
+    """Cosines between features and class vectors, the last layer of LDAM (Cao et al. 2019); [N, D] to [N, C].
+
+    Args:
+        linear: whose weight it takes over; its bias is dropped.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(F.normalize(input, dim=1), F.normalize(self.weight, dim=1))
+
+
+class Classifier(nn.Module):
+    """Features, then a linear layer that gives the logits.
+
+    Args:
+        features: images to features [N, D].
+        head: [N, D] to logits [N, C].
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.features = features
+        self.head: nn.Module = head
+
+    def forward(self, input: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(input))
+        return logits
+
+
+class MethodTraining:
+    """A method at work on one classifier: SGD with momentum, at a learning rate that is set for each epoch.
+
+    Args:
+        method: what to do.
+        model: prepared in place: LDAM gets its normalized last layer, a sigmoid method the bias that starts at
+            probability 1 / C and has no weight decay. Otherwise its initialisation is left alone.
+        counts: training samples of each class, [C].
+        epochs: to be trained.
+        learning_rate: of an epoch, counted from 0.
+        weight_decay: of every optimizer.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: Classifier,
+        counts: Tensor,
+        epochs: int,
+        learning_rate: Callable[[int], float],
+        weight_decay: float,
+    ) -> None:
+        self.method, self.model, self.learning_rate = method, model, learning_rate
+        groups: list[dict[str, Any]] = [{"params": [*model.parameters()], "weight_decay": weight_decay}]
+        if method.sigmoid:
+            init_sigmoid_bias_(model.head)
+            groups = parameter_groups_without_bias_decay(model, model.head, weight_decay)
+        elif method.margin:
+            assert isinstance(model.head, nn.Linear)
+            model.head = NormalizedLinear(model.head)
+            groups[0]["params"] = [*model.parameters()]
+        # Copies: an optimizer keeps its groups' dictionaries, learning rate and all.
+        self.optimizers = [
+            torch.optim.SGD([{**group} for group in groups], lr=0.1, momentum=MOMENTUM)
+            for _ in range(2 if method.complement_step else 1)
+        ]
+        self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
+        self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
+        self.loss = _loss_function(method, counts)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets the learning rate of every optimizer, and the weights of a schedule."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(epoch)
+        if self.schedule is not None:
+            self.loss = functools.partial(self.loss, weight=self.schedule(epoch))
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Trains on a batch; returns the loss, 0-d and detached."""
+        if self.complement is not None:
+            return self.complement.step(images, labels).loss
+        (optimizer,) = self.optimizers
+        optimizer.zero_grad()
+        loss: Tensor = self.loss(self.model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+
+def _loss_function(method: Method, counts: Tensor) -> Callable[..., Tensor]:
+    weight = effective_number_weight(counts, method.beta or 0.0)
+    if method.sigmoid:
+        loss = "sigmoid" if method.gamma is None else "focal"
+        return functools.partial(balanced, weight=weight, loss=loss, gamma=method.gamma or 0.0)
+    options: dict[str, Any] = {"focal_gamma": method.gamma or 0.0, "complement_gamma": method.complement_gamma}
+    if method.beta is not None:
+        options |= {"weight": weight, "normalizer": "count"}
+    if method.tau:
+        options["class_bias"] = logit_adjustment(counts, method.tau)
+    if method.margin:
+        # The published loss scales logit and margin together; here the margin is taken off the scaled logit.
+        options |= {"class_margin": LDAM_SCALE * ldam_margin(counts, LDAM_MAX_MARGIN), "scale": LDAM_SCALE}
+    return functools.partial(cross_entropy, **options)

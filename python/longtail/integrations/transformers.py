@@ -1,0 +1,194 @@
+"""Hugging Face transformers: our losses in the Trainer, or on one model. Needs ``longtail[transformers]``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    from transformers import PreTrainedModel, TrainerCallback
+    from transformers.loss import loss_utils
+except ImportError as error:
+    raise ImportError(
+        f"{error}; longtail.integrations.transformers needs pip install 'longtail[transformers]'"
+    ) from error
+
+from .reweighting import WeightSchedule, set_weight
+
+__all__ = ["ComputeLoss", "DeferredReweightingCallback", "LossFunctionHandle", "set_loss_function"]
+
+IGNORE_INDEX = -100  # as everywhere in transformers: the Trainer counts the labels that differ from it
+
+# Losses that ours can stand in for, and whether the label of a token is the next token.
+_SHIFTS_LABELS = {
+    loss_utils.ForCausalLMLoss: True,
+    loss_utils.ForMaskedLMLoss: False,
+    loss_utils.ForTokenClassification: False,
+    loss_utils.ForSequenceClassificationLoss: False,
+}
+
+
+class ComputeLoss:
+    """A ``compute_loss_func`` for the Trainer::
+
+        loss = longtail.ComplementCrossEntropyLoss(class_bias=longtail.logit_adjustment(counts))
+        Trainer(model, arguments, compute_loss_func=ComputeLoss(loss, shift_labels=True), ...)
+
+    The Trainer's ``num_items_in_batch``, the labels that count in all micro-batches of a step, becomes the loss's
+    ``normalizer``: gradient accumulation gives what one large batch gives. Class weights then do not enter the
+    denominator (nor do they with ``normalizer="count"``). Without it the mean is the loss's own.
+
+    Args:
+        loss: a loss module of longtail, with ``reduction="mean"`` and ``ignore_index=-100``; its buffers follow the
+            logits' device. Or any ``loss(logits, labels, normalizer=...)``, such as a ``functools.partial`` of
+            :func:`longtail.cross_entropy`.
+        shift_labels: True for causal language models (the logits of a token predict the next one), False for masked
+            language models and for the classification of sequences, tokens and images.
+
+    Called with outputs (a ``ModelOutput``, or a tuple that begins with the logits) of logits (B, C) or (B, L, C) and
+    labels (B,) or (B, L), it returns a 0-d tensor.
+
+    Raises:
+        ValueError: there are no labels; shapes do not match; the loss has a reduction other than "mean".
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], *, shift_labels: bool) -> None:
+        reduction = getattr(loss, "options", {}).get("reduction", "mean")
+        if reduction != "mean":
+            raise ValueError(f'the loss has reduction={reduction!r}, expected reduction="mean"')
+        self.loss = loss
+        self.shift_labels = shift_labels
+
+    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | float | None = None) -> Tensor:
+        if labels is None:
+            raise ValueError('labels are None, expected inputs with "labels"')
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if self.shift_labels:
+            labels = shifted(labels)
+        return flat_loss(self.loss, logits, labels, num_items_in_batch)
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """Labels of the next token, (B, L); the last has none. The labels move, so that the logits need no copy."""
+    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+
+
+def flat_loss(
+    loss: Callable[..., Tensor], logits: Tensor, labels: Tensor, num_items: Tensor | float | None, **overrides: Any
+) -> Tensor:
+    """The loss of logits (..., C) and labels (...), divided by the number of items where it is given."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:-1])} as the logits")
+    if isinstance(loss, nn.Module):
+        loss.to(logits.device)
+    if isinstance(num_items, Tensor):
+        # DataParallel brings it once for each replica.
+        num_items = num_items.reshape(-1)[0].to(logits.device)
+    if num_items is not None:
+        overrides["normalizer"] = num_items
+    return loss(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).to(logits.device), **overrides)
+
+
+class LossFunctionHandle:
+    """Returned by :func:`set_loss_function`: ``remove()`` gives the model its own loss back. Also a context manager."""
+
+    def __init__(self, model: PreTrainedModel, before: Callable[..., Any] | None) -> None:
+        self._model: PreTrainedModel | None = model
+        self._before = before
+
+    def remove(self) -> None:
+        """Gives the model the loss that it had before; a second call does nothing."""
+        if self._model is None:
+            return
+        if self._before is None:
+            del self._model._loss_function
+        else:
+            self._model.loss_function = self._before
+        self._model = None
+
+    def __enter__(self) -> LossFunctionHandle:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.remove()
+
+
+def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> LossFunctionHandle:
+    """Makes ``model(..., labels=labels).loss`` the given loss, for this model object alone.
+
+    Labels are shifted where the model's own loss shifts them, ``num_items_in_batch`` becomes the ``normalizer``, and
+    logits in half precision are read as they are. Nothing of transformers is patched, and no other model changes::
+
+        with set_loss_function(model, longtail.FocalLoss(gamma=2.0)):
+            Trainer(model, ...).train()
+
+    Args:
+        model: whose own loss is that of a causal or masked language model, or of the classification of sequences,
+            images (of one class each) or tokens.
+        loss: as in :class:`ComputeLoss`. Not a part of the model afterwards: neither in its ``state_dict`` nor among
+            its modules.
+
+    Raises:
+        TypeError: the model has no ``loss_function``.
+        ValueError: its forward does not use it, or the model's own loss is of another kind.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model is a {type(model).__name__}, expected a transformers.PreTrainedModel")
+    if "loss_function" not in inspect.unwrap(type(model).forward).__code__.co_names:
+        raise ValueError(f"the forward of {type(model).__name__} has its loss written into it; use ComputeLoss")
+    before = model.__dict__.get("_loss_function")
+    own = before.own if isinstance(before, _ModelLoss) else model.loss_function
+    if own not in _SHIFTS_LABELS:
+        names = ", ".join(known.__name__ for known in _SHIFTS_LABELS)
+        raise ValueError(f"the model's loss is {getattr(own, '__name__', own)}, expected one of {names}")
+    model.loss_function = _ModelLoss(own, ComputeLoss(loss, shift_labels=_SHIFTS_LABELS[own]))
+    return LossFunctionHandle(model, before)
+
+
+class _ModelLoss:
+    """Stands in for a loss of transformers, and reads its arguments by its signature. Not a module, on purpose."""
+
+    def __init__(self, own: Callable[..., Any], compute: ComputeLoss) -> None:
+        self.own = own
+        self.compute = compute
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = inspect.signature(self.own).bind(*args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        logits = given["pooled_logits"] if "pooled_logits" in given else given["logits"]
+        labels = given["labels"]
+        if self.own is loss_utils.ForSequenceClassificationLoss and (
+            labels.is_floating_point() or logits.shape[-1] < 2
+        ):
+            raise ValueError("the model is asked for regression or for several labels, expected one class index each")
+        if given.get("shift_labels") is not None:
+            labels = given["shift_labels"]
+        elif self.compute.shift_labels:
+            labels = shifted(labels)
+        overrides = {"ignore_index": given["ignore_index"]} if "ignore_index" in given else {}
+        return flat_loss(self.compute.loss, logits, labels, given.get("num_items_in_batch"), **overrides)
+
+
+class DeferredReweightingCallback(TrainerCallback):
+    """Sets the class weights of a loss at the start of every epoch of the Trainer.
+
+    Args:
+        schedule: epoch to weights [C], such as :class:`longtail.training.DeferredReweighting`.
+        loss: the module whose ``weight`` buffer is overwritten; make it with ``weight=schedule(0)``.
+
+    Raises:
+        ValueError: the loss has no ``weight``, or of another shape.
+    """
+
+    def __init__(self, schedule: WeightSchedule, loss: nn.Module) -> None:
+        set_weight(loss, schedule(0))
+        self.schedule = schedule
+        self.loss = loss
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        set_weight(self.loss, self.schedule(int(state.epoch or 0)))

@@ -1,0 +1,172 @@
+"""A running estimate of class frequencies, for data that has no fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_number
+from ..class_balance import effective_number_weight, inverse_frequency_weight, logit_adjustment
+from ..counting import check_positive_int, class_counts
+from ..ranks import all_reduce_sum
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class StreamingClassFrequency(nn.Module):
+    r"""Exponential moving average of the class counts of batches, and the weights and biases made from it.
+
+    With the counts :math:`c_t` of batch t and decay d:
+
+    .. math:: S_t = d\, S_{t-1} + (1 - d)\, c_t, \qquad \text{frequency} = S_t / \textstyle\sum_k S_{t,k}
+
+    Every batch counts by its size, and the division makes the estimate free of the bias towards its start at 0 (the
+    factor :math:`1 - d^t` of Adam cancels). About the last 1 / (1 - d) batches matter; d = 1 weighs all alike::
+
+        stats = StreamingClassFrequency(vocab_size, device=device)
+        for step, (input, target) in enumerate(loader):
+            stats.update(target)
+            if step % 100 == 0:  # on a GPU this waits: the vectors are made on the CPU, as all of longtail's
+                class_bias = stats.logit_adjustment()
+            loss = longtail.cross_entropy(model(input), target, class_bias=class_bias)
+
+    The state is three buffers: they follow ``.to(device)``, keep their dtypes under ``.half()`` and the like, and stand
+    in the ``state_dict``. ``DistributedDataParallel`` copies rank 0's buffers to all ranks, so inside such a model use
+    ``update(reduce=True)``, which makes them equal anyway.
+
+    Args:
+        num_classes: C.
+        decay: d in (0, 1].
+        ignore_index: target value that does not count, or None.
+        device: of the buffers. There the counting is done, without a host sync on a GPU.
+    """
+
+    mean_counts: Tensor
+    num_updates: Tensor
+    num_targets: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        decay: float = 0.999,
+        *,
+        ignore_index: int | None = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("num_classes", num_classes)
+        if check_number("decay", decay, 0.0, 1.0) == 0.0:
+            raise ValueError("decay is 0, expected a number in (0, 1]")
+        self.num_classes = num_classes
+        self.decay = float(decay)
+        self.ignore_index = ignore_index
+        self.register_buffer("mean_counts", torch.zeros(num_classes, dtype=torch.float64, device=device))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("num_targets", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def update(self, target: Tensor, *, reduce: bool = False, group: ProcessGroup | None = None) -> None:
+        """Adds a batch.
+
+        Args:
+            target: integers of any shape.
+            reduce: add up the counts of this batch over the ranks of ``group`` first (a collective call), so that all
+                ranks hold the same estimate, of the global batches. A process without ``torch.distributed`` is alone.
+            group: default all ranks.
+
+        Raises:
+            IndexError: a target is out of range (on a GPU: a device assertion).
+            TypeError: the targets are not integers.
+        """
+        counts = self._batch_counts(target)
+        if reduce:
+            counts = all_reduce_sum(counts, group)
+        if self.decay == 1.0:
+            self.mean_counts += counts
+        else:
+            self.mean_counts.lerp_(counts, 1.0 - self.decay)
+        self.num_updates += 1
+        self.num_targets += counts.sum().to(torch.int64)
+
+    def frequency(self) -> Tensor:
+        """Estimated frequencies, float64 [C], summing to 1; 0 for classes not seen. 1 / C while nothing was seen."""
+        total = self.mean_counts.sum()
+        return torch.where(total > 0, self.mean_counts / total, 1 / self.num_classes)
+
+    def counts(self, num_samples: float | None = None, min_count: float = 1.0) -> Tensor:
+        """Samples per class in a data set of ``num_samples`` with these frequencies, float64 [C].
+
+        Args:
+            num_samples: size of that data set; default all targets seen so far, which grows as training goes on.
+            min_count: >= 0; fewer samples than this count as this many, so that classes not seen (or not for long) get
+                finite weights and biases.
+        """
+        size: Tensor | float = self.num_targets
+        if num_samples is not None:
+            size = check_number("num_samples", num_samples, 0.0)
+        return (self.frequency() * size).clamp(min=check_number("min_count", min_count, 0.0))
+
+    def effective_number_weight(
+        self, beta: float, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """:func:`longtail.effective_number_weight` of :meth:`counts`, [C] on the buffers' device.
+
+        Saturated for classes with far more than 1 / (1 - beta) samples: fix ``num_samples``, or the weights change with
+        the length of training. ``options``: empty, dtype.
+        """
+        return self._made_by(effective_number_weight, num_samples, min_count, beta=beta, **options)
+
+    def inverse_frequency_weight(
+        self, power: float = 1.0, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """:func:`longtail.inverse_frequency_weight` of :meth:`counts`, [C]. ``options``: empty, dtype."""
+        return self._made_by(inverse_frequency_weight, num_samples, min_count, power=power, **options)
+
+    def logit_adjustment(
+        self, tau: float = 1.0, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """The ``class_bias``, tau times the log-priors: :func:`longtail.logit_adjustment` of :meth:`counts`, [C]."""
+        return self._made_by(logit_adjustment, num_samples, min_count, tau=tau, **options)
+
+    def reset(self) -> None:
+        """Forgets everything seen."""
+        for buffer in (self.mean_counts, self.num_updates, self.num_targets):
+            buffer.zero_()
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, decay={self.decay}, ignore_index={self.ignore_index}"
+
+    def _made_by(
+        self, function: Callable[..., Tensor], num_samples: float | None, min_count: float, **options: Any
+    ) -> Tensor:
+        return function(self.counts(num_samples, min_count), **options)
+
+    def _batch_counts(self, target: Tensor) -> Tensor:
+        """float64 [C] on the buffers' device; sums of ones, so exact in any order of atomic additions."""
+        if self.mean_counts.device.type == "cpu":
+            return class_counts(target, self.num_classes, self.ignore_index).cpu().double()
+        return counts_without_sync(target.to(self.mean_counts.device), self.num_classes, self.ignore_index)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingClassFrequency:
+        """Buffers change their device, never their dtype: counts in half precision stop counting at 2048."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+def counts_without_sync(target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """float64 [num_classes] on the device of the targets; what is out of range is left to the device to refuse."""
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise TypeError(f"targets have dtype {target.dtype}, expected integers")
+    labels = target.detach().to(torch.int64).reshape(-1)
+    kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+    counts = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
+    return counts.index_add_(0, torch.where(kept, labels, 0), kept.double())

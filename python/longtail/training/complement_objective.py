@@ -1,0 +1,223 @@
+"""Complement Objective Training: cross-entropy and complement entropy in turn (Chen et al. 2019)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..arguments import check_number
+from ..functional import complement_entropy, cross_entropy
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class ComplementObjectiveLosses(NamedTuple):
+    """What the two steps of a batch descended on; 0-d, detached."""
+
+    loss: Tensor
+    complement_loss: Tensor  # minus the complement entropy
+
+
+class _Trainer:
+    """What both variants share: options, and one backward or optimizer step under scaler and clipping."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Iterable[Optimizer],
+        *,
+        loss: Loss | None,
+        complement_loss: Loss | None,
+        balanced: bool,
+        ignore_index: int,
+        scaler: torch.amp.GradScaler | None,
+        max_grad_norm: float | None,
+        autocast: AbstractContextManager[Any] | None,
+    ) -> None:
+        self.model = model
+        self.optimizers = list(optimizers)
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"an optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+        if len({id(optimizer) for optimizer in self.optimizers}) < len(self.optimizers):
+            raise ValueError("both optimizers are the same object, expected two, each with its own state")
+        self.balanced = balanced
+        self.ignore_index = ignore_index
+        self.loss = loss or self._cross_entropy
+        self.complement_loss = complement_loss or self._complement_entropy
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, 0.0)
+        self.autocast = autocast or contextlib.nullcontext()
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target, ignore_index=self.ignore_index)
+
+    def _complement_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return -complement_entropy(logits, target, self.balanced, self.ignore_index)
+
+    def _forward(self, input: Any) -> Tensor:
+        with self.autocast:
+            return self.model(input)
+
+    def _zero_grad(self) -> None:
+        """Drops the gradients of both: the optimizers may hold different parts of the model."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _optimizer_step(self, optimizer: Optimizer) -> None:
+        """Unscales and clips the gradients that lie in ``.grad``, and steps; not if the scaler found inf or NaN."""
+        if self.max_grad_norm is not None:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(_parameters(optimizer), self.max_grad_norm)
+        self.scaler.step(optimizer)
+
+
+class ComplementObjectiveTraining(_Trainer):
+    """Complement Objective Training, COT (Chen et al. 2019, algorithm 1).
+
+    For each batch two steps: the primary optimizer descends on the cross-entropy; then, after a second forward with the
+    updated weights, the complement optimizer descends on minus the complement entropy, which flattens the
+    probabilities of the wrong classes. Each optimizer keeps its own state (momentum)::
+
+        training = ComplementObjectiveTraining(model, SGD(model.parameters(), ...), SGD(model.parameters(), ...))
+        for input, target in loader:
+            loss, complement_loss = training.step(input, target)
+
+    The paper gives both optimizers the same learning rate and schedule. The second forward counts: batch
+    normalisation updates its running statistics twice per batch, dropout draws a new mask.
+
+    Args:
+        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is.
+        primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
+        loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
+        complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
+        balanced: the default complement loss divides by C - 1 (eq. 3), so that both steps have gradients of a size.
+        ignore_index: target value that the default losses leave out.
+        scaler: a ``torch.amp.GradScaler``; a step with inf or NaN in its gradients is skipped, and the scale is
+            updated once per batch. With float16 only.
+        max_grad_norm: clips the norm of each step's (unscaled) gradients to this, or None.
+        autocast: a context for the forward passes, such as ``torch.autocast("cuda", torch.bfloat16)``, or None.
+
+    Raises:
+        TypeError, ValueError: the optimizers are no two optimizers; max_grad_norm is negative.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        primary_optimizer: Optimizer,
+        complement_optimizer: Optimizer,
+        *,
+        loss: Loss | None = None,
+        complement_loss: Loss | None = None,
+        balanced: bool = True,
+        ignore_index: int = -100,
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
+        autocast: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            (primary_optimizer, complement_optimizer),
+            loss=loss,
+            complement_loss=complement_loss,
+            balanced=balanced,
+            ignore_index=ignore_index,
+            scaler=scaler,
+            max_grad_norm=max_grad_norm,
+            autocast=autocast,
+        )
+
+    def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
+        """Both steps on one batch; returns the two losses, detached."""
+        losses = []
+        for loss_function, optimizer in zip((self.loss, self.complement_loss), self.optimizers, strict=True):
+            self._zero_grad()
+            loss = loss_function(self._forward(input), target)
+            self.scaler.scale(loss).backward()
+            self._optimizer_step(optimizer)
+            losses.append(loss.detach())
+        self.scaler.update()
+        return ComplementObjectiveLosses(*losses)
+
+
+class SingleForwardComplementObjectiveTraining(_Trainer):
+    """Complement Objective Training with one forward per batch: both gradients are taken at the same weights.
+
+    Cheaper than :class:`ComplementObjectiveTraining`, and not the published procedure, where the complement step sees
+    what the first step did. Two optimizers each get their own gradient (two backward passes through one
+    graph, so the model may not be ``DistributedDataParallel``); one optimizer gets the sum, in one backward pass. The
+    latter, with the default losses and ``balanced``, is complement cross-entropy with gamma = -1, which
+    :func:`longtail.complement_cross_entropy` computes in a single pass over the logits.
+
+    Args:
+        model, primary_optimizer: as in :class:`ComplementObjectiveTraining`.
+        complement_optimizer: None steps the primary optimizer with the sum of both gradients.
+        loss, complement_loss, balanced, ignore_index, scaler, max_grad_norm, autocast: as there. ``max_grad_norm``
+            clips each optimizer's gradient.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        primary_optimizer: Optimizer,
+        complement_optimizer: Optimizer | None = None,
+        *,
+        loss: Loss | None = None,
+        complement_loss: Loss | None = None,
+        balanced: bool = True,
+        ignore_index: int = -100,
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
+        autocast: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            (primary_optimizer,) if complement_optimizer is None else (primary_optimizer, complement_optimizer),
+            loss=loss,
+            complement_loss=complement_loss,
+            balanced=balanced,
+            ignore_index=ignore_index,
+            scaler=scaler,
+            max_grad_norm=max_grad_norm,
+            autocast=autocast,
+        )
+
+    def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
+        """One forward, both gradients, and the steps; returns the two losses, detached."""
+        self._zero_grad()
+        logits = self._forward(input)
+        losses = ComplementObjectiveLosses(self.loss(logits, target), self.complement_loss(logits, target))
+        if len(self.optimizers) == 1:
+            self.scaler.scale(losses.loss + losses.complement_loss).backward()
+            self._optimizer_step(self.optimizers[0])
+        else:
+            self._step_apart(losses)
+        self.scaler.update()
+        return ComplementObjectiveLosses(*(loss.detach() for loss in losses))
+
+    def _step_apart(self, losses: ComplementObjectiveLosses) -> None:
+        """Both backward passes before the first step, which changes the weights that the second still needs."""
+        kept = []
+        for loss, optimizer in zip(losses, self.optimizers, strict=True):
+            self._zero_grad()
+            self.scaler.scale(loss).backward(retain_graph=loss is losses.loss)
+            kept.append([(parameter, parameter.grad) for parameter in _parameters(optimizer)])
+        for optimizer, gradients in zip(self.optimizers, kept, strict=True):
+            self._zero_grad()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            self._optimizer_step(optimizer)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

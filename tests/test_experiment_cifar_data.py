@@ -1,0 +1,174 @@
+"""CIFAR files of both formats and data sets: read as written, and explained where they are not what they should be."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+pytest.importorskip("numpy")
+import numpy as np
+
+from longtail.experiments.cifar_data import DATASETS, load_images
+
+PIXELS = 3072
+
+
+def make_batches(dataset, images=6):
+    """File name without its ending -> (pixels [N, 3072] uint8, labels [N])."""
+    generator = torch.Generator().manual_seed(3)
+    form = DATASETS[dataset].pickled
+    return {
+        name: (
+            torch.randint(256, (images, PIXELS), generator=generator, dtype=torch.uint8),
+            torch.randint(DATASETS[dataset].num_classes, (images,), generator=generator),
+        )
+        for name in (*form.train, *form.test)
+    }
+
+
+def write_binary(folder, dataset, batches):
+    for name, (pixels, labels) in batches.items():
+        columns = [labels.to(torch.uint8)[:, None], pixels]
+        if dataset == "cifar100":
+            columns.insert(0, torch.full_like(columns[0], 255))  # the coarse class, which is not read
+        (folder / f"{name}.bin").write_bytes(torch.cat(columns, 1).numpy().tobytes())
+
+
+def write_pickles(folder, dataset, batches, protocol=2):
+    key = DATASETS[dataset].pickled.labels.encode()
+    for name, (pixels, labels) in batches.items():
+        content = {b"batch_label": b"x", key: labels.tolist(), b"data": pixels.numpy(), b"filenames": [b"a.png"]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
+
+
+WRITERS = {"binary": write_binary, "pickle": write_pickles}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_images_come_back_as_written(dataset, form, inside, tmp_path):
+    batches = make_batches(dataset)
+    known = getattr(DATASETS[dataset], {"binary": "binary", "pickle": "pickled"}[form])
+    folder = tmp_path / known.folder if inside else tmp_path
+    folder.mkdir(exist_ok=True)
+    WRITERS[form](folder, dataset, batches)
+    found = load_images(tmp_path, dataset)
+    *train, test = batches.values()
+    assert torch.equal(found.train_images.flatten(1), torch.cat([pixels for pixels, _ in train]))
+    assert torch.equal(found.train_labels, torch.cat([labels for _, labels in train]))
+    assert torch.equal(found.test_images, test[0].view(-1, 3, 32, 32))
+    assert torch.equal(found.test_labels, test[1])
+    assert found.train_images.dtype == torch.uint8
+    assert found.test_labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_pickles_of_every_protocol_before_5(protocol, tmp_path):
+    batches = make_batches("cifar100", images=2)
+    write_pickles(tmp_path, "cifar100", batches, protocol)
+    assert torch.equal(load_images(tmp_path, "cifar100").train_images.flatten(1), batches["train"][0])
+
+
+def python2_pickle(pixels, labels):
+    """As Python 2 wrote the published files: byte strings for text, numpy's old names."""
+    raw = pixels.numpy().tobytes()
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value
+
+    numbers = b"(" + b"".join(b"K" + bytes([label]) for label in labels.tolist()) + b"e"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN"
+    dtype += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    shape = b"K" + bytes([len(pixels)]) + b"M" + PIXELS.to_bytes(2, "little") + b"\x86"
+    array += b"(K\x01" + shape + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"]" + numbers + b"u."
+
+
+def test_a_pickle_of_python_2(tmp_path):
+    batches = make_batches("cifar10", images=3)
+    for name, (pixels, labels) in batches.items():
+        content = python2_pickle(pixels, labels)
+        assert np.array_equal(pickle.loads(content, encoding="bytes")[b"data"], pixels.numpy())
+        (tmp_path / name).write_bytes(content)
+    assert torch.equal(load_images(tmp_path, "cifar10").test_labels, batches["test_batch"][1])
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("left", [0, 1, 100, PIXELS, -1])
+def test_truncated_files_are_explained(form, left, tmp_path):
+    WRITERS[form](tmp_path, "cifar10", make_batches("cifar10"))
+    path = tmp_path / ("data_batch_3.bin" if form == "binary" else "data_batch_3")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"data_batch_3.*cut short"):
+        load_images(tmp_path, "cifar10")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_missing_files_and_wrong_labels_are_named(form, tmp_path):
+    ending = ".bin" if form == "binary" else ""
+    with pytest.raises(ValueError, match=r"no cifar10 under .*data_batch_1.bin.*test_batch"):
+        load_images(tmp_path, "cifar10")
+    batches = make_batches("cifar10")
+    batches["data_batch_2"][1][4] = 10
+    WRITERS[form](tmp_path, "cifar10", batches)
+    with pytest.raises(ValueError, match=rf"data_batch_2{ending}'?: label 4 is 10, expected 0 to 9"):
+        load_images(tmp_path, "cifar10")
+    (tmp_path / f"data_batch_4{ending}").unlink()
+    with pytest.raises(ValueError, match=rf"but no data_batch_4{ending}"):
+        load_images(tmp_path, "cifar10")
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_cannot_run_anything(protocol, tmp_path):
+    write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
+    marker = tmp_path / "was_run"
+    content = pickle.dumps({b"data": Malicious(str(marker)), b"fine_labels": []}, protocol=protocol)
+    (tmp_path / "train").write_bytes(content)
+    with pytest.raises(ValueError, match=r"asks for \w+\.mkdir"):
+        load_images(tmp_path, "cifar100")
+    assert not marker.exists()
+    pickle.loads(content)  # it would have been
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({b"data": np.zeros((2, 3071), np.uint8)}, r"shape \(2, 3071\)"),
+        ({b"data": np.zeros((2, 3072), np.float32)}, "no array of bytes"),
+        ({b"data": np.asfortranarray(np.zeros((2, 3072), np.uint8))}, "no array of bytes"),
+        ({b"data": [0] * 3072}, "data is a list"),
+        ({b"fine_labels": [1]}, "1 labels"),
+        ({b"fine_labels": [1, 2.0]}, "expected a list of integers"),
+        ({b"fine_labels": [1, 100]}, "label 1 is 100"),
+        ({b"fine_labels": [-1, 0]}, "label 0 is -1"),
+        ({b"fine_labels": [10**30, 0]}, "label 0 is 1000"),
+        ({b"fine_labels": None}, "NoneType"),
+    ],
+)
+def test_pickles_of_something_else_are_explained(changes, message, tmp_path):
+    write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
+    content = {b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [1, 2]} | changes
+    (tmp_path / "train").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match=message):
+        load_images(tmp_path, "cifar100")
+
+
+def test_a_pickle_of_no_dictionary(tmp_path):
+    write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
+    (tmp_path / "test").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match="holds a list, expected a dictionary"):
+        load_images(tmp_path, "cifar100")

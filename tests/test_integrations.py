@@ -1,0 +1,37 @@
+"""The adapters are imported by name alone, and say which extra they need."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+
+def test_the_package_imports_no_framework() -> None:
+    code = """
+import sys, longtail, longtail.training, longtail.integrations
+print(sorted({"transformers", "lightning", "pytorch_lightning", "accelerate"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["transformers", "lightning"])
+def test_a_missing_framework_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("transformers", "lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"longtail.integrations.{name}", raising=False)
+    with pytest.raises(ImportError, match=rf"{name}.* needs pip install 'longtail\[{name}\]'"):
+        importlib.import_module(f"longtail.integrations.{name}")
+
+
+def test_lightning_under_its_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    for module in ("lightning", "lightning.pytorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "longtail.integrations.lightning", raising=False)
+    module = importlib.import_module("longtail.integrations.lightning")
+    assert issubclass(module.DeferredReweightingCallback, other.Callback)
+    del sys.modules["longtail.integrations.lightning"]
