@@ -21,7 +21,7 @@ struct Part {
       head = min(classes, (16 - past) % 16 / static_cast<int>(sizeof(Z)));
     }
     const int all = (classes - head) / kCount, tail = classes - head - all * kCount;
-    const int each = (all + cluster - 1) / cluster, begin = min(all, rank * each);
+    const int each = (all + cluster - 1) >> log2_of(cluster), begin = min(all, rank * each);
     origin = head + begin * kCount;
     vectors = min(all - begin, each);
     edge = -1;
@@ -35,11 +35,12 @@ struct Part {
 // One row's work in one thread. Its vectors are blockDim.x apart, its chunks kGroup of them.
 template <typename Z, int kCount, bool kExtras>
 struct BlockRow {
-  static constexpr int kGroup = kChunk / kCount;
+  static constexpr int kGroup = group_of(kCount);
   const SoftmaxLossArgs& a;
   const Row row;
   const Z* const logits;
   const Part<Z, kCount> part;
+  const Z* const body;  // the part's first vector
   const Elements<kExtras> elements;
   const int thread = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
   const int chunks;
@@ -50,8 +51,9 @@ struct BlockRow {
         row(r),
         logits(static_cast<const Z*>(args.logits) + r.index * args.logits_stride),
         part(args, logits, joint.cluster(), joint.rank()),
+        body(logits + part.origin),
         elements(args, part.origin),
-        chunks((part.vectors + kGroup * step - 1) / (kGroup * step)) {
+        chunks((part.vectors + kGroup * step - 1) >> log2_of(kGroup * step)) {
     if (part.edge >= 0 && row.counted()) edge_logit = to_float(logits[part.edge]);
   }
 
@@ -61,16 +63,16 @@ struct BlockRow {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = first_of(chunk) + k * step;
-      if (i < part.vectors) held[k].load(logits + part.origin + i * kCount);
+      if (i < part.vectors) held[k].load(body + static_cast<unsigned>(i) * kCount);
     }
   }
 
   LONGTAIL_DEVICE void add_chunk(Stats& s, const Vector<Z, kCount> (&held)[kGroup], int chunk) const {
-    add_vectors<Z, kCount, kGroup>(s, held, first_of(chunk), step, part.vectors, part.origin, row.target, elements);
+    add_vectors(s, held, first_of(chunk), step, part.vectors, part.origin, row.target, elements);
   }
 
   LONGTAIL_DEVICE void store_chunk(const Vector<Z, kCount> (&held)[kGroup], int chunk, const Grad& g) const {
-    Z* grad = static_cast<Z*>(a.grad) + row.index * a.grad_stride;
+    Z* grad = static_cast<Z*>(a.grad) + (row.index * a.grad_stride + part.origin);
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = first_of(chunk) + k * step;
@@ -81,7 +83,7 @@ struct BlockRow {
         held[k].get(x);
         elements.gradient(x, column, row.target, g);
       }
-      Vector<Z, kCount>::store(grad + column, x);
+      Vector<Z, kCount>::store(grad + static_cast<unsigned>(i) * kCount, x);
     }
   }
 
@@ -147,11 +149,11 @@ LONGTAIL_DEVICE void ignore_in_block(const SoftmaxLossArgs& a, const Row& row, c
 // bytes: N C s (loss) or 2 N C s (backward) for elements of s bytes, the least there is; 3 N C s with both sweeps, of
 //   which the rows in flight find as much in the L2 cache as fits there; some 40 N.
 template <typename Z, int kCount, bool kExtras>
-LONGTAIL_KERNEL(kSweepThreads)
+LONGTAIL_KERNEL(kBlockThreads, resident_of(kCount > 1, kExtras))
 sweep_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass) {
   Joint joint;
-  const int64_t teams = gridDim.x / joint.cluster();
-  for (int64_t place = blockIdx.x / joint.cluster(); place < a.rows; place += teams) {
+  const int64_t teams = gridDim.x >> log2_of(joint.cluster());
+  for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
     const Row row = load_row<Z, kExtras>(a, row_at(a, place, pass), pass != Pass::loss);
     const BlockRow<Z, kCount, kExtras> block_row(a, row, joint);
     Grad g = {};

@@ -27,19 +27,20 @@ struct Problem {
   int64_t rows, num_classes;
   bool aligned;  // every row of logits, and of grad, begins and ends at a 16-byte boundary
   bool alike;    // each row of grad lies as that of logits with regard to 16-byte boundaries
+  bool extras;   // with options that touch every element: class_bias, label smoothing, scale, softcap
 };
 
 struct Plan {
   Regime regime;
   bool vector;  // accesses of 16 bytes, else of one element
-  int threads;  // per block
-  int lanes;    // per row; Regime::warp
-  int cluster;  // blocks per row; otherwise
+  int threads;  // per block, a power of two
+  int lanes;    // per row, a power of two; Regime::warp
+  int cluster;  // blocks per row, a power of two; otherwise
 };
 
 constexpr int kWarpSize = 32;
-// A lane holds up to 32 elements: 16 or 32 registers. Twice that would leave no room for their arithmetic at 128.
-constexpr int kHeld = 32;
+// Elements that a lane holds: 16 or 32 registers of vectors. Single elements take a register each, whatever their type.
+constexpr int held_of(int count) { return count > 1 ? 32 : 16; }
 // Rows that are not aligned have only single-element accesses in the warp regime; from here on, the vectors between
 // their edges are worth a block of their own.
 constexpr int kLongestUnaligned = 256;
@@ -47,14 +48,15 @@ constexpr int kLongestUnaligned = 256;
 // of its lanes, and takes as long as 10 elements do.
 constexpr int kPerLane = 16;
 constexpr int kWarpThreads = 128;
-// Elements that a thread takes at a time: two 16-byte loads of a half type, four of float32.
-constexpr int kChunk = 16;
-// More threads than these share no multiprocessor at the 64 registers that the kernels take.
-constexpr int kResident = 1024;
-constexpr int kSharedThreads = 512;  // at most, per block
-constexpr int kSweepThreads = 1024;  // at most, per block
-// A sweep that does not come back to its row: blocks of this size share a multiprocessor, and hide each other's ends.
-constexpr int kSingleSweepThreads = 256;
+// What a thread takes at a time: two 16-byte loads, or 8 single elements.
+constexpr int group_of(int count) { return count > 1 ? 2 : 8; }
+constexpr int chunk_of(int count) { return group_of(count) * count; }  // elements
+// At most, of a row's block. Small ones share a multiprocessor and hide each other's ends.
+constexpr int kBlockThreads = 256;
+// Blocks of that size that a multiprocessor's registers suffice for: 80 a thread, or 128 with single elements and with
+// options that touch every element. With 64, vectors would spill on sm_100, where the compiler pairs registers.
+constexpr int resident_of(bool vector, bool extras) { return vector && !extras ? 3 : 2; }
+constexpr int kWarpResident = 4;  // 128 registers
 // Blocks on a multiprocessor: with three, one computes while the others read and write.
 constexpr int kOverlapping = 3;
 constexpr int kReservedPerBlock = 1024;  // bytes of shared memory that the system takes
@@ -62,7 +64,6 @@ constexpr int kReservedPerBlock = 1024;  // bytes of shared memory that the syst
 constexpr int kSmallestSlice = 16 * 1024;  // bytes
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int at_most(int64_t n, int limit) { return n < limit ? static_cast<int>(n) : limit; }
 
 inline int power_of_two(int64_t n, int smallest, int largest) {
   int p = smallest;
@@ -88,9 +89,9 @@ inline int64_t shared_bytes(const Plan& plan, const Problem& problem) {
   return joint_bytes(plan.threads, plan.cluster) + (plan.regime == Regime::shared ? slice : 0);
 }
 
-// How many blocks with that much of a row fit on a multiprocessor; 0 if not even one.
-inline int resident_blocks(const Device& device, int64_t slice) {
-  const int64_t block = slice + joint_bytes(kSharedThreads, largest_cluster(device));
+// How many blocks of such a cluster fit on a multiprocessor; 0 if not even one.
+inline int resident_blocks(const Device& device, int64_t row_bytes, int cluster) {
+  const int64_t block = slice_bytes(row_bytes, cluster) + joint_bytes(kBlockThreads, cluster);
   if (block > device.shared_per_block) return 0;
   return static_cast<int>(device.shared_per_processor / (block + kReservedPerBlock));
 }
@@ -98,7 +99,7 @@ inline int resident_blocks(const Device& device, int64_t slice) {
 // The smallest cluster that leaves room for `blocks` blocks per multiprocessor, or 0.
 inline int cluster_for(const Device& device, int64_t row_bytes, int blocks) {
   for (int cluster = 1; cluster <= largest_cluster(device); cluster *= 2) {
-    if (resident_blocks(device, slice_bytes(row_bytes, cluster)) >= blocks) return cluster;
+    if (resident_blocks(device, row_bytes, cluster) >= blocks) return cluster;
   }
   return 0;
 }
@@ -125,26 +126,22 @@ inline Plan shared_plan(const Problem& p, const Device& device) {
     cluster = cluster_for(device, row_bytes, blocks);
   if (cluster == 0) return {Regime::sweep, true, 0, 0, 0};
   cluster = spread(p, device, cluster);
-  const int64_t slice = slice_bytes(row_bytes, cluster);
-  // As many threads as can share a multiprocessor, none without a chunk of its own.
-  const int resident = resident_blocks(device, slice);
-  const int most = resident > 4 ? kResident / 4 : resident > 2 ? kResident / 4 : kSharedThreads;
-  const int threads = power_of_two(ceil_div(slice / p.element_size, kChunk), 2 * kWarpSize, most);
+  const int64_t elements = slice_bytes(row_bytes, cluster) / p.element_size;
+  const int threads = power_of_two(ceil_div(elements, chunk_of(16 / p.element_size)), 2 * kWarpSize, kBlockThreads);
   return {Regime::shared, true, threads, 0, cluster};
 }
 
 inline Plan sweep_plan(const Problem& p, const Device& device) {
   const bool vector = p.pass == Pass::loss || p.alike;
   const bool twice = p.pass == Pass::loss_and_grad;
-  const int cluster = spread(p, device, 1);
-  const int64_t chunks = ceil_div(ceil_div(p.num_classes, cluster), kChunk);
   // Twice: the fewer rows in flight, the more of each is still in the L2 cache when the second sweep comes.
-  const int most = twice ? kSweepThreads : kSingleSweepThreads;
-  return {Regime::sweep, vector, power_of_two(chunks, kWarpSize, most), 0, cluster};
+  const int cluster = twice ? largest_cluster(device) : spread(p, device, 1);
+  const int64_t chunks = ceil_div(ceil_div(p.num_classes, cluster), chunk_of(vector ? 16 / p.element_size : 1));
+  return {Regime::sweep, vector, power_of_two(chunks, kWarpSize, kBlockThreads), 0, cluster};
 }
 
 inline Plan plan_of(const Problem& p, const Device& device) {
-  if (p.num_classes <= (p.aligned ? kHeld * kWarpSize : kLongestUnaligned)) return warp_plan(p);
+  if (p.num_classes <= (p.aligned ? held_of(16) * kWarpSize : kLongestUnaligned)) return warp_plan(p);
   if (p.pass == Pass::loss_and_grad && p.alike) {
     const Plan plan = shared_plan(p, device);
     if (plan.regime == Regime::shared) return plan;

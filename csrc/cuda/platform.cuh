@@ -22,7 +22,8 @@
 #include <tuple>
 
 #define LONGTAIL_DEVICE __device__ __forceinline__
-#define LONGTAIL_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads per block, at most, and blocks of them that a multiprocessor has registers for, at least.
+#define LONGTAIL_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define LONGTAIL_PARAMETER const __grid_constant__
 
 namespace longtail {
@@ -64,6 +65,9 @@ LONGTAIL_DEVICE uint32_t pack_float16(float low, float high) {
 LONGTAIL_DEVICE float2 unpack_float16(uint32_t bits) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bits));
 }
+
+// Of a power of two.
+LONGTAIL_DEVICE int log2_of(int n) { return 31 - __clz(n); }
 
 // ---- Memory ----
 

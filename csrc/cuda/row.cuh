@@ -179,17 +179,17 @@ struct Elements {
   }
 };
 
-// Adds kVectors vectors, `step` apart from vector `first` on; those from `vectors` on do not count. Vector 0 begins at
-// class `origin`.
-template <typename Z, int kCount, int kVectors, bool kExtras>
-LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount>* held, int first, int step, int vectors, int origin,
-                                 int target, const Elements<kExtras>& elements) {
+// Adds kVectors vectors, `step` apart from vector `first` on; those from `vectors` on do not count, unless kWhole says
+// that there are none. Vector 0 begins at class `origin`.
+template <bool kWhole, typename Z, int kCount, int kVectors, bool kExtras>
+LONGTAIL_DEVICE void add_some(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
+                              int origin, int target, const Elements<kExtras>& elements) {
   float u[kVectors * kCount];
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int i = first + k * step, column = origin + i * kCount;
     float x[kCount];
-    if (i < vectors) {
+    if (kWhole || i < vectors) {
       held[k].get(x);
       elements.effective(x, column, target, s);
       elements.replace(x, target - column, -INFINITY);
@@ -201,6 +201,16 @@ LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount>* held, int fi
     for (int j = 0; j < kCount; ++j) u[k * kCount + j] = x[j];
   }
   add(s, u);
+}
+
+template <typename Z, int kCount, int kVectors, bool kExtras>
+LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
+                                 int origin, int target, const Elements<kExtras>& elements) {
+  if (first + (kVectors - 1) * step < vectors) {
+    add_some<true>(s, held, first, step, vectors, origin, target, elements);
+  } else if (first < vectors) {
+    add_some<false>(s, held, first, step, vectors, origin, target, elements);
+  }
 }
 
 // One row's scalars. In rows that do not count, target is -1 and the rest 0.

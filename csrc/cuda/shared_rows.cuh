@@ -7,7 +7,7 @@
 namespace longtail {
 namespace gpu {
 
-// Chunks of a thread that are under way from device memory, 32 elements each: 8 x 64 bytes.
+// Chunks of a thread that are under way from device memory: 8 x 32 bytes.
 constexpr int kPipeline = 8;
 
 template <typename Z, bool kExtras>
@@ -25,7 +25,7 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = this->first_of(chunk) + k * this->step;
-      if (i < this->part.vectors) copy_async_16(kept + i * kCount, this->logits + this->part.origin + i * kCount);
+      if (i < this->part.vectors) copy_async_16(kept + i * kCount, this->body + static_cast<unsigned>(i) * kCount);
     }
     copy_async_commit();
   }
@@ -67,12 +67,12 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
 // writes: loss [N], stats [N, 5], grad [N, C] (may be the logits' own memory).
 // bytes: 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, bool kExtras>
-LONGTAIL_KERNEL(kSharedThreads)
+LONGTAIL_KERNEL(kBlockThreads, resident_of(true, kExtras))
 shared_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a) {
   constexpr Pass kPass = Pass::loss_and_grad;
   Joint joint;
-  const int64_t teams = gridDim.x / joint.cluster();
-  for (int64_t place = blockIdx.x / joint.cluster(); place < a.rows; place += teams) {
+  const int64_t teams = gridDim.x >> log2_of(joint.cluster());
+  for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
     const Row row = load_row<Z, kExtras>(a, place, true);
     const SharedRow<Z, kExtras> shared_row(a, row, joint);
     Grad g = {};

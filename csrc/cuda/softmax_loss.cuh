@@ -19,7 +19,7 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
     aligned = aligned && z == 0 && g == 0;
     alike = alike && z == g;
   }
-  return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike};
+  return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike, has_extras(a)};
 }
 
 // Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.

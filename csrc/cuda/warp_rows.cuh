@@ -9,10 +9,10 @@ namespace gpu {
 // One row, or none (`index` >= N), by `lanes` lanes; vector k of a lane begins at column (k * lanes + lane) * kCount.
 template <typename Z, int kCount, bool kExtras>
 struct WarpRow {
-  static constexpr int kVectors = kHeld / kCount, kGroup = kChunk / kCount;
+  static constexpr int kGroup = group_of(kCount), kGroups = held_of(kCount) / kCount / kGroup;
   const SoftmaxLossArgs& a;
-  const int lane, lanes, vectors;  // vectors: of the whole row
-  Vector<Z, kCount> held[kVectors];
+  const int lane, lanes, vectors;           // vectors: of the whole row
+  Vector<Z, kCount> held[kGroups][kGroup];  // vector k of this lane: held[k / kGroup][k % kGroup]
 
   LONGTAIL_DEVICE WarpRow(const SoftmaxLossArgs& args, int lane_, int lanes_)
       : a(args), lane(lane_), lanes(lanes_), vectors(static_cast<int>(args.num_classes) / kCount) {}
@@ -20,9 +20,9 @@ struct WarpRow {
   LONGTAIL_DEVICE void load(const Row& row) {
     const Z* z = static_cast<const Z*>(a.logits) + row.index * a.logits_stride;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
+    for (int k = 0; k < kGroups * kGroup; ++k) {
       const int i = k * lanes + lane;
-      if (i < vectors) held[k].load(z + i * kCount);
+      if (i < vectors) held[k / kGroup][k % kGroup].load(z + i * kCount);
     }
   }
 
@@ -30,9 +30,10 @@ struct WarpRow {
     const Elements<kExtras> elements(a, 0);
     Stats s = empty_stats(row.u_g);
 #pragma unroll
-    for (int k = 0; k < kVectors; k += kGroup) {
-      if (k * lanes >= vectors) break;
-      add_vectors<Z, kCount, kGroup>(s, held + k, k * lanes + lane, lanes, vectors, 0, row.target, elements);
+    for (int group = 0; group < kGroups; ++group) {
+      const int first = group * kGroup * lanes;
+      if (first >= vectors) break;
+      add_vectors(s, held[group], first + lane, lanes, vectors, 0, row.target, elements);
     }
     return s;
   }
@@ -41,12 +42,12 @@ struct WarpRow {
     const Elements<kExtras> elements(a, 0);
     Z* grad = static_cast<Z*>(a.grad) + row.index * a.grad_stride;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
+    for (int k = 0; k < kGroups * kGroup; ++k) {
       const int i = k * lanes + lane;
       if (i >= vectors) break;
       float x[kCount] = {};
       if (row.counted()) {
-        held[k].get(x);
+        held[k / kGroup][k % kGroup].get(x);
         elements.gradient(x, i * kCount, row.target, g);
       }
       Vector<Z, kCount>::store(grad + i * kCount, x);
@@ -60,7 +61,7 @@ struct WarpRow {
 // writes: loss [N] and stats [N, 5] (unless `backward`); grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: N C s (loss) or 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, int kCount, bool kExtras>
-LONGTAIL_KERNEL(kWarpThreads)
+LONGTAIL_KERNEL(kWarpThreads, kWarpResident)
 warp_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass, int lanes) {
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int64_t rows_per_block = static_cast<int>(blockDim.x) / lanes;
