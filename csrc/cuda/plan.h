@@ -56,7 +56,7 @@ constexpr int kBlockThreads = 256;
 // Blocks of that size that a multiprocessor's registers suffice for: 80 a thread, or 128 with single elements and with
 // options that touch every element. With 64, vectors would spill on sm_100, where the compiler pairs registers.
 constexpr int resident_of(bool vector, bool extras) { return vector && !extras ? 3 : 2; }
-constexpr int kWarpResident = 4;  // 128 registers
+constexpr int warp_resident(bool vector) { return vector ? 4 : 3; }  // 128 or 168 registers
 // Blocks on a multiprocessor: with three, one computes while the others read and write.
 constexpr int kOverlapping = 3;
 constexpr int kReservedPerBlock = 1024;  // bytes of shared memory that the system takes

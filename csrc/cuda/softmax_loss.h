@@ -41,5 +41,14 @@ struct SoftmaxLossArgs {
   int64_t grad_stride;
 };
 
+struct ScaleGradArgs {
+  Storage storage;
+  int64_t rows, num_classes;
+  void* grad;  // [N, C]
+  int64_t grad_stride;
+  const float* factor;  // [N]; stride 0 when one value serves all rows
+  int64_t factor_stride;
+};
+
 }  // namespace gpu
 }  // namespace longtail

@@ -61,7 +61,7 @@ struct WarpRow {
 // writes: loss [N] and stats [N, 5] (unless `backward`); grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: N C s (loss) or 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, int kCount, bool kExtras>
-LONGTAIL_KERNEL(kWarpThreads, kWarpResident)
+LONGTAIL_KERNEL(kWarpThreads, warp_resident(kCount > 1))
 warp_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass, int lanes) {
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int64_t rows_per_block = static_cast<int>(blockDim.x) / lanes;
