@@ -97,7 +97,7 @@ def cuda_architectures(nvcc):
     if listed:
         entries = [re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry) for entry in listed]
         if not all(entries):
-            bad = next(entry for entry, match in zip(listed, entries) if not match)
+            bad = next(entry for entry, match in zip(listed, entries, strict=True) if not match)
             raise SystemExit(f"longtail: TORCH_CUDA_ARCH_LIST has {bad!r}, expected entries such as 9.0 or 9.0+PTX")
         chosen = [((int(m[1]), int(m[2])), m[3], bool(m[4])) for m in entries]
         chosen = [entry for entry in chosen if entry[0] >= OLDEST_CUDA_ARCHITECTURE]
@@ -131,7 +131,7 @@ rule cxx
 rule stub
   command = {cxx} -shared -fPIC -x c++ /dev/null -Wl,-soname,libtorch_cuda.so -o $out
 rule link
-  command = {nvcc} -shared -cudart=static $in -o $out {link_flags}
+  command = {nvcc} -shared -cudart=static --no-device-link $in -o $out {link_flags}
   description = link $out
 {objects}
 build {folder}/libtorch_cuda.so: stub
@@ -148,12 +148,14 @@ def build_cuda(library):
     inputs = [f"{folder}/{os.path.basename(source)}.o" for source in sources]
     rules = ["nvcc" if source.endswith(".cu") else "cxx" for source in sources]
     # The current stream comes from libtorch_cuda, which a CPU-only torch lacks: an empty library of its name will do.
-    link_flags = ["-Xlinker=-s,--exclude-libs=ALL,--no-as-needed", f"-L{folder}", "-ltorch_cuda"]
+    link_flags = [f"-Xlinker=-s,--no-as-needed,--version-script={folder}/exports", f"-L{folder}", "-ltorch_cuda"]
     link_flags += [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu"]
     cxx_flags = [*COMMON_FLAGS, "-fPIC", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     cxx_flags += [f"-isystem {path}" for path in include_paths()]
     host = [f"-ccbin={cxx.split()[0]}"] if os.environ.get("CXX") else []
     os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/exports", "w") as file:
+        file.write("{ local: *; };\n")  # the operators register themselves when the library is loaded
     with open(f"{folder}/build.ninja", "w") as file:
         text = NINJA_FILE.format(
             folder=folder,
@@ -162,7 +164,9 @@ def build_cuda(library):
             cxx=cxx,
             cxx_flags=" ".join(cxx_flags),
             link_flags=" ".join([*host, *link_flags]),
-            objects="\n".join(f"build {o}: {rule} {source}" for o, rule, source in zip(inputs, rules, sources)),
+            objects="\n".join(
+                f"build {o}: {rule} {source}" for o, rule, source in zip(inputs, rules, sources, strict=True)
+            ),
             inputs=" ".join(inputs),
             library=f"{folder}/{os.path.basename(library)}",
         )
