@@ -1,8 +1,8 @@
 // The only file that knows CUDA itself: everything below it is written against the names that this one gives.
 //
-// Beside these names kernels use threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads, __shfl_xor_sync and
-// __shfl_sync with a full mask, uint4, float2, float4, and the <math.h> functions of loss_math.h. The tests compile the
-// same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one of these names.
+// Beside these names kernels use threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads, __syncwarp,
+// __shfl_xor_sync with a full mask, uint4, float2, float4, and the <math.h> functions of loss_math.h. The tests compile
+// the same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one of these names.
 #pragma once
 
 #ifdef LONGTAIL_EMULATED

@@ -37,7 +37,7 @@ struct SoftmaxLossArgs {
   float z_loss;
   float* loss;   // [N]; written unless Pass::backward
   float* stats;  // [N, 5], contiguous; read by Pass::backward, else written
-  void* grad;    // [N, C] of the logits' type, may be `logits` itself; not written by Pass::loss
+  void* grad;    // [N, C] of the logits' type; may be `logits` itself in Pass::loss_and_grad; not written by Pass::loss
   int64_t grad_stride;
 };
 

@@ -78,6 +78,8 @@ warp_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass, int lanes) {
       if (pass != Pass::backward) s = warp_row.stats(row);
     }
     if (pass != Pass::backward) s = join_lanes(s, lanes);
+    __syncwarp();  // every lane has read the target's logit before one writes its gradient there; shuffles order
+                   // nothing
     if (!exists) continue;
     Grad g = {};
     if (row.counted()) {
