@@ -3,7 +3,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <memory>
+#include <sstream>
 #include <vector>
 
 #include "softmax_loss.cuh"
@@ -99,12 +101,20 @@ void resolve_all(SoftmaxLossArgs& a, const std::vector<Buffer>& buffers) {
 
 }  // namespace
 
-// Under AddressSanitizer, nothing may read the logits of rows that are ignored.
+std::set<std::string> words_of(const char* variable) {
+  const char* const text = getenv(variable);
+  std::istringstream words(text ? text : "");
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
+// Under AddressSanitizer, nothing may read the logits of rows that are ignored, or have the target EMULATION_HIDDEN.
 void hide_ignored([[maybe_unused]] const SoftmaxLossArgs& a, [[maybe_unused]] bool hidden) {
 #ifdef EMULATION_ASAN
+  const char* const target = getenv("EMULATION_HIDDEN");
+  const int64_t unseen = target ? atoll(target) : a.ignore_index;
   const int64_t size = element_size(a.storage);
   for (int64_t i = 0; i < a.rows; ++i) {
-    if (a.target[i * a.target_stride] != a.ignore_index || a.grad == a.logits) continue;
+    if (a.target[i * a.target_stride] != unseen || a.grad == a.logits) continue;
     const char* const row = static_cast<const char*>(a.logits) + i * a.logits_stride * size;
     const auto set = hidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
     set(row, a.num_classes * size);
@@ -118,7 +128,8 @@ int main(int count, char** arguments) {
   std::ifstream file(arguments[1], std::ios::binary);
   std::vector<Buffer> buffers(static_cast<size_t>(read<int64_t>(file)));
   for (Buffer& b : buffers) b = read_buffer(file);
-  if (const char* barrier = getenv("EMULATION_UNORDERED")) emulation::control.unordered_barrier = barrier;
+  emulation::control.unordered = words_of("EMULATION_UNORDERED");
+  emulation::control.skipped = words_of("EMULATION_SKIPPED");
   for (int64_t left = read<int64_t>(file); left > 0; --left) {
     auto request = read<Request>(file);
     resolve_all(request.args, buffers);
@@ -130,7 +141,7 @@ int main(int count, char** arguments) {
       return 1;
     }
   }
-  for (const std::string& barrier : emulation::control.barriers) printf("%s\n", barrier.c_str());
+  for (const std::string& barrier : emulation::control.met) printf("%s\n", barrier.c_str());
   std::ofstream results(arguments[2], std::ios::binary);
   for (const Buffer& b : buffers) results.write(b.data(), b.bytes);
   return 0;

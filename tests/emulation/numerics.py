@@ -95,15 +95,15 @@ class Batch:
         self.losses = [poisoned((n,)) for _ in range(3)]
         self.stats = [poisoned((n, 5)) for _ in range(3)]
         self.grads = [_like(self.logits, self.grad_layout) for _ in range(2)]
-        inputs, tail, plans = (self.z, self.target), self.tail, self.plans
+        inputs, in_place = (self.z, self.target), (self.written, self.target)
+        tail, plans = self.tail, self.plans
         loss, stats, grad = self.losses, self.stats, self.grads
         return [
             launch(LOSS, plans.loss, *inputs, tail, loss=loss[0], stats=stats[0]),
             launch(BACKWARD, plans.backward, *inputs, tail, stats=stats[0], grad=grad[0], up=self.up),
             launch(LOSS_AND_GRAD, plans.both, *inputs, tail, loss=loss[1], stats=stats[1], grad=grad[1], up=self.up),
             launch(
-                *(LOSS_AND_GRAD, plans.both, self.written, self.target, tail),
-                **{"loss": loss[2], "stats": stats[2], "grad": self.written, "up": self.up},
+                LOSS_AND_GRAD, plans.both, *in_place, tail, loss=loss[2], stats=stats[2], grad=in_place[0], up=self.up
             ),
         ]
 

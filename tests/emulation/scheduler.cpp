@@ -39,10 +39,16 @@ struct Warp {
 
 struct Block {
   int rank = 0, running = 0;
+  bool started = false;
   std::unique_ptr<char[]> shared;
   Barrier barrier;
   std::vector<Warp> warps;
   char exits = 0;
+};
+
+struct Met {
+  Site site;
+  bool ordered, skipped;
 };
 
 struct Copy {
@@ -73,10 +79,7 @@ Launch launch;
 void (*body)(void*);
 void* context;
 std::string failure;
-struct {
-  Site site;
-  bool ordered;
-} met[kMostSites];  // the barriers of this launch
+Met met[kMostSites];  // the barriers of this launch
 int met_count = 0;
 char starts, ends;  // addresses for ThreadSanitizer
 
@@ -100,14 +103,15 @@ Barrier& barrier_of(const Thread& thread, Scope scope) {
 
 void leave(Thread& thread) { host->resume(thread.fibre); }
 
-// Whether this barrier orders memory. Notes that it was met.
-bool orders(const Site& site) {
+// What is planted at this barrier. Notes that it was met.
+const Met& meet(const Site& site) {
   for (int i = 0; i < met_count; ++i) {
-    if (same(met[i].site, site)) return met[i].ordered;
+    if (same(met[i].site, site)) return met[i];
   }
   if (met_count == kMostSites) fail("more barriers than the emulation has room for");
-  met[met_count] = {site, control.unordered_barrier != name_of(site)};
-  return met[met_count++].ordered;
+  const std::string name = name_of(site);
+  met[met_count] = {site, control.unordered.count(name) == 0, control.skipped.count(name) > 0};
+  return met[met_count++];
 }
 
 // ---- Threads ----
@@ -115,6 +119,7 @@ bool orders(const Site& site) {
 void run_thread() {
   Thread& thread = *current;
   thread.fibre.entered();
+  thread.block->started = true;
   happens_after(&starts);
   body(context);
   if (!thread.copies.empty()) fail("exits with copies under way");
@@ -174,27 +179,32 @@ void fail(const std::string& why) {
 }
 
 void arrive(Scope scope, const Site& site) {
+  const Met& here = meet(site);
+  if (here.skipped) return;
   Barrier& barrier = barrier_of(*current, scope);
-  if (orders(site)) happens_before(&barrier.order[barrier.generation % 2]);
+  if (here.ordered) happens_before(&barrier.order[barrier.generation % 2]);
   arrive_at(*current, scope, site);
   leave(*current);
 }
 
 void wait(Scope scope, const Site& site) {
+  const Met& here = meet(site);
+  if (here.skipped) return;
   Thread& thread = *current;
-  const bool ordered = orders(site);
   wait_at(thread, scope, site);
-  if (ordered) happens_after(&barrier_of(thread, scope).order[thread.generation[int(scope)] % 2]);
+  if (here.ordered) happens_after(&barrier_of(thread, scope).order[thread.generation[int(scope)] % 2]);
 }
 
 void synchronise(Scope scope, const Site& site) {
+  const Met& here = meet(site);
+  if (here.skipped) return;
   Thread& thread = *current;
-  const bool ordered = orders(site);
-  char* const order = &barrier_of(thread, scope).order[barrier_of(thread, scope).generation % 2];
-  if (ordered) happens_before(order);
+  Barrier& barrier = barrier_of(thread, scope);
+  char* const order = &barrier.order[barrier.generation % 2];
+  if (here.ordered) happens_before(order);
   arrive_at(thread, scope, site);
   wait_at(thread, scope, site);
-  if (ordered) happens_after(order);
+  if (here.ordered) happens_after(order);
 }
 
 uint64_t exchange(uint64_t mine, unsigned lane, const Site& site) {
@@ -215,6 +225,7 @@ char* shared_of(const void* local, int rank) {
   const ptrdiff_t offset = static_cast<const char*>(local) - shared_memory();
   if (offset < 0 || offset >= launch.shared_bytes) fail("maps what is not its shared memory");
   if (rank < 0 || rank >= launch.cluster) fail("maps memory of rank " + std::to_string(rank));
+  if (!blocks[rank]->started) fail("maps memory of a block that has not started");
   char* const base = blocks[rank]->shared.get();
   if (base == nullptr) fail("maps memory of a block that has exited");
   return base + offset;
@@ -343,7 +354,7 @@ std::string run(const Launch& what, void (*thread_body)(void*), void* thread_con
   gridDim = {unsigned(launch.grid), 1, 1};
   for (int64_t block = 0; block < launch.grid && failure.empty(); block += launch.cluster) run_cluster(block);
   happens_after(&ends);
-  for (int i = 0; i < met_count; ++i) control.barriers.insert(name_of(met[i].site));
+  for (int i = 0; i < met_count; ++i) control.met.insert(name_of(met[i].site));
   return failure;
 }
 

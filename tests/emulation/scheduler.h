@@ -34,9 +34,11 @@ struct Launch {
 // What a test may change about the launches that follow, and what it may learn from them.
 struct Control {
   Order order = Order::even;
-  int64_t most_blocks = 0;         // of a grid, which loops over what is left; 0: no limit
-  std::string unordered_barrier;   // "file:line" of a barrier that shall order no memory: a planted fault
-  std::set<std::string> barriers;  // those met, as "file:line"
+  int64_t most_blocks = 0;  // of a grid, which loops over what is left; 0: no limit
+  // Barriers, as "file:line". Planted faults: those that order no memory although threads wait there, and those that
+  // are not there at all.
+  std::set<std::string> unordered, skipped;
+  std::set<std::string> met;
 };
 extern Control control;
 
