@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
@@ -17,6 +17,10 @@ test: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
 	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
+
+# All that needs a GPU: build, tests, compute-sanitizer, timings.
+gpu: $(VENV)/.test
+	$(BIN)/python -m bench.gpu_session
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
