@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
@@ -19,6 +19,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.linear
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
+
+# All that needs a GPU: build, tests, compute-sanitizer, timings.
+gpu: $(VENV)/.test
+	$(BIN)/python -m bench.gpu_session
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ namespace longtail {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 template <typename... Parts>
 void check(bool condition, const Parts&... parts) {
@@ -67,7 +68,7 @@ inline Layout check_layout(const Tensor& t, const char* name) {
 inline int64_t row_count(const Tensor& logits) { return logits.size(0) * (logits.dim() == 3 ? logits.size(2) : 1); }
 
 // The data of an optional contiguous vector, null where it is absent.
-inline const void* vector_data(const std::optional<Tensor>& t, const char* name, int64_t length, ScalarType dtype) {
+inline const void* vector_data(const MaybeTensor& t, const char* name, int64_t length, ScalarType dtype) {
   if (!t) return nullptr;
   check_vector(*t, name, length, dtype);
   check(length <= 1 || t->stride(0) == 1, name, " has stride ", t->stride(0), ", expected 1");

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ ops = torch.ops.longtail
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = {1: 300, 2: 301, 3: 7, 127: 66, 1000: 129, 4096: 33, 5000: 130, 32000: 64, 50257: 133, 128256: 40}
 FEW = ("plain", "smoothing_weight", "complement", "mixed")
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with longtail.use_backend(request.param):
+        yield request.param
 
 
 def cuda(options: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +65,8 @@ def check(case: tuple[Tensor, Tensor], options: dict[str, Any]) -> None:
         assert (value[ignored] == 0).all()
 
 
-def test_triton_serves_the_gpu() -> None:
-    assert longtail.backends()["triton"].available
+def test_the_backend_serves_the_gpu(backend: str) -> None:
+    assert longtail.backends()[backend].available
 
 
 @pytest.mark.parametrize("option_set", cases.OPTION_SETS)
@@ -285,7 +292,7 @@ def test_logits_overwritten_in_place_cannot_be_used_again() -> None:
 
 
 @pytest.mark.parametrize("classes", [10, 5000])
-def test_a_target_out_of_range_traps(classes: int) -> None:
+def test_a_target_out_of_range_traps(classes: int, backend: str) -> None:
     body = (
         "import longtail, torch\n"
         f"x, target = torch.zeros(3, {classes}, device='cuda'), torch.tensor([0, {classes}, 1], device='cuda')\n"
@@ -293,7 +300,10 @@ def test_a_target_out_of_range_traps(classes: int) -> None:
         "torch.cuda.synchronize()\n"
         "print('silently ran')\n"
     )
-    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "LONGTAIL_BACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", body], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert "silently ran" not in done.stdout
     assert done.returncode != 0
     assert "target is out of bounds" in done.stdout + done.stderr

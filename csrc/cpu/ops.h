@@ -17,8 +17,6 @@
 
 namespace longtail {
 
-using MaybeTensor = std::optional<Tensor>;
-
 inline Storage storage_of(const Tensor& logits) {
   switch (logits.scalar_type()) {
     case ScalarType::Double:

@@ -2,6 +2,7 @@
 // Python owns the schemas of the namespace longtail_cpu and calls these by way of torch.ops.longtail.
 #include <memory>
 
+#include "../softmax_options.h"
 #include "ops.h"
 
 namespace longtail {
@@ -16,13 +17,7 @@ double sum_of_weights(const void* weight, int64_t num_classes, ScalarType dtype)
   return total;
 }
 
-struct Options {
-  const MaybeTensor &weight, &class_bias, &class_margin, &sample_weight;
-  int64_t ignore_index;
-  double label_smoothing, focal_gamma, complement_coefficient, cross_entropy_coefficient, scale, softcap, z_loss;
-};
-
-SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Options& o) {
+SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
   const Layout layout = check_layout(logits, "logits");
   const int64_t n = layout.rows, c = layout.num_classes;
   const ScalarType dtype = accumulate_type(logits);
@@ -107,16 +102,6 @@ Outputs make_outputs(SoftmaxLossArgs& args, const Tensor& logits) {
   set_stats(args, out.stats);
   return out;
 }
-
-#define LONGTAIL_OPTIONS                                                                                  \
-  const MaybeTensor &weight, const MaybeTensor &class_bias, const MaybeTensor &class_margin,              \
-      const MaybeTensor &sample_weight, int64_t ignore_index, double label_smoothing, double focal_gamma, \
-      double complement_coefficient, double cross_entropy_coefficient, double scale, double softcap, double z_loss
-#define LONGTAIL_OPTION_VALUES                                                                   \
-  Options {                                                                                      \
-    weight, class_bias, class_margin, sample_weight, ignore_index, label_smoothing, focal_gamma, \
-        complement_coefficient, cross_entropy_coefficient, scale, softcap, z_loss                \
-  }
 
 std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS) {
   SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);

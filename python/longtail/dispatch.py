@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import images
+from . import cuda_library, images
 
-COMPILED = ("cpu",)
+COMPILED = ("cuda", "cpu")
 """Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
 
 STRIDED = ("cpu",)
 """Backends whose kernels walk the classes of images [N, C, P] with their stride."""
 
-NAMES = ("triton", "cpu", "reference")
+NAMES = ("cuda", "triton", "cpu", "reference")
 # The device type a backend needs; ROCm's is "cuda" too.
-_DEVICES: dict[str, str | None] = {"triton": "cuda", "cpu": "cpu", "reference": None}
+_DEVICES: dict[str, str | None] = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": None}
 
 _missing: dict[str, str] = {}  # backend -> why it does not run here
 _library: ctypes.CDLL | None = None
@@ -38,7 +38,7 @@ class Backend(NamedTuple):
 
 
 def load() -> None:
-    """Loads the shared libraries that this install holds. Called once, by the operators' module."""
+    """Loads the CPU library, if this install holds one. Called once, by the operators' module."""
     global _library
     found = glob.glob(os.path.join(os.path.dirname(__file__), "_C.*"))
     if not found:
@@ -98,6 +98,8 @@ def _triton_missing() -> str | None:
 
 
 def _why_missing(name: str) -> str | None:
+    if name == "cuda":
+        return cuda_library.missing()
     return _triton_missing() if name == "triton" else _missing.get(name)
 
 
@@ -108,6 +110,8 @@ def _status(name: str) -> Backend:
     if name == "triton":
         version = importlib.import_module("triton").__version__
         return Backend(True, f"Triton {version}, " + ("interpreted on the CPU" if _interpreted() else "GPU kernels"))
+    if name == "cuda":
+        return Backend(True, f"compiled kernels, CUDA {torch.version.cuda}")
     if name == "cpu":
         return Backend(True, f"compiled kernels, {cpu_isa()}")
     return Backend(True, "plain PyTorch, any device")
@@ -137,7 +141,7 @@ _kernels: dict[tuple[str, str, str | None], Callable[..., Any]] = {}  # (operato
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the block on one backend: "triton", "cpu" or "reference". Holds for the whole process; nests.
+    """Runs the block on one backend: "cuda", "triton", "cpu" or "reference". Holds for the whole process; nests.
 
     Raises:
         ValueError: no backend has that name, or it does not run here (the text says why).
@@ -171,15 +175,22 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     found = _kernels.get(key)
     if found is None:
         name = selected(device)
-        found = getattr(_operators(name, op), op)
-        found = found.default if name in COMPILED else found
+        found = _implementation(name, op)
         _kernels[key] = found = found if name in STRIDED else images.through_rows(op, found)
     return found
 
 
+def _implementation(name: str, op: str) -> Callable[..., Any]:
+    """The kernel of one backend; of the next one that serves its tensors where it has none of that operator."""
+    if name == "cuda":
+        return cuda_library.operator(op) or _implementation("triton" if _triton_missing() is None else "reference", op)
+    if name == "cpu":
+        compiled: Callable[..., Any] = getattr(torch.ops.longtail_cpu, op).default
+        return compiled
+    return getattr(_operators(name, op), op)
+
+
 def _operators(name: str, op: str) -> Any:
-    if name in COMPILED:
-        return getattr(torch.ops, f"longtail_{name}")
     if name == "triton":
         kernels = importlib.import_module("longtail.triton_kernels")
         if op in kernels.OPERATORS:

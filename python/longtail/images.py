@@ -36,11 +36,16 @@ def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.reshape(n, p, c).movedim(2, 1).contiguous()
 
 
+def logits_position(op: str) -> int:
+    """Which argument of operator ``op`` is the logits, or the gradient that has their shape."""
+    return 0 if op in ("softmax_loss", "sigmoid_loss", "scale_grad_") else 1
+
+
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
     if op == "mean_denominator":
         return kernel  # knows no logits
-    position = 0 if op in ("softmax_loss", "sigmoid_loss", "scale_grad_") else 1
+    position = logits_position(op)
 
     def call(*args: Any) -> Any:
         logits = args[position]

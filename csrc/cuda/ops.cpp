@@ -1,0 +1,195 @@
+// The CUDA kernels of torch.ops.longtail's softmax operators and of scale_grad_.
+// Python owns the schemas of the namespace longtail_cuda and calls these by way of torch.ops.longtail.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <initializer_list>
+#include <tuple>
+
+#include "../softmax_options.h"
+#include "kernels.h"
+
+namespace longtail {
+namespace gpu {
+namespace {
+
+Storage storage_of(const Tensor& logits) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Float:
+      return Storage::float32;
+    case ScalarType::BFloat16:
+      return Storage::bfloat16;
+    case ScalarType::Half:
+      return Storage::float16;
+    default:
+      check(false, "logits have dtype ", torch::headeronly::toString(logits.scalar_type()),
+            ", expected float32, bfloat16 or float16");
+      return Storage::float32;
+  }
+}
+
+Layout check_matrix(const Tensor& t, const char* name) {
+  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
+  const Layout layout = check_layout(t, name);
+  check(layout.num_classes < (int64_t(1) << 30), name, " has ", layout.num_classes,
+        " classes, expected fewer than 2^30");
+  return layout;
+}
+
+void check_device(const Tensor& t, const char* name, const Tensor& logits) {
+  check(t.is_cuda() && t.get_device_index() == logits.get_device_index(), name,
+        " is on another device than the logits, CUDA device ", logits.get_device_index());
+}
+
+const float* vector(const MaybeTensor& t, const char* name, int64_t length, const Tensor& logits) {
+  if (t) check_device(*t, name, logits);
+  return static_cast<const float*>(vector_data(t, name, length, ScalarType::Float));
+}
+
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype,
+                              std::nullopt, like.device());
+}
+
+// A device's current stream, with the device made current for as long as this lives.
+struct Launch {
+  explicit Launch(const Tensor& t) : device(t.get_device_index()), guard(device) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  }
+  int device;
+  void* stream = nullptr;
+  torch::stable::accelerator::DeviceGuard guard;
+};
+
+SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
+  const Layout layout = check_matrix(logits, "logits");
+  const int64_t n = layout.rows, c = layout.num_classes;
+  check_vector(target, "target", n, ScalarType::Long);
+  check_device(target, "target", logits);
+  SoftmaxLossArgs args = {};
+  args.storage = storage_of(logits);
+  args.rows = n;
+  args.num_classes = c;
+  args.logits = logits.const_data_ptr();
+  args.logits_stride = layout.stride;
+  args.target = static_cast<const int64_t*>(target.const_data_ptr());
+  args.target_stride = target.stride(0);
+  args.weight = vector(o.weight, "weight", c, logits);
+  args.class_bias = vector(o.class_bias, "class_bias", c, logits);
+  args.class_margin = vector(o.class_margin, "class_margin", c, logits);
+  args.sample_weight = vector(o.sample_weight, "sample_weight", n, logits);
+  args.ignore_index = o.ignore_index;
+  args.label_smoothing = static_cast<float>(o.label_smoothing);
+  args.focal_gamma = static_cast<float>(o.focal_gamma);
+  args.complement_coefficient = static_cast<float>(o.complement_coefficient);
+  args.cross_entropy_coefficient = static_cast<float>(o.cross_entropy_coefficient);
+  args.scale = static_cast<float>(o.scale);
+  args.softcap = static_cast<float>(o.softcap);
+  args.z_loss = static_cast<float>(o.z_loss);
+  return args;
+}
+
+void set_grad_loss(SoftmaxLossArgs& args, const Tensor& grad_loss, const Tensor& logits) {
+  check_vector(grad_loss, "grad_loss", args.rows, ScalarType::Float);
+  check_device(grad_loss, "grad_loss", logits);
+  args.grad_loss = static_cast<const float*>(grad_loss.const_data_ptr());
+  args.grad_loss_stride = grad_loss.stride(0);
+}
+
+void set_grad(SoftmaxLossArgs& args, const Tensor& grad) {
+  args.grad = grad.mutable_data_ptr();
+  args.grad_stride = grad.stride(0);
+}
+
+struct Outputs {
+  Tensor loss, stats;
+};
+
+Outputs make_outputs(SoftmaxLossArgs& args, const Tensor& logits) {
+  Outputs out = {new_tensor(logits, {args.rows}, ScalarType::Float),
+                 new_tensor(logits, {args.rows, 5}, ScalarType::Float)};
+  args.loss = static_cast<float*>(out.loss.mutable_data_ptr());
+  args.stats = static_cast<float*>(out.stats.mutable_data_ptr());
+  return out;
+}
+
+void run(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const MaybeTensor& weight) {
+  if (args.rows == 0) return;
+  const Launch on(logits);
+  Tensor weight_sum;
+  if (weight && args.label_smoothing != 0.0f) {
+    weight_sum = torch::stable::sum(*weight);
+    args.weight_sum = static_cast<const float*>(weight_sum.const_data_ptr());
+  }
+  softmax_loss(args, pass, on.device, on.stream);
+}
+
+std::tuple<Tensor, Tensor> softmax_loss_op(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS) {
+  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
+  const Outputs out = make_outputs(args, logits);
+  run(args, Pass::loss, logits, weight);
+  return {out.loss, out.stats};
+}
+
+Tensor softmax_loss_backward_op(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                                const Tensor& stats, LONGTAIL_OPTIONS) {
+  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
+  check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, "stats have shape ", shape_of(stats),
+        ", expected [", args.rows, ", 5]");
+  check_dtype(stats, "stats", ScalarType::Float);
+  check(stats.is_contiguous(), "stats are not contiguous");
+  check_device(stats, "stats", logits);
+  set_grad_loss(args, grad_loss, logits);
+  const Tensor grad = new_tensor(logits, {args.rows, args.num_classes}, logits.scalar_type());
+  args.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
+  set_grad(args, grad);
+  run(args, Pass::backward, logits, weight);
+  return grad;
+}
+
+std::tuple<Tensor, Tensor, Tensor> softmax_loss_and_grad_op(const Tensor& grad_loss, const Tensor& logits,
+                                                            const Tensor& target, LONGTAIL_OPTIONS) {
+  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
+  set_grad_loss(args, grad_loss, logits);
+  const Outputs out = make_outputs(args, logits);
+  const Tensor grad = new_tensor(logits, {args.rows, args.num_classes}, logits.scalar_type());
+  set_grad(args, grad);
+  run(args, Pass::loss_and_grad, logits, weight);
+  return {out.loss, out.stats, grad};
+}
+
+std::tuple<Tensor, Tensor> softmax_loss_and_grad_inplace_op(const Tensor& grad_loss, const Tensor& logits,
+                                                            const Tensor& target, LONGTAIL_OPTIONS) {
+  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
+  set_grad_loss(args, grad_loss, logits);
+  const Outputs out = make_outputs(args, logits);
+  set_grad(args, logits);
+  run(args, Pass::loss_and_grad, logits, weight);
+  return {out.loss, out.stats};
+}
+
+void scale_grad_op(const Tensor& grad, const Tensor& grad_loss) {
+  const Layout layout = check_matrix(grad, "grad");
+  check_vector(grad_loss, "grad_loss", layout.rows, ScalarType::Float);
+  check_device(grad_loss, "grad_loss", grad);
+  const ScaleGradArgs args = {storage_of(grad),   layout.rows,
+                              layout.num_classes, grad.mutable_data_ptr(),
+                              layout.stride,      static_cast<const float*>(grad_loss.const_data_ptr()),
+                              grad_loss.stride(0)};
+  const Launch on(grad);
+  scale_grad(args, on.device, on.stream);
+}
+
+}  // namespace
+}  // namespace gpu
+}  // namespace longtail
+
+STABLE_TORCH_LIBRARY_IMPL(longtail_cuda, CUDA, m) {
+  m.impl("softmax_loss", TORCH_BOX(&longtail::gpu::softmax_loss_op));
+  m.impl("softmax_loss_backward", TORCH_BOX(&longtail::gpu::softmax_loss_backward_op));
+  m.impl("softmax_loss_and_grad", TORCH_BOX(&longtail::gpu::softmax_loss_and_grad_op));
+  m.impl("softmax_loss_and_grad_", TORCH_BOX(&longtail::gpu::softmax_loss_and_grad_inplace_op));
+  m.impl("scale_grad_", TORCH_BOX(&longtail::gpu::scale_grad_op));
+}

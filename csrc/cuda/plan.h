@@ -1,0 +1,153 @@
+// Which kernel serves a problem, and with what launch: the only place with numbers that could be tuned.
+// They are reasoned from the hardware and from the compiler's register report; none is measured yet.
+#pragma once
+
+#include <stdint.h>
+
+#include "softmax_loss.h"
+
+namespace longtail {
+namespace gpu {
+
+// Warp: `lanes` lanes of a warp per row, which they hold in registers.
+// Shared: `cluster` blocks per row, each of which holds its part of it in shared memory; Pass::loss_and_grad only.
+// Sweep: `cluster` blocks per row, nothing kept; Pass::loss_and_grad reads the row twice.
+enum class Regime { warp, shared, sweep };
+
+struct Device {
+  int capability;            // 90 for 9.0
+  int processors;            // multiprocessors
+  int shared_per_block;      // bytes that a block may have
+  int shared_per_processor;  // bytes that the blocks of a multiprocessor have together
+};
+
+struct Problem {
+  Pass pass;
+  int element_size;  // bytes
+  int64_t rows, num_classes;
+  bool aligned;  // every row of logits, and of grad, begins and ends at a 16-byte boundary
+  bool alike;    // each row of grad lies as that of logits with regard to 16-byte boundaries
+  bool extras;   // with options that touch every element: class_bias, label smoothing, scale, softcap
+};
+
+struct Plan {
+  Regime regime;
+  bool vector;  // accesses of 16 bytes, else of one element
+  int threads;  // per block, a power of two
+  int lanes;    // per row, a power of two; Regime::warp
+  int cluster;  // blocks per row, a power of two; otherwise
+};
+
+constexpr int kWarpSize = 32;
+// Elements that a lane holds: 16 or 32 registers of vectors. Single elements take a register each, whatever their type.
+constexpr int held_of(int count) { return count > 1 ? 32 : 16; }
+// Rows that are not aligned have only single-element accesses in the warp regime; from here on, the vectors between
+// their edges are worth a block of their own.
+constexpr int kLongestUnaligned = 256;
+// Elements per lane, if the warp is wide enough: the row's own arithmetic, some 150 instructions, is repeated by each
+// of its lanes, and takes as long as 10 elements do.
+constexpr int kPerLane = 16;
+constexpr int kWarpThreads = 128;
+// What a thread takes at a time: two 16-byte loads, or 8 single elements.
+constexpr int group_of(int count) { return count > 1 ? 2 : 8; }
+constexpr int chunk_of(int count) { return group_of(count) * count; }  // elements
+// At most, of a row's block. Small ones share a multiprocessor and hide each other's ends.
+constexpr int kBlockThreads = 256;
+// Blocks of that size that a multiprocessor's registers suffice for: 80 a thread, or 128 with single elements and with
+// options that touch every element. With 64, vectors would spill on sm_100, where the compiler pairs registers.
+constexpr int resident_of(bool vector, bool extras) { return vector && !extras ? 3 : 2; }
+constexpr int warp_resident(bool vector) { return vector ? 4 : 3; }  // 128 or 168 registers
+// Blocks on a multiprocessor: with three, one computes while the others read and write.
+constexpr int kOverlapping = 3;
+constexpr int kReservedPerBlock = 1024;  // bytes of shared memory that the system takes
+// Blocks of a row that are not needed for its size pay where rows are fewer than multiprocessors.
+constexpr int kSmallestSlice = 16 * 1024;  // bytes
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int power_of_two(int64_t n, int smallest, int largest) {
+  int p = smallest;
+  while (p < n && p < largest) p *= 2;
+  return p;
+}
+
+// 16 is not portable; the data-centre parts have it.
+inline int largest_cluster(const Device& device) {
+  if (device.capability < 90) return 1;
+  return device.capability < 110 ? 16 : 8;
+}
+
+// Bytes of a row that one block of a cluster keeps: its vectors, spread evenly. The edges are in registers.
+inline int64_t slice_bytes(int64_t row_bytes, int cluster) { return ceil_div(row_bytes / 16, cluster) * 16; }
+
+// Bytes of shared memory beside the slice: a float4 per warp of the cluster, and the row's coefficients, twice.
+inline int joint_bytes(int threads, int cluster) { return 2 * 16 * cluster * (threads / kWarpSize) + 64; }
+
+inline int64_t shared_bytes(const Plan& plan, const Problem& problem) {
+  if (plan.regime == Regime::warp) return 0;
+  const int64_t slice = slice_bytes(problem.num_classes * problem.element_size, plan.cluster);
+  return joint_bytes(plan.threads, plan.cluster) + (plan.regime == Regime::shared ? slice : 0);
+}
+
+// How many blocks of such a cluster fit on a multiprocessor; 0 if not even one.
+inline int resident_blocks(const Device& device, int64_t row_bytes, int cluster) {
+  const int64_t block = slice_bytes(row_bytes, cluster) + joint_bytes(kBlockThreads, cluster);
+  if (block > device.shared_per_block) return 0;
+  return static_cast<int>(device.shared_per_processor / (block + kReservedPerBlock));
+}
+
+// The smallest cluster that leaves room for `blocks` blocks per multiprocessor, or 0.
+inline int cluster_for(const Device& device, int64_t row_bytes, int blocks) {
+  for (int cluster = 1; cluster <= largest_cluster(device); cluster *= 2) {
+    if (resident_blocks(device, row_bytes, cluster) >= blocks) return cluster;
+  }
+  return 0;
+}
+
+inline Plan warp_plan(const Problem& p) {
+  const int lanes = power_of_two(ceil_div(p.num_classes, kPerLane), 1, kWarpSize);
+  return {Regime::warp, p.aligned, kWarpThreads, lanes, 1};
+}
+
+// Spreads rows over more blocks while there are fewer of them than multiprocessors.
+inline int spread(const Problem& p, const Device& device, int cluster) {
+  const int64_t row_bytes = p.num_classes * p.element_size;
+  while (cluster < largest_cluster(device) && 2 * cluster * p.rows <= device.processors &&
+         slice_bytes(row_bytes, 2 * cluster) >= kSmallestSlice) {
+    cluster *= 2;
+  }
+  return cluster;
+}
+
+inline Plan shared_plan(const Problem& p, const Device& device) {
+  const int64_t row_bytes = p.num_classes * p.element_size;
+  int cluster = 0;
+  for (int blocks = kOverlapping; blocks > 0 && cluster == 0; --blocks)
+    cluster = cluster_for(device, row_bytes, blocks);
+  if (cluster == 0) return {Regime::sweep, true, 0, 0, 0};
+  cluster = spread(p, device, cluster);
+  const int64_t elements = slice_bytes(row_bytes, cluster) / p.element_size;
+  const int threads = power_of_two(ceil_div(elements, chunk_of(16 / p.element_size)), 2 * kWarpSize, kBlockThreads);
+  return {Regime::shared, true, threads, 0, cluster};
+}
+
+inline Plan sweep_plan(const Problem& p, const Device& device) {
+  const bool vector = p.pass == Pass::loss || p.alike;
+  const bool twice = p.pass == Pass::loss_and_grad;
+  // Twice: the fewer rows in flight, the more of each is still in the L2 cache when the second sweep comes.
+  const int cluster = twice ? largest_cluster(device) : spread(p, device, 1);
+  const int64_t chunks = ceil_div(ceil_div(p.num_classes, cluster), chunk_of(vector ? 16 / p.element_size : 1));
+  return {Regime::sweep, vector, power_of_two(chunks, kWarpSize, kBlockThreads), 0, cluster};
+}
+
+inline Plan plan_of(const Problem& p, const Device& device) {
+  if (p.num_classes <= (p.aligned ? held_of(16) * kWarpSize : kLongestUnaligned)) return warp_plan(p);
+  if (p.pass == Pass::loss_and_grad && p.alike) {
+    const Plan plan = shared_plan(p, device);
+    if (plan.regime == Regime::shared) return plan;
+  }
+  return sweep_plan(p, device);
+}
+
+}  // namespace gpu
+}  // namespace longtail

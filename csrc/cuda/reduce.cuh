@@ -1,0 +1,95 @@
+// Joins the stats of a row's threads: lanes of a warp, warps of a block, blocks of a cluster. Always the same tree, so
+// that every run gives the same bits.
+#pragma once
+
+#include "plan.h"
+#include "row.cuh"
+
+namespace longtail {
+namespace gpu {
+
+// The stats of `lanes` neighbouring lanes (a power of two), the same bits in each of them.
+LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
+  float m = s.m;
+  for (int offset = lanes / 2; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(kAllLanes, m, offset));
+  raise(s, m);
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    s.d += __shfl_xor_sync(kAllLanes, s.d, offset);
+    s.t += __shfl_xor_sync(kAllLanes, s.t, offset);
+    s.U += __shfl_xor_sync(kAllLanes, s.U, offset);
+  }
+  return s;
+}
+
+// The meeting place of the threads of a row, over one block or a cluster of them, in each block's shared memory. It is
+// used twice over, in turns: a warp may be at the next row while another still reads of this one.
+class Joint {
+ public:
+  LONGTAIL_DEVICE Joint()
+      : cluster_(cluster_size()), rank_(cluster_rank()), warps_(static_cast<int>(blockDim.x) / kWarpSize) {
+    if (cluster_ > 1) cluster_arrive();  // no block may write to another that does not run yet
+  }
+
+  LONGTAIL_DEVICE bool leads() const { return threadIdx.x < kWarpSize; }
+
+  // The stats of the whole row, in the warp that leads.
+  LONGTAIL_DEVICE Stats join(Stats s) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    float4* slots = dynamic_shared<float4>() + turn_ * cluster_ * warps_;
+    s = join_lanes(s, kWarpSize);
+    meet();
+    if (cluster_ > 1) {
+      if (lane < cluster_) *map_shared(slots + rank_ * warps_ + warp, lane) = float4{s.m, s.d, s.t, s.U};
+      cluster_arrive();
+      cluster_wait();
+    } else {
+      if (lane == 0) slots[warp] = float4{s.m, s.d, s.t, s.U};
+      __syncthreads();
+    }
+    if (!leads()) return s;
+    Stats row = empty_stats(s.u_g);
+    for (int i = lane; i < cluster_ * warps_; i += kWarpSize) {
+      const float4 x = slots[i];
+      Stats other = {x.x, x.y, x.z, s.u_g, x.w};
+      const float m = fmaxf(row.m, other.m);
+      raise(row, m);
+      raise(other, m);
+      row = {m, row.d + other.d, row.t + other.t, s.u_g, row.U + other.U};
+    }
+    return join_lanes(row, kWarpSize);
+  }
+
+  // The leading warp's coefficients, in every thread of its block.
+  LONGTAIL_DEVICE Grad share(const Grad& g) {
+    float* x = dynamic_shared<float>() + 4 * 2 * cluster_ * warps_ + 8 * turn_;
+    if (threadIdx.x == 0) {
+      x[0] = g.m;
+      x[1] = g.a;
+      x[2] = g.b;
+      x[3] = g.S;
+      x[4] = g.target;
+    }
+    __syncthreads();
+    return {x[0], x[1], x[2], x[3], x[4]};
+  }
+
+  LONGTAIL_DEVICE void next_row() { turn_ ^= 1; }
+
+  // To be called by every thread, at the end.
+  LONGTAIL_DEVICE void meet() {
+    if (cluster_ > 1 && !met_) cluster_wait();
+    met_ = true;
+  }
+
+  // Bytes of shared memory that it takes, a multiple of 16: joint_bytes of plan.h.
+  LONGTAIL_DEVICE int bytes() const { return 16 * 2 * cluster_ * warps_ + 64; }
+  LONGTAIL_DEVICE int cluster() const { return cluster_; }
+  LONGTAIL_DEVICE int rank() const { return rank_; }
+
+ private:
+  int cluster_, rank_, warps_, turn_ = 0;
+  bool met_ = false;
+};
+
+}  // namespace gpu
+}  // namespace longtail

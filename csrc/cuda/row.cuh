@@ -1,0 +1,283 @@
+// What the threads of one row do, whichever of them there are: loss_math.h over vectors of logits.
+//
+// kExtras: whether any option touches every element: class_bias, label smoothing, scale, softcap. Without, a logit is
+// its own effective logit.
+#pragma once
+
+#include "../loss_math.h"
+#include "softmax_loss.h"
+#include "vectors.cuh"
+
+namespace longtail {
+namespace gpu {
+
+using longtail::generic::empty_stats;
+using longtail::generic::finite_max;
+using longtail::generic::LossOptions;
+using longtail::generic::RowGrad;
+using longtail::generic::RowStats;
+using longtail::generic::select;
+using Stats = RowStats<float>;
+using Grad = RowGrad<float>;
+
+inline bool has_extras(const SoftmaxLossArgs& a) {
+  return a.class_bias != nullptr || a.label_smoothing != 0.0f || a.scale != 1.0f || a.softcap != 0.0f;
+}
+
+// exp(x) for x <= 0, and x, both cut off where exp(x) is 0, so that 0 * x is 0. NaN stays NaN.
+LONGTAIL_DEVICE float exp_cut(float& x) {
+  constexpr float kLowest = -120.0f, kLog2E = 1.4426950408889634f;
+  x = max_nan(x, kLowest);
+  return exp2_fast(x * kLog2E);
+}
+
+// Moves the sums to a new maximum m >= s.m.
+LONGTAIL_DEVICE void raise(Stats& s, float m) {
+  float shift = s.m - finite_max(m);
+  const float factor = exp_cut(shift);
+  s.t = factor * (s.t + s.d * shift);
+  s.d = factor * s.d;
+  s.m = m;
+}
+
+// Adds non-target logits: one exp each, and one more.
+template <int kCount>
+LONGTAIL_DEVICE void add(Stats& s, const float (&u)[kCount]) {
+  float m = s.m;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) m = fmaxf(m, u[i]);
+  raise(s, m);
+  const float reference = finite_max(m);
+  float d = 0.0f, t = 0.0f;  // summed apart: long rows would lose digits in one running sum
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float shift = u[i] - reference;
+    const float e = exp_cut(shift);
+    d += e;
+    t += e * shift;
+  }
+  s.d += d;
+  s.t += t;
+}
+
+// x P(x^2) / Q(x^2), the minimax fit of csrc/cpu/simd_math.h (relative error 2.1e-8); beyond 9.02, tanh rounds to 1.
+LONGTAIL_DEVICE float tanh_fast(float x) {
+  const float c = -max_nan(-max_nan(x, -9.02f), -9.02f);
+  const float s = c * c;
+  float p = 1.3319008461603048e-08f * s + 2.0583435844878837e-05f;
+  p = p * s + 0.0034940318775660427f;
+  p = p * s + 0.13379715732344968f;
+  p = p * s + 0.9999999790274084f;
+  float q = 7.761993488081781e-07f * s + 0.00032830883840931406f;
+  q = q * s + 0.025871063137131018f;
+  q = q * s + 0.46713030976665915f;
+  q = q * s + 1.0f;
+  const float y = c * divide_fast(p, q);
+  return -max_nan(-max_nan(y, -1.0f), -1.0f);
+}
+
+// The options that touch every element, and how a row's columns lie towards the class constants.
+template <bool kExtras>
+struct Elements {
+  float scale, softcap, inverse_softcap;
+  const float* bias;
+  const float* omega;  // null: ones
+  bool smoothing;
+  bool vector;  // a vector's constants lie at 16-byte boundaries
+
+  LONGTAIL_DEVICE Elements(const SoftmaxLossArgs& a, int first_column)
+      : scale(a.scale),
+        softcap(a.softcap),
+        inverse_softcap(1.0f / a.softcap),
+        bias(a.class_bias),
+        omega(a.weight),
+        smoothing(a.label_smoothing != 0.0f),
+        vector(first_column % 4 == 0 && (reinterpret_cast<uintptr_t>(a.class_bias) % 16 == 0) &&
+               (reinterpret_cast<uintptr_t>(a.weight) % 16 == 0)) {}
+
+  // softcap(scale * x), in place.
+  template <int kCount>
+  LONGTAIL_DEVICE void cap(float (&x)[kCount]) const {
+    if constexpr (kExtras) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] *= scale;
+      if (softcap == 0.0f) return;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = softcap * tanh_fast(x[i] * inverse_softcap);
+    }
+  }
+
+  // From capped to effective logits, without any margin.
+  template <int kCount>
+  LONGTAIL_DEVICE void add_bias(const float (&capped)[kCount], int column, float (&u)[kCount]) const {
+    float b[kCount];
+    const bool biased = kExtras && bias != nullptr;
+    if (biased) load_constants(bias, column, vector, b);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = biased ? capped[i] + b[i] : capped[i];
+  }
+
+  template <int kCount>
+  LONGTAIL_DEVICE void load_omega(int column, float (&w)[kCount]) const {
+    if (omega != nullptr) {
+      load_constants(omega, column, vector, w);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) w[i] = 1.0f;
+    }
+  }
+
+  // Effective logits; their share of U goes to `s`.
+  template <int kCount>
+  LONGTAIL_DEVICE void effective(float (&u)[kCount], int column, int target, Stats& s) const {
+    if constexpr (!kExtras) return;
+    cap(u);
+    float x[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] = u[i];
+    add_bias(x, column, u);
+    if (!smoothing) return;
+    load_omega(column, x);
+    const float reference = finite_max(s.u_g);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) s.U += column + i == target ? 0.0f : x[i] * (u[i] - reference);
+  }
+
+  // dloss/dlogits of neighbouring classes, from their logits, in place.
+  template <int kCount>
+  LONGTAIL_DEVICE void gradient(float (&x)[kCount], int column, int target, const Grad& g) const {
+    float u[kCount];
+    cap(x);
+    add_bias(x, column, u);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      float shift = u[i] - g.m;
+      const float e = exp_cut(shift);
+      u[i] = e * (g.a + g.b * shift);
+    }
+    if (kExtras && smoothing) {
+      float w[kCount];
+      load_omega(column, w);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) u[i] += g.S * w[i];
+    }
+    replace(u, target - column, g.target);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float y = x[i] * inverse_softcap;
+      const float slope = softcap == 0.0f ? scale : scale - scale * y * y;
+      x[i] = kExtras ? u[i] * slope : u[i];
+    }
+  }
+
+  // u[place] = value where there is such a place: a comparison per vector, not per element.
+  template <int kCount>
+  static LONGTAIL_DEVICE void replace(float (&u)[kCount], int place, float value) {
+    if (static_cast<unsigned>(place) >= static_cast<unsigned>(kCount)) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = select(i == place, value, u[i]);
+  }
+};
+
+// Adds kVectors vectors, `step` apart from vector `first` on; those from `vectors` on do not count, unless kWhole says
+// that there are none. Vector 0 begins at class `origin`.
+template <bool kWhole, typename Z, int kCount, int kVectors, bool kExtras>
+LONGTAIL_DEVICE void add_some(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
+                              int origin, int target, const Elements<kExtras>& elements) {
+  float u[kVectors * kCount];
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    const int i = first + k * step, column = origin + i * kCount;
+    float x[kCount];
+    if (kWhole || i < vectors) {
+      held[k].get(x);
+      elements.effective(x, column, target, s);
+      elements.replace(x, target - column, -INFINITY);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) x[j] = -INFINITY;
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) u[k * kCount + j] = x[j];
+  }
+  add(s, u);
+}
+
+template <typename Z, int kCount, int kVectors, bool kExtras>
+LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
+                                 int origin, int target, const Elements<kExtras>& elements) {
+  if (first + (kVectors - 1) * step < vectors) {
+    add_some<true>(s, held, first, step, vectors, origin, target, elements);
+  } else if (first < vectors) {
+    add_some<false>(s, held, first, step, vectors, origin, target, elements);
+  }
+}
+
+// One row's scalars. In rows that do not count, target is -1 and the rest 0.
+struct Row {
+  int64_t index;
+  int target;
+  float u_g;               // with the margin
+  float w_g, v, upstream;  // class weight of the target, sample weight, dL/dloss
+
+  LONGTAIL_DEVICE bool counted() const { return target >= 0; }
+};
+
+template <typename Z, bool kExtras>
+LONGTAIL_DEVICE Row load_row(const SoftmaxLossArgs& a, int64_t index, bool has_upstream) {
+  Row row = {index, -1, 0.0f, 0.0f, 0.0f, 0.0f};
+  const int64_t g = a.target[index * a.target_stride];
+  const bool ignored = g == a.ignore_index, valid = g >= 0 && g < a.num_classes;
+  LONGTAIL_DEVICE_ASSERT(ignored || valid, "target is out of bounds");
+  if (ignored || !valid) return row;
+  row.target = static_cast<int>(g);
+  float x[1] = {to_float(static_cast<const Z*>(a.logits)[index * a.logits_stride + g])};
+  Elements<kExtras>(a, 1).cap(x);
+  row.u_g = x[0];
+  if (a.class_bias != nullptr) row.u_g += load_constant(a.class_bias + g);
+  if (a.class_margin != nullptr) row.u_g -= load_constant(a.class_margin + g);
+  row.w_g = a.weight != nullptr ? load_constant(a.weight + g) : 1.0f;
+  row.v = a.sample_weight != nullptr ? a.sample_weight[index] : 1.0f;
+  row.upstream = has_upstream ? a.grad_loss[index * a.grad_loss_stride] : 0.0f;
+  return row;
+}
+
+LONGTAIL_DEVICE void store_row(const SoftmaxLossArgs& a, int64_t index, float loss, const Stats& s) {
+  a.loss[index] = loss;
+  float* stats = a.stats + 5 * index;
+  stats[0] = s.m;
+  stats[1] = s.d;
+  stats[2] = s.t;
+  stats[3] = s.u_g;
+  stats[4] = s.U;
+}
+
+// From the stats of a counted row to the coefficients of its gradient; `store` writes its loss and stats.
+LONGTAIL_DEVICE Grad finish_row(const SoftmaxLossArgs& a, const Row& row, Stats s, Pass pass, bool store) {
+  const float classes = static_cast<float>(a.num_classes);
+  const bool smoothing = a.label_smoothing != 0.0f;
+  const float weight_sum = smoothing && a.weight != nullptr ? *a.weight_sum : classes;
+  const LossOptions<float> options = {
+      a.label_smoothing, a.focal_gamma, a.cross_entropy_coefficient, a.complement_coefficient, a.z_loss,
+      classes,           weight_sum};
+  if (pass == Pass::backward) {
+    const float* stats = a.stats + 5 * row.index;
+    s = {stats[0], stats[1], stats[2], stats[3], stats[4]};
+  } else {
+    s.m = s.d == s.d ? s.m : s.d;                                 // a maximum passes over NaN, a sum does not
+    if (smoothing) s.U += row.w_g * (s.u_g - finite_max(s.u_g));  // the target's share: 0, but for a target at -inf
+  }
+  longtail::generic::RowLoss<float> result = longtail::generic::finish(s, options, row.w_g, row.v);
+  if (store && pass != Pass::backward) store_row(a, row.index, result.loss, s);
+  longtail::generic::scale_grad(result.grad, row.upstream);
+  return result.grad;
+}
+
+// The row that a place in the grid takes. Backward goes from the last to the first: those that the forward pass read
+// last may still be in the L2 cache.
+LONGTAIL_DEVICE int64_t row_at(const SoftmaxLossArgs& a, int64_t place, Pass pass) {
+  return pass == Pass::backward ? a.rows - 1 - place : place;
+}
+
+}  // namespace gpu
+}  // namespace longtail

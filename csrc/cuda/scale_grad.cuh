@@ -1,0 +1,94 @@
+// Multiplies the rows of a gradient that was made in forward by the upstream gradient.
+#pragma once
+
+#include "plan.h"
+#include "vectors.cuh"
+
+namespace longtail {
+namespace gpu {
+
+constexpr int kScaleThreads = 256;
+constexpr int kScaleGroup = 4;  // vectors of a thread that are under way together
+
+// Vectors [first, end) of a row's body, `step` apart.
+template <typename Z, int kCount>
+LONGTAIL_DEVICE void scale_vectors(Z* body, int64_t first, int64_t step, int64_t end, float factor) {
+  for (int64_t i = first; i < end; i += kScaleGroup * step) {
+    Vector<Z, kCount> held[kScaleGroup];
+#pragma unroll
+    for (int k = 0; k < kScaleGroup; ++k) {
+      if (i + k * step < end) held[k].load_streaming(body + (i + k * step) * kCount);
+    }
+#pragma unroll
+    for (int k = 0; k < kScaleGroup; ++k) {
+      if (i + k * step >= end) break;
+      float x[kCount];
+      held[k].get(x);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) x[j] *= factor;
+      Vector<Z, kCount>::store(body + (i + k * step) * kCount, x);
+    }
+  }
+}
+
+// `lanes` threads per part of a row, `parts` parts of each row.
+// reads: factor [N] once per part; grad [N, C] once, except in rows whose factor is 1. writes: grad, likewise.
+// bytes: 4 N where the factors are 1, else 2 N C s for elements of s bytes: the least there is.
+template <typename Z>
+LONGTAIL_KERNEL(kScaleThreads, 4)
+scale_grad_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int lanes, int64_t parts) {
+  constexpr int kCount = 16 / sizeof(Z);
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1), teams = static_cast<int>(blockDim.x) / lanes;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * teams;
+  for (int64_t unit = static_cast<int64_t>(blockIdx.x) * teams + static_cast<int>(threadIdx.x) / lanes;
+       unit < a.rows * parts; unit += step) {
+    const int64_t row = parts == 1 ? unit : unit / parts, part = unit - row * parts;
+    const float factor = a.factor[row * a.factor_stride];
+    if (factor == 1.0f) continue;
+    Z* grad = static_cast<Z*>(a.grad) + row * a.grad_stride;
+    const int past = static_cast<int>(reinterpret_cast<uintptr_t>(grad) % 16);
+    const int64_t gap = (16 - past) % 16 / static_cast<int>(sizeof(Z));
+    const int64_t head = gap < a.num_classes ? gap : a.num_classes, all = (a.num_classes - head) / kCount;
+    const int64_t each = parts == 1 ? all : (all + parts - 1) / parts;
+    const int64_t begin = part * each < all ? part * each : all, end = begin + each < all ? begin + each : all;
+    scale_vectors<Z, kCount>(grad + head, begin + lane, lanes, end, factor);
+    if (part == 0) scale_vectors<Z, 1>(grad, lane, lanes, head, factor);
+    if (part == parts - 1) scale_vectors<Z, 1>(grad, head + all * kCount + lane, lanes, a.num_classes, factor);
+  }
+}
+
+template <typename Z>
+void launch_scale_grad(const ScaleGradArgs& args, int processors, void* stream) {
+  constexpr int64_t kCount = 16 / sizeof(Z), kPerThread = kScaleGroup * kCount;
+  ScaleGradArgs a = args;
+  if (a.factor_stride == 0 && (a.grad_stride == a.num_classes || a.rows == 1)) {
+    a.num_classes *= a.rows;  // one factor, no gaps: one long row
+    a.rows = 1;
+  }
+  const int64_t chunks = ceil_div(a.num_classes, kPerThread);
+  const int lanes = power_of_two(chunks, 1, kScaleThreads), teams = kScaleThreads / lanes;
+  // Enough parts that every multiprocessor has a full set of threads.
+  const int64_t most = static_cast<int64_t>(processors) * 8 * teams, needed = ceil_div(chunks, lanes);
+  const int64_t wanted = ceil_div(most, a.rows), parts = wanted < needed ? wanted : needed;
+  const int64_t units = a.rows * parts, blocks = ceil_div(units < most ? units : most, teams);
+  launch(scale_grad_kernel<Z>, blocks, kScaleThreads, 1, 0, stream, a, lanes, parts);
+}
+
+extern template void launch_scale_grad<float>(const ScaleGradArgs&, int, void*);
+extern template void launch_scale_grad<BFloat16>(const ScaleGradArgs&, int, void*);
+extern template void launch_scale_grad<Float16>(const ScaleGradArgs&, int, void*);
+
+inline void scale_grad_launch(const ScaleGradArgs& a, int processors, void* stream) {
+  if (a.rows == 0 || a.num_classes == 0) return;
+  switch (a.storage) {
+    case Storage::float32:
+      return launch_scale_grad<float>(a, processors, stream);
+    case Storage::bfloat16:
+      return launch_scale_grad<BFloat16>(a, processors, stream);
+    case Storage::float16:
+      return launch_scale_grad<Float16>(a, processors, stream);
+  }
+}
+
+}  // namespace gpu
+}  // namespace longtail

@@ -1,0 +1,74 @@
+// Launches of the softmax family: from a problem to its plan, from a plan to its kernel.
+#pragma once
+
+#include "shared_rows.cuh"
+#include "warp_rows.cuh"
+
+namespace longtail {
+namespace gpu {
+
+// How the rows lie towards 16-byte boundaries.
+inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
+  const auto past = [&](const void* p, int64_t stride, int64_t row) {
+    return static_cast<int>((reinterpret_cast<uintptr_t>(p) + row * stride * element_size(a.storage)) % 16);
+  };
+  const bool writes = pass != Pass::loss;
+  bool aligned = a.num_classes * element_size(a.storage) % 16 == 0, alike = true;
+  for (int64_t row = 0; row < (a.rows < 2 ? a.rows : 2); ++row) {
+    const int z = past(a.logits, a.logits_stride, row), g = writes ? past(a.grad, a.grad_stride, row) : z;
+    aligned = aligned && z == 0 && g == 0;
+    alike = alike && z == g;
+  }
+  return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike, has_extras(a)};
+}
+
+// Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.
+inline int64_t grid_of(const SoftmaxLossArgs& a, const Plan& plan) {
+  constexpr int64_t kMost = int64_t(1) << 30;
+  const int64_t rows_per_block = plan.regime == Regime::warp ? plan.threads / plan.lanes : 1;
+  const int64_t teams = ceil_div(a.rows, rows_per_block), most = kMost / plan.cluster;
+  return (teams < most ? teams : most) * plan.cluster;
+}
+
+template <typename Z, int kCount, bool kExtras>
+void launch_rows(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  const int64_t grid = grid_of(a, plan);
+  const int shared = static_cast<int>(shared_bytes(plan, problem_of(a, pass)));
+  if (plan.regime == Regime::warp) {
+    launch(warp_rows_kernel<Z, kCount, kExtras>, grid, plan.threads, 1, 0, stream, a, pass, plan.lanes);
+  } else if (plan.regime == Regime::sweep) {
+    launch(sweep_rows_kernel<Z, kCount, kExtras>, grid, plan.threads, plan.cluster, shared, stream, a, pass);
+  } else if constexpr (kCount > 1) {
+    launch(shared_rows_kernel<Z, kExtras>, grid, plan.threads, plan.cluster, shared, stream, a);
+  }
+}
+
+template <typename Z>
+void launch_storage(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  constexpr int kCount = 16 / sizeof(Z);
+  const bool extras = has_extras(a);
+  const auto rows = plan.vector ? (extras ? launch_rows<Z, kCount, true> : launch_rows<Z, kCount, false>)
+                                : (extras ? launch_rows<Z, 1, true> : launch_rows<Z, 1, false>);
+  rows(a, pass, plan, stream);
+}
+
+// One storage type per compiled file.
+extern template void launch_storage<float>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+extern template void launch_storage<BFloat16>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+extern template void launch_storage<Float16>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+
+// Loss, gradient or both of args.rows rows on a cudaStream_t; nothing is allocated, nothing waited for.
+inline void softmax_loss_launch(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  if (a.rows == 0) return;
+  switch (a.storage) {
+    case Storage::float32:
+      return launch_storage<float>(a, pass, plan, stream);
+    case Storage::bfloat16:
+      return launch_storage<BFloat16>(a, pass, plan, stream);
+    case Storage::float16:
+      return launch_storage<Float16>(a, pass, plan, stream);
+  }
+}
+
+}  // namespace gpu
+}  // namespace longtail

@@ -1,0 +1,54 @@
+// What passes between the softmax operators and their kernels: plain data, for the host's compiler too.
+#pragma once
+
+#include <stdint.h>
+
+namespace longtail {
+namespace gpu {
+
+enum class Storage { float32, bfloat16, float16 };
+enum class Pass { loss, backward, loss_and_grad };
+
+constexpr int element_size(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
+
+// All addresses are on the device. Rows of logits and grad are contiguous.
+struct SoftmaxLossArgs {
+  Storage storage;
+  int64_t rows;         // N
+  int64_t num_classes;  // C < 2^30
+  const void* logits;   // [N, C]
+  int64_t logits_stride;
+  const int64_t* target;  // [N]
+  int64_t target_stride;
+  const float* weight;         // [C], or null
+  const float* class_bias;     // [C], or null
+  const float* class_margin;   // [C], or null
+  const float* sample_weight;  // [N], or null
+  const float* weight_sum;     // [1], the sum of weight; read with weight and label smoothing only
+  const float* grad_loss;      // [N]; stride 0 when one value serves all rows; not read by Pass::loss
+  int64_t grad_loss_stride;
+  int64_t ignore_index;
+  float label_smoothing;
+  float focal_gamma;
+  float complement_coefficient;
+  float cross_entropy_coefficient;
+  float scale;
+  float softcap;  // 0: off
+  float z_loss;
+  float* loss;   // [N]; written unless Pass::backward
+  float* stats;  // [N, 5], contiguous; read by Pass::backward, else written
+  void* grad;    // [N, C] of the logits' type; may be `logits` itself in Pass::loss_and_grad; not written by Pass::loss
+  int64_t grad_stride;
+};
+
+struct ScaleGradArgs {
+  Storage storage;
+  int64_t rows, num_classes;
+  void* grad;  // [N, C]
+  int64_t grad_stride;
+  const float* factor;  // [N]; stride 0 when one value serves all rows
+  int64_t factor_stride;
+};
+
+}  // namespace gpu
+}  // namespace longtail

@@ -1,0 +1,94 @@
+// Logits in memory: storage types, and neighbours read, converted and written together.
+#pragma once
+
+#include "platform.cuh"
+
+namespace longtail {
+namespace gpu {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+LONGTAIL_DEVICE float to_float(float x) { return x; }
+LONGTAIL_DEVICE float to_float(BFloat16 x) { return float_from_bits(static_cast<uint32_t>(x.bits) << 16); }
+LONGTAIL_DEVICE float to_float(Float16 x) { return unpack_float16(x.bits).x; }
+LONGTAIL_DEVICE void from_float(float x, float& to) { to = x; }
+LONGTAIL_DEVICE void from_float(float x, BFloat16& to) { to.bits = static_cast<uint16_t>(pack_bfloat16(x, 0.0f)); }
+LONGTAIL_DEVICE void from_float(float x, Float16& to) { to.bits = static_cast<uint16_t>(pack_float16(x, 0.0f)); }
+
+LONGTAIL_DEVICE void unpack(uint32_t bits, float* x, float) { x[0] = float_from_bits(bits); }
+LONGTAIL_DEVICE void unpack(uint32_t bits, float* x, BFloat16) {
+  x[0] = float_from_bits(bits << 16);
+  x[1] = float_from_bits(bits & 0xffff0000u);
+}
+LONGTAIL_DEVICE void unpack(uint32_t bits, float* x, Float16) {
+  const float2 pair = unpack_float16(bits);
+  x[0] = pair.x;
+  x[1] = pair.y;
+}
+LONGTAIL_DEVICE uint32_t pack(const float* x, float) { return bits_of_float(x[0]); }
+LONGTAIL_DEVICE uint32_t pack(const float* x, BFloat16) { return pack_bfloat16(x[0], x[1]); }
+LONGTAIL_DEVICE uint32_t pack(const float* x, Float16) { return pack_float16(x[0], x[1]); }
+
+// kCount neighbours of storage type Z as they are in memory: 16 bytes of them, or one.
+template <typename Z, int kCount>
+struct Vector {
+  static_assert(kCount * sizeof(Z) == 16, "a vector is 16 bytes");
+  uint4 bits;
+
+  LONGTAIL_DEVICE void load(const Z* p) { bits = load_16(p); }
+  LONGTAIL_DEVICE void load_streaming(const Z* p) { bits = load_16_streaming(p); }
+  LONGTAIL_DEVICE void get(float (&x)[kCount]) const {
+    constexpr int kPerWord = kCount / 4;
+    unpack(bits.x, x, Z());
+    unpack(bits.y, x + kPerWord, Z());
+    unpack(bits.z, x + 2 * kPerWord, Z());
+    unpack(bits.w, x + 3 * kPerWord, Z());
+  }
+  static LONGTAIL_DEVICE void store(Z* p, const float (&x)[kCount]) {
+    constexpr int kPerWord = kCount / 4;
+    uint4 out;
+    out.x = pack(x, Z());
+    out.y = pack(x + kPerWord, Z());
+    out.z = pack(x + 2 * kPerWord, Z());
+    out.w = pack(x + 3 * kPerWord, Z());
+    store_16_streaming(p, out);
+  }
+};
+
+template <typename Z>
+struct Vector<Z, 1> {
+  Z value;
+
+  LONGTAIL_DEVICE void load(const Z* p) { value = *p; }
+  LONGTAIL_DEVICE void load_streaming(const Z* p) { value = *p; }
+  LONGTAIL_DEVICE void get(float (&x)[1]) const { x[0] = to_float(value); }
+  static LONGTAIL_DEVICE void store(Z* p, const float (&x)[1]) { from_float(x[0], *p); }
+};
+
+// kCount class constants from class `column` on; `vector`: all of them together lie at 16-byte boundaries.
+template <int kCount>
+LONGTAIL_DEVICE void load_constants(const float* p, int column, bool vector, float (&x)[kCount]) {
+  if constexpr (kCount % 4 == 0) {
+    if (vector) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+        const float4 four = load_constant_16(p + column + i);
+        x[i] = four.x;
+        x[i + 1] = four.y;
+        x[i + 2] = four.z;
+        x[i + 3] = four.w;
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = load_constant(p + column + i);
+}
+
+}  // namespace gpu
+}  // namespace longtail

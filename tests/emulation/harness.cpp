@@ -1,0 +1,148 @@
+// The kernels of csrc/cuda on the host: a library for ctypes, and a program that runs launches from a file, for the
+// sanitizers. harness.py mirrors the structures and writes the file.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <sstream>
+#include <vector>
+
+#include "softmax_loss.cuh"
+
+#ifdef EMULATION_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+using namespace longtail::gpu;
+
+struct Request {
+  SoftmaxLossArgs args;  // in a file: addresses are numbers of buffers, from 1
+  Plan plan;
+  Pass pass;
+  emulation::Order order;
+  int64_t most_blocks;
+};
+
+extern "C" {
+
+// In the order of harness.STRUCTURES.
+int64_t size_of(int which) {
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(Plan), sizeof(Problem), sizeof(Device), sizeof(Request)};
+  return static_cast<int64_t>(sizes[which]);
+}
+
+void describe(const SoftmaxLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
+void choose_plan(const Problem* problem, const Device* device, Plan* plan) { *plan = plan_of(*problem, *device); }
+int64_t bytes_of_plan(const Plan* plan, const Problem* problem) { return shared_bytes(*plan, *problem); }
+
+// "" or why it failed.
+const char* run_request(const Request* request) {
+  static std::string failure;
+  failure.clear();
+  emulation::control.order = request->order;
+  emulation::control.most_blocks = request->most_blocks;
+  try {
+    softmax_loss_launch(request->args, request->pass, request->plan, nullptr);
+  } catch (const std::exception& e) {
+    failure = e.what();
+  }
+  return failure.c_str();
+}
+}
+
+namespace {
+
+// As many bytes as the tensor has, as far past a 16-byte boundary: what lies around it is the sanitizer's.
+struct Buffer {
+  std::unique_ptr<char[]> memory;
+  int64_t offset, bytes;
+  char* data() const { return memory.get() + offset; }
+};
+
+template <typename T>
+T read(std::istream& file) {
+  T x;
+  file.read(reinterpret_cast<char*>(&x), sizeof(x));
+  return x;
+}
+
+Buffer read_buffer(std::istream& file) {
+  Buffer b;
+  b.offset = read<int64_t>(file);
+  b.bytes = read<int64_t>(file);
+  b.memory.reset(new char[b.offset + b.bytes]);
+  file.read(b.data(), b.bytes);
+#ifdef EMULATION_ASAN
+  __asan_poison_memory_region(b.memory.get(), b.offset);
+#endif
+  return b;
+}
+
+template <typename T>
+void resolve(T*& address, const std::vector<Buffer>& buffers) {
+  const auto number = reinterpret_cast<uintptr_t>(address);
+  address = number == 0 ? nullptr : reinterpret_cast<T*>(buffers.at(number - 1).data());
+}
+
+void resolve_all(SoftmaxLossArgs& a, const std::vector<Buffer>& buffers) {
+  resolve(a.logits, buffers);
+  resolve(a.target, buffers);
+  resolve(a.weight, buffers);
+  resolve(a.class_bias, buffers);
+  resolve(a.class_margin, buffers);
+  resolve(a.sample_weight, buffers);
+  resolve(a.weight_sum, buffers);
+  resolve(a.grad_loss, buffers);
+  resolve(a.loss, buffers);
+  resolve(a.stats, buffers);
+  resolve(a.grad, buffers);
+}
+
+}  // namespace
+
+std::set<std::string> words_of(const char* variable) {
+  const char* const text = getenv(variable);
+  std::istringstream words(text ? text : "");
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
+// Under AddressSanitizer, nothing may read the logits of rows that are ignored, or have the target EMULATION_HIDDEN.
+void hide_ignored([[maybe_unused]] const SoftmaxLossArgs& a, [[maybe_unused]] bool hidden) {
+#ifdef EMULATION_ASAN
+  const char* const target = getenv("EMULATION_HIDDEN");
+  const int64_t unseen = target ? atoll(target) : a.ignore_index;
+  const int64_t size = element_size(a.storage);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    if (a.target[i * a.target_stride] != unseen || a.grad == a.logits) continue;
+    const char* const row = static_cast<const char*>(a.logits) + i * a.logits_stride * size;
+    const auto set = hidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
+    set(row, a.num_classes * size);
+  }
+#endif
+}
+
+// harness REQUESTS RESULTS: the buffers after all requests go to RESULTS, the barriers met to standard output.
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  std::ifstream file(arguments[1], std::ios::binary);
+  std::vector<Buffer> buffers(static_cast<size_t>(read<int64_t>(file)));
+  for (Buffer& b : buffers) b = read_buffer(file);
+  emulation::control.unordered = words_of("EMULATION_UNORDERED");
+  emulation::control.skipped = words_of("EMULATION_SKIPPED");
+  for (int64_t left = read<int64_t>(file); left > 0; --left) {
+    auto request = read<Request>(file);
+    resolve_all(request.args, buffers);
+    hide_ignored(request.args, true);
+    const char* failure = run_request(&request);
+    hide_ignored(request.args, false);
+    if (*failure != '\0') {
+      fprintf(stderr, "launch failed: %s\n", failure);
+      return 1;
+    }
+  }
+  for (const std::string& barrier : emulation::control.met) printf("%s\n", barrier.c_str());
+  std::ofstream results(arguments[2], std::ios::binary);
+  for (const Buffer& b : buffers) results.write(b.data(), b.bytes);
+  return 0;
+}

@@ -1,0 +1,209 @@
+"""Runs the emulated kernels on tensors: in this process, or in a program under a sanitizer."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+import subprocess
+from collections.abc import Iterable
+from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import build
+
+STORAGES = (torch.float32, torch.bfloat16, torch.float16)
+LOSS, BACKWARD, LOSS_AND_GRAD = range(3)
+WARP, SHARED, SWEEP = range(3)
+EVEN, SKEWED = range(2)
+
+
+def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
+    """A ctypes structure from "type field field, type field": the order of the C++ structure."""
+    types = {"int": c_int, "int64": c_int64, "float": c_float, "bool": c_bool, "pointer": c_void_p, **others}
+    members = []
+    for group in fields.split(","):
+        kind, *names = group.split()
+        members += [(field, types[kind]) for field in names]
+    return type(name, (ctypes.Structure,), {"_fields_": members})
+
+
+Args = _structure(
+    "Args",
+    "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
+    "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
+    "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
+    "pointer loss stats grad, int64 grad_stride",
+)
+PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
+Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras")
+Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
+Request = _structure("Request", "args args, plan plan, int pass_ order, int64 most_blocks", args=Args, plan=PlanFields)
+STRUCTURES = (Args, PlanFields, Problem, Device, Request)
+POINTERS = [name for name, kind in Args._fields_ if kind is c_void_p]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """csrc/cuda/plan.h's Plan."""
+
+    regime: int
+    vector: bool
+    threads: int
+    lanes: int = 0
+    cluster: int = 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the fields of Args, tensors for its pointers."""
+
+    fields: dict[str, Any]
+    pass_: int
+    plan: Plan
+    order: int = EVEN
+    most_blocks: int = 0  # at once, 0 for the whole grid; whole clusters
+
+    def otherwise(self) -> Launch:
+        """The same in another order and by as few blocks as can be: to the same bits."""
+        return replace(self, order=SKEWED, most_blocks=self.plan.cluster)
+
+
+def launch(
+    pass_: int,
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    options: tuple[Any, ...],
+    *,
+    loss: Tensor | None = None,
+    stats: Tensor,
+    grad: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Launch:
+    """options: those of the operators (cases.operator_options), in schema order."""
+    names = ("weight", "class_bias", "class_margin", "sample_weight", "ignore_index", "label_smoothing", "focal_gamma")
+    names += ("complement_coefficient", "cross_entropy_coefficient", "scale", "softcap", "z_loss")
+    fields = dict(zip(names, options, strict=True))
+    weight = fields["weight"]
+    fields.update(
+        storage=STORAGES.index(logits.dtype),
+        rows=logits.shape[0],
+        num_classes=logits.shape[1],
+        logits=logits,
+        logits_stride=logits.stride(0),
+        target=target,
+        target_stride=target.stride(0),
+        weight_sum=weight.sum() if weight is not None and fields["label_smoothing"] else None,
+        grad_loss=up,
+        grad_loss_stride=0 if up is None else up.stride(0),
+        loss=loss,
+        stats=stats,
+        grad=grad,
+        grad_stride=0 if grad is None else grad.stride(0),
+    )
+    return Launch(fields, pass_, plan)
+
+
+def _request(launch: Launch, address: Any) -> Any:
+    """The C++ request; address: of a tensor."""
+    values = {k: (None if v is None else address(v)) if k in POINTERS else v for k, v in launch.fields.items()}
+    plan = launch.plan
+    fields = PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
+    return Request(Args(**values), fields, launch.pass_, launch.order, launch.most_blocks)
+
+
+class LaunchFailed(Exception):
+    """What the emulation, or the sanitizer, has to say."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Built without sanitizers but for alignment; its structures are as here."""
+    loaded = ctypes.CDLL(str(build.linked("plain")))
+    loaded.size_of.restype = loaded.bytes_of_plan.restype = c_int64
+    loaded.run_request.restype = ctypes.c_char_p
+    for i, structure in enumerate(STRUCTURES):
+        assert loaded.size_of(i) == ctypes.sizeof(structure), f"{structure.__name__} differs from the C++ structure"
+    return loaded
+
+
+def run(launches: Iterable[Launch]) -> None:
+    """In this process, on the tensors' own memory."""
+    for one in launches:
+        failure = library().run_request(ctypes.byref(_request(one, Tensor.data_ptr)))
+        if failure:
+            raise LaunchFailed(failure.decode())
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+def run_apart(program: Path, launches: Iterable[Launch], folder: Path, **environment: str) -> list[str]:
+    """In a program of its own, on copies with nothing around them; returns the barriers that were met.
+
+    A sanitizer's first report raises LaunchFailed.
+    """
+    launches = list(launches)
+    tensors: dict[int, Tensor] = {}
+    for one in launches:
+        for tensor in (one.fields[k] for k in POINTERS):
+            if tensor is not None and _extent(tensor) >= _extent(tensors.get(tensor.data_ptr(), tensor)):
+                tensors[tensor.data_ptr()] = tensor
+    numbers = {address: i + 1 for i, address in enumerate(tensors)}
+    content = [struct.pack("q", len(tensors))]
+    for address, tensor in tensors.items():
+        content += [struct.pack("qq", address % 16, _extent(tensor)), ctypes.string_at(address, _extent(tensor))]
+    content.append(struct.pack("q", len(launches)))
+    content += [bytes(_request(one, lambda tensor: numbers[tensor.data_ptr()])) for one in launches]
+    requests, results = folder / "requests", folder / "results"
+    requests.write_bytes(b"".join(content))
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=0"}
+    done = subprocess.run(
+        [str(program), str(requests), str(results)],
+        env={**os.environ, **options, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise LaunchFailed(done.stderr)
+    at, written = 0, results.read_bytes()
+    for address, tensor in tensors.items():
+        ctypes.memmove(address, written[at : at + _extent(tensor)], _extent(tensor))
+        at += _extent(tensor)
+    return done.stdout.split()
+
+
+def plan_of(problem: Any, device: Any) -> Plan:
+    """The plan that csrc/cuda/plan.h chooses."""
+    fields = PlanFields()
+    library().choose_plan(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
+    return Plan(*(getattr(fields, name) for name, _ in PlanFields._fields_))
+
+
+def shared_bytes(plan: Plan, problem: Any) -> int:
+    fields = PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
+    return int(library().bytes_of_plan(ctypes.byref(fields), ctypes.byref(problem)))
+
+
+def describe(launch: Launch) -> Any:
+    """The problem that a launch is: csrc/cuda/softmax_loss.cuh's problem_of."""
+    problem = Problem()
+    args = _request(launch, Tensor.data_ptr).args
+    library().describe(ctypes.byref(args), launch.pass_, ctypes.byref(problem))
+    return problem
+
+
+def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(tuple(shape), torch.nan, dtype=dtype)
