@@ -22,7 +22,7 @@ from longtail.integrations.transformers import (  # noqa: E402
     DeferredReweightingCallback,
     set_loss_function,
 )
-from longtail.training import DeferredReweighting  # noqa: E402
+from longtail.training import ClassBalancedSampler, DeferredReweighting  # noqa: E402
 from tolerances import assert_close, assert_same  # noqa: E402
 
 VOCABULARY, LENGTH, BATCH, ACCUMULATION, STEPS = 11, 7, 2, 2, 3
@@ -195,6 +195,26 @@ def test_deferred_reweighting_in_the_trainer(tmp_path: Path) -> None:
         DeferredReweightingCallback(schedule, longtail.CrossEntropyLoss())
     with pytest.raises(ValueError, match=r"weights of shape \[11\], expected \[2\]"):
         DeferredReweightingCallback(schedule, longtail.CrossEntropyLoss(weight=torch.ones(2)))
+
+
+def test_the_sampler_gets_its_epochs(tmp_path: Path) -> None:
+    data = examples()
+    sampler = ClassBalancedSampler([0] * 9 + [1] * 3, "square_root", rank=0, world_size=1)
+    seen: list[Tensor] = []
+
+    class Sampled(transformers.Trainer):
+        def _get_train_sampler(self, *_: Any) -> ClassBalancedSampler:
+            return sampler
+
+        def training_step(self, model: Any, inputs: dict[str, Tensor], *rest: Any) -> Tensor:
+            seen.extend(inputs["input_ids"])
+            return super().training_step(model, inputs, *rest)
+
+    options = arguments(tmp_path, max_steps=-1, num_train_epochs=2)
+    Sampled(model=tiny("LlamaForCausalLM"), args=options, train_dataset=data).train()
+    for epoch, part in enumerate(torch.stack(seen).chunk(2)):
+        sampler.set_epoch(epoch)
+        assert_same(part, torch.stack([data[i]["input_ids"] for i in sampler]))
 
 
 IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
