@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..arguments import check_number
 from ..functional import complement_entropy, cross_entropy
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class ComplementObjectiveLosses(NamedTuple):
@@ -49,11 +49,11 @@ class _Trainer:
             raise ValueError("both optimizers are the same object, expected two, each with its own state")
         self.balanced = balanced
         self.ignore_index = ignore_index
-        self.loss = loss or self._cross_entropy
-        self.complement_loss = complement_loss or self._complement_entropy
-        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.loss = self._cross_entropy if loss is None else loss
+        self.complement_loss = self._complement_entropy if complement_loss is None else complement_loss
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
         self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, 0.0)
-        self.autocast = autocast or contextlib.nullcontext()
+        self.autocast = contextlib.nullcontext() if autocast is None else autocast
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, ignore_index=self.ignore_index)
