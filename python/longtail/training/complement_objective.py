@@ -89,7 +89,7 @@ class ComplementObjectiveTraining(_Trainer):
         for input, target in loader:
             loss, complement_loss = training.step(input, target)
 
-    The paper gives both optimizers the same learning rate and schedule. The second forward counts: batch
+    The authors' code gives both the same learning rate, momentum, weight decay and schedule. The second forward counts: batch
     normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
@@ -97,7 +97,8 @@ class ComplementObjectiveTraining(_Trainer):
         primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
         loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
         complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
-        balanced: the default complement loss divides by C - 1 (eq. 3), so that both steps have gradients of a size.
+        balanced: the default complement loss divides by C - 1, so that both steps have gradients of a size (the
+            authors' code divides by C).
         ignore_index: target value that the default losses leave out.
         scaler: a ``torch.amp.GradScaler``; a step with inf or NaN in its gradients is skipped, and the scale is
             updated once per batch. With float16 only.
