@@ -89,8 +89,8 @@ class ComplementObjectiveTraining(_Trainer):
         for input, target in loader:
             loss, complement_loss = training.step(input, target)
 
-    The authors' code gives both the same learning rate, momentum, weight decay and schedule. The second forward counts: batch
-    normalisation updates its running statistics twice per batch, dropout draws a new mask.
+    The authors' code gives both the same learning rate, momentum, weight decay and schedule. The second forward counts:
+    batch normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
         model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is.
