@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def statistics(rank: int | None) -> dict[str, Any]:
 def work(rank: int, folder: str) -> None:
     """One process of the group; leaves what it has seen in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60)
+    )
     alone = dist.new_group([0])
     seen = statistics(rank)
     if rank == 0:

@@ -68,6 +68,8 @@ def test_wheel_contents(wheel):
     assert "longtail/triton_kernels/__init__.py" in names
     assert "longtail/py.typed" in names
     assert "longtail/_C.abi3.so" in names
+    sources = {str(path.relative_to(ROOT / "python")) for path in (ROOT / "python" / "longtail").rglob("*.py")}
+    assert sources <= set(names), "every package is listed in pyproject.toml"
     tops = {name.split("/")[0] for name in names}
     assert "triton_kernels" not in tops
     assert tops == {"longtail", next(top for top in tops if top.endswith(".dist-info"))}

@@ -80,9 +80,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "ms and tokens/s: medians of steps that took turns in one process; over plain: F.cross_entropy's time over "
         "this one's. Peak: of one step beyond parameters and optimizer state. Difference: relative, at any step; above "
         f"{tokens.TOLERANCE:g} the run stops.",
-        f"Model: GRU of width {tokens.WIDTH} between tied embeddings, Adam, learning rate {tokens.LEARNING_RATE:g} "
-        "(warm-up, then linear to 0), chosen for cross-entropy alone; every model of the run has the same start and "
-        "reads the same tokens. One seed: small differences in quality mean nothing.",
+        f"Model: GRU of width {tokens.WIDTH} between tied embeddings, no output bias, Adam, learning rate "
+        f"{tokens.LEARNING_RATE:g}, epsilon {tokens.EPSILON:g} (warm-up, then linear to 0): chosen for cross-entropy "
+        "alone. Every model has the same start and reads the same tokens. One seed: small differences mean nothing.",
+        "With the log-priors added, logit adjustment starts from the frequencies of the text, which the others first "
+        "have to learn: in a training this short that helps by itself.",
     ]
 
 

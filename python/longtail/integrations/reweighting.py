@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-WeightSchedule = Callable[[float], Tensor]
+WeightSchedule: TypeAlias = Callable[[float], Tensor]
 
 
 @torch.no_grad()

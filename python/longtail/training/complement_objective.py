@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..arguments import check_number
 from ..functional import complement_entropy, cross_entropy
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class ComplementObjectiveLosses(NamedTuple):
@@ -49,11 +49,11 @@ class _Trainer:
             raise ValueError("both optimizers are the same object, expected two, each with its own state")
         self.balanced = balanced
         self.ignore_index = ignore_index
-        self.loss = loss or self._cross_entropy
-        self.complement_loss = complement_loss or self._complement_entropy
-        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.loss = self._cross_entropy if loss is None else loss
+        self.complement_loss = self._complement_entropy if complement_loss is None else complement_loss
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
         self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, 0.0)
-        self.autocast = autocast or contextlib.nullcontext()
+        self.autocast = contextlib.nullcontext() if autocast is None else autocast
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, ignore_index=self.ignore_index)
@@ -89,15 +89,16 @@ class ComplementObjectiveTraining(_Trainer):
         for input, target in loader:
             loss, complement_loss = training.step(input, target)
 
-    The paper gives both optimizers the same learning rate and schedule. The second forward counts: batch
-    normalisation updates its running statistics twice per batch, dropout draws a new mask.
+    The authors' code gives both the same learning rate, momentum, weight decay and schedule. The second forward counts:
+    batch normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
         model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is.
         primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
         loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
         complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
-        balanced: the default complement loss divides by C - 1 (eq. 3), so that both steps have gradients of a size.
+        balanced: the default complement loss divides by C - 1, so that both steps have gradients of a size (the
+            authors' code divides by C).
         ignore_index: target value that the default losses leave out.
         scaler: a ``torch.amp.GradScaler``; a step with inf or NaN in its gradients is skipped, and the scale is
             updated once per batch. With float16 only.

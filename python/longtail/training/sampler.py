@@ -37,8 +37,9 @@ class ClassBalancedSampler(Sampler[int]):
     at random: each used once before any is used twice, or, with ``replacement``, independently.
 
     An epoch depends on ``seed`` and ``set_epoch`` alone. Over several ranks it is one epoch dealt out in turn, as
-    ``DistributedSampler`` deals: equal lengths, no position twice. Lightning and the Trainer call ``set_epoch``
-    themselves; tell Lightning ``use_distributed_sampler=False``, so that it leaves the sampler in place.
+    ``DistributedSampler`` deals: equal lengths, no position twice. Lightning and the Hugging Face Trainer call
+    ``set_epoch`` themselves. Both would deal the epoch out once more: tell Lightning ``use_distributed_sampler=False``,
+    and give the sampler ``rank=0, world_size=1`` where it goes to the Trainer (or through accelerate).
 
     Args:
         targets: the class of each sample, integers [N], N >= 1; negative ones are refused.
