@@ -5,7 +5,6 @@ for the two in one launch. An argument or option that is None is compiled out; n
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longtail import fallback
-
 from . import tuning
-from .checks import check_factor, check_loss, check_matrix
+from .checks import check_factor, check_layout, check_loss
+from .launching import COMPILE, aligned, on, reference, served, switch
 from .loss_math import LossOptions, RowStats, empty_stats
 from .softmax_rows import (
     Vectors,
@@ -133,29 +131,6 @@ def scale_grad_kernel(
             tl.store(grad_row + cols, scaled.to(grad.dtype.element_ty), mask=mask)
 
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
-COMPILE: dict[str, Any] = {"debug": True, "sanitize_overflow": False, "enable_fp_fusion": True, "num_stages": 1}
-
-
-def _served(logits: Tensor) -> bool:
-    """float64 is for checking gradients, not for speed: it goes to the reference, as all logits but [N, C] do."""
-    return logits.dtype in DTYPES and logits.dim() == 2
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device, and on its current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _aligned(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
-
-
-def _switch(value: float, off: float = 0.0) -> float | None:
-    return None if value == off else float(value)
-
-
 def _launch(
     logits: Tensor, target: Tensor, grad_loss: Tensor | None, loss: Tensor | None, stats: Tensor,
     grad: Tensor | None, options: tuple[Any, ...],
@@ -169,25 +144,25 @@ def _launch(
     weight_sum = weight.sum() if smoothing and weight is not None else None
     x = Vectors(weight, class_bias, class_margin, sample_weight, weight_sum)
     o = LossOptions(
-        _switch(smoothing), _switch(focal), _switch(complement), float(coefficient), _switch(scale, 1.0),
-        _switch(softcap), _switch(z_loss),
+        switch(smoothing), switch(focal), switch(complement), float(coefficient), switch(scale, 1.0),
+        switch(softcap), switch(z_loss),
     )  # fmt: skip
     strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
     arguments = (
         *(logits, target, grad_loss, loss, stats, grad, strides[0], strides[-1], target.stride(0)),
         *(0 if grad_loss is None else grad_loss.stride(0), n, c, ignore_index, x, o),
     )
-    aligned = _aligned(logits, grad)
-    with _on(logits.device):
+    every = aligned(logits, grad)
+    with on(logits.device):
         if c <= tuning.TILE_CLASSES:
-            t = tuning.tile(c, logits.itemsize, strides, aligned)
+            t = tuning.tile(c, logits.itemsize, strides, every)
             grid = (triton.cdiv(n, t.rows),)
             tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
         else:
             twice = loss is not None and grad is not None
             heavy = class_bias is not None or smoothing != 0 or softcap != 0
             cache = tuning.cache_per_processor(logits.device)
-            s = tuning.sweep(c, logits.itemsize, strides, aligned, twice, heavy, cache)
+            s = tuning.sweep(c, logits.itemsize, strides, every, twice, heavy, cache)
             constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges}
             sweep_kernel[(n,)](*arguments, **constants, num_warps=s.warps, **COMPILE)
 
@@ -198,16 +173,16 @@ def _new_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss(logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss")(logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, None, loss, stats, None, options)
     return loss, stats
 
 
 def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
-    if not _served(logits):
-        return fallback.softmax_loss_backward(grad_loss, logits, target, stats, *options)
+    if not served(logits):
+        return reference("softmax_loss_backward")(grad_loss, logits, target, stats, *options)
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, None, stats.contiguous(), grad, options)
     return grad
@@ -216,8 +191,8 @@ def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, sta
 def softmax_loss_and_grad(
     grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss_and_grad(grad_loss, logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss_and_grad")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, loss, stats, grad, options)
@@ -225,24 +200,24 @@ def softmax_loss_and_grad(
 
 
 def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss_and_grad_(grad_loss, logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss_and_grad_")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, grad_loss, loss, stats, logits, options)
     return loss, stats
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
-    if not _served(grad):
-        fallback.scale_grad_(grad, grad_loss)
+    if not served(grad):
+        reference("scale_grad_")(grad, grad_loss)
         return
-    check_matrix("grad", grad)
+    check_layout("grad", grad)
     check_factor("grad_loss", grad_loss, grad)
     n, c = grad.shape
     if n == 0:
         return
-    t = tuning.scaling(c, grad.itemsize, grad.stride(0), _aligned(grad))
+    t = tuning.scaling(c, grad.itemsize, grad.stride(0), aligned(grad))
     arguments = (grad, grad_loss, grad.stride(0), grad_loss.stride(0), n, c)
-    with _on(grad.device):
+    with on(grad.device):
         grid = (triton.cdiv(n, t.rows),)
         scale_grad_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)

@@ -51,11 +51,13 @@ def capped_logits(z, o):
 @triton.jit
 def load_target(target, mask, classes, ignore_index):
     """The target class, 0 where the row does not count, and whether it does. Out of range traps, as in torch."""
-    g = tl.load(target, mask=mask, other=ignore_index)
-    ignored = g == ignore_index
+    g = tl.load(target, mask=mask, other=0)
     valid = (g >= 0) & (g < classes)
-    tl.device_assert(ignored | valid, "longtail: target is out of bounds")
-    counted = valid & (g != ignore_index)
+    counted = valid & mask
+    if ignore_index is not None:
+        valid |= g == ignore_index
+        counted &= g != ignore_index
+    tl.device_assert(valid | (mask == 0), "longtail: target is out of bounds")
     return tl.where(counted, g, 0).to(tl.int32), counted
 
 
@@ -170,7 +172,7 @@ def store_block(grad, cols, first, mask, row_grad, capped, u, g, x, o):
 
 
 @triton.jit
-def _edges(head, body, classes, VEC: tl.constexpr):
+def edges(head, body, classes, VEC: tl.constexpr):
     """The classes before and after the body of a row, `classes` in unused places."""
     i = tl.arange(0, 2 * VEC)
     return tl.where(i < VEC, tl.where(i < head, i, classes), i - VEC + head + body)
@@ -192,7 +194,7 @@ def sweep_stats(
         s = add_block(s, u, cols, head, mask, g, holds_target, x, o, LANES, VEC)
     s = combine_lanes(s)
     if EDGES:
-        edge = _edges(head, body, classes, VEC)
+        edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
         _, u_edge = load_block(z_row, edge, 0, at_edge, x, o, "")
         ends = add_block(empty_stats(u_g, 1), u_edge, edge, 0, at_edge, g, True, x, o, 1, 2 * VEC)
@@ -213,7 +215,7 @@ def sweep_grad(
         capped, u = load_block(z_body, cols, head, cols < end, x, o, "evict_first")
         store_block(grad_body, cols, head, cols < body, row_grad, capped, u, g, x, o)
     if EDGES:
-        edge = _edges(head, body, classes, VEC)
+        edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
         capped_edge, u_edge = load_block(z_row, edge, 0, at_edge, x, o, "")
         store_block(grad_row, edge, 0, edge < classes, row_grad, capped_edge, u_edge, g, x, o)

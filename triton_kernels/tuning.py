@@ -30,8 +30,12 @@ SWEEP_WARPS = 4
 # Loss and gradient in one launch read the row twice: the fewer rows in flight, the more of each is still in the cache.
 # Threads per multiprocessor at the 64 registers that such a sweep takes; a program of 32 warps gets no more.
 THREADS = 1024
-# With heavy options 16 elements per thread spill there.
+# With heavy options 16 elements per thread spill there, and take up to 240 registers in the sigmoid family.
 HEAVY_PER_THREAD = 8
+# Warps of a program of the sigmoid family, whose elements need nothing from each other: as SWEEP_WARPS.
+ELEMENT_WARPS = 4
+# Neighbouring pixels of a class that a program reads, as one warp does at once.
+PIXEL_BYTES = WARP * 16
 # Share of the L2 cache for the logits of rows in flight; the rest is for the gradient on its way out.
 CACHE_SHARE = 0.5
 # Cache per multiprocessor where the driver does not say: an A100's, the smallest of the data-centre GPUs.
@@ -57,8 +61,41 @@ class Sweep(NamedTuple):
     edges: bool
 
 
+class ElementRows(NamedTuple):
+    """Launch over ``rows`` rows in blocks; ``lanes`` sums of ``run`` neighbours are kept apart until the end."""
+
+    rows: int
+    block: int
+    lanes: int
+    run: int
+    warps: int
+    vec: int
+    edges: bool
+
+
+class Pixels(NamedTuple):
+    """Launch over ``pixels`` pixels, ``classes`` at a time, of which ``groups`` are summed apart until the end."""
+
+    pixels: int
+    classes: int
+    groups: int
+    warps: int
+    vec: int
+
+
 def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def _whole_rows(classes: int, vec: int, per_thread: int = PER_THREAD) -> tuple[int, int, int]:
+    """Rows per program, their width and the warps, where a row lies in registers."""
+    block = max(_power_of_two(classes), SMALLEST_BLOCK)
+    if block > WARP * per_thread:
+        return 1, block, block // (WARP * per_thread)
+    threads = min(block // vec, WARP)  # of one row
+    warps = TILE_WARPS if block // vec <= WARP else 1
+    rows_per_thread = max(1, min(per_thread * threads // block, ROWS_PER_THREAD))
+    return rows_per_thread * (WARP // threads) * warps, block, warps
 
 
 def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Tile:
@@ -66,13 +103,7 @@ def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -
     vec = 16 // itemsize
     if not aligned or any(n % vec for n in (classes, *strides)):
         vec = 1
-    block = max(_power_of_two(classes), SMALLEST_BLOCK)
-    if block > WARP * PER_THREAD:
-        return Tile(1, block, block // (WARP * PER_THREAD), vec)
-    threads = min(block // vec, WARP)  # of one row
-    warps = TILE_WARPS if block // vec <= WARP else 1
-    rows_per_thread = min(PER_THREAD * threads // block, ROWS_PER_THREAD)
-    return Tile(rows_per_thread * (WARP // threads) * warps, block, warps, vec)
+    return Tile(*_whole_rows(classes, vec), vec)
 
 
 def sweep(
@@ -105,6 +136,39 @@ def sweep(
         vec=vec,
         edges=any(n % vec for n in (classes, strides[0])),
     )
+
+
+def _elements(heavy: bool) -> int:
+    return WARP * ELEMENT_WARPS * (HEAVY_PER_THREAD if heavy else PER_THREAD)
+
+
+def sigmoid_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool) -> ElementRows:
+    """For rows of the sigmoid family.
+
+    ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient or dense targets.
+    """
+    vec = 16 // itemsize
+    if not aligned or any((n - strides[0]) % vec for n in strides):
+        vec = 1
+    edges = any(n % vec for n in (classes, strides[0]))
+    longest = _elements(heavy)
+    if classes > longest:
+        return ElementRows(1, longest, WARP * ELEMENT_WARPS, vec, ELEMENT_WARPS, vec, edges)
+    rows, block, warps = _whole_rows(classes, vec, longest // (WARP * ELEMENT_WARPS))
+    return ElementRows(rows, block, rows, block, warps, vec, edges)
+
+
+def sigmoid_pixels(
+    classes: int, pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool
+) -> Pixels:
+    """For images of the sigmoid family. ``strides``: of images and classes, of every tensor."""
+    vec = 16 // itemsize
+    if not aligned or any(n % vec for n in (pixels, *strides)):
+        vec = 1
+    elements = _elements(heavy)
+    block = min(_power_of_two(classes), elements * itemsize // PIXEL_BYTES)
+    groups = max(1, WARP * ELEMENT_WARPS * vec * block // elements)
+    return Pixels(elements // block, block, min(groups, block), ELEMENT_WARPS, vec)
 
 
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:
