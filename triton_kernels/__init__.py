@@ -9,6 +9,6 @@ OPERATORS = {
     "sigmoid_loss_backward": "sigmoid_loss",
     "sigmoid_loss_and_grad": "sigmoid_loss",
     "sigmoid_loss_and_grad_": "sigmoid_loss",
-    "scale_grad_": "softmax_loss",
+    "scale_grad_": "scale_grad",
 }
 """Operator -> the module that launches it. The others run on the reference backend."""

@@ -19,6 +19,7 @@ from .checks import check_sigmoid_loss
 from .launching import COMPILE, aligned, on, reference, served
 from .loss_math import over_lanes_sum
 from .sigmoid_elements import At, Options, Row, Vectors, block, load_factors
+from .softmax_pixels import first_class, of_class, place
 from .softmax_rows import edges, load_target
 
 INTEGERS = ["stride", "class_stride", "target_stride", "target_class_stride", "grad_stride", "grad_class_stride",
@@ -103,20 +104,17 @@ def pixels_kernel(
     VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1. GROUPS of neighbouring
     classes are summed apart until the end, as warps read them, so that the loop needs no barrier.
     """
-    row = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[None, :]
-    exists = row < rows // VEC * VEC
-    p = pixels // VEC * VEC  # = pixels, as a multiple that the compiler sees; so are the strides below
-    image, pixel = row // p, row % p
+    here = place(rows, pixels, PIXELS, VEC)
+    row, exists, p = here.row, here.exists, pixels // VEC * VEC
     r = load_rows(target, grad_loss, target_stride, grad_loss_stride, row, exists, classes, ignore_index, x, o,
                   DENSE, BY_TARGET, UPSTREAMS)  # fmt: skip
-    z_image, grad_image = image * (stride // VEC * VEC) + pixel, image * (grad_stride // VEC * VEC) + pixel
-    y_image, out_image = image * (target_stride // VEC * VEC) + pixel, image * classes * p + pixel
+    z_image, y_image = first_class(0, here, stride, VEC), first_class(0, here, target_stride, VEC)
+    grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes * p, VEC)
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
     for start in range(0, classes, CLASSES):
         cls = start + tl.arange(0, CLASSES)[:, None]
-        wide = cls.to(tl.int64)
-        at = At(z_image + wide * (class_stride // VEC * VEC), y_image + wide * (target_class_stride // VEC * VEC),
-                grad_image + wide * (grad_class_stride // VEC * VEC), out_image + wide * p)  # fmt: skip
+        at = At(of_class(z_image, cls, class_stride, VEC), of_class(y_image, cls, target_class_stride, VEC),
+                of_class(grad_image, cls, grad_class_stride, VEC), of_class(out_image, cls, p, VEC))  # fmt: skip
         real = cls < classes
         value = block(logits, target, grad_loss, loss, grad, at, r, cls, real, real & exists, real & exists,
                       x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
@@ -156,7 +154,7 @@ def _launch(
     matrices = (logits, target, grad_loss, loss, grad)
     with on(logits.device):
         if logits.dim() == 2:
-            t = tuning.sigmoid_rows(c, logits.itemsize, tuple(x.stride(0) for x in tensors), every, heavy)
+            t = tuning.element_rows(c, logits.itemsize, tuple(x.stride(0) for x in tensors), every, heavy)
             strides = (logits.stride(0), target.stride(0), written.stride(0), grad_loss_stride)
             rows_kernel[(triton.cdiv(n, t.rows),)](
                 *matrices, *strides, n, c, ignored, x, o, **what, ROWS=t.rows, BLOCK=t.block, LANES=t.lanes, RUN=t.run,
@@ -164,7 +162,7 @@ def _launch(
             )  # fmt: skip
             return
         apart = tuple(s for x in tensors for s in x.stride()[:2])
-        p = tuning.sigmoid_pixels(c, logits.shape[2], logits.itemsize, apart, every, heavy)
+        p = tuning.element_pixels(c, logits.shape[2], logits.itemsize, apart, every, heavy)
         rows = images.row_count(logits)
         pixels_kernel[(triton.cdiv(rows, p.pixels),)](
             *matrices, *logits.stride()[:2], target.stride(0), target.stride(1) if dense else 0,

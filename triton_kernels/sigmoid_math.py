@@ -61,10 +61,7 @@ def hard_element(x, gamma, FOCUS: tl.constexpr):
     """For y in {0, 1}, from the logistic of x_t: z for y = 1, -z for y = 0. `slope` is -dloss/dx_t, never negative."""
     loss, slope = x.minus, x.q
     if FOCUS != "none":
-        if FOCUS == "square":
-            focal = x.q * x.q
-        else:
-            focal = power(-x.plus, gamma)
+        focal = x.q * x.q if FOCUS == "square" else power(-x.plus, gamma)
         # p_t * cost tends to 0 with p_t, also where cost is infinite.
         slope = focal * (gamma * product(x.p, loss) + slope)
         loss *= focal
@@ -82,10 +79,7 @@ def soft_element(x, y, positive, gamma, FOCUS: tl.constexpr):
     slope = rest * x.p - weighted * x.q
     if FOCUS != "none":
         miss = y * x.q + rest * x.p
-        if FOCUS == "square":
-            focal = miss * miss
-        else:
-            focal = power(tl.log(miss), gamma)
+        focal = miss * miss if FOCUS == "square" else power(tl.log(miss), gamma)
         # d log(miss) / dz; where y is 0 or 1 the quotient is known, and may be 0 / 0.
         log_slope = tl.where(y == 1.0, -x.p, tl.where(y == 0.0, x.q, x.p * x.q * (rest - y) / miss))
         slope = focal * (slope + gamma * product(log_slope, loss))

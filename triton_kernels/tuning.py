@@ -36,6 +36,13 @@ HEAVY_PER_THREAD = 8
 ELEMENT_WARPS = 4
 # Neighbouring pixels of a class that a program reads, as one warp does at once.
 PIXEL_BYTES = WARP * 16
+# Most classes that a pixel's tile holds: 19 and 21 of the usual segmentation data sets pad to 32.
+TILE_PIXEL_CLASSES = 64
+TILE_PIXEL_WARPS = 16
+# Classes that a lane takes at once in a sweep over images: each change of the maximum costs an exp per lane.
+PIXEL_STEPS = 4
+# Fewest neighbouring pixels of a class that a program reads: two sectors of memory, one access of HBM.
+LEAST_PIXEL_BYTES = 64
 # Share of the L2 cache for the logits of rows in flight; the rest is for the gradient on its way out.
 CACHE_SHARE = 0.5
 # Cache per multiprocessor where the driver does not say: an A100's, the smallest of the data-centre GPUs.
@@ -142,7 +149,7 @@ def _elements(heavy: bool) -> int:
     return WARP * ELEMENT_WARPS * (HEAVY_PER_THREAD if heavy else PER_THREAD)
 
 
-def sigmoid_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool) -> ElementRows:
+def element_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool) -> ElementRows:
     """For rows of the sigmoid family.
 
     ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient or dense targets.
@@ -158,17 +165,42 @@ def sigmoid_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned:
     return ElementRows(rows, block, rows, block, warps, vec, edges)
 
 
-def sigmoid_pixels(
+def pixel_vector(pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> int:
+    """Elements per access of images. ``strides``: of images and classes, of every tensor."""
+    vec = 16 // itemsize
+    return 1 if not aligned or any(n % vec for n in (pixels, *strides)) else vec
+
+
+def element_pixels(
     classes: int, pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool
 ) -> Pixels:
-    """For images of the sigmoid family. ``strides``: of images and classes, of every tensor."""
-    vec = 16 // itemsize
-    if not aligned or any(n % vec for n in (pixels, *strides)):
-        vec = 1
-    elements = _elements(heavy)
+    """For images of the sigmoid family, and for the multiplication of images by a factor."""
+    vec, elements = pixel_vector(pixels, itemsize, strides, aligned), _elements(heavy)
     block = min(_power_of_two(classes), elements * itemsize // PIXEL_BYTES)
     groups = max(1, WARP * ELEMENT_WARPS * vec * block // elements)
     return Pixels(elements // block, block, min(groups, block), ELEMENT_WARPS, vec)
+
+
+def pixel_tile(classes: int, itemsize: int, vec: int) -> Pixels:
+    """For images of up to TILE_PIXEL_CLASSES classes."""
+    block = _power_of_two(classes)
+    smallest, longest = WARP * TILE_WARPS * PER_THREAD, WARP * TILE_PIXEL_WARPS * PER_THREAD
+    elements = min(max(PIXEL_BYTES // itemsize * block, smallest), longest)
+    return Pixels(elements // block, block, 1, elements // (WARP * PER_THREAD), vec)
+
+
+def pixel_sweep(classes: int, itemsize: int, vec: int, twice: bool, heavy: bool, cache: int) -> Pixels:
+    """For images of more classes; ``twice``, ``heavy`` and ``cache`` as sweep()."""
+    warps, pixels = SWEEP_WARPS, PIXEL_BYTES // itemsize
+    if twice:
+        warps = 8
+        while warps * WARP < THREADS and THREADS // (WARP * warps) * pixels * classes * itemsize > CACHE_SHARE * cache:
+            warps *= 2
+        while pixels * itemsize > LEAST_PIXEL_BYTES and pixels * classes * itemsize > CACHE_SHARE * cache:
+            pixels //= 2
+    groups = max(1, WARP * warps * vec // pixels)
+    steps = PIXEL_STEPS // 2 if heavy or classes < 4 * groups * PIXEL_STEPS else PIXEL_STEPS
+    return Pixels(pixels, groups * steps, groups, warps, vec)
 
 
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:

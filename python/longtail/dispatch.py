@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import images
+from . import fallback, images
 
 COMPILED = ("cpu",)
 """Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
 
-STRIDED = ("cpu",)
+STRIDED = ("triton", "cpu")
 """Backends whose kernels walk the classes of images [N, C, P] with their stride."""
 
 NAMES = ("triton", "cpu", "reference")
@@ -171,9 +171,11 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     found = _kernels.get(key)
     if found is None:
         name = selected(device)
-        found = getattr(_operators(name, op), op)
+        module = _operators(name, op)
+        found = getattr(module, op)
         found = found.default if name in COMPILED else found
-        _kernels[key] = found = found if name in STRIDED else images.through_rows(op, found)
+        strided = name in STRIDED and module is not fallback
+        _kernels[key] = found = found if strided else images.through_rows(op, found)
     return found
 
 
@@ -184,6 +186,4 @@ def _operators(name: str, op: str) -> Any:
         kernels = importlib.import_module("longtail.triton_kernels")
         if op in kernels.OPERATORS:
             return importlib.import_module(f"longtail.triton_kernels.{kernels.OPERATORS[op]}")
-    from . import fallback
-
     return fallback
