@@ -71,7 +71,7 @@ def check(shape: tuple[int, ...], option_set: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("option_set", cases.OPTION_SETS)
 def test_every_option(option_set: str) -> None:
     for shape in SHAPES:
-        if shape[1] < 20 or option_set in FEW:
+        if shape[1] < 10 or option_set in FEW:
             check(shape, option_set, torch.float32)
 
 
@@ -79,7 +79,7 @@ def test_every_option(option_set: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=cases.name)
 @pytest.mark.parametrize("option_set", FEW)
 def test_half_precision(option_set: str, dtype: torch.dtype) -> None:
-    for shape in SHAPES:
+    for shape in SHAPES[1::4]:
         check(shape, option_set, dtype)
 
 

@@ -71,6 +71,26 @@ def check_loss(
     _check_classes(logits, target, ignore_index)
 
 
+def check_shard(
+    logits: Tensor,
+    target: Tensor,
+    row_grad: Tensor | None,
+    vectors: tuple[Tensor | None, ...],
+    ignore_index: int,
+) -> None:
+    """The tensors of one shard of the classes, logits [N, C]; targets may be -1."""
+    check_layout("logits", logits)
+    if logits.dim() != 2:
+        raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
+    _check_vectors(logits, dict(zip(VECTORS, vectors, strict=False)))
+    if row_grad is not None:
+        _check("row_grad", row_grad, (logits.shape[0], 5), torch.float32, logits.device)
+    _check("target", target, logits.shape[:1], torch.int64, logits.device)
+    if logits.device.type == "cpu":
+        counted = (target != ignore_index) & (target != -1)
+        fallback._check_target(target, counted, logits.shape[1], ignore_index)
+
+
 def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: tuple[Any, ...]) -> None:
     """The tensors of a sigmoid loss or its backward."""
     check_layout("logits", logits)

@@ -170,15 +170,15 @@ def _launch_pixels(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: L
         *(*tensors, *strides, target.stride(0), 0 if grad_loss is None else grad_loss.stride(0)),
         *(rows, c, pixels, ignore_index, x, o),
     )
-    vec = tuning.pixel_vector(pixels, logits.itemsize, strides, aligned(logits, grad))
+    vec = tuning.pixel_vector(logits.itemsize, pixels, strides, aligned(logits, grad))
     if c <= tuning.TILE_PIXEL_CLASSES:
-        p = tuning.pixel_tile(c, logits.itemsize, vec)
-        grid, constants = (triton.cdiv(rows, p.pixels),), {"PIXELS": p.pixels, "CLASSES": p.classes, "VEC": vec}
+        p = tuning.pixel_tile(c, vec)
+        grid, constants = (triton.cdiv(rows, p.pixels),), {"PIXELS": p.pixels, "CLASSES": p.classes, "VEC": p.vec}
         pixel_tile_kernel[grid](*arguments, **constants, num_warps=p.warps, **COMPILE)
         return
     twice, cache = loss is not None and grad is not None, tuning.cache_per_processor(logits.device)
     p = tuning.pixel_sweep(c, logits.itemsize, vec, twice, heavy, cache)
-    constants = {"PIXELS": p.pixels, "CLASSES": p.classes, "GROUPS": p.groups, "VEC": vec}
+    constants = {"PIXELS": p.pixels, "CLASSES": p.classes, "GROUPS": p.groups, "VEC": p.vec}
     pixel_sweep_kernel[(triton.cdiv(rows, p.pixels),)](*arguments, **constants, num_warps=p.warps, **COMPILE)
 
 

@@ -65,7 +65,7 @@ def pixel_tile_kernel(
       weight [C] per program.
     writes: loss [N * P] and stats [5, N * P] (with `loss`); grad [N, C, P] (with `grad`; may be the logits' memory).
     bytes: one pass over the logits, one over the gradient, about 40 per pixel.
-    VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1.
+    VEC: elements of an access, 4 if P, all strides and all pointers are multiples of 16 bytes, else 1.
     """
     at = place(rows, pixels, PIXELS, VEC)
     g, counted = load_target(target + at.row * target_stride, at.exists, classes, ignore_index)

@@ -222,8 +222,8 @@ def sweep_grad(
     last = (tl.cdiv(body, BLOCK) - 1) * BLOCK
     for done in range(0, body, BLOCK):
         cols = last - done + tl.arange(0, BLOCK)
-        counted, written = cols < end, cols < body
-        capped, u = load_block(z_body + cols, cols, head, counted, counted, x, o, "evict_first")
+        mask, written = cols < end, cols < body
+        capped, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "evict_first")
         store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, x, o)
     if EDGES:
         edge = edges(head, body, classes, VEC)

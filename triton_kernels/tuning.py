@@ -38,11 +38,17 @@ ELEMENT_WARPS = 4
 PIXEL_BYTES = WARP * 16
 # Most classes that a pixel's tile holds: 19 and 21 of the usual segmentation data sets pad to 32.
 TILE_PIXEL_CLASSES = 64
-TILE_PIXEL_WARPS = 16
+TILE_PIXEL_WARPS = 8
+# Pixels of a lane, each with sums and coefficients of its own: 8 (16 bytes of bfloat16) take up to 240 registers.
+PIXELS_PER_LANE = 4
+# Neighbouring pixels of a class that one warp reads.
+PIXEL_RUN = WARP * PIXELS_PER_LANE
 # Classes that a lane takes at once in a sweep over images: each change of the maximum costs an exp per lane.
 PIXEL_STEPS = 4
-# Fewest neighbouring pixels of a class that a program reads: two sectors of memory, one access of HBM.
-LEAST_PIXEL_BYTES = 64
+# Fewest neighbouring pixels that a program reads: 64 bytes of bfloat16, one access of HBM.
+LEAST_PIXELS = 32
+# As THREADS, at the 128 registers of a sweep over images.
+PIXEL_THREADS = 512
 # Share of the L2 cache for the logits of rows in flight; the rest is for the gradient on its way out.
 CACHE_SHARE = 0.5
 # Cache per multiprocessor where the driver does not say: an A100's, the smallest of the data-centre GPUs.
@@ -165,8 +171,8 @@ def element_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned:
     return ElementRows(rows, block, rows, block, warps, vec, edges)
 
 
-def pixel_vector(pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> int:
-    """Elements per access of images. ``strides``: of images and classes, of every tensor."""
+def pixel_vector(itemsize: int, pixels: int, strides: tuple[int, ...], aligned: bool) -> int:
+    """Elements in 16 bytes where images allow such accesses, else 1. ``strides``: of images and classes."""
     vec = 16 // itemsize
     return 1 if not aligned or any(n % vec for n in (pixels, *strides)) else vec
 
@@ -175,32 +181,37 @@ def element_pixels(
     classes: int, pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool
 ) -> Pixels:
     """For images of the sigmoid family, and for the multiplication of images by a factor."""
-    vec, elements = pixel_vector(pixels, itemsize, strides, aligned), _elements(heavy)
+    vec, elements = pixel_vector(itemsize, pixels, strides, aligned), _elements(heavy)
     block = min(_power_of_two(classes), elements * itemsize // PIXEL_BYTES)
     groups = max(1, WARP * ELEMENT_WARPS * vec * block // elements)
     return Pixels(elements // block, block, min(groups, block), ELEMENT_WARPS, vec)
 
 
-def pixel_tile(classes: int, itemsize: int, vec: int) -> Pixels:
-    """For images of up to TILE_PIXEL_CLASSES classes."""
+def pixel_tile(classes: int, vec: int) -> Pixels:
+    """For images of up to TILE_PIXEL_CLASSES classes: each lane has PIXELS_PER_LANE pixels of up to four classes."""
     block = _power_of_two(classes)
-    smallest, longest = WARP * TILE_WARPS * PER_THREAD, WARP * TILE_PIXEL_WARPS * PER_THREAD
-    elements = min(max(PIXEL_BYTES // itemsize * block, smallest), longest)
-    return Pixels(elements // block, block, 1, elements // (WARP * PER_THREAD), vec)
+    elements = WARP * PER_THREAD
+    pixels = min(max(PIXEL_RUN, TILE_WARPS * elements // block), TILE_WARPS * PIXEL_RUN)
+    pixels = min(pixels, TILE_PIXEL_WARPS * elements // block)
+    return Pixels(pixels, block, 1, max(TILE_WARPS, block * pixels // elements), min(vec, PIXELS_PER_LANE))
 
 
 def pixel_sweep(classes: int, itemsize: int, vec: int, twice: bool, heavy: bool, cache: int) -> Pixels:
     """For images of more classes; ``twice``, ``heavy`` and ``cache`` as sweep()."""
-    warps, pixels = SWEEP_WARPS, PIXEL_BYTES // itemsize
+    vec, warps, pixels = min(vec, PIXELS_PER_LANE), SWEEP_WARPS, PIXEL_RUN
     if twice:
-        warps = 8
-        while warps * WARP < THREADS and THREADS // (WARP * warps) * pixels * classes * itemsize > CACHE_SHARE * cache:
+        while warps * WARP < PIXEL_THREADS and _in_flight(warps, pixels, classes, itemsize) > CACHE_SHARE * cache:
             warps *= 2
-        while pixels * itemsize > LEAST_PIXEL_BYTES and pixels * classes * itemsize > CACHE_SHARE * cache:
+        while pixels > LEAST_PIXELS and _in_flight(warps, pixels, classes, itemsize) > CACHE_SHARE * cache:
             pixels //= 2
     groups = max(1, WARP * warps * vec // pixels)
     steps = PIXEL_STEPS // 2 if heavy or classes < 4 * groups * PIXEL_STEPS else PIXEL_STEPS
     return Pixels(pixels, groups * steps, groups, warps, vec)
+
+
+def _in_flight(warps: int, pixels: int, classes: int, itemsize: int) -> int:
+    """Bytes of the logits that the programs of a multiprocessor work on."""
+    return PIXEL_THREADS // (WARP * warps) * pixels * classes * itemsize
 
 
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:
