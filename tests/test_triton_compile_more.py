@@ -19,6 +19,7 @@ import sigmoid_cases
 pytest.importorskip("triton")
 sigmoid = pytest.importorskip("longtail.triton_kernels.sigmoid_loss")
 softmax = pytest.importorskip("longtail.triton_kernels.softmax_loss")
+shard = pytest.importorskip("longtail.triton_kernels.softmax_shard")
 from ahead_of_time import (  # noqa: E402
     ARCHS,
     PASSES,
@@ -183,3 +184,18 @@ def test_few_kernels_for_all_sizes(sigmoid_kernels: list[Any], pixel_kernels: li
             launch_image("loss", (1, classes, pixels), "plain", torch.float32)
     assert len({kernel.hash for kernel in sigmoid_kernels}) == 2
     assert len({kernel.hash for kernel in pixel_kernels}) == 4
+
+
+@pytest.mark.parametrize("classes", [1000, 16032, 50257])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_shards(arch: int, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = recorded(monkeypatch, shard, "shard_tile_kernel", "shard_sweep_kernel")
+    activate(arch)
+    logits, target = torch.zeros(2, classes, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)
+    vectors = torch.ones(classes), torch.zeros(classes)
+    shard.softmax_loss_accumulate(logits, target, *vectors, torch.zeros(classes), cases.IGNORE, True, 1.3, 8.0)
+    shard.softmax_loss_apply(logits, target, torch.zeros(2, 5), *vectors, cases.IGNORE, 1.3, 8.0)
+    for kernel in found:
+        check(kernel, tmp_path)
+        assert accesses(kernel)["ld"] > 0
+    assert [accesses(kernel)["st"] > 0 for kernel in found] == [False, True]

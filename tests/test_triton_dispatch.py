@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cases
 import longtail
+from launches import Launches
 from longtail import dispatch
 
 H200 = 50 * 2**20 // 132
@@ -86,27 +87,14 @@ def test_sweeps_cope_with_any_alignment() -> None:
     assert sweep((50304, 50304), aligned=False) == (1, False)
 
 
-class Launches(list[tuple[str, tuple[int, ...], dict[str, Any]]]):
-    """Stands in for the kernels and keeps what they were launched with."""
-
-    def kernel(self, name: str) -> Any:
-        class Kernel:
-            def __getitem__(_, grid: tuple[int, ...]) -> Any:
-                return lambda *_args, **constants: self.append((name, grid, constants))
-
-        return Kernel()
-
-
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     pytest.importorskip("triton")
-    from longtail.triton_kernels import sigmoid_loss, softmax_loss
+    from longtail.triton_kernels import softmax_loss
 
     found = Launches()
-    for name in ("tile_kernel", "sweep_kernel", "pixel_tile_kernel", "pixel_sweep_kernel"):
+    for name in ("tile_kernel", "sweep_kernel"):
         monkeypatch.setattr(softmax_loss, name, found.kernel(name))
-    for name in ("rows_kernel", "pixels_kernel"):
-        monkeypatch.setattr(sigmoid_loss, name, found.kernel(name))
     return found
 
 
