@@ -22,8 +22,18 @@ LOSSES = {
     "complement": "complement cross-entropy",
     "family": "class weights + focal + complement",
     "everything": "every option at once",
+    "sigmoid": "sigmoid cross-entropy, class targets",
+    "sigmoid_focal": "sigmoid focal, class targets",
+    "dense_focal": "sigmoid focal, a target for each element",
 }
 """The losses by their name in the CSV."""
+
+SIGMOID: dict[str, dict[str, Any]] = {
+    "sigmoid": {"alpha": None, "gamma": 0.0},
+    "sigmoid_focal": {"alpha": 0.25, "gamma": 2.0},
+    "dense_focal": {"alpha": 0.25, "gamma": 2.0},
+}
+"""Of these the sigmoid family, with its options; the mean is over all elements."""
 
 GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 """longtail's gradient modes, and how often each passes over the logits (peers are counted the same way)."""
@@ -31,26 +41,29 @@ GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 
 @dataclass(frozen=True)
 class Problem:
-    """Data of one (N, C, dtype, device); every contender sees the same."""
+    """Data of one (N, C[, H, W]), dtype and device; every contender sees the same."""
 
-    logits: Tensor  # [N, C]
-    target: Tensor  # [N] int64
+    logits: Tensor  # [N, C] or [N, C, H, W]
+    target: Tensor  # [N] or [N, H, W] int64
     counts: Tensor  # [C] int64, training samples per class, an exponential long tail
 
     @classmethod
-    def make(cls, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Problem:
+    def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
         """Logits whose target probability spreads over (0, 1), so that an error in any term of a loss shows."""
-        rows, classes = shape
+        rows, classes = (shape[0], *shape[2:]), shape[1]
         generator = torch.Generator(device).manual_seed(0)
-        target = torch.randint(classes, (rows,), generator=generator, device=device)
-        logits = torch.randn(rows, classes, generator=generator, device=device)
+        target = torch.randint(classes, rows, generator=generator, device=device)
+        logits = torch.randn(shape, generator=generator, device=device)
         margin = 8 * torch.rand(rows, generator=generator, device=device) - 4
-        logits.scatter_(1, target[:, None], (logits.logsumexp(1) + margin)[:, None])
+        logits.scatter_(1, target.unsqueeze(1), (logits.logsumexp(1) + margin).unsqueeze(1))
         counts = (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
         return cls(logits.to(dtype), target, counts)
 
     def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
-        """Targets, and keyword arguments of ``longtail.cross_entropy``, for one of ``LOSSES``."""
+        """Targets, and the options of the loss, for one of ``LOSSES``."""
+        if loss in SIGMOID:
+            dense = loss == "dense_focal"
+            return eager.one_hot(self.target, self.logits) if dense else self.target, SIGMOID[loss]
         options: dict[str, Any] = {}
         if loss in ("focal", "family", "everything"):
             options["focal_gamma"] = 2.0
@@ -102,10 +115,16 @@ def _fused(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any
     return loss
 
 
+def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return longtail.sigmoid_focal_loss(logits, target, gradient=gradient, reduction="mean", **options)
+
+
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
     """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
     target, options = problem.case(loss)
-    plain = F.cross_entropy if loss == "plain" else eager.softmax_loss
+    plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if loss == "plain" else eager.softmax_loss
+    fused = _fused_sigmoid if loss in SIGMOID else _fused
+    dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
     found = [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
@@ -115,7 +134,8 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
         found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
     backend = dispatch.selected(problem.logits.device)
     for gradient, passes in GRADIENTS.items():
-        forward = functools.partial(_fused, target=target, gradient=gradient, options=options)
+        passes += dense.get(gradient, 0)
+        forward = functools.partial(fused, target=target, gradient=gradient, options=options)
         found.append(
             Contender(loss, "longtail", forward, gradient, passes if backend != "reference" else None, backend)
         )

@@ -74,3 +74,24 @@ def softmax_loss(
         loss = loss + z_loss * u.logsumexp(1).square()
     ignored = target == ignore_index
     return loss.masked_fill(ignored, 0.0).sum() / w_g.masked_fill(ignored, 0.0).sum()
+
+
+def one_hot(target: Tensor, like: Tensor) -> Tensor:
+    """1 at the class of each row, else 0, in the shape and dtype of ``like``."""
+    return torch.zeros_like(like).scatter_(1, target.unsqueeze(1), 1.0)
+
+
+def sigmoid_loss(logits: Tensor, target: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
+    """Mean sigmoid focal loss as torchvision writes it, on a one-hot target where the target is a class.
+
+    Half logits are taken to float32 first, as autocast does.
+    """
+    z = logits.float()
+    y = target.float() if target.is_floating_point() else one_hot(target, z)
+    loss = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    if gamma:
+        p = torch.sigmoid(z)
+        loss = loss * (1 - (p * y + (1 - p) * (1 - y))) ** gamma
+    if alpha is not None:
+        loss = (alpha * y + (1 - alpha) * (1 - y)) * loss
+    return loss.mean()

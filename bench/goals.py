@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .contenders import GRADIENTS
-from .gpu import GPU
+from .gpu import GPU, IMAGES, SIGMOID
 from .results import Row
 from .suite import CPU, LARGE, MEMORY, OVERHEAD, SMALL, Shape
 
@@ -102,7 +102,9 @@ def _gpu(rows: Sequence[Row]) -> list[Outcome]:
 
     large = [p.ours("plain") for p, (_, (_, classes)) in zip(at, shapes, strict=True) if classes >= 4096]
     shares = [None if row is None else row.share_of_copy for row in large]
+    others = [row for row in rows if row.section in (SIGMOID.section, IMAGES.section) and row.contender == "longtail"]
     return [
+        *_worst("sigmoid and images: share of the copy's bandwidth", ">=", 0.85, [r.share_of_copy for r in others]),
         *worst("family: time of plain", "<=", 1.05, lambda p: _times(p.ours("family"), p.ours("plain"))),
         *_worst("plain, C >= 4096: share of the copy's bandwidth", ">=", 0.85, shares),
         *worst(

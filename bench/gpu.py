@@ -1,4 +1,4 @@
-"""The GPU section: its problems, and the fused losses of other projects where they are installed."""
+"""The GPU sections: their problems, and the fused losses of other projects where they are installed."""
 
 from __future__ import annotations
 
@@ -54,3 +54,24 @@ GPU = Plan(
     rounds=50,
     peers=peers,
 )
+
+SIGMOID = Plan(
+    section="gpu-sigmoid",
+    device="cuda",
+    shapes=((4096, 8192), (32768, 1000)),
+    dtypes=GPU.dtypes,
+    losses=("sigmoid", "sigmoid_focal", "dense_focal"),
+    rounds=50,
+)
+
+IMAGES = Plan(
+    section="gpu-images",
+    device="cuda",
+    shapes=((4, 1203, 256, 256), (4, 19, 512, 512)),
+    dtypes=GPU.dtypes,
+    losses=("plain", "focal", "sigmoid_focal"),
+    rounds=50,
+)
+
+PLANS = (GPU, SIGMOID, IMAGES)
+"""What ``python -m bench gpu`` runs."""

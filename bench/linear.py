@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import random
 import statistics
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 import longtail
 
 from . import eager
-from .measure import FEWEST_ROUNDS, TOLERANCE, Mismatch
+from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
 from .memory import PeakMemory
 
 SHAPE = (2048, 512, 32768)
@@ -64,6 +65,19 @@ def _trains(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Run:
     return run
 
 
+def cut_cross_entropy(target: Tensor) -> list[Timing]:
+    """Apple's fused loss where it is installed and there is a GPU; without its filter, which drops small gradients."""
+    if not target.is_cuda:
+        return []
+    try:
+        function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    except ImportError as error:
+        print(f"cut-cross-entropy is left out: {error}", file=sys.stderr)
+        return []
+    run = _trains(lambda x, w: function(x, w, target, impl="cce_exact"))
+    return [Timing("cut-cross-entropy", "plain", run)]
+
+
 def contenders(target: Tensor, classes: int) -> list[Timing]:
     """Of each loss the first is the plain PyTorch that the others are compared with."""
     # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
@@ -86,6 +100,7 @@ def contenders(target: Tensor, classes: int) -> list[Timing]:
         found.append(Timing("F.cross_entropy", "plain", _trains(lambda x, w: F.cross_entropy(x @ w.T, target))))
     return [
         *found,
+        *cut_cross_entropy(target),
         Timing("longtail", "plain", ours()),
         Timing('longtail reduction="none"', "plain", ours(reduction="none")),
         Timing("eager", "family", _trains(lambda x, w: eager.softmax_loss(x @ w.T, target, **family))),
@@ -113,24 +128,27 @@ def compare(timings: list[Timing], x: Tensor, weight: Tensor) -> None:
                 raise Mismatch(f"{timing.name}: {what} differs by {error:.2g} of it, allowed {bound:.2g}")
 
 
-def measure(shape: tuple[int, int, int] = SHAPE, rounds: int = 7, dtype: torch.dtype = torch.float32) -> list[Timing]:
+def measure(
+    shape: tuple[int, int, int] = SHAPE, rounds: int = 7, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[Timing]:
     """Compares (which warms up), times, then measures memory."""
     rows, features, classes = shape
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, features, generator=generator).to(dtype)
-    weight = (torch.randn(classes, features, generator=generator) / features**0.5).to(dtype)
-    target = torch.randint(classes, (rows,), generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(rows, features, generator=generator, device=device).to(dtype)
+    weight = (torch.randn(classes, features, generator=generator, device=device) / features**0.5).to(dtype)
+    target = torch.randint(classes, (rows,), generator=generator, device=device)
     timings = contenders(target, classes)
     compare(timings, x, weight)
     timings = [t for t in timings if t.name != "eager"]
+    clock: Any = CudaClock() if x.is_cuda else CpuClock()
     order = random.Random(0)
     for _ in range(rounds):
         for timing in order.sample(timings, len(timings)):
             if len(timing.seconds) >= FEWEST_ROUNDS and timing.median > SLOW * timings[0].median:
                 continue
-            start = time.perf_counter()
+            start = clock.start()
             result = timing.run(x, weight)
-            timing.seconds.append(time.perf_counter() - start)
+            timing.seconds.append(clock.seconds(start, clock.mark()))
             del result
     _return_freed_memory()
     for timing in timings:
@@ -154,12 +172,16 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("N", "D", "C"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "bench.linear: no CUDA device\n")
     shape = tuple(arguments.shape)
-    timings = measure(shape, arguments.rounds, getattr(torch, arguments.dtype))
+    timings = measure(shape, arguments.rounds, getattr(torch, arguments.dtype), arguments.device)
     logits = shape[0] * shape[2] * getattr(torch, arguments.dtype).itemsize
     bare = timings[0].median
-    print(f"N, D, C = {shape}, {arguments.dtype}, {torch.get_num_threads()} threads, medians of {arguments.rounds}")
+    where = f"{arguments.device}, {torch.get_num_threads()} threads"
+    print(f"N, D, C = {shape}, {arguments.dtype}, {where}, medians of {arguments.rounds}")
     print(f"{'':32}{'ms':>8}{'x GEMMs':>9}{'fastest ms':>12}{'peak MB':>9}{'of logits':>11}")
     for timing in timings:
         peak = "" if timing.peak is None else f"{timing.peak / 1e6:9.1f}{timing.peak / logits:11.3f}"

@@ -44,8 +44,9 @@ def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
             nonlocal refreshed
             now = time.monotonic()
             if now - refreshed > REFRESH_SECONDS:
-                (rows, classes), dtype = problems[done]
-                name = f"{plan.section} {rows} x {classes} {str(dtype).removeprefix('torch.')}: {text}"
+                shape, dtype = problems[done]
+                size = " x ".join(map(str, shape))
+                name = f"{plan.section} {size} {str(dtype).removeprefix('torch.')}: {text}"
                 progress.update(task, completed=done + share, description=name, refresh=True)
                 refreshed = now
 

@@ -30,7 +30,7 @@ class Row:
     section: str
     device: str
     dtype: str
-    N: int
+    N: int  # rows; of images, all pixels
     C: int
     loss: str
     contender: str
@@ -136,7 +136,7 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
                 section=section,
                 device=torch.cuda.get_device_name() if logits.is_cuda else "cpu",
                 dtype=str(logits.dtype).removeprefix("torch."),
-                N=logits.shape[0],
+                N=problem.target.numel(),
                 C=logits.shape[1],
                 loss=contender.loss,
                 contender=contender.name,

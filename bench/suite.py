@@ -12,7 +12,8 @@ from .contenders import Contender, Problem
 from .measure import Tell, measure
 from .results import Row, rows_of
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
+"""(N, C), or (N, C, H, W)."""
 
 SMALL: Shape = (128, 10)
 """Where the time is that of the calls."""
