@@ -10,12 +10,12 @@ import torch
 
 from longtail.command_line import Parser, positive_int
 
-from . import plot, report, results, suite
-from .gpu import GPU
+from . import gpu, plot, report, results, suite
 from .measure import TOLERANCE, Mismatch
 
-PLANS = {plan.section: plan for plan in (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, suite.MEMORY, GPU)}
-DEFAULT = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, GPU)
+ON_CPU = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD)
+PLANS = {plan.section: (plan,) for plan in (*ON_CPU, suite.MEMORY)} | {"gpu": gpu.PLANS}
+DEFAULT = (*ON_CPU, *gpu.PLANS)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
@@ -42,7 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
         default="all",
         help="default: cpu, sigmoid, images, overhead, and gpu if there is one",
     )
-    parser.add_argument("--shape", type=_shape, nargs="+", metavar="N,C", help="instead of the section's shapes")
+    parser.add_argument(
+        "--shape", type=_shape, nargs="+", metavar="N,C[,H,W]", help="instead of the section's shapes of that kind"
+    )
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="instead of the section's dtypes")
     parser.add_argument("--rounds", type=positive_int, help="at most so many; slow contenders have fewer, at least 3")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -55,13 +57,18 @@ def make_parser() -> argparse.ArgumentParser:
 def chosen(arguments: argparse.Namespace) -> list[suite.Plan]:
     """The plans to run, with the command line's changes."""
     changes = {
-        "shapes": tuple(arguments.shape or ()),
         "dtypes": tuple(DTYPES[name] for name in arguments.dtype or ()),
         "rounds": arguments.rounds,
     }
-    plans = DEFAULT if arguments.section == "all" else (PLANS[arguments.section],)
     given = {name: value for name, value in changes.items() if value}
-    return [dataclasses.replace(plan, compiled=plan.compiled and not arguments.no_compile, **given) for plan in plans]
+    plans = []
+    for plan in DEFAULT if arguments.section == "all" else PLANS[arguments.section]:
+        shapes = tuple(arguments.shape or plan.shapes)
+        shapes = tuple(shape for shape in shapes if len(shape) == len(plan.shapes[0]))
+        if shapes:
+            compiled = plan.compiled and not arguments.no_compile
+            plans.append(dataclasses.replace(plan, shapes=shapes, compiled=compiled, **given))
+    return plans
 
 
 def run(plan: suite.Plan, output: Path | None) -> list[results.Row]:
@@ -81,11 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.section == "all" and (arguments.shape or arguments.dtype or arguments.rounds):
         parser.error(f"--shape, --dtype and --rounds need a section: {', '.join(PLANS)}")
-    rows = []
-    for plan in chosen(arguments):
-        if plan.device == "cuda" and not torch.cuda.is_available():
-            print(f"{plan.section}: no CUDA device")
-            continue
+    rows: list[results.Row] = []
+    plans = chosen(arguments)
+    if not plans:
+        parser.error(f"section {arguments.section} has no problems of that many dimensions")
+    if not torch.cuda.is_available() and any(plan.device == "cuda" for plan in plans):
+        print("gpu: no CUDA device")
+        plans = [plan for plan in plans if plan.device != "cuda"]
+    for plan in plans:
         try:
             rows += run(plan, arguments.output)
         except Mismatch as error:

@@ -22,10 +22,18 @@ LOSSES = {
     "complement": "complement cross-entropy",
     "family": "class weights + focal + complement",
     "everything": "every option at once",
-    "sigmoid": "sigmoid focal, class indices",
-    "sigmoid_dense": "sigmoid focal, a target for each element",
+    "sigmoid": "sigmoid cross-entropy, class targets",
+    "sigmoid_focal": "sigmoid focal, class targets",
+    "dense_focal": "sigmoid focal, a target for each element",
 }
 """The losses by their name in the CSV."""
+
+SIGMOID: dict[str, dict[str, Any]] = {
+    "sigmoid": {"alpha": None, "gamma": 0.0},
+    "sigmoid_focal": {"alpha": 0.25, "gamma": 2.0},
+    "dense_focal": {"alpha": 0.25, "gamma": 2.0},
+}
+"""Of these the sigmoid family, with its options; the mean is over all elements."""
 
 GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 """longtail's gradient modes, and how often each passes over the logits (peers are counted the same way)."""
@@ -33,7 +41,7 @@ GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 
 @dataclass(frozen=True)
 class Problem:
-    """Data of one (N, C, dtype, device); every contender sees the same."""
+    """Data of one (N, C[, H, W]), dtype and device; every contender sees the same."""
 
     logits: Tensor  # [N, C] or [N, C, H, W]
     target: Tensor  # [N] or [N, H, W] int64
@@ -42,21 +50,20 @@ class Problem:
     @classmethod
     def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
         """Logits whose target probability spreads over (0, 1), so that an error in any term of a loss shows."""
-        rows, classes, *pixels = shape
+        rows, classes = (shape[0], *shape[2:]), shape[1]
         generator = torch.Generator(device).manual_seed(0)
-        target = torch.randint(classes, (rows, *pixels), generator=generator, device=device)
+        target = torch.randint(classes, rows, generator=generator, device=device)
         logits = torch.randn(shape, generator=generator, device=device)
-        margin = 8 * torch.rand(target.shape, generator=generator, device=device) - 4
-        logits.scatter_(1, target[:, None], (logits.logsumexp(1) + margin)[:, None])
+        margin = 8 * torch.rand(rows, generator=generator, device=device) - 4
+        logits.scatter_(1, target.unsqueeze(1), (logits.logsumexp(1) + margin).unsqueeze(1))
         counts = (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
         return cls(logits.to(dtype), target, counts)
 
     def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
-        """Targets, and keyword arguments of longtail's function, for one of ``LOSSES``."""
-        if loss == "sigmoid":
-            return self.target, {}
-        if loss == "sigmoid_dense":
-            return torch.zeros_like(self.logits).scatter_(1, self.target[:, None], 1), {}
+        """Targets, and the options of the loss, for one of ``LOSSES``."""
+        if loss in SIGMOID:
+            dense = loss == "dense_focal"
+            return eager.one_hot(self.target, self.logits) if dense else self.target, SIGMOID[loss]
         options: dict[str, Any] = {}
         if loss in ("focal", "family", "everything"):
             options["focal_gamma"] = 2.0
@@ -102,19 +109,22 @@ def copy(problem: Problem) -> Contender:
     return Contender("", "copy", forward, passes=2)
 
 
-def _fused(logits: Tensor, target: Tensor, name: str, gradient: str, options: dict[str, Any]) -> Tensor:
+def _fused(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
     # Looked up at the call, so that a test can plant a wrong one.
-    loss: Tensor = getattr(longtail, name)(logits, target, reduction="mean", gradient=gradient, **options)
+    loss: Tensor = longtail.cross_entropy(logits, target, gradient=gradient, **options)
     return loss
+
+
+def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return longtail.sigmoid_focal_loss(logits, target, gradient=gradient, reduction="mean", **options)
 
 
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
     """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
     target, options = problem.case(loss)
-    sigmoid = loss.startswith("sigmoid")
-    plain: Callable[..., Tensor] = eager.sigmoid_focal_loss if sigmoid else eager.softmax_loss
-    if loss == "plain":
-        plain = F.cross_entropy
+    plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if loss == "plain" else eager.softmax_loss
+    fused = _fused_sigmoid if loss in SIGMOID else _fused
+    dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
     found = [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
@@ -124,8 +134,8 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
         found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
     backend = dispatch.selected(problem.logits.device)
     for gradient, passes in GRADIENTS.items():
-        name = "sigmoid_focal_loss" if sigmoid else "cross_entropy"
-        forward = functools.partial(_fused, target=target, name=name, gradient=gradient, options=options)
+        passes += dense.get(gradient, 0)
+        forward = functools.partial(fused, target=target, gradient=gradient, options=options)
         found.append(
             Contender(loss, "longtail", forward, gradient, passes if backend != "reference" else None, backend)
         )

@@ -35,8 +35,8 @@ def effective_logits(
 
 
 def softmax_loss(
-    logits: Tensor,  # [N, C], or [N, C, d1, ...] without weighted smoothing
-    target: Tensor,  # [N] or [N, d1, ...] int64
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N] int64
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -76,14 +76,22 @@ def softmax_loss(
     return loss.masked_fill(ignored, 0.0).sum() / w_g.masked_fill(ignored, 0.0).sum()
 
 
-def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Mean over the elements by torchvision's formula; class indices are made one-hot first, as it needs them.
+def one_hot(target: Tensor, like: Tensor) -> Tensor:
+    """1 at the class of each row, else 0, in the shape and dtype of ``like``."""
+    return torch.zeros_like(like).scatter_(1, target.unsqueeze(1), 1.0)
 
-    logits: [N, C, ...]; target: int64 [N, ...], or of the logits' shape. Half logits are taken to float32 first.
+
+def sigmoid_loss(logits: Tensor, target: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
+    """Mean sigmoid focal loss as torchvision writes it, on a one-hot target where the target is a class.
+
+    Half logits are taken to float32 first, as autocast does.
     """
     z = logits.float()
-    y = torch.zeros_like(z).scatter_(1, target[:, None], 1) if target.dtype == torch.int64 else target.float()
-    p = z.sigmoid()
-    p_t = p * y + (1 - p) * (1 - y)
-    loss = F.binary_cross_entropy_with_logits(z, y, reduction="none") * (1 - p_t) ** gamma
-    return ((alpha * y + (1 - alpha) * (1 - y)) * loss).mean()
+    y = target.float() if target.is_floating_point() else one_hot(target, z)
+    loss = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    if gamma:
+        p = torch.sigmoid(z)
+        loss = loss * (1 - (p * y + (1 - p) * (1 - y))) ** gamma
+    if alpha is not None:
+        loss = (alpha * y + (1 - alpha) * (1 - y)) * loss
+    return loss.mean()

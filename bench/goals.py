@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from . import gpu
 from .contenders import GRADIENTS
-from .gpu import GPU
 from .results import Row
 from .suite import CPU, IMAGES, LARGE, MEMORY, OVERHEAD, SIGMOID, SMALL, Shape
 
@@ -108,15 +108,19 @@ def _peaks(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def _gpu(rows: Sequence[Row]) -> list[Outcome]:
-    shapes = sorted({(row.dtype, (row.N, row.C)) for row in rows if row.section == GPU.section})
-    at = [Group(rows, GPU.section, dtype, shape) for dtype, shape in shapes]
+    shapes = sorted({(row.dtype, (row.N, row.C)) for row in rows if row.section == gpu.GPU.section})
+    at = [Group(rows, gpu.GPU.section, dtype, shape) for dtype, shape in shapes]
 
     def worst(what: str, bound: str, limit: float, value: Callable[[Group], float | None]) -> list[Outcome]:
         return _worst(what, bound, limit, map(value, at))
 
     large = [p.ours("plain") for p, (_, (_, classes)) in zip(at, shapes, strict=True) if classes >= 4096]
     shares = [None if row is None else row.share_of_copy for row in large]
+    others = [
+        row for row in rows if row.section in (gpu.SIGMOID.section, gpu.IMAGES.section) and row.contender == "longtail"
+    ]
     return [
+        *_worst("sigmoid and images: share of the copy's bandwidth", ">=", 0.85, [r.share_of_copy for r in others]),
         *worst("family: time of plain", "<=", 1.05, lambda p: _times(p.ours("family"), p.ours("plain"))),
         *_worst("plain, C >= 4096: share of the copy's bandwidth", ">=", 0.85, shares),
         *worst(

@@ -1,9 +1,7 @@
-"""The GPU section: its problems, and the fused losses of other projects where they are installed."""
+"""The GPU sections: their problems, and the fused losses of other projects where they are installed."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .contenders import Contender, Problem
+from .peers import usable
 from .suite import Plan
 
 # name, module, function, gradient mode, passes over the logits (counted from each project's source)
@@ -32,16 +31,15 @@ def peers(problem: Problem) -> list[Contender]:
     """Plain cross-entropy by Liger and QuACK; neither has the other losses."""
     found = []
     for name, module, function, gradient, passes in PEERS:
-        try:
-            peer = getattr(importlib.import_module(module), function)
-            # A few rows first: one that is installed but does not run here must not end the run.
-            _bound(peer, problem.target[:8])(problem.logits[:8].clone().requires_grad_())
-        except ModuleNotFoundError:
-            continue
-        except Exception as error:
-            print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
-            continue
-        found.append(Contender("plain", name, _bound(peer, problem.target), gradient, passes))
+        # A few rows first.
+        peer = usable(
+            name,
+            module,
+            function,
+            lambda f: _bound(f, problem.target[:8])(problem.logits[:8].clone().requires_grad_()),
+        )
+        if peer is not None:
+            found.append(Contender("plain", name, _bound(peer, problem.target), gradient, passes))
     return found
 
 
@@ -54,3 +52,24 @@ GPU = Plan(
     rounds=50,
     peers=peers,
 )
+
+SIGMOID = Plan(
+    section="gpu-sigmoid",
+    device="cuda",
+    shapes=((4096, 8192), (32768, 1000)),
+    dtypes=GPU.dtypes,
+    losses=("sigmoid", "sigmoid_focal", "dense_focal"),
+    rounds=50,
+)
+
+IMAGES = Plan(
+    section="gpu-images",
+    device="cuda",
+    shapes=((4, 1203, 256, 256), (4, 19, 512, 512)),
+    dtypes=GPU.dtypes,
+    losses=("plain", "focal", "sigmoid_focal"),
+    rounds=50,
+)
+
+PLANS = (GPU, SIGMOID, IMAGES)
+"""What ``python -m bench gpu`` runs."""

@@ -26,9 +26,18 @@ from longtail.provenance import provenance
 
 from . import eager, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
+from .peers import usable
 
 SHAPE = (2048, 512, 32768)
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
+
+# name, module, function, options
+PEERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("liger", "liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", {}),
+    # Without its filter, which drops small gradients.
+    ("cut-cross-entropy", "cut_cross_entropy", "linear_cross_entropy", {"impl": "cce_exact"}),
+    ("quack", "quack.linear_cross_entropy", "chunked_linear_cross_entropy", {}),
+)
 
 Gradients = tuple[Tensor, Tensor]
 Run = Callable[[Tensor, Tensor], tuple[Tensor | None, Gradients]]
@@ -115,10 +124,24 @@ def _trains(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Run:
     return run
 
 
-def contenders(target: Tensor, classes: int) -> list[Timing]:
+def peers(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
+    """Fused losses of other projects on a GPU, where they are installed and run."""
+    found = []
+    for name, module, function, options in PEERS if x.is_cuda else ():
+
+        def run_of(peer: Callable[..., Any], target: Tensor, options: dict[str, Any] = options) -> Run:
+            return _trains(lambda x, w: peer(x, w, target, **options))
+
+        peer = usable(name, module, function, lambda f, run_of=run_of: run_of(f, target[:128])(x[:128], weight))  # type: ignore[misc]
+        if peer is not None:
+            found.append(Timing(name, "plain", run_of(peer, target)))
+    return found
+
+
+def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
     """Of each loss the first is the plain PyTorch that the others are compared with."""
     # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
-    family: dict[str, Any] = {"focal_gamma": 2.0, "complement_gamma": -(classes - 1) / 20}
+    family: dict[str, Any] = {"focal_gamma": 2.0, "complement_gamma": -(weight.shape[0] - 1) / 20}
 
     def ours(**options: Any) -> Run:
         return _trains(lambda x, w: longtail.linear_cross_entropy(x, w, target, **options))
@@ -137,6 +160,7 @@ def contenders(target: Tensor, classes: int) -> list[Timing]:
         found.append(Timing("F.cross_entropy", "plain", _trains(lambda x, w: F.cross_entropy(x @ w.T, target))))
     return [
         *found,
+        *peers(x, weight, target),
         Timing("longtail", "plain", ours()),
         Timing('longtail reduction="none"', "plain", ours(reduction="none")),
         Timing("eager", "family", _trains(lambda x, w: eager.softmax_loss(x @ w.T, target, **family))),
@@ -172,7 +196,7 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
     weight = (torch.randn(classes, features, generator=generator, device=device) / features**0.5).to(dtype)
     target = torch.randint(classes, (n,), generator=generator, device=device)
     clock: Any = CudaClock() if device.type == "cuda" else CpuClock()
-    timings = contenders(target, classes)
+    timings = contenders(x, weight, target)
     compare(timings, x, weight)
     timings = [t for t in timings if t.name != "eager"]
     order = random.Random(0)
@@ -215,6 +239,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, default=results.FOLDER / "linear.csv", help="the CSV")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "bench.linear: no CUDA device\n")
     shape, dtype = tuple(arguments.shape), getattr(torch, arguments.dtype)
     device = torch.device(arguments.device)
     timings = measure(shape, arguments.rounds, dtype, device)

@@ -117,8 +117,8 @@ class Result:
     """Loss and gradient; the target's entries apart, which would drown all others in one norm."""
 
     loss: float
-    grad: Tensor  # [N, C]
-    at_target: Tensor  # [N, 1] float32
+    grad: Tensor  # of the logits' shape
+    at_target: Tensor  # 1 class of each row, float32
 
     @classmethod
     def of(cls, contender: Contender, logits: Tensor, index: Tensor) -> Result:
@@ -140,7 +140,7 @@ def compare(problem: Problem, contenders: Sequence[Contender], ring: Ring, tell:
     Raises:
         Mismatch: loss or gradient differ by more than ``TOLERANCE``.
     """
-    index = problem.target[:, None]
+    index = problem.target.unsqueeze(1)
     first = None
     for contender in contenders:
         tell(f"comparing {contender.loss} {contender.name} {contender.gradient}")

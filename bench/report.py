@@ -45,7 +45,8 @@ def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
             now = time.monotonic()
             if now - refreshed > REFRESH_SECONDS:
                 shape, dtype = problems[done]
-                name = f"{plan.section} {' x '.join(map(str, shape))} {str(dtype).removeprefix('torch.')}: {text}"
+                size = " x ".join(map(str, shape))
+                name = f"{plan.section} {size} {str(dtype).removeprefix('torch.')}: {text}"
                 progress.update(task, completed=done + share, description=name, refresh=True)
                 refreshed = now
 

@@ -97,7 +97,7 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
                 section=section,
                 device=torch.cuda.get_device_name() if logits.is_cuda else "cpu",
                 dtype=str(logits.dtype).removeprefix("torch."),
-                N=logits.numel() // logits.shape[1],
+                N=problem.target.numel(),
                 C=logits.shape[1],
                 loss=contender.loss,
                 contender=contender.name,

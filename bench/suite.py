@@ -59,7 +59,7 @@ MEMORY = Plan("memory", (LARGE,), CPU.dtypes, CPU.losses, rounds=0, compiled=Fal
 """Peak memory alone; the other sections measure it too."""
 
 
-SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid", "sigmoid_dense"), rounds=25)
+SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid_focal", "dense_focal"), rounds=25)
 
 IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
 """Segmentation; N in the rows counts pixels."""

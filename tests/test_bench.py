@@ -74,7 +74,7 @@ def test_tiny_run_writes_every_row_and_the_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     ("section", "shape", "rows", "losses"),
-    [("sigmoid", "64,96", 64, ["sigmoid", "sigmoid_dense"]), ("images", "2,19,4,8", 64, ["focal"])],
+    [("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]), ("images", "2,19,4,8", 64, ["focal"])],
 )
 def test_sections_of_the_sigmoid_family_and_of_images(section, shape, rows, losses, tmp_path, bench):
     path = tmp_path / "cpu.csv"
@@ -217,9 +217,29 @@ def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
     assert "quack is left out: RuntimeError: no such device" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize(("plan", "shape"), [("SIGMOID", (64, 96)), ("IMAGES", (2, 9, 7, 8))])
+def test_the_other_gpu_sections_agree_with_eager(plan, shape):
+    """On the CPU: every loss compared, in each gradient mode, with rows of all pixels."""
+    from bench import gpu, suite
+
+    chosen = getattr(gpu, plan)
+    small = {"device": "cpu", "shapes": (shape,), "rounds": 1, "compiled": False}
+    problems = list(suite.run(dataclasses.replace(chosen, **small), lambda *_: None))
+    assert [rows[0].dtype for rows in problems] == ["bfloat16", "float32"]
+    for rows in problems:
+        assert [(r.loss, r.gradient) for r in rows if r.contender == "longtail"] == [
+            (loss, mode) for loss in chosen.losses for mode in MODES
+        ]
+        assert {(r.N, r.C) for r in rows} == {(64, 96) if len(shape) == 2 else (112, 9)}
+        dense = [r.passes for r in rows if (r.loss, r.contender) == ("dense_focal", "longtail")]
+        assert dense in ([], [5, 3, 3]), "the targets are read too"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("cpu --shape 2,3,4,5", "section cpu has no problems of that many dimensions"),
         ("cpu --shape 64x96", "'64x96' is not N,C"),
         ("cpu --shape 64,1", "'64,1' is not N,C"),
         ("images --shape 64,96,8", "'64,96,8' is not N,C"),

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -18,57 +16,29 @@ from torch import Tensor
 
 import cases
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 module = pytest.importorskip("longtail.triton_kernels.softmax_loss")
+scale_grad = pytest.importorskip("longtail.triton_kernels.scale_grad")
+from ahead_of_time import (  # noqa: E402
+    ARCHS,
+    PASSES,
+    accesses,
+    activate,
+    has_barrier,
+    local_memory,
+    longest_loop,
+    recorded,
+)  # fmt: skip
+
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
-ARCHS = (80, 90, 100)
-PASSES = ("loss", "backward", "both")
 # Rows in registers; swept ones that are aligned; GPT-2's vocabulary, whose rows begin anywhere.
 CLASSES = (1000, 4096, 128256, 50257)
-WIDE = re.compile(r"(ld|st)\.global\S*\.v4\.b32")
-
-
-class Driver:
-    """What Triton asks of a driver before it launches."""
-
-    def __init__(self, arch: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self) -> Any:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return self.target.arch  # kernels are kept by device
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-
-class Recorder(NamedTuple):
-    """Stands in for a kernel: compiles what would be launched."""
-
-    kernel: Any
-    compiled: list[Any]
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args, **kwargs: self.compiled.append(self.kernel.warmup(*args, grid=grid, **kwargs))
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The kernels that the launchers ask for, in order; Triton's own driver comes back afterwards."""
-    monkeypatch.setattr(triton.runtime.driver, "_active", None)
-    found: list[Any] = []
-    for name in ("tile_kernel", "sweep_kernel", "scale_grad_kernel"):
-        monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
-    return found
-
-
-def activate(arch: int) -> None:
-    triton.runtime.driver.set_active(Driver(arch))
+    return recorded(monkeypatch, module, "tile_kernel", "sweep_kernel")
 
 
 def launch(what: str, logits: Tensor, option_set: str, **changes: Any) -> None:
@@ -82,23 +52,6 @@ def launch(what: str, logits: Tensor, option_set: str, **changes: Any) -> None:
         module.softmax_loss_backward(up, logits, target, torch.zeros(rows, 5), *tail)
     else:
         module.softmax_loss_and_grad(up, logits, target, *tail)
-
-
-def local_memory(kernel: Any, directory: Path) -> int:
-    """Bytes of local memory per thread, which is where registers spill to, from the assembler's own report."""
-    cubin = directory / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    done = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True)
-    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout))
-    assert int(used["REG"]) > 0, done.stdout
-    return int(used["STACK"]) + int(used["LOCAL"])
-
-
-def accesses(kernel: Any) -> dict[str, int]:
-    """16-byte loads and stores of global memory in the PTX."""
-    kinds = [match.group(1) for match in WIDE.finditer(kernel.asm["ptx"])]
-    return {kind: kinds.count(kind) for kind in ("ld", "st")}
 
 
 def check(kernel: Any, what: str, directory: Path) -> None:
@@ -153,10 +106,9 @@ def test_the_sweep_has_no_barrier_in_its_loop(compiled: list[Any]) -> None:
     launch("loss", torch.zeros(2, 128256, dtype=torch.bfloat16), "plain")
     (kernel,) = compiled
     assert "ttg.convert_layout" not in kernel.asm["ttgir"]
-    blocks = re.split(r"^\$L__BB\S+:", kernel.asm["ptx"], flags=re.MULTILINE)
-    loop = max(blocks, key=lambda block: block.count("ex2.approx"))
+    loop = longest_loop(kernel)
     assert loop.count("ex2.approx") == 17, "16 elements and one change of the maximum"
-    assert not re.search(r"bar\.sync|shfl|ld\.shared|st\.shared", loop)
+    assert not has_barrier(loop)
 
 
 @pytest.mark.parametrize("classes", [1000, 50257])
@@ -189,12 +141,15 @@ def test_few_kernels_for_all_sizes(compiled: list[Any]) -> None:
     assert len({kernel.hash for kernel in compiled}) <= 4 + 3
 
 
-def test_the_scaling_of_a_gradient(compiled: list[Any], tmp_path: Path) -> None:
+def test_the_scaling_of_a_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiled = recorded(monkeypatch, scale_grad, "scale_rows_kernel", "scale_pixels_kernel")
     activate(90)
-    for classes in (1000, 128256):
-        for factor in (torch.ones(2), torch.ones(()).expand(2)):
-            module.scale_grad_(torch.zeros(2, classes, dtype=torch.bfloat16), factor)
-    assert len({kernel.hash for kernel in compiled}) == 2
+    for shape in ((2, 1000), (2, 128256), (2, 21, 128)):
+        grad = torch.zeros(shape, dtype=torch.bfloat16)
+        rows = grad.numel() // shape[1]
+        for factor in (torch.ones(rows), torch.ones(()).expand(rows)):
+            scale_grad.scale_grad_(grad, factor)
+    assert len({kernel.hash for kernel in compiled}) == 3
     for kernel in compiled:
         assert local_memory(kernel, tmp_path) == 0
         assert accesses(kernel)["ld"] == accesses(kernel)["st"] > 0

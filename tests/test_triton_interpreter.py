@@ -1,13 +1,7 @@
-"""Promise: the Triton kernels compute the family, seen in Triton's interpreter, where no GPU is needed.
-
-The interpreter is chosen before Triton is imported, so these tests run in a pytest of their own, started by the last.
-"""
+"""Promise: the Triton kernels compute the softmax family, seen in Triton's interpreter, where no GPU is needed."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -16,16 +10,12 @@ from torch import Tensor
 
 import cases
 import longtail
+from interpreted import FACTOR, HALVES, interpreted, rerun, starts_it
 from tolerances import assert_close, assert_same
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 loss_math = pytest.importorskip("longtail.triton_kernels.loss_math")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process with TRITON_INTERPRET=1")
-# The interpreter cuts float32 off to bfloat16 where the hardware rounds.
-FACTOR = {torch.float32: 1.0, torch.float16: 1.0, torch.bfloat16: 2.0}
-HALVES = (torch.bfloat16, torch.float16)
 SIZES = {1: 7, 2: 9, 3: 8, 127: 6, 1000: 5, 5000: 2, 50257: 2}
 FEW = ("plain", "smoothing_weight", "mixed")
 
@@ -279,17 +269,6 @@ def test_elementary_functions() -> None:
     assert (out[2, 2:4] == 0).all()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@starts_it
 def test_in_a_process_of_its_own() -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=os.path.dirname(os.path.dirname(__file__)),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    rerun(__file__)

@@ -5,6 +5,13 @@ OPERATORS = {
     "softmax_loss_backward": "softmax_loss",
     "softmax_loss_and_grad": "softmax_loss",
     "softmax_loss_and_grad_": "softmax_loss",
-    "scale_grad_": "softmax_loss",
+    "softmax_loss_accumulate": "softmax_shard",
+    "softmax_loss_apply": "softmax_shard",
+    "softmax_loss_apply_": "softmax_shard",
+    "sigmoid_loss": "sigmoid_loss",
+    "sigmoid_loss_backward": "sigmoid_loss",
+    "sigmoid_loss_and_grad": "sigmoid_loss",
+    "sigmoid_loss_and_grad_": "sigmoid_loss",
+    "scale_grad_": "scale_grad",
 }
 """Operator -> the module that launches it. The others run on the reference backend."""

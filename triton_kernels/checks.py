@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from longtail import fallback
+from longtail import fallback, images, reference
 
 VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
 
@@ -21,17 +23,36 @@ def _check_contiguous(name: str, t: Tensor) -> None:
         raise RuntimeError(f"longtail: {name} has strides {list(t.stride())}, expected a contiguous tensor")
 
 
-def check_matrix(name: str, t: Tensor) -> None:
-    """[N, C] with classes side by side and rows that do not overlap."""
-    n, c = t.shape
-    if (c > 1 and t.stride(1) != 1) or (n > 1 and t.stride(0) < c):
-        raise RuntimeError(f"longtail: {name} has strides {list(t.stride())}, expected [at least {c}, 1]")
+def check_layout(name: str, t: Tensor) -> None:
+    """[N, C] with contiguous classes, or [N, C, P] with contiguous pixels; nothing overlaps."""
+    n, c, last = t.shape[0], t.shape[1], t.shape[-1]
+    row = last if t.dim() == 2 else (c - 1) * t.stride(1) + last
+    apart = (n <= 1 or t.stride(0) >= row) and (t.dim() == 2 or c <= 1 or t.stride(1) >= last)
+    if t.dim() not in (2, 3) or (last > 1 and t.stride(-1) != 1) or not apart:
+        got = f"shape {list(t.shape)} and strides {list(t.stride())}"
+        raise RuntimeError(f"longtail: {name} has {got}, expected [N, C] or [N, C, P] with a last stride of 1, apart")
 
 
 def check_factor(name: str, t: Tensor | None, like: Tensor) -> None:
-    """One float32 per row of ``like`` [N, C], of any stride."""
+    """One float32 per row of ``like``, of any stride."""
     if t is not None:
-        _check(name, t, (like.shape[0],), torch.float32, like.device)
+        _check(name, t, (images.row_count(like),), torch.float32, like.device)
+
+
+def _check_vectors(logits: Tensor, vectors: dict[str, Tensor | None]) -> None:
+    """float32 constants, one per row for ``sample_weight``, else one per class."""
+    for name, vector in vectors.items():
+        if vector is not None:
+            length = images.row_count(logits) if name == "sample_weight" else logits.shape[1]
+            _check(name, vector, (length,), torch.float32, logits.device)
+            _check_contiguous(name, vector)
+
+
+def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
+    _check("target", target, (images.row_count(logits),), torch.int64, logits.device)
+    if logits.device.type == "cpu":  # Triton's interpreter has no assertions
+        counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+        fallback._check_target(target, counted, logits.shape[1], ignore_index)
 
 
 def check_loss(
@@ -42,15 +63,51 @@ def check_loss(
     vectors: tuple[Tensor | None, ...],
     ignore_index: int,
 ) -> None:
-    """The tensors of a loss or its backward, logits [N, C]."""
-    n, c = logits.shape
-    check_matrix("logits", logits)
+    """The tensors of a softmax loss or its backward."""
+    check_layout("logits", logits)
     check_factor("grad_loss", grad_loss, logits)
-    _check("target", target, (n,), torch.int64, logits.device)
-    _check("stats", stats, (n, 5), torch.float32, logits.device)
-    for name, vector in zip(VECTORS, vectors, strict=True):
-        if vector is not None:
-            _check(name, vector, (n if name == "sample_weight" else c,), torch.float32, logits.device)
-            _check_contiguous(name, vector)
-    if logits.device.type == "cpu":  # Triton's interpreter has no assertions
-        fallback._check_target(target, target != ignore_index, c, ignore_index)
+    _check("stats", stats, (images.row_count(logits), 5), torch.float32, logits.device)
+    _check_vectors(logits, dict(zip(VECTORS, vectors, strict=True)))
+    _check_classes(logits, target, ignore_index)
+
+
+def check_shard(
+    logits: Tensor,
+    target: Tensor,
+    row_grad: Tensor | None,
+    vectors: tuple[Tensor | None, ...],
+    ignore_index: int,
+) -> None:
+    """The tensors of one shard of the classes, logits [N, C]; targets may be -1."""
+    check_layout("logits", logits)
+    if logits.dim() != 2:
+        raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
+    _check_vectors(logits, dict(zip(VECTORS, vectors, strict=False)))
+    if row_grad is not None:
+        _check("row_grad", row_grad, (logits.shape[0], 5), torch.float32, logits.device)
+    _check("target", target, logits.shape[:1], torch.int64, logits.device)
+    if logits.device.type == "cpu":
+        counted = (target != ignore_index) & (target != -1)
+        fallback._check_target(target, counted, logits.shape[1], ignore_index)
+
+
+def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: tuple[Any, ...]) -> None:
+    """The tensors of a sigmoid loss or its backward."""
+    check_layout("logits", logits)
+    weight, pos_weight, sample_weight, by_target, ignore_index, *_ = options
+    _check_vectors(logits, {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight})
+    dense = target.is_floating_point()
+    if dense:
+        wide = target.dtype != logits.dtype
+        dtype = reference.accumulate_dtype(logits) if wide else logits.dtype
+        _check("target", target, tuple(logits.shape), dtype, logits.device)
+        check_layout("target", target)
+    else:
+        _check_classes(logits, target, ignore_index)
+    if by_target and (dense or weight is None):
+        raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")
+    if grad_loss is not None and grad_loss.dim() == logits.dim():
+        _check("grad_loss", grad_loss, tuple(logits.shape), torch.float32, logits.device)
+        _check_contiguous("grad_loss", grad_loss)
+    else:
+        check_factor("grad_loss", grad_loss, logits)

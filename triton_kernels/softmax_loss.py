@@ -1,11 +1,10 @@
-"""The softmax family in Triton: kernels for rows held in registers and for rows swept in blocks, and their launchers.
+"""The softmax family in Triton: kernels for rows held in registers and for rows swept in blocks, and all launchers.
 
 What a kernel computes follows from its outputs: `loss` asks for losses and statistics, `grad` for the gradient, both
 for the two in one launch. An argument or option that is None is compiled out; numbers are read at run time.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longtail import fallback
+from longtail import images
 
 from . import tuning
-from .checks import check_factor, check_loss, check_matrix
+from .checks import check_loss
+from .launching import COMPILE, aligned, on, reference, served, switch
 from .loss_math import LossOptions, RowStats, empty_stats
+from .softmax_pixels import pixel_sweep_kernel, pixel_tile_kernel
 from .softmax_rows import (
     Vectors,
     add_block,
@@ -54,20 +55,23 @@ def tile_kernel(
     exists = row < rows
     g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
     z_row = logits + row * stride // VEC * VEC  # = row * stride, as a multiple that the compiler sees
-    u_g, w_g, v = load_row(z_row, g, row, counted, x, o)
+    u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
     cols = tl.arange(0, BLOCK)[None, :]
     inside = cols < classes // VEC * VEC
     mask = inside & counted
-    capped, u = load_block(z_row, cols, 0, mask, x, o, "")
+    capped, u = load_block(z_row + cols, cols, 0, mask, mask, x, o, "")
     if loss is not None:
-        s = add_block(empty_stats(u_g, ROWS), u, cols, 0, mask, g, True, x, o, ROWS, BLOCK)
+        s = add_block(empty_stats(u_g, ROWS), u, cols, 0, mask, mask, g, True, x, o, ROWS, BLOCK)
         s = RowStats(s.m[:, None], s.d[:, None], s.t[:, None], u_g, s.U[:, None])
     else:
-        s = load_stats(stats + row * 5, counted)
-    row_grad = finish_row(s, w_g, v, row, exists, counted, grad_loss, loss, stats, grad_loss_stride, classes, x, o)
+        s = load_stats(stats + row * 5, 1, counted)
+    row_grad = finish_row(
+        s, w_g, v, row, exists, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
+    )  # fmt: skip
     if grad is not None:
         grad_row = grad + row * grad_stride // VEC * VEC
-        store_block(grad_row, cols, 0, inside & exists, row_grad, capped, u, g, x, o)
+        written = inside & exists
+        store_block(grad_row + cols, cols, 0, written, written, row_grad, capped, u, g, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
@@ -92,7 +96,7 @@ def sweep_kernel(
         row = rows - 1 - row  # the rows that the forward pass read last may still be in the L2 cache
     g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
     z_row = logits + row * stride
-    u_g, w_g, v = load_row(z_row, g, row, counted, x, o)
+    u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
     head = 0
     if EDGES:
         head = ((VEC - row * stride % VEC) % VEC).to(tl.int32)
@@ -101,8 +105,10 @@ def sweep_kernel(
     if loss is not None:
         s = sweep_stats(z_row, z_body, head, body, g, counted, u_g, classes, x, o, BLOCK, LANES, VEC, EDGES)
     else:
-        s = load_stats(stats + row * 5, counted)
-    row_grad = finish_row(s, w_g, v, row, row < rows, counted, grad_loss, loss, stats, grad_loss_stride, classes, x, o)
+        s = load_stats(stats + row * 5, 1, counted)
+    row_grad = finish_row(
+        s, w_g, v, row, row < rows, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
+    )  # fmt: skip
     if grad is not None:
         grad_row = grad + row * grad_stride
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
@@ -111,113 +117,102 @@ def sweep_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["stride", "factor_stride", "rows", "classes"], do_not_specialize_on_alignment=["factor"])
-def scale_grad_kernel(
-    grad, factor, stride, factor_stride, rows, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr
-):
-    """Multiplies the rows of grad [N, C] by factor [N], in place.
-
-    grid: ceil(N / ROWS) programs of ROWS rows. Sweeps: one, or none where all the factors are 1.
-    reads: factor [N] (one number again and again if its stride is 0); grad [N, C] once unless the factors are 1.
-    writes: grad, likewise. VEC: as tile_kernel.
-    bytes: 4 per row where the factors are 1, else two passes over grad.
-    """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    f = tl.load(factor + row * factor_stride, mask=row < rows, other=1.0)
-    if tl.max(tl.where(f == 1.0, 0, 1)) != 0:
-        grad_row = grad + row * stride // VEC * VEC
-        for start in range(0, classes, BLOCK):
-            cols = start + tl.arange(0, BLOCK)[None, :]
-            mask = (cols < classes // VEC * VEC) & (row < rows)
-            scaled = tl.load(grad_row + cols, mask=mask, other=0.0).to(tl.float32) * f
-            tl.store(grad_row + cols, scaled.to(grad.dtype.element_ty), mask=mask)
-
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
-COMPILE: dict[str, Any] = {"debug": True, "sanitize_overflow": False, "enable_fp_fusion": True, "num_stages": 1}
-
-
-def _served(logits: Tensor) -> bool:
-    """float64 is for checking gradients, not for speed: it goes to the reference, as all logits but [N, C] do."""
-    return logits.dtype in DTYPES and logits.dim() == 2
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device, and on its current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _aligned(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
-
-
-def _switch(value: float, off: float = 0.0) -> float | None:
-    return None if value == off else float(value)
-
-
 def _launch(
     logits: Tensor, target: Tensor, grad_loss: Tensor | None, loss: Tensor | None, stats: Tensor,
     grad: Tensor | None, options: tuple[Any, ...],
 ) -> None:  # fmt: skip
     weight, class_bias, class_margin, sample_weight, ignore_index, smoothing, focal, *rest = options
     check_loss(logits, target, grad_loss, stats, options[:4], ignore_index)
-    n, c = logits.shape
-    if n == 0:
+    if target.numel() == 0:
         return
     complement, coefficient, scale, softcap, z_loss = rest
     weight_sum = weight.sum() if smoothing and weight is not None else None
     x = Vectors(weight, class_bias, class_margin, sample_weight, weight_sum)
     o = LossOptions(
-        _switch(smoothing), _switch(focal), _switch(complement), float(coefficient), _switch(scale, 1.0),
-        _switch(softcap), _switch(z_loss),
+        switch(smoothing), switch(focal), switch(complement), float(coefficient), switch(scale, 1.0),
+        switch(softcap), switch(z_loss),
     )  # fmt: skip
+    tensors = (logits, target, grad_loss, loss, stats, grad)
+    heavy = class_bias is not None or smoothing != 0 or softcap != 0
+    with on(logits.device):
+        if logits.dim() == 2:
+            _launch_rows(tensors, ignore_index, x, o, heavy)
+        else:
+            _launch_pixels(tensors, ignore_index, x, o, heavy)
+
+
+def _launch_rows(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool) -> None:
+    logits, target, grad_loss, loss, _, grad = tensors
+    n, c = logits.shape
     strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
     arguments = (
-        *(logits, target, grad_loss, loss, stats, grad, strides[0], strides[-1], target.stride(0)),
+        *(*tensors, strides[0], strides[-1], target.stride(0)),
         *(0 if grad_loss is None else grad_loss.stride(0), n, c, ignore_index, x, o),
     )
-    aligned = _aligned(logits, grad)
-    with _on(logits.device):
-        if c <= tuning.TILE_CLASSES:
-            t = tuning.tile(c, logits.itemsize, strides, aligned)
-            grid = (triton.cdiv(n, t.rows),)
-            tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
-        else:
-            twice = loss is not None and grad is not None
-            heavy = class_bias is not None or smoothing != 0 or softcap != 0
-            cache = tuning.cache_per_processor(logits.device)
-            s = tuning.sweep(c, logits.itemsize, strides, aligned, twice, heavy, cache)
-            constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges}
-            sweep_kernel[(n,)](*arguments, **constants, num_warps=s.warps, **COMPILE)
+    every = aligned(logits, grad)
+    if c <= tuning.TILE_CLASSES:
+        t = tuning.tile(c, logits.itemsize, strides, every)
+        grid = (triton.cdiv(n, t.rows),)
+        tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
+        return
+    twice, cache = loss is not None and grad is not None, tuning.cache_per_processor(logits.device)
+    s = tuning.sweep(c, logits.itemsize, strides, every, twice, heavy, cache)
+    constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges}
+    sweep_kernel[(n,)](*arguments, **constants, num_warps=s.warps, **COMPILE)
+
+
+def _launch_pixels(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool) -> None:
+    logits, target, grad_loss, loss, _, grad = tensors
+    _, c, pixels = logits.shape
+    written = logits if grad is None else grad
+    strides, rows = (*logits.stride()[:2], *written.stride()[:2]), images.row_count(logits)
+    arguments = (
+        *(*tensors, *strides, target.stride(0), 0 if grad_loss is None else grad_loss.stride(0)),
+        *(rows, c, pixels, ignore_index, x, o),
+    )
+    vec = tuning.pixel_vector(logits.itemsize, pixels, strides, aligned(logits, grad))
+    if c <= tuning.TILE_PIXEL_CLASSES:
+        p = tuning.pixel_tile(c, vec)
+        grid, constants = (triton.cdiv(rows, p.pixels),), {"PIXELS": p.pixels, "CLASSES": p.classes, "VEC": p.vec}
+        pixel_tile_kernel[grid](*arguments, **constants, num_warps=p.warps, **COMPILE)
+        return
+    twice, cache = loss is not None and grad is not None, tuning.cache_per_processor(logits.device)
+    p = tuning.pixel_sweep(c, logits.itemsize, vec, twice, heavy, cache)
+    constants = {"PIXELS": p.pixels, "CLASSES": p.classes, "GROUPS": p.groups, "VEC": p.vec}
+    pixel_sweep_kernel[(triton.cdiv(rows, p.pixels),)](*arguments, **constants, num_warps=p.warps, **COMPILE)
 
 
 def _new_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-    n = logits.shape[0]
-    return logits.new_empty((n,), dtype=torch.float32), logits.new_empty((n, 5), dtype=torch.float32)
+    loss = logits.new_empty((images.row_count(logits),), dtype=torch.float32)
+    return loss, images.stats_like(logits, torch.float32)
+
+
+def _as_written(stats: Tensor, logits: Tensor) -> Tensor:
+    """Statistics as ``images.stats_like`` lays them out."""
+    return stats.contiguous() if logits.dim() == 2 else stats.t().contiguous().t()
 
 
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss(logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss")(logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, None, loss, stats, None, options)
     return loss, stats
 
 
 def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
-    if not _served(logits):
-        return fallback.softmax_loss_backward(grad_loss, logits, target, stats, *options)
+    if not served(logits):
+        return reference("softmax_loss_backward")(grad_loss, logits, target, stats, *options)
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, None, stats.contiguous(), grad, options)
+    _launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, options)
     return grad
 
 
 def softmax_loss_and_grad(
     grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss_and_grad(grad_loss, logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss_and_grad")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, loss, stats, grad, options)
@@ -225,24 +220,8 @@ def softmax_loss_and_grad(
 
 
 def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not _served(logits):
-        return fallback.softmax_loss_and_grad_(grad_loss, logits, target, *options)
+    if not served(logits):
+        return reference("softmax_loss_and_grad_")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, grad_loss, loss, stats, logits, options)
     return loss, stats
-
-
-def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
-    if not _served(grad):
-        fallback.scale_grad_(grad, grad_loss)
-        return
-    check_matrix("grad", grad)
-    check_factor("grad_loss", grad_loss, grad)
-    n, c = grad.shape
-    if n == 0:
-        return
-    t = tuning.scaling(c, grad.itemsize, grad.stride(0), _aligned(grad))
-    arguments = (grad, grad_loss, grad.stride(0), grad_loss.stride(0), n, c)
-    with _on(grad.device):
-        grid = (triton.cdiv(n, t.rows),)
-        scale_grad_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)

@@ -1,8 +1,9 @@
 """The parts of a row: what the kernels of the softmax family load, accumulate and store around loss_math.
 
-Conventions: `row` is an int64 scalar, or [ROWS, 1]; per-row values have its shape. `cols` are classes counted from
-class `first`, [BLOCK] or [1, BLOCK]; a block's `mask` is on for classes that exist in rows that count. Class vectors
-are loaded under the block's whole mask, lest their own layout become the block's. x: Vectors; o: LossOptions.
+Conventions: `row` is an int64 scalar, [ROWS, 1], or for images [1, PIXELS]; per-row values have its shape. `cols` are
+classes counted from class `first`, [BLOCK], [1, BLOCK], or [CLASSES, 1]; a block's `mask` is on for classes that exist
+in rows that count. Class vectors are loaded under a mask `real`: over images of the classes, else the block's whole
+mask, lest their own layout become the block's. x: Vectors; o: LossOptions.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -51,18 +52,20 @@ def capped_logits(z, o):
 @triton.jit
 def load_target(target, mask, classes, ignore_index):
     """The target class, 0 where the row does not count, and whether it does. Out of range traps, as in torch."""
-    g = tl.load(target, mask=mask, other=ignore_index)
-    ignored = g == ignore_index
+    g = tl.load(target, mask=mask, other=0)
     valid = (g >= 0) & (g < classes)
-    tl.device_assert(ignored | valid, "longtail: target is out of bounds")
-    counted = valid & (g != ignore_index)
+    counted = valid & mask
+    if ignore_index is not None:
+        valid |= g == ignore_index
+        counted &= g != ignore_index
+    tl.device_assert(valid | (mask == 0), "longtail: target is out of bounds")
     return tl.where(counted, g, 0).to(tl.int32), counted
 
 
 @triton.jit
-def load_row(z_row, g, row, counted, x, o):
+def load_row(z_target, g, row, counted, x, o):
     """u_g, w_g and v; 1 where there are no weights."""
-    u_g = capped_logits(tl.load(z_row + g, mask=counted, other=0.0), o)
+    u_g = capped_logits(tl.load(z_target, mask=counted, other=0.0), o)
     w_g, v = tl.zeros_like(u_g) + 1.0, tl.zeros_like(u_g) + 1.0
     if x.class_bias is not None:
         u_g += tl.load(x.class_bias + g, mask=counted, other=0.0)
@@ -76,26 +79,26 @@ def load_row(z_row, g, row, counted, x, o):
 
 
 @triton.jit
-def load_block(z, cols, first, mask, x, o, EVICT: tl.constexpr):
+def load_block(z, cols, first, mask, real, x, o, EVICT: tl.constexpr):
     """Capped and effective logits of a block; the latter -inf where the mask is off."""
-    capped = capped_logits(tl.load(z + cols, mask=mask, other=float("-inf"), eviction_policy=EVICT), o)
+    capped = capped_logits(tl.load(z, mask=mask, other=float("-inf"), eviction_policy=EVICT), o)
     u = capped
     if x.class_bias is not None:
-        u = u + tl.load(x.class_bias + first + cols, mask=mask, other=0.0)
+        u = u + tl.load(x.class_bias + first + cols, mask=real, other=0.0)
     if o.scale is not None or o.softcap is not None:
         u = tl.where(mask, u, float("-inf"))
     return capped, u
 
 
 @triton.jit
-def add_block(s, u, cols, first, mask, g, holds_target, x, o, LANES: tl.constexpr, RUN: tl.constexpr):
+def add_block(s, u, cols, first, mask, real, g, holds_target, x, o, LANES: tl.constexpr, RUN: tl.constexpr):
     """Adds a block to stats [LANES]. A lane takes runs of RUN neighbours, as a thread of the load does."""
     GROUPS: tl.constexpr = u.numel // (LANES * RUN)
     U = s.U
     if o.label_smoothing is not None:
         difference = tl.where(mask & (cols != g - first), u - finite_max(s.u_g), 0.0)
         if x.weight is not None:
-            difference *= tl.load(x.weight + first + cols, mask=mask, other=0.0)
+            difference *= tl.load(x.weight + first + cols, mask=real, other=0.0)
         U += over_lanes_sum(difference.reshape(GROUPS, LANES, RUN))
     if holds_target:
         u = tl.where(cols == g - first, float("-inf"), u)
@@ -104,42 +107,51 @@ def add_block(s, u, cols, first, mask, g, holds_target, x, o, LANES: tl.constexp
 
 
 @triton.jit
-def load_stats(stats, counted):
+def load_stats(stats, apart, counted):
+    """`stats` of a row, its numbers `apart` elements from each other."""
     return RowStats(
         tl.load(stats, mask=counted, other=0.0),
-        tl.load(stats + 1, mask=counted, other=0.0),
-        tl.load(stats + 2, mask=counted, other=0.0),
-        tl.load(stats + 3, mask=counted, other=0.0),
-        tl.load(stats + 4, mask=counted, other=0.0),
+        tl.load(stats + apart, mask=counted, other=0.0),
+        tl.load(stats + 2 * apart, mask=counted, other=0.0),
+        tl.load(stats + 3 * apart, mask=counted, other=0.0),
+        tl.load(stats + 4 * apart, mask=counted, other=0.0),
     )
 
 
 @triton.jit
-def store_stats(stats, s, mask, counted):
+def store_stats(stats, apart, s, mask, counted):
     tl.store(stats, tl.where(counted, s.m, 0.0), mask=mask)
-    tl.store(stats + 1, tl.where(counted, s.d, 0.0), mask=mask)
-    tl.store(stats + 2, tl.where(counted, s.t, 0.0), mask=mask)
-    tl.store(stats + 3, tl.where(counted, s.u_g, 0.0), mask=mask)
-    tl.store(stats + 4, tl.where(counted, s.U, 0.0), mask=mask)
+    tl.store(stats + apart, tl.where(counted, s.d, 0.0), mask=mask)
+    tl.store(stats + 2 * apart, tl.where(counted, s.t, 0.0), mask=mask)
+    tl.store(stats + 3 * apart, tl.where(counted, s.u_g, 0.0), mask=mask)
+    tl.store(stats + 4 * apart, tl.where(counted, s.U, 0.0), mask=mask)
 
 
 @triton.jit
-def finish_row(s, w_g, v, row, mask, counted, grad_loss, loss, stats, grad_loss_stride, classes, x, o):
-    """Stores loss and stats if `loss` is given. Returns the gradient's coefficients, 0 in rows that do not count."""
+def closed_stats(s, w_g, o):
+    """The stats of a row all of whose classes have been added."""
+    U = s.U
+    if o.label_smoothing is not None:
+        U += w_g * (s.u_g - finite_max(s.u_g))  # the target's share: 0, but for a target at -inf
+    return RowStats(tl.where(s.d == s.d, s.m, s.d), s.d, s.t, s.u_g, U)  # a maximum passes over NaN, a sum does not
+
+
+@triton.jit
+def finish_row(s, w_g, v, row, mask, counted, grad_loss, loss, stats, apart, grad_loss_stride, classes, x, o):
+    """Stores loss and stats if `loss` is given. Returns the gradient's coefficients, 0 in rows that do not count.
+
+    stats: of the row, its numbers `apart` elements from each other.
+    """
     total = classes.to(tl.float32)
     weight_sum = total
     if x.weight_sum is not None:
         weight_sum = tl.load(x.weight_sum)
     if loss is not None:
-        m = tl.where(s.d == s.d, s.m, s.d)  # a maximum passes over NaN, a sum does not
-        U = s.U
-        if o.label_smoothing is not None:
-            U += w_g * (s.u_g - finite_max(s.u_g))  # the target's share: 0, but for a target at -inf
-        s = RowStats(m, s.d, s.t, s.u_g, U)
+        s = closed_stats(s, w_g, o)
     value, grad = finish(s, o, total, weight_sum, w_g, v)
     if loss is not None:
         tl.store(loss + row, tl.where(counted, value, 0.0), mask=mask)
-        store_stats(stats + row * 5, s, mask, counted)
+        store_stats(stats, apart, s, mask, counted)
     if grad_loss is not None:
         grad = scale_grad(grad, tl.load(grad_loss + row * grad_loss_stride, mask=counted, other=0.0))
     return RowGrad(
@@ -152,12 +164,12 @@ def finish_row(s, w_g, v, row, mask, counted, grad_loss, loss, stats, grad_loss_
 
 
 @triton.jit
-def store_block(grad, cols, first, mask, row_grad, capped, u, g, x, o):
+def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, x, o):
     """Writes the gradient of a block from its capped and effective logits."""
     du = apply(row_grad, u)
     if o.label_smoothing is not None:
         if x.weight is not None:
-            du += row_grad.S * tl.load(x.weight + first + cols, mask=mask, other=0.0)
+            du += row_grad.S * tl.load(x.weight + first + cols, mask=real, other=0.0)
         else:
             du += row_grad.S
     du = tl.where(cols == g - first, row_grad.target, du)
@@ -166,11 +178,11 @@ def store_block(grad, cols, first, mask, row_grad, capped, u, g, x, o):
         du = du * (1.0 - y * y)
     if o.scale is not None:
         du = du * o.scale
-    tl.store(grad + cols, du.to(grad.dtype.element_ty), mask=mask)
+    tl.store(grad, du.to(grad.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _edges(head, body, classes, VEC: tl.constexpr):
+def edges(head, body, classes, VEC: tl.constexpr):
     """The classes before and after the body of a row, `classes` in unused places."""
     i = tl.arange(0, 2 * VEC)
     return tl.where(i < VEC, tl.where(i < head, i, classes), i - VEC + head + body)
@@ -187,15 +199,15 @@ def sweep_stats(
     for start in range(0, end, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         mask = cols < end
-        _, u = load_block(z_body, cols, head, mask, x, o, "")
+        _, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "")
         holds_target = (g >= head + start) & (g < head + start + BLOCK)  # the others skip a comparison per element
-        s = add_block(s, u, cols, head, mask, g, holds_target, x, o, LANES, VEC)
+        s = add_block(s, u, cols, head, mask, mask, g, holds_target, x, o, LANES, VEC)
     s = combine_lanes(s)
     if EDGES:
-        edge = _edges(head, body, classes, VEC)
+        edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
-        _, u_edge = load_block(z_row, edge, 0, at_edge, x, o, "")
-        ends = add_block(empty_stats(u_g, 1), u_edge, edge, 0, at_edge, g, True, x, o, 1, 2 * VEC)
+        _, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
+        ends = add_block(empty_stats(u_g, 1), u_edge, edge, 0, at_edge, at_edge, g, True, x, o, 1, 2 * VEC)
         s = combine(s, combine_lanes(ends))
     return s
 
@@ -210,10 +222,12 @@ def sweep_grad(
     last = (tl.cdiv(body, BLOCK) - 1) * BLOCK
     for done in range(0, body, BLOCK):
         cols = last - done + tl.arange(0, BLOCK)
-        capped, u = load_block(z_body, cols, head, cols < end, x, o, "evict_first")
-        store_block(grad_body, cols, head, cols < body, row_grad, capped, u, g, x, o)
+        mask, written = cols < end, cols < body
+        capped, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "evict_first")
+        store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, x, o)
     if EDGES:
-        edge = _edges(head, body, classes, VEC)
+        edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
-        capped_edge, u_edge = load_block(z_row, edge, 0, at_edge, x, o, "")
-        store_block(grad_row, edge, 0, edge < classes, row_grad, capped_edge, u_edge, g, x, o)
+        written_edge = edge < classes
+        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
+        store_block(grad_row + edge, edge, 0, written_edge, written_edge, row_grad, capped_edge, u_edge, g, x, o)

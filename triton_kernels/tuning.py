@@ -30,8 +30,25 @@ SWEEP_WARPS = 4
 # Loss and gradient in one launch read the row twice: the fewer rows in flight, the more of each is still in the cache.
 # Threads per multiprocessor at the 64 registers that such a sweep takes; a program of 32 warps gets no more.
 THREADS = 1024
-# With heavy options 16 elements per thread spill there.
+# With heavy options 16 elements per thread spill there, and take up to 240 registers in the sigmoid family.
 HEAVY_PER_THREAD = 8
+# Warps of a program of the sigmoid family, whose elements need nothing from each other: as SWEEP_WARPS.
+ELEMENT_WARPS = 4
+# Neighbouring pixels of a class that a program reads, as one warp does at once.
+PIXEL_BYTES = WARP * 16
+# Most classes that a pixel's tile holds: 19 and 21 of the usual segmentation data sets pad to 32.
+TILE_PIXEL_CLASSES = 64
+TILE_PIXEL_WARPS = 8
+# Pixels of a lane, each with sums and coefficients of its own: 8 (16 bytes of bfloat16) take up to 240 registers.
+PIXELS_PER_LANE = 4
+# Neighbouring pixels of a class that one warp reads.
+PIXEL_RUN = WARP * PIXELS_PER_LANE
+# Classes that a lane takes at once in a sweep over images: each change of the maximum costs an exp per lane.
+PIXEL_STEPS = 4
+# Fewest neighbouring pixels that a program reads: 64 bytes of bfloat16, one access of HBM.
+LEAST_PIXELS = 32
+# As THREADS, at the 128 registers of a sweep over images.
+PIXEL_THREADS = 512
 # Share of the L2 cache for the logits of rows in flight; the rest is for the gradient on its way out.
 CACHE_SHARE = 0.5
 # Cache per multiprocessor where the driver does not say: an A100's, the smallest of the data-centre GPUs.
@@ -57,8 +74,41 @@ class Sweep(NamedTuple):
     edges: bool
 
 
+class ElementRows(NamedTuple):
+    """Launch over ``rows`` rows in blocks; ``lanes`` sums of ``run`` neighbours are kept apart until the end."""
+
+    rows: int
+    block: int
+    lanes: int
+    run: int
+    warps: int
+    vec: int
+    edges: bool
+
+
+class Pixels(NamedTuple):
+    """Launch over ``pixels`` pixels, ``classes`` at a time, of which ``groups`` are summed apart until the end."""
+
+    pixels: int
+    classes: int
+    groups: int
+    warps: int
+    vec: int
+
+
 def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def _whole_rows(classes: int, vec: int, per_thread: int = PER_THREAD) -> tuple[int, int, int]:
+    """Rows per program, their width and the warps, where a row lies in registers."""
+    block = max(_power_of_two(classes), SMALLEST_BLOCK)
+    if block > WARP * per_thread:
+        return 1, block, block // (WARP * per_thread)
+    threads = min(block // vec, WARP)  # of one row
+    warps = TILE_WARPS if block // vec <= WARP else 1
+    rows_per_thread = max(1, min(per_thread * threads // block, ROWS_PER_THREAD))
+    return rows_per_thread * (WARP // threads) * warps, block, warps
 
 
 def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Tile:
@@ -66,13 +116,7 @@ def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -
     vec = 16 // itemsize
     if not aligned or any(n % vec for n in (classes, *strides)):
         vec = 1
-    block = max(_power_of_two(classes), SMALLEST_BLOCK)
-    if block > WARP * PER_THREAD:
-        return Tile(1, block, block // (WARP * PER_THREAD), vec)
-    threads = min(block // vec, WARP)  # of one row
-    warps = TILE_WARPS if block // vec <= WARP else 1
-    rows_per_thread = min(PER_THREAD * threads // block, ROWS_PER_THREAD)
-    return Tile(rows_per_thread * (WARP // threads) * warps, block, warps, vec)
+    return Tile(*_whole_rows(classes, vec), vec)
 
 
 def sweep(
@@ -105,6 +149,69 @@ def sweep(
         vec=vec,
         edges=any(n % vec for n in (classes, strides[0])),
     )
+
+
+def _elements(heavy: bool) -> int:
+    return WARP * ELEMENT_WARPS * (HEAVY_PER_THREAD if heavy else PER_THREAD)
+
+
+def element_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool) -> ElementRows:
+    """For rows of the sigmoid family.
+
+    ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient or dense targets.
+    """
+    vec = 16 // itemsize
+    if not aligned or any((n - strides[0]) % vec for n in strides):
+        vec = 1
+    edges = any(n % vec for n in (classes, strides[0]))
+    longest = _elements(heavy)
+    if classes > longest:
+        return ElementRows(1, longest, WARP * ELEMENT_WARPS, vec, ELEMENT_WARPS, vec, edges)
+    rows, block, warps = _whole_rows(classes, vec, longest // (WARP * ELEMENT_WARPS))
+    return ElementRows(rows, block, rows, block, warps, vec, edges)
+
+
+def pixel_vector(itemsize: int, pixels: int, strides: tuple[int, ...], aligned: bool) -> int:
+    """Elements in 16 bytes where images allow such accesses, else 1. ``strides``: of images and classes."""
+    vec = 16 // itemsize
+    return 1 if not aligned or any(n % vec for n in (pixels, *strides)) else vec
+
+
+def element_pixels(
+    classes: int, pixels: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool
+) -> Pixels:
+    """For images of the sigmoid family, and for the multiplication of images by a factor."""
+    vec, elements = pixel_vector(itemsize, pixels, strides, aligned), _elements(heavy)
+    block = min(_power_of_two(classes), elements * itemsize // PIXEL_BYTES)
+    groups = max(1, WARP * ELEMENT_WARPS * vec * block // elements)
+    return Pixels(elements // block, block, min(groups, block), ELEMENT_WARPS, vec)
+
+
+def pixel_tile(classes: int, vec: int) -> Pixels:
+    """For images of up to TILE_PIXEL_CLASSES classes: each lane has PIXELS_PER_LANE pixels of up to four classes."""
+    block = _power_of_two(classes)
+    elements = WARP * PER_THREAD
+    pixels = min(max(PIXEL_RUN, TILE_WARPS * elements // block), TILE_WARPS * PIXEL_RUN)
+    pixels = min(pixels, TILE_PIXEL_WARPS * elements // block)
+    return Pixels(pixels, block, 1, max(TILE_WARPS, block * pixels // elements), min(vec, PIXELS_PER_LANE))
+
+
+def pixel_sweep(classes: int, itemsize: int, vec: int, twice: bool, heavy: bool, cache: int) -> Pixels:
+    """For images of more classes; ``twice``, ``heavy`` and ``cache`` as sweep()."""
+    vec, warps, pixels = min(vec, PIXELS_PER_LANE), SWEEP_WARPS, PIXEL_RUN
+    if twice:
+        while warps * WARP < PIXEL_THREADS and _in_flight(warps, pixels, classes, itemsize) > CACHE_SHARE * cache:
+            warps *= 2
+        while pixels > LEAST_PIXELS and _in_flight(warps, pixels, classes, itemsize) > CACHE_SHARE * cache:
+            pixels //= 2
+    groups = max(1, WARP * warps * vec // pixels)
+    steps = PIXEL_STEPS // 2 if heavy or classes < 4 * groups * PIXEL_STEPS else PIXEL_STEPS
+    return Pixels(pixels, groups * steps, groups, warps, vec)
+
+
+def _in_flight(warps: int, pixels: int, classes: int, itemsize: int) -> int:
+    """Bytes of the logits that the programs of a multiprocessor work on."""
+    return PIXEL_THREADS // (WARP * warps) * pixels * classes * itemsize
 
 
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:

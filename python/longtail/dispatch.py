@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import cuda_library, images
+from . import cuda_library, fallback, images
 
 COMPILED = ("cuda", "cpu")
 """Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
 
-STRIDED = ("cpu",)
+STRIDED = ("triton", "cpu")
 """Backends whose kernels walk the classes of images [N, C, P] with their stride."""
 
 NAMES = ("cuda", "triton", "cpu", "reference")
@@ -174,27 +174,38 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     key = (op, device.type, _forced)
     found = _kernels.get(key)
     if found is None:
-        name = selected(device)
-        found = _implementation(name, op)
-        _kernels[key] = found = found if name in STRIDED else images.through_rows(op, found)
+        _kernels[key] = found = _serving_images(op, *_implementation(selected(device), op))
     return found
 
 
-def _implementation(name: str, op: str) -> Callable[..., Any]:
-    """The kernel of one backend; of the next one that serves its tensors where it has none of that operator."""
+def _after_cuda() -> str:
+    return "triton" if _triton_missing() is None else "reference"
+
+
+def _implementation(name: str, op: str) -> tuple[str, Callable[..., Any]]:
+    """The kernel of a backend, or of the next one that serves its tensors where it has none; and whose it is."""
     if name == "cuda":
-        return cuda_library.operator(op) or _implementation("triton" if _triton_missing() is None else "reference", op)
+        compiled = cuda_library.operator(op)
+        return (name, compiled) if compiled else _implementation(_after_cuda(), op)
     if name == "cpu":
-        compiled: Callable[..., Any] = getattr(torch.ops.longtail_cpu, op).default
-        return compiled
-    return getattr(_operators(name, op), op)
-
-
-def _operators(name: str, op: str) -> Any:
+        return name, getattr(torch.ops.longtail_cpu, op).default
     if name == "triton":
-        kernels = importlib.import_module("longtail.triton_kernels")
-        if op in kernels.OPERATORS:
-            return importlib.import_module(f"longtail.triton_kernels.{kernels.OPERATORS[op]}")
-    from . import fallback
+        operators = importlib.import_module("longtail.triton_kernels").OPERATORS
+        if op in operators:
+            return name, getattr(importlib.import_module(f"longtail.triton_kernels.{operators[op]}"), op)
+    return "reference", getattr(fallback, op)
 
-    return fallback
+
+def _serving_images(op: str, name: str, found: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend's kernel, made to accept images [N, C, P] where it knows rows [N, C] alone."""
+    if name in STRIDED or op == "mean_denominator":
+        return found
+    other, strided = _implementation(_after_cuda(), op) if name == "cuda" else (name, found)
+    if other not in STRIDED:
+        return images.through_rows(op, found)
+    position = images.logits_position(op)
+
+    def call(*args: Any) -> Any:
+        return strided(*args) if args[position].dim() == 3 else found(*args)
+
+    return call

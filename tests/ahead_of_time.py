@@ -1,0 +1,85 @@
+"""Compiling Triton kernels ahead of time: launchers run as they are, over a driver that stops short of the launch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import triton
+
+ARCHS = (80, 90, 100)
+PASSES = ("loss", "backward", "both")
+WIDE = re.compile(r"(ld|st)\.global\S*\.v4\.b32")
+
+
+class Driver:
+    """What Triton asks of a driver before it launches."""
+
+    def __init__(self, arch: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # kernels are kept by device
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+class Recorder(NamedTuple):
+    """Stands in for a kernel: compiles what would be launched."""
+
+    kernel: Any
+    compiled: list[Any]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.compiled.append(self.kernel.warmup(*args, grid=grid, **kwargs))
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> list[Any]:
+    """The kernels that the launchers of ``module`` ask for, in order; Triton's own driver comes back afterwards."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", None)
+    found: list[Any] = []
+    for name in names:
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
+    return found
+
+
+def activate(arch: int) -> None:
+    triton.runtime.driver.set_active(Driver(arch))
+
+
+def local_memory(kernel: Any, directory: Path) -> int:
+    """Bytes of local memory per thread, which is where registers spill to, from the assembler's own report."""
+    cubin = directory / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    done = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True)
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout))
+    assert int(used["REG"]) > 0, done.stdout
+    return int(used["STACK"]) + int(used["LOCAL"])
+
+
+def accesses(kernel: Any) -> dict[str, int]:
+    """16-byte loads and stores of global memory in the PTX."""
+    kinds = [match.group(1) for match in WIDE.finditer(kernel.asm["ptx"])]
+    return {kind: kinds.count(kind) for kind in ("ld", "st")}
+
+
+def longest_loop(kernel: Any) -> str:
+    """The block of the PTX with most exponentials."""
+    blocks = re.split(r"^\$L__BB\S+:", kernel.asm["ptx"], flags=re.MULTILINE)
+    return max(blocks, key=lambda block: block.count("ex2.approx"))
+
+
+def has_barrier(code: str) -> bool:
+    """Whether threads wait for each other, or exchange anything."""
+    return bool(re.search(r"bar\.sync|shfl|ld\.shared|st\.shared", code))

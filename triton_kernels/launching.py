@@ -1,0 +1,40 @@
+"""What every launcher does: which tensors the kernels serve, on which device, and how kernels are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtail import fallback, images
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
+COMPILE: dict[str, Any] = {"debug": True, "sanitize_overflow": False, "enable_fp_fusion": True, "num_stages": 1}
+
+
+def served(logits: Tensor) -> bool:
+    """float64 is for checking gradients, not for speed: it goes to the reference, as other ranks do for its errors."""
+    return logits.dtype in DTYPES and logits.dim() in (2, 3)
+
+
+def reference(op: str) -> Callable[..., Any]:
+    """Operator ``op`` where no kernel serves its logits."""
+    return images.through_rows(op, getattr(fallback, op))
+
+
+def on(device: torch.device) -> Any:
+    """Triton launches on the current device, and on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def aligned(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+
+
+def switch(value: float | None, off: float = 0.0) -> float | None:
+    """An option as kernels take it: None, which is compiled out, where it is off."""
+    return None if value is None or value == off else float(value)

@@ -1,0 +1,86 @@
+"""Gradients made in forward, times the upstream gradient: kernels for rows and for images, and their launcher."""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from longtail import images
+
+from . import tuning
+from .checks import check_factor, check_layout
+from .launching import COMPILE, aligned, on, reference, served
+from .softmax_pixels import first_class, of_class, place
+
+INTEGERS = ["stride", "class_stride", "factor_stride", "rows", "classes", "pixels"]
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=["factor"])
+def scale_rows_kernel(
+    grad, factor, stride, factor_stride, rows, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr
+):
+    """Multiplies the rows of grad [N, C] by factor [N], in place.
+
+    grid: ceil(N / ROWS) programs of ROWS rows. Sweeps: one, or none where all the factors are 1.
+    reads: factor [N] (one number again and again if its stride is 0); grad [N, C] once unless the factors are 1.
+    writes: grad, likewise. VEC: as tile_kernel.
+    bytes: 4 per row where the factors are 1, else two passes over grad.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    f = tl.load(factor + row * factor_stride, mask=row < rows, other=1.0)
+    if tl.max(tl.where(f == 1.0, 0, 1)) != 0:
+        grad_row = grad + row * stride // VEC * VEC
+        for start in range(0, classes, BLOCK):
+            cols = start + tl.arange(0, BLOCK)[None, :]
+            mask = (cols < classes // VEC * VEC) & (row < rows)
+            scaled = tl.load(grad_row + cols, mask=mask, other=0.0).to(tl.float32) * f
+            tl.store(grad_row + cols, scaled.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=["factor"])
+def scale_pixels_kernel(
+    grad, factor, stride, class_stride, factor_stride, rows, classes, pixels,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """Multiplies the pixels of grad [N, C, P] by factor [N * P], in place.
+
+    grid: ceil(N * P / PIXELS) programs. Sweeps: one, or none where all the factors are 1.
+    reads: factor (one number again and again if its stride is 0); grad once unless the factors are 1.
+    writes: grad, likewise. VEC: as pixel_tile_kernel.
+    bytes: 4 per pixel where the factors are 1, else two passes over grad.
+    """
+    at = place(rows, pixels, PIXELS, VEC)
+    f = tl.load(factor + at.row * factor_stride, mask=at.exists, other=1.0)
+    if tl.max(tl.where(f == 1.0, 0, 1)) != 0:
+        first = first_class(grad, at, stride, VEC)
+        for start in range(0, classes, CLASSES):
+            cls = start + tl.arange(0, CLASSES)[:, None]
+            to = of_class(first, cls, class_stride, VEC)
+            mask = (cls < classes) & at.exists
+            scaled = tl.load(to, mask=mask, other=0.0).to(tl.float32) * f
+            tl.store(to, scaled.to(grad.dtype.element_ty), mask=mask)
+
+
+def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
+    if not served(grad):
+        reference("scale_grad_")(grad, grad_loss)
+        return
+    check_layout("grad", grad)
+    check_factor("grad_loss", grad_loss, grad)
+    if grad.numel() == 0:
+        return
+    c, every, factor_stride = grad.shape[1], aligned(grad), grad_loss.stride(0)
+    rows = images.row_count(grad)
+    with on(grad.device):
+        if grad.dim() == 2:
+            t = tuning.scaling(c, grad.itemsize, grad.stride(0), every)
+            arguments = (grad, grad_loss, grad.stride(0), factor_stride, rows, c)
+            scale_rows_kernel[(triton.cdiv(rows, t.rows),)](
+                *arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE
+            )
+            return
+        p = tuning.element_pixels(c, grad.shape[2], grad.itemsize, grad.stride()[:2], every, False)
+        scale_pixels_kernel[(triton.cdiv(rows, p.pixels),)](
+            grad, grad_loss, *grad.stride()[:2], factor_stride, rows, c, grad.shape[2],
+            PIXELS=p.pixels, CLASSES=p.classes, VEC=p.vec, num_warps=p.warps, **COMPILE,
+        )  # fmt: skip
