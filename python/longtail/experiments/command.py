@@ -114,14 +114,16 @@ def _run_digits(arguments: argparse.Namespace) -> None:
 
 
 def _run_tokens(arguments: argparse.Namespace) -> None:
-    from . import tokens, tokens_data, tokens_report
+    from . import tokens, tokens_data, tokens_model, tokens_report
     from .output import progress_bar
 
     plan = {"steps": 600, "vocabulary": 32768}
     plan |= _chosen(arguments, ("steps", "vocabulary"), {"steps": 4, "vocabulary": 1024})
     steps, folder = plan["steps"], tokens_data.standard_library()
     corpus = tokens_data.load_corpus(plan["vocabulary"], folder, every=20 if arguments.quick else 1)
-    models = len(tokens.cross_entropies()) + len(tokens.variants(class_counts(corpus.train, len(corpus.vocabulary))))
+    models = len(tokens_model.cross_entropies()) + len(
+        tokens_model.variants(class_counts(corpus.train, len(corpus.vocabulary)))
+    )
     with progress_bar(models * steps) as advance:
         together = tokens.train_together(corpus, steps, arguments.seed, advance)
         others = tokens.train_variants(corpus, steps, arguments.seed, advance)
