@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 import longtail
 from longtail.__main__ import main
-from longtail.experiments import tokens, tokens_data
+from longtail.experiments import tokens, tokens_data, tokens_model
 from longtail.experiments.tokens_data import UNKNOWN, build_vocabulary, load_corpus, tokenize
 
 
@@ -105,22 +105,51 @@ def test_equal_objectives_have_equal_losses_at_every_step(corpus):
     assert [len(learner.losses) for learner in learners] == [6, 6, 6]
     assert learners[0].losses[0] != learners[0].losses[1]
     for learner in learners:
-        assert tokens.largest_difference(learners[0], learner) < 1e-5
+        assert all(tokens.loss_difference(learners[0], learner, step) < 1e-5 for step in range(6))
+        assert learner.apart.gradient < 1e-5
         assert learner.losses[5] < learner.losses[0]
 
 
 @pytest.mark.parametrize("wrong", [1.01, math.nan])
 def test_unequal_losses_stop_the_run(wrong, corpus, monkeypatch, tmp_path, capsys):
-    correct = tokens.cross_entropy
-    monkeypatch.setattr(tokens, "cross_entropy", lambda *args, **options: correct(*args, **options) * wrong)
-    with pytest.raises(tokens.UnequalLosses, match=r"step 1: longtail\.cross_entropy has loss"):
+    correct = tokens_model.cross_entropy
+    monkeypatch.setattr(tokens_model, "cross_entropy", lambda *args, **options: correct(*args, **options) * wrong)
+    with pytest.raises(tokens.UnequalLosses, match=r"longtail\.cross_entropy: the loss at the weights of step 1 is"):
         tokens.train_together(corpus, 2, 0, lambda _: None)
     monkeypatch.setattr(tokens_data, "load_corpus", lambda *_, **__: corpus)
     with pytest.raises(SystemExit) as stop:
         main(["experiment", "tokens", "--quick", "--output", str(tmp_path)])
     assert stop.value.code == 1
-    assert "nothing written: step 1: longtail.cross_entropy" in capsys.readouterr().err
+    assert "nothing written: longtail.cross_entropy: the loss" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_gradient_stops_the_run(corpus, monkeypatch):
+    """The right loss, with 1 % too much gradient in a single class."""
+    correct = tokens_model.cross_entropy
+
+    def wrong(logits, target, **options):
+        seen = logits.clone()
+        seen.register_hook(lambda grad: grad * (1 + 0.01 * (torch.arange(40) == 3)))
+        return correct(seen, target, **options)
+
+    monkeypatch.setattr(tokens_model, "cross_entropy", wrong)
+    with pytest.raises(tokens.UnequalLosses, match=r"the gradient at the weights of step 1 is"):
+        tokens.train_together(corpus, 2, 0, lambda _: None)
+
+
+def test_a_model_that_takes_another_path_early_stops_the_run(corpus, monkeypatch):
+    learners = iter(range(3))
+    build = tokens.Learner.__init__
+
+    def other_rate(self, *arguments):
+        build(self, *arguments)
+        if next(learners) == 2:
+            self.optimizer.param_groups[0]["eps"] = 1.0
+
+    monkeypatch.setattr(tokens.Learner, "__init__", other_rate)
+    with pytest.raises(tokens.UnequalLosses, match=r"linear_cross_entropy: the loss of step 2 is"):
+        tokens.train_together(corpus, 3, 0, lambda _: None)
 
 
 def test_every_objective_trains_and_starts_alike(corpus):
@@ -134,16 +163,16 @@ def test_every_objective_trains_and_starts_alike(corpus):
 
 def test_variants_are_their_formulas(corpus):
     counts = longtail.class_counts(corpus.train, 40)
-    hidden, weight = torch.randn(10, tokens.WIDTH), torch.randn(40, tokens.WIDTH) / 8
+    hidden, weight = torch.randn(10, tokens_model.WIDTH), torch.randn(40, tokens_model.WIDTH) / 8
     target = torch.arange(10) + 1
-    by_name = {objective.name: objective for objective in tokens.variants(counts)}
+    by_name = {objective.name: objective for objective in tokens_model.variants(counts)}
     logits = hidden @ weight.T
     prior = (counts / counts.sum()).log()
     adjusted = by_name["logit adjustment, tau 1"]
     torch.testing.assert_close(adjusted.loss(hidden, weight, target), F.cross_entropy(logits + prior, target))
     torch.testing.assert_close(adjusted.prior, prior)
     effective = longtail.effective_number_weight(counts, 0.9)
-    expected = (effective[target] * F.cross_entropy(logits, target, reduction="none")).mean()
+    expected = F.cross_entropy(logits, target, effective)
     torch.testing.assert_close(by_name["class-balanced, beta 0.9"].loss(hidden, weight, target), expected)
     focal = longtail.focal_loss(logits, target, gamma=1.0)
     torch.testing.assert_close(by_name["softmax focal, gamma 1"].loss(hidden, weight, target), focal)
@@ -153,7 +182,7 @@ def test_variants_are_their_formulas(corpus):
 def test_perplexity_and_accuracy_by_group(corpus, with_prior, monkeypatch):
     monkeypatch.setattr(tokens, "HEAD_RANK", 5)
     monkeypatch.setattr(tokens, "MID_RANK", 15)
-    model = tokens.LanguageModel(40, 0)
+    model = tokens_model.LanguageModel(40, 0)
     prior = torch.randn(40) if with_prior else None
     found = tokens.evaluate(model, corpus, prior, sequences=16)
     starts = torch.linspace(0, 1500 - 65, 16).long()
@@ -171,7 +200,7 @@ def test_perplexity_and_accuracy_by_group(corpus, with_prior, monkeypatch):
 
 
 def test_learning_rate_rises_then_falls(corpus):
-    learner = tokens.Learner(tokens.cross_entropies()[0], corpus, 20, 0)
+    learner = tokens.Learner(tokens_model.cross_entropies()[0], corpus, 20, 0)
     rates = []
     for window in tokens.batches(corpus.train, 20, 0):
         learner.step(window)
@@ -199,9 +228,10 @@ def test_quick_command_writes_every_row_and_the_picture(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 9  # logit adjustment is evaluated both ways
     plain, fused, linear = rows[:3]
-    assert float(plain["largest_loss_difference"]) == 0
+    assert float(plain["any_loss_difference"]) == float(plain["gradient_difference"]) == 0
     for row in (fused, linear):
-        assert float(row["largest_loss_difference"]) < 1e-5
+        for name in ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference"):
+            assert float(row[name]) < 1e-5
         assert float(row["tokens_per_second"]) == pytest.approx(1024e3 / float(row["step_ms"]), rel=1e-4)
         assert row["perplexity_overall"][:5] == plain["perplexity_overall"][:5]
     for row in rows:

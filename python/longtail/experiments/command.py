@@ -51,7 +51,7 @@ def _add_digits(names: Any) -> None:
 
 def _add_tokens(names: Any) -> None:
     parser = _common(names, "tokens", "a language model over Python's standard library: quality, speed and memory")
-    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each model (default: 600, quick: 4)")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each model (default: 500, quick: 4)")
     parser.add_argument("--vocabulary", type=positive_int, metavar="N", help="default: 32768 (quick: 1024)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
@@ -114,14 +114,16 @@ def _run_digits(arguments: argparse.Namespace) -> None:
 
 
 def _run_tokens(arguments: argparse.Namespace) -> None:
-    from . import tokens, tokens_data, tokens_report
+    from . import tokens, tokens_data, tokens_model, tokens_report
     from .output import progress_bar
 
-    plan = {"steps": 600, "vocabulary": 32768}
+    plan = {"steps": 500, "vocabulary": 32768}
     plan |= _chosen(arguments, ("steps", "vocabulary"), {"steps": 4, "vocabulary": 1024})
     steps, folder = plan["steps"], tokens_data.standard_library()
     corpus = tokens_data.load_corpus(plan["vocabulary"], folder, every=20 if arguments.quick else 1)
-    models = len(tokens.cross_entropies()) + len(tokens.variants(class_counts(corpus.train, len(corpus.vocabulary))))
+    models = len(tokens_model.cross_entropies()) + len(
+        tokens_model.variants(class_counts(corpus.train, len(corpus.vocabulary)))
+    )
     with progress_bar(models * steps) as advance:
         together = tokens.train_together(corpus, steps, arguments.seed, advance)
         others = tokens.train_variants(corpus, steps, arguments.seed, advance)

@@ -1,8 +1,9 @@
 """A small language model over text with a Zipf tail: one objective three ways, and objectives against each other.
 
 First three models advance together, a step each in turn: plain PyTorch, the loss fused, projection and loss fused.
-They start from the same weights and read the same tokens, so that every step has to give them the same loss; time and
-memory are theirs. Then one model for each of the other objectives, all with the projection fused, same start and order.
+They start from the same weights and read the same tokens: the first steps have to give them the same loss, and so,
+with its gradients, any step at the same weights. Time and memory are theirs. Then one model for each of the other
+objectives, all with the projection fused, same start and order.
 """
 
 from __future__ import annotations
@@ -10,104 +11,40 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..class_balance import class_counts, effective_number_weight, logit_adjustment
-from ..functional import cross_entropy
+from ..class_balance import class_counts
 from ..linear_cross_entropy import linear_cross_entropy
 from ..peak_memory import PeakMemory
 from .output import Advance, Row, with_provenance
 from .tokens_data import UNKNOWN_ID, Corpus
+from .tokens_model import WIDTH, LanguageModel, Objective, cross_entropies, variants
 
-WIDTH = 64
 SEQUENCES, LENGTH = 16, 64  # of a batch
 LEARNING_RATE, EPSILON = 0.03, 1e-4  # of Adam; chosen for cross-entropy alone, on a seed that is not the default
 WARM_UP = 0.1  # of the steps
 HELD_OUT_SEQUENCES = 1024
 HEAD_RANK, MID_RANK = 128, 1024
-TOLERANCE = 1e-3
-"""Largest relative difference between the losses of equal objectives at any step."""
+EARLY_STEPS, EARLY_TOLERANCE = 40, 1e-4
+"""Of equal objectives: relative difference of the losses in the first steps, each model at its own weights. Later the
+paths part, as those of any two orders of summation do: training amplifies the last digit."""
+CHECK_EVERY, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 20, 1e-5, 1e-4
+"""At the weights of plain PyTorch's model, every so many steps: loss, and norm of the gradients' difference."""
 
 
 class UnequalLosses(AssertionError):
     """Two ways to compute one objective disagree."""
 
 
-class Objective(NamedTuple):
-    """A loss on hidden states [N, D], output weights [V, D] and the next tokens [N]."""
+class Apart(NamedTuple):
+    """Largest relative differences to plain PyTorch at the same weights."""
 
-    name: str
-    implementation: str
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    prior: Tensor | None = None  # log-priors [V] that belong to the logits as a model of the text
-
-
-class LanguageModel(nn.Module):
-    """A GRU between an embedding and the same embedding as output layer; most of its work is that layer.
-
-    Args:
-        vocabulary_size: V.
-        seed: of the initialisation.
-    """
-
-    def __init__(self, vocabulary_size: int, seed: int) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
-            self.embedding = nn.Embedding(vocabulary_size, WIDTH)
-            nn.init.normal_(self.embedding.weight, std=WIDTH**-0.5)
-            self.layer = nn.GRU(WIDTH, WIDTH, batch_first=True)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] to hidden states [B * T, WIDTH]."""
-        hidden, _ = self.layer(self.embedding(tokens) * WIDTH**0.5)
-        flat: Tensor = hidden.flatten(0, 1)
-        return flat
-
-
-def cross_entropies() -> list[Objective]:
-    """Cross-entropy three ways; the first is the one that the others have to equal."""
-
-    def plain(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden, weight), target)
-
-    def fused(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = cross_entropy(F.linear(hidden, weight), target, gradient="inplace")
-        return loss
-
-    return [
-        Objective("cross-entropy", "F.cross_entropy", plain),
-        Objective("cross-entropy", "longtail.cross_entropy", fused),
-        Objective("cross-entropy", "longtail.linear_cross_entropy", linear_cross_entropy),
-    ]
-
-
-def variants(counts: Tensor) -> list[Objective]:
-    """The objectives for long tails; counts [V] are of the training text."""
-
-    def objective(name: str, prior: Tensor | None = None, **options: Any) -> Objective:
-        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            value: Tensor = linear_cross_entropy(hidden, weight, target, **options)
-            return value
-
-        return Objective(name, "longtail.linear_cross_entropy", loss, prior)
-
-    def weights(beta: float) -> dict[str, Any]:
-        return {"weight": effective_number_weight(counts, beta, "clamp"), "normalizer": "count"}
-
-    prior = logit_adjustment(counts, 1.0, "clamp")
-    return [
-        objective("logit adjustment, tau 1", prior, class_bias=prior),
-        objective("class-balanced, beta 0.9", **weights(0.9)),
-        objective("class-balanced, beta 0.9999", **weights(0.9999)),
-        objective("complement cross-entropy", complement_gamma=-1.0),
-        objective("softmax focal, gamma 1", focal_gamma=1.0),
-    ]
+    loss: float
+    gradient: float
 
 
 class Learner:
@@ -120,6 +57,7 @@ class Learner:
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.peak: int | None = None  # bytes of one step
+        self.apart = Apart(0.0, 0.0)
 
     def step(self, tokens: Tensor) -> None:
         """One step on [B, T + 1] tokens; the learning rate rises over the first steps, then falls to 0 in a line."""
@@ -138,6 +76,13 @@ class Learner:
         loss.backward()
         self.optimizer.step()
         self.losses.append(loss.item())
+
+    def loss_and_gradients(self, model: LanguageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and all gradients in one vector, at another model's weights, which stay as they are."""
+        hidden = model(tokens[:, :-1])
+        loss = self.objective.loss(hidden, model.embedding.weight, tokens[:, 1:].flatten())
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
     def measure_memory(self, tokens: Tensor) -> None:
         """Peak memory of one more step, beyond what model and optimizer hold; leaves losses and times as they are."""
@@ -161,36 +106,49 @@ def train_together(corpus: Corpus, steps: int, seed: int, advance: Advance) -> l
     """The three cross-entropies, a step each in an order that rotates.
 
     Raises:
-        UnequalLosses: at some step a loss is not that of plain PyTorch.
+        UnequalLosses: loss or gradients are not those of plain PyTorch.
     """
     learners = [Learner(objective, corpus, steps, seed) for objective in cross_entropies()]
     for i, tokens in enumerate(batches(corpus.train, steps, seed)):
+        if i % CHECK_EVERY == 0:
+            check_at_the_same_weights(learners, tokens)
         for learner in learners[i % len(learners) :] + learners[: i % len(learners)]:
             learner.step(tokens)
             advance(f"step {i + 1} of {steps}: {learner.objective.implementation}")
-        for learner in learners[1:]:
-            largest_difference(learners[0], learner)
+        for learner in learners[1:] if i < EARLY_STEPS else ():
+            _check(learner, f"loss of step {i + 1}", loss_difference(learners[0], learner, i), EARLY_TOLERANCE)
     last = next(batches(corpus.train, 1, seed))
     for learner in learners:
         learner.measure_memory(last)
     return learners
 
 
-def largest_difference(first: Learner, other: Learner) -> float:
-    """Largest relative difference between their losses, step by step.
+def check_at_the_same_weights(learners: list[Learner], tokens: Tensor) -> None:
+    """Compares loss and gradients of all learners at the first one's weights, and keeps the largest differences."""
+    first, *others = learners
+    loss, gradient = first.loss_and_gradients(first.model, tokens)
+    for learner in others:
+        own_loss, own_gradient = learner.loss_and_gradients(first.model, tokens)
+        found = Apart(
+            ((own_loss - loss).abs() / loss).item(), ((own_gradient - gradient).norm() / gradient.norm()).item()
+        )
+        where = f"at the weights of step {len(first.losses) + 1}"
+        _check(learner, f"loss {where}", found.loss, LOSS_TOLERANCE)
+        _check(learner, f"gradient {where}", found.gradient, GRADIENT_TOLERANCE)
+        learner.apart = Apart(max(found.loss, learner.apart.loss), max(found.gradient, learner.apart.gradient))
 
-    Raises:
-        UnequalLosses: it exceeds ``TOLERANCE``.
-    """
-    largest = 0.0
-    for i, (a, b) in enumerate(zip(first.losses, other.losses, strict=True)):
-        difference = abs(a - b) / abs(a)
-        if not difference <= TOLERANCE:  # NaN too
-            raise UnequalLosses(
-                f"step {i + 1}: {other.objective.implementation} has loss {b!r}, {first.objective.implementation} {a!r}"
-            )
-        largest = max(largest, difference)
-    return largest
+
+def loss_difference(first: Learner, other: Learner, step: int) -> float:
+    """Relative difference of their losses at a step, each at its own weights."""
+    return abs(first.losses[step] - other.losses[step]) / abs(first.losses[step])
+
+
+def _check(learner: Learner, what: str, difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:  # NaN too
+        raise UnequalLosses(
+            f"{learner.objective.implementation}: the {what} is {difference:.2g} off plain PyTorch's, relatively, "
+            f"expected at most {tolerance:g}"
+        )
 
 
 def train_variants(corpus: Corpus, steps: int, seed: int, advance: Advance) -> list[Learner]:
@@ -285,12 +243,14 @@ def _settings(corpus: Corpus, learner: Learner, seed: int) -> Row:
 
 def _speed(learner: Learner, together: list[Learner]) -> Row:
     """Time, memory and agreement of the models that advanced together; empty for the others."""
+    names = ("step_ms", "tokens_per_second", "peak_extra_MB")
+    differences = ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference")
     if learner not in together:
-        return dict.fromkeys(("step_ms", "tokens_per_second", "peak_extra_MB", "largest_loss_difference"))
+        return dict.fromkeys((*names, *differences))
     seconds = statistics.median(learner.seconds)
+    peak = None if learner.peak is None else learner.peak / 1e6
+    apart = [loss_difference(together[0], learner, step) for step in range(learner.steps)]
     return {
-        "step_ms": 1e3 * seconds,
-        "tokens_per_second": SEQUENCES * LENGTH / seconds,
-        "peak_extra_MB": None if learner.peak is None else learner.peak / 1e6,
-        "largest_loss_difference": largest_difference(together[0], learner),
+        **dict(zip(names, (1e3 * seconds, SEQUENCES * LENGTH / seconds, peak), strict=True)),
+        **dict(zip(differences, (*learner.apart, max(apart[:EARLY_STEPS]), max(apart)), strict=True)),
     }
