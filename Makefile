@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-gpu bench bench-gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(VENV)/.test
+	$(BIN)/python -m bench gpu
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
