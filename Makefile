@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test bench gpu lint format clean
+.PHONY: demo test test-gpu bench gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench

@@ -129,7 +129,8 @@ def test_more_than_2_31_elements(classes: int) -> None:
     assert_close(logits[-3:], 2 * grad)
 
 
-@pytest.mark.parametrize("name", ["softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad"])
+@pytest.mark.parametrize("name", ["softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad",
+                                  "softmax_loss_and_grad_", "scale_grad_"])  # fmt: skip
 @pytest.mark.parametrize("classes", [11, 5000])
 def test_opcheck(classes: int, name: str) -> None:
     logits, target = cases.random_case(7, classes)
@@ -140,6 +141,8 @@ def test_opcheck(classes: int, name: str) -> None:
         "softmax_loss": (logits, target, *tail),
         "softmax_loss_backward": (up, logits, target, ops.softmax_loss(logits, target, *tail)[1], *tail),
         "softmax_loss_and_grad": (up, logits, target, *tail),
+        "softmax_loss_and_grad_": (up, logits, target, *tail),
+        "scale_grad_": (logits, up),
     }[name]
     torch.library.opcheck(getattr(ops, name).default, arguments)
 

@@ -32,8 +32,8 @@ from ahead_of_time import (  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
-# Rows in registers; swept ones that are aligned; GPT-2's vocabulary, whose rows begin anywhere.
-CLASSES = (1000, 4096, 128256, 50257)
+# Rows in registers, aligned and not; swept ones that are aligned; GPT-2's vocabulary, whose rows begin anywhere.
+CLASSES = (1000, 1203, 4096, 128256, 50257)
 
 
 @pytest.fixture

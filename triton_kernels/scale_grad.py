@@ -23,7 +23,8 @@ def scale_rows_kernel(
 
     grid: ceil(N / ROWS) programs of ROWS rows. Sweeps: one, or none where all the factors are 1.
     reads: factor [N] (one number again and again if its stride is 0); grad [N, C] once unless the factors are 1.
-    writes: grad, likewise. VEC: as tile_kernel.
+    writes: grad, likewise. VEC: elements in 16 bytes if C, the stride and the pointer are multiples
+    of them, else 1.
     bytes: 4 per row where the factors are 1, else two passes over grad.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]

@@ -109,7 +109,7 @@ def pixels_kernel(
     r = load_rows(target, grad_loss, target_stride, grad_loss_stride, row, exists, classes, ignore_index, x, o,
                   DENSE, BY_TARGET, UPSTREAMS)  # fmt: skip
     z_image, y_image = first_class(0, here, stride, VEC), first_class(0, here, target_stride, VEC)
-    grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes * p, VEC)
+    grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes.to(tl.int64) * p, VEC)
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
     for start in range(0, classes, CLASSES):
         cls = start + tl.arange(0, CLASSES)[:, None]

@@ -17,11 +17,12 @@ from longtail import images
 from . import tuning
 from .checks import check_loss
 from .launching import COMPILE, aligned, on, reference, served, switch
-from .loss_math import LossOptions, RowStats, empty_stats
+from .loss_math import LossOptions, RowStats, combine, empty_stats
 from .softmax_pixels import pixel_sweep_kernel, pixel_tile_kernel
 from .softmax_rows import (
     Vectors,
     add_block,
+    edges,
     finish_row,
     load_block,
     load_row,
@@ -39,7 +40,8 @@ UNALIGNED = ["target", "grad_loss", "loss", "stats"]
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def tile_kernel(
     logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
-    rows, classes, ignore_index, x, o, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr,
+    rows, classes, ignore_index, x, o,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
     """Short rows, held in registers: C <= BLOCK.
 
@@ -49,19 +51,30 @@ def tile_kernel(
       label smoothing, weight [C] per row, from cache.
     writes: loss [N] and stats [N, 5] (with `loss`); grad [N, C] (with `grad`; may be the logits' own memory).
     bytes: one pass over the logits, one over the gradient, about 40 per row.
-    VEC: elements in 16 bytes if C, both strides and both pointers are multiples of them, else 1.
+    Bodies and edges of rows, VEC: as sweep_kernel.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = row < rows
     g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
-    z_row = logits + row * stride // VEC * VEC  # = row * stride, as a multiple that the compiler sees
+    z_row = logits + row * stride
     u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
+    head = tl.zeros([ROWS, 1], tl.int32)
+    if EDGES:
+        head += ((VEC - row * stride % VEC) % VEC).to(tl.int32)
+    body = (classes - head) // VEC * VEC
     cols = tl.arange(0, BLOCK)[None, :]
-    inside = cols < classes // VEC * VEC
-    mask = inside & counted
-    capped, u = load_block(z_row + cols, cols, 0, mask, mask, x, o, "")
+    mask = (cols < body) & counted
+    z_body = logits + (row * stride + head) // VEC * VEC
+    capped, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "")
+    if EDGES:
+        edge = edges(head, body, classes, VEC)
+        at_edge = (edge < classes) & counted
+        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
     if loss is not None:
-        s = add_block(empty_stats(u_g, ROWS), u, cols, 0, mask, mask, g, True, x, o, ROWS, BLOCK)
+        s = add_block(empty_stats(u_g, ROWS), u, cols, head, mask, mask, g, True, x, o, ROWS, BLOCK)
+        if EDGES:
+            ends = empty_stats(u_g, ROWS)
+            s = combine(s, add_block(ends, u_edge, edge, 0, at_edge, at_edge, g, True, x, o, ROWS, 2 * VEC))
         s = RowStats(s.m[:, None], s.d[:, None], s.t[:, None], u_g, s.U[:, None])
     else:
         s = load_stats(stats + row * 5, 1, counted)
@@ -69,9 +82,12 @@ def tile_kernel(
         s, w_g, v, row, exists, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
     )  # fmt: skip
     if grad is not None:
-        grad_row = grad + row * grad_stride // VEC * VEC
-        written = inside & exists
-        store_block(grad_row + cols, cols, 0, written, written, row_grad, capped, u, g, x, o)
+        written = (cols < body) & exists
+        grad_body = grad + (row * grad_stride + head) // VEC * VEC
+        store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, x, o)
+        if EDGES:
+            written_edge, to = (edge < classes) & exists, grad + row * grad_stride + edge
+            store_block(to, edge, 0, written_edge, written_edge, row_grad, capped_edge, u_edge, g, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
@@ -152,8 +168,8 @@ def _launch_rows(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: Los
     every = aligned(logits, grad)
     if c <= tuning.TILE_CLASSES:
         t = tuning.tile(c, logits.itemsize, strides, every)
-        grid = (triton.cdiv(n, t.rows),)
-        tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
+        constants = {"ROWS": t.rows, "BLOCK": t.block, "VEC": t.vec, "EDGES": t.edges}
+        tile_kernel[(triton.cdiv(n, t.rows),)](*arguments, **constants, num_warps=t.warps, **COMPILE)
         return
     twice, cache = loss is not None and grad is not None, tuning.cache_per_processor(logits.device)
     s = tuning.sweep(c, logits.itemsize, strides, every, twice, heavy, cache)

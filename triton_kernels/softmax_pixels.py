@@ -67,7 +67,7 @@ def pixel_tile_kernel(
     bytes: one pass over the logits, one over the gradient, about 40 per pixel.
     VEC: elements of an access, 4 if P, all strides and all pointers are multiples of 16 bytes, else 1.
     """
-    at = place(rows, pixels, PIXELS, VEC)
+    at, apart = place(rows, pixels, PIXELS, VEC), rows.to(tl.int64)
     g, counted = load_target(target + at.row * target_stride, at.exists, classes, ignore_index)
     z = first_class(logits, at, stride, VEC)
     u_g, w_g, v = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
@@ -79,9 +79,9 @@ def pixel_tile_kernel(
         s = add_block(empty_stats(u_g, PIXELS), u, cls, 0, written, real, g, True, x, o, PIXELS, 1)
         s = as_row(s, u_g)
     else:
-        s = load_stats(stats + at.row, rows, counted)
+        s = load_stats(stats + at.row, apart, counted)
     row_grad = finish_row(
-        s, w_g, v, at.row, at.exists, counted, grad_loss, loss, stats + at.row, rows, grad_loss_stride, classes, x, o
+        s, w_g, v, at.row, at.exists, counted, grad_loss, loss, stats + at.row, apart, grad_loss_stride, classes, x, o
     )  # fmt: skip
     if grad is not None:
         u = tl.where(counted, u, float("-inf"))
@@ -106,7 +106,7 @@ def pixel_sweep_kernel(
       one over the gradient, about 40 per pixel.
     GROUPS of neighbouring classes keep their own stats until the end, as warps read them: no barrier in the loop.
     """
-    at = place(rows, pixels, PIXELS, VEC)
+    at, apart = place(rows, pixels, PIXELS, VEC), rows.to(tl.int64)
     g, counted = load_target(target + at.row * target_stride, at.exists, classes, ignore_index)
     z = first_class(logits, at, stride, VEC)
     u_g, w_g, v = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
@@ -118,13 +118,13 @@ def pixel_sweep_kernel(
             mask = real & at.exists
             _, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, mask, real, x, o, "")
             s = add_block(s, u, cls, 0, mask, real, g, True, x, o, GROUPS * PIXELS, 1)
-        apart = RowStats(s.m.reshape(GROUPS, PIXELS), s.d.reshape(GROUPS, PIXELS), s.t.reshape(GROUPS, PIXELS),
-                         u_g, s.U.reshape(GROUPS, PIXELS))  # fmt: skip
-        s = as_row(combine_lanes(apart), u_g)
+        groups = RowStats(s.m.reshape(GROUPS, PIXELS), s.d.reshape(GROUPS, PIXELS), s.t.reshape(GROUPS, PIXELS),
+                          u_g, s.U.reshape(GROUPS, PIXELS))  # fmt: skip
+        s = as_row(combine_lanes(groups), u_g)
     else:
-        s = load_stats(stats + at.row, rows, counted)
+        s = load_stats(stats + at.row, apart, counted)
     row_grad = finish_row(
-        s, w_g, v, at.row, at.exists, counted, grad_loss, loss, stats + at.row, rows, grad_loss_stride, classes, x, o
+        s, w_g, v, at.row, at.exists, counted, grad_loss, loss, stats + at.row, apart, grad_loss_stride, classes, x, o
     )  # fmt: skip
     if grad is not None:
         first = first_class(grad, at, grad_stride, VEC)

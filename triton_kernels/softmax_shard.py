@@ -80,7 +80,8 @@ def shard_tile_kernel(
     reads: logits [N, C] once, ignored rows never; target; class vectors [C] per row, from cache; with `grad`
       row_grad [N, 5].
     writes: stats [N, 5], or grad [N, C] (may be the logits' own memory).
-    bytes: one pass over the logits, with `grad` another over it, about 30 per row. VEC: as softmax_loss.tile_kernel.
+    bytes: one pass over the logits, with `grad` another over it, about 30 per row.
+    VEC: elements in 16 bytes if C, both strides and both pointers are multiples of them, else 1.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = row < rows
@@ -149,7 +150,7 @@ def _launch(
     every = aligned(logits, grad)
     with on(logits.device):
         if c <= tuning.TILE_CLASSES:
-            t = tuning.tile(c, logits.itemsize, strides, every)
+            t = tuning.whole_tile(c, logits.itemsize, strides, every)
             grid = (triton.cdiv(n, t.rows),)
             shard_tile_kernel[grid](*arguments, ROWS=t.rows, BLOCK=t.block, VEC=t.vec, num_warps=t.warps, **COMPILE)
             return

@@ -17,6 +17,8 @@ PER_THREAD = 16
 # Longest row held in registers. One of 8192 takes 16 warps of 80 registers: a single program per multiprocessor, with
 # nothing to overlap its barriers with.
 TILE_CLASSES = 4096
+# Shortest rows whose body and edges are read apart: the edges are as much work as 8 or 16 classes.
+EDGE_CLASSES = 64
 # A tile of rows so short that each lies in one warp: enough warps that programs are not too small to be launched.
 TILE_WARPS = 4
 # Rows that a thread has a part of: it repeats the row's own arithmetic, some 100 instructions, with all of the row's
@@ -56,12 +58,16 @@ CACHE_PER_PROCESSOR = 40 * 2**20 // 108
 
 
 class Tile(NamedTuple):
-    """Launch of a kernel over whole rows: ``rows`` of them, ``block`` classes wide, ``vec`` elements per access."""
+    """Launch of a kernel over whole rows: ``rows`` of them, ``block`` classes wide, ``vec`` elements per access.
+
+    ``edges``: rows begin or end within 16 bytes.
+    """
 
     rows: int
     block: int
     warps: int
     vec: int
+    edges: bool
 
 
 class Sweep(NamedTuple):
@@ -111,12 +117,27 @@ def _whole_rows(classes: int, vec: int, per_thread: int = PER_THREAD) -> tuple[i
     return rows_per_thread * (WARP // threads) * warps, block, warps
 
 
+def _vector(itemsize: int, strides: tuple[int, ...], aligned: bool) -> int:
+    """Elements in 16 bytes where rows of all matrices begin at the same place within 16 bytes, else 1."""
+    vec = 16 // itemsize
+    return 1 if not aligned or any((n - strides[0]) % vec for n in strides) else vec
+
+
 def tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Tile:
     """For rows of up to TILE_CLASSES. ``aligned``: every pointer is a multiple of 16 bytes."""
+    vec = _vector(itemsize, strides, aligned)
+    edges = any(n % vec for n in (classes, strides[0]))
+    if edges and classes < EDGE_CLASSES:
+        vec, edges = 1, False
+    return Tile(*_whole_rows(classes, vec), vec, edges)
+
+
+def whole_tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Tile:
+    """As tile(), for kernels that know no edges."""
     vec = 16 // itemsize
     if not aligned or any(n % vec for n in (classes, *strides)):
         vec = 1
-    return Tile(*_whole_rows(classes, vec), vec)
+    return Tile(*_whole_rows(classes, vec), vec, False)
 
 
 def sweep(
@@ -139,9 +160,7 @@ def sweep(
         warps, per_thread = 8, HEAVY_PER_THREAD if heavy else PER_THREAD
         while warps * WARP < THREADS and THREADS // (WARP * warps) * classes * itemsize > CACHE_SHARE * cache:
             warps *= 2
-    vec = 16 // itemsize
-    if not aligned or any((n - strides[0]) % vec for n in strides):
-        vec = 1
+    vec = _vector(itemsize, strides, aligned)
     return Sweep(
         block=WARP * warps * per_thread,
         lanes=WARP * warps,
@@ -160,9 +179,7 @@ def element_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned:
 
     ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient or dense targets.
     """
-    vec = 16 // itemsize
-    if not aligned or any((n - strides[0]) % vec for n in strides):
-        vec = 1
+    vec = _vector(itemsize, strides, aligned)
     edges = any(n % vec for n in (classes, strides[0]))
     longest = _elements(heavy)
     if classes > longest:
@@ -216,7 +233,7 @@ def _in_flight(warps: int, pixels: int, classes: int, itemsize: int) -> int:
 
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:
     """For the multiplication of rows by a factor: as short rows, longer ones in a loop."""
-    return tile(min(classes, TILE_CLASSES), itemsize, (classes, stride), aligned)
+    return whole_tile(min(classes, TILE_CLASSES), itemsize, (classes, stride), aligned)
 
 
 @functools.lru_cache
