@@ -117,6 +117,13 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
             check(harness.run, Batch(plans, case, options, layout=layout, grad_layout="contiguous"))
 
 
+@pytest.mark.parametrize("layouts", [("far_apart", "contiguous"), ("contiguous", "far_apart")])
+def test_offsets_of_64_bits(layouts: tuple[str, str]) -> None:
+    case = cases.random_case(2, 64, torch.float16, ignore=False)
+    for plans in (in_warp(32, vector=True), in_warp(32), swept(), swept(2, vector=False), kept(2)):
+        check(harness.run, Batch(plans, case, {}, layout=layouts[0], grad_layout=layouts[1]))
+
+
 def test_class_vectors_anywhere() -> None:
     """Weights and biases that begin at no 16-byte boundary."""
     for classes in (128, 1001):

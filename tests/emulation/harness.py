@@ -51,7 +51,9 @@ Device = _structure("Device", "int capability processors shared_per_block shared
 Request = _structure(
     "Request",
     "args args, scaling scaling, int processors, plan plan, int pass_ order, int64 most_blocks",
-    **{"args": Args, "scaling": Scaling, "plan": PlanFields},
+    args=Args,
+    scaling=Scaling,
+    plan=PlanFields,
 )
 STRUCTURES = (Args, Scaling, PlanFields, Problem, Device, Request)
 POINTERS = {name for kind in (Args, Scaling) for name, type_ in kind._fields_ if type_ is c_void_p}
@@ -232,3 +234,8 @@ def describe(launch: Launch) -> Any:
 
 def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
+
+
+def planned(launch: Launch, device: Any) -> Launch:
+    """With the plan that the operators would choose on the device."""
+    return replace(launch, plan=plan_of(describe(launch), device))
