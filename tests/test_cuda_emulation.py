@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 import cases
 from emulation import build, harness
-from emulation.numerics import REGIMES, Batch, Plans, check, in_warp, kept, swept
+from emulation.numerics import REGIMES, Batch, Plans, assert_padding_untouched, check, in_warp, kept, swept
+from tolerances import assert_same
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 SIZES = {1: 7, 2: 9, 3: 8, 31: 6, 127: 5, 128: 6, 1000: 3, 5000: 2}
@@ -16,8 +19,12 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    harness.library()
+def _one_thread() -> Iterator[None]:
+    """Torch's threads cost more than they give on tensors of this size, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def poisoned_case(classes: int, dtype: torch.dtype = torch.float32, rows: int | None = None) -> tuple:
@@ -110,6 +117,13 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
             check(harness.run, Batch(plans, case, options, layout=layout, grad_layout="contiguous"))
 
 
+@pytest.mark.parametrize("layouts", [("far_apart", "contiguous"), ("contiguous", "far_apart")])
+def test_offsets_of_64_bits(layouts: tuple[str, str]) -> None:
+    case = cases.random_case(2, 64, torch.float16, ignore=False)
+    for plans in (in_warp(32, vector=True), in_warp(32), swept(), swept(2, vector=False), kept(2)):
+        check(harness.run, Batch(plans, case, {}, layout=layouts[0], grad_layout=layouts[1]))
+
+
 def test_class_vectors_anywhere() -> None:
     """Weights and biases that begin at no 16-byte boundary."""
     for classes in (128, 1001):
@@ -163,3 +177,20 @@ def test_targets_out_of_range_trip_an_assertion(bad: int, regime: str) -> None:
     for one in Batch(plans, (logits, target), {}).launches():
         with pytest.raises(harness.LaunchFailed, match=r"device-side assertion: .*target"):
             harness.run([one])
+
+
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
+@pytest.mark.parametrize("classes", [1, 3, 33, 1000, 5003])
+def test_scale_grad(classes: int, dtype: torch.dtype) -> None:
+    grad = torch.randn(6, classes, generator=cases.generator(3)).to(dtype)
+    ups = cases.upstreams((6,), torch.float32)
+    ups["some"] = torch.tensor([1.0, -2.0, 1.0, 0.5, 1.0, 1.0])
+    for up in ups.values():
+        for layout in ("contiguous", "row_stride", "offset"):
+            for processors in (1, 132):
+                actual, again = cases.LAYOUTS[layout](grad), cases.LAYOUTS[layout](grad)
+                harness.run([harness.scaling(actual, up, processors)])
+                assert_same(actual, (grad.float() * up[:, None]).to(dtype))
+                assert_padding_untouched(actual, "gradient")
+                harness.run([harness.scaling(again, up, processors).otherwise()])
+                assert_same(again, actual)

@@ -87,13 +87,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def races(name: str, folder: Path, which: slice = slice(None), **environment: str) -> set[str]:
-    """The barriers of a batch under ThreadSanitizer, all passes in one program."""
+def races(name: str, folder: Path, **environment: str) -> set[str]:
+    """All passes of a batch under ThreadSanitizer, which raises if there is a race. The barriers that were met."""
     chosen = THREAD_BATCHES[name]()
     launches = [one.otherwise() for one in chosen.launches()]
-    met = harness.run_apart(build.linked("thread"), launches[which], folder, **environment)
-    if which == slice(None):
-        chosen.check()
+    met = harness.run_apart(build.linked("thread"), launches, folder, **environment)
+    chosen.check()
     return set(met)
 
 
@@ -109,16 +108,13 @@ def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:
     assert len(barriers) >= 4
 
     def missed(barrier: str) -> bool:
-        for i, name in enumerate(met):
-            if barrier not in met[name]:
-                continue
-            folder = tmp_path / f"{barrier}-{i}"
-            folder.mkdir()
-            try:
-                races(name, folder, EMULATION_UNORDERED=barrier)
-            except harness.LaunchFailed as error:
-                assert "data race" in str(error)
-                return True
+        where = next(name for name in met if barrier in met[name])
+        folder = tmp_path / barrier
+        folder.mkdir()
+        try:
+            races(where, folder, EMULATION_UNORDERED=barrier)
+        except harness.LaunchFailed as error:
+            return "data race" in str(error)
         return False
 
     with ThreadPoolExecutor(2) as pool:
@@ -129,7 +125,12 @@ def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:
 
 def test_nothing_beyond_its_memory(tmp_path: Path) -> None:
     batches = list(address_batches())
-    harness.run_apart(build.linked("address"), [one for b in batches for one in b.launches()], tmp_path)
+    launches = [one for b in batches for one in b.launches()]
+    for dtype in harness.STORAGES:
+        for classes, layout in ((1, "row_stride"), (333, "offset"), (5000, "offset")):
+            grad = cases.LAYOUTS[layout](torch.ones(3, classes, dtype=dtype))
+            launches += [harness.scaling(grad, torch.rand(3), processors) for processors in (1, 132)]
+    harness.run_apart(build.linked("address"), launches, tmp_path)
     for one in batches:
         one.check()
 
@@ -137,8 +138,8 @@ def test_nothing_beyond_its_memory(tmp_path: Path) -> None:
 def test_a_row_that_is_not_to_be_read_is_guarded(tmp_path: Path) -> None:
     """As ignored rows are in all runs under AddressSanitizer."""
     seen = batch(swept(), 300)
+    hidden = {"EMULATION_HIDDEN": str(int(seen.target[0]))}
     with pytest.raises(harness.LaunchFailed, match="use-after-poison"):
-        hidden = {"EMULATION_HIDDEN": str(int(seen.target[0]))}
         harness.run_apart(build.linked("address"), seen.launches()[:1], tmp_path, **hidden)
 
 

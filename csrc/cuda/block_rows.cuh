@@ -40,7 +40,8 @@ struct BlockRow {
   const Row row;
   const Z* const logits;
   const Part<Z, kCount> part;
-  const Z* const body;  // the part's first vector
+  const Z* const body;  // the first vector of the part
+  Z* const grad;        // that of the gradient; not to be used in Pass::loss
   const Elements<kExtras> elements;
   const int thread = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
   const int chunks;
@@ -52,9 +53,16 @@ struct BlockRow {
         logits(static_cast<const Z*>(args.logits) + r.index * args.logits_stride),
         part(args, logits, joint.cluster(), joint.rank()),
         body(logits + part.origin),
+        grad(static_cast<Z*>(args.grad) + (r.index * args.grad_stride + part.origin)),
         elements(args, part.origin),
         chunks((part.vectors + kGroup * step - 1) >> log2_of(kGroup * step)) {
     if (part.edge >= 0 && row.counted()) edge_logit = to_float(logits[part.edge]);
+  }
+
+  // One multiply-add with a 64-bit result.
+  template <typename T>
+  static LONGTAIL_DEVICE T* vector_at(T* first, int i) {
+    return first + static_cast<uint64_t>(static_cast<unsigned>(i)) * kCount;
   }
 
   LONGTAIL_DEVICE int first_of(int chunk) const { return chunk * kGroup * step + thread; }
@@ -63,7 +71,8 @@ struct BlockRow {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = first_of(chunk) + k * step;
-      if (i < part.vectors) held[k].load(body + static_cast<unsigned>(i) * kCount);
+      held[k] = {};
+      if (i < part.vectors) held[k].load(vector_at(body, i));
     }
   }
 
@@ -71,20 +80,29 @@ struct BlockRow {
     add_vectors(s, held, first_of(chunk), step, part.vectors, part.origin, row.target, elements);
   }
 
+  // Vectors beyond the part are not stored. Without extras they are computed all the same: a branch would keep the
+  // others apart. With extras their class constants are not there to be read.
   LONGTAIL_DEVICE void store_chunk(const Vector<Z, kCount> (&held)[kGroup], int chunk, const Grad& g) const {
-    Z* grad = static_cast<Z*>(a.grad) + (row.index * a.grad_stride + part.origin);
+    float x[kGroup][kCount];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = first_of(chunk) + k * step;
-      if (i >= part.vectors) continue;
-      const int column = part.origin + i * kCount;
-      float x[kCount] = {};
-      if (row.counted()) {
-        held[k].get(x);
-        elements.gradient(x, column, row.target, g);
-      }
-      Vector<Z, kCount>::store(grad + static_cast<unsigned>(i) * kCount, x);
+      if (kExtras && i >= part.vectors) break;
+      held[k].get(x[k]);
+      elements.gradient(x[k], part.origin + i * kCount, row.target, g);
     }
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const int i = first_of(chunk) + k * step;
+      if (i < part.vectors) Vector<Z, kCount>::store(vector_at(grad, i), x[k]);
+    }
+  }
+
+  // The gradient of an ignored row.
+  LONGTAIL_DEVICE void store_zeros() const {
+    const float zeros[kCount] = {};
+    for (int i = thread; i < part.vectors; i += step) Vector<Z, kCount>::store(vector_at(grad, i), zeros);
+    if (part.edge >= 0) store_edge(Grad{});
   }
 
   LONGTAIL_DEVICE void add_edge(Stats& s) const {
@@ -99,7 +117,7 @@ struct BlockRow {
     if (part.edge < 0) return;
     float x[1] = {edge_logit};
     if (row.counted()) elements.gradient(x, part.edge, row.target, g);
-    Vector<Z, 1>::store(static_cast<Z*>(a.grad) + row.index * a.grad_stride + part.edge, x);
+    Vector<Z, 1>::store(grad + (part.edge - part.origin), x);
   }
 
   // The stats of this thread's classes, straight from device memory: the next chunk is on its way while one is added.
@@ -121,7 +139,7 @@ struct BlockRow {
   LONGTAIL_DEVICE void sweep_grad(const Grad& g) const {
     Vector<Z, kCount> held[kGroup];
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-      if (row.counted()) load(held, chunk);
+      load(held, chunk);
       store_chunk(held, chunk, g);
     }
     store_edge(g);
@@ -156,14 +174,14 @@ sweep_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass) {
   for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
     const Row row = load_row<Z, kExtras>(a, row_at(a, place, pass), pass != Pass::loss);
     const BlockRow<Z, kCount, kExtras> block_row(a, row, joint);
-    Grad g = {};
-    if (row.counted()) {
-      Stats s = empty_stats(row.u_g);
-      if (pass != Pass::backward) s = block_row.sweep_stats();
-      g = finish_in_block(a, row, joint, s, pass);
-    } else {
+    if (!row.counted()) {
       ignore_in_block(a, row, joint, pass);
+      if (pass != Pass::loss) block_row.store_zeros();
+      continue;
     }
+    Stats s = empty_stats(row.u_g);
+    if (pass != Pass::backward) s = block_row.sweep_stats();
+    const Grad g = finish_in_block(a, row, joint, s, pass);
     if (pass != Pass::loss) block_row.sweep_grad(g);
   }
   joint.meet();

@@ -24,11 +24,13 @@ inline bool has_extras(const SoftmaxLossArgs& a) {
   return a.class_bias != nullptr || a.label_smoothing != 0.0f || a.scale != 1.0f || a.softcap != 0.0f;
 }
 
-// exp(x) for x <= 0, and x, both cut off where exp(x) is 0, so that 0 * x is 0. NaN stays NaN.
+// exp(x) for x <= 0, exactly 0 below -88.
+LONGTAIL_DEVICE float exp_of(float x) { return exp2_fast(x * 1.4426950408889634f); }
+
+// The same, with x cut off where exp(x) is 0, so that 0 * x is 0. NaN stays NaN.
 LONGTAIL_DEVICE float exp_cut(float& x) {
-  constexpr float kLowest = -120.0f, kLog2E = 1.4426950408889634f;
-  x = max_nan(x, kLowest);
-  return exp2_fast(x * kLog2E);
+  x = max_nan(x, -120.0f);
+  return exp_of(x);
 }
 
 // Moves the sums to a new maximum m >= s.m.
@@ -40,6 +42,18 @@ LONGTAIL_DEVICE void raise(Stats& s, float m) {
   s.m = m;
 }
 
+template <bool kCut, int kCount>
+LONGTAIL_DEVICE void sum_exp(const float (&u)[kCount], float m, float& d, float& t) {
+  d = t = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float shift = u[i] - m;
+    const float e = kCut ? exp_cut(shift) : exp_of(shift);
+    d += e;
+    t += e * shift;
+  }
+}
+
 // Adds non-target logits: one exp each, and one more.
 template <int kCount>
 LONGTAIL_DEVICE void add(Stats& s, const float (&u)[kCount]) {
@@ -47,15 +61,9 @@ LONGTAIL_DEVICE void add(Stats& s, const float (&u)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) m = fmaxf(m, u[i]);
   raise(s, m);
-  const float reference = finite_max(m);
-  float d = 0.0f, t = 0.0f;  // summed apart: long rows would lose digits in one running sum
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    float shift = u[i] - reference;
-    const float e = exp_cut(shift);
-    d += e;
-    t += e * shift;
-  }
+  float d, t;  // summed apart: long rows would lose digits in one running sum
+  sum_exp<false>(u, finite_max(m), d, t);
+  if (t != t) sum_exp<true>(u, finite_max(m), d, t);  // 0 * -inf, rarely: one comparison instead of one per element
   s.d += d;
   s.t += t;
 }
@@ -149,11 +157,16 @@ struct Elements {
     float u[kCount];
     cap(x);
     add_bias(x, column, u);
+    if (g.b == 0.0f) {  // no complement entropy
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      float shift = u[i] - g.m;
-      const float e = exp_cut(shift);
-      u[i] = e * (g.a + g.b * shift);
+      for (int i = 0; i < kCount; ++i) u[i] = exp_of(u[i] - g.m) * g.a;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        float shift = u[i] - g.m;
+        const float e = exp_cut(shift);
+        u[i] = e * (g.a + g.b * shift);
+      }
     }
     if (kExtras && smoothing) {
       float w[kCount];

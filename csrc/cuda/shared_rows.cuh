@@ -15,6 +15,7 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
   static constexpr int kCount = 16 / sizeof(Z);
   using Base = BlockRow<Z, kCount, kExtras>;
   using Base::kGroup;
+  using Base::vector_at;
   using Held = Vector<Z, kCount>[kGroup];
   Z* const kept;
 
@@ -25,7 +26,7 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = this->first_of(chunk) + k * this->step;
-      if (i < this->part.vectors) copy_async_16(kept + i * kCount, this->body + static_cast<unsigned>(i) * kCount);
+      if (i < this->part.vectors) copy_async_16(vector_at(kept, i), vector_at(this->body, i));
     }
     copy_async_commit();
   }
@@ -35,7 +36,8 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int i = this->first_of(chunk) + k * this->step;
-      if (i < this->part.vectors) held[k].load(kept + i * kCount);
+      held[k] = {};
+      if (i < this->part.vectors) held[k].load(vector_at(kept, i));
     }
   }
 
@@ -56,7 +58,7 @@ struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
   LONGTAIL_DEVICE void store(const Grad& g) const {
     for (int chunk = 0; chunk < this->chunks; ++chunk) {
       Held held;
-      if (this->row.counted()) look_up(held, chunk);
+      look_up(held, chunk);
       this->store_chunk(held, chunk, g);
     }
     this->store_edge(g);
@@ -75,13 +77,12 @@ shared_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a) {
   for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
     const Row row = load_row<Z, kExtras>(a, place, true);
     const SharedRow<Z, kExtras> shared_row(a, row, joint);
-    Grad g = {};
     if (row.counted()) {
-      g = finish_in_block(a, row, joint, shared_row.stats(), kPass);
+      shared_row.store(finish_in_block(a, row, joint, shared_row.stats(), kPass));
     } else {
       ignore_in_block(a, row, joint, kPass);
+      shared_row.store_zeros();
     }
-    shared_row.store(g);
   }
   joint.meet();
 }

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <vector>
 
+#include "scale_grad.cuh"
 #include "softmax_loss.cuh"
 
 #ifdef EMULATION_ASAN
@@ -16,8 +17,11 @@
 
 using namespace longtail::gpu;
 
+// In a file, addresses are numbers of buffers, from 1.
 struct Request {
-  SoftmaxLossArgs args;  // in a file: addresses are numbers of buffers, from 1
+  SoftmaxLossArgs args;
+  ScaleGradArgs scaling;
+  int processors;  // for `scaling`; 0 stands for `args`
   Plan plan;
   Pass pass;
   emulation::Order order;
@@ -28,7 +32,8 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(Plan), sizeof(Problem), sizeof(Device), sizeof(Request)};
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(ScaleGradArgs), sizeof(Plan),
+                          sizeof(Problem),         sizeof(Device),        sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
 
@@ -43,7 +48,11 @@ const char* run_request(const Request* request) {
   emulation::control.order = request->order;
   emulation::control.most_blocks = request->most_blocks;
   try {
-    softmax_loss_launch(request->args, request->pass, request->plan, nullptr);
+    if (request->processors > 0) {
+      scale_grad_launch(request->scaling, request->processors, nullptr);
+    } else {
+      softmax_loss_launch(request->args, request->pass, request->plan, nullptr);
+    }
   } catch (const std::exception& e) {
     failure = e.what();
   }
@@ -85,7 +94,10 @@ void resolve(T*& address, const std::vector<Buffer>& buffers) {
   address = number == 0 ? nullptr : reinterpret_cast<T*>(buffers.at(number - 1).data());
 }
 
-void resolve_all(SoftmaxLossArgs& a, const std::vector<Buffer>& buffers) {
+void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
+  resolve(request.scaling.grad, buffers);
+  resolve(request.scaling.factor, buffers);
+  SoftmaxLossArgs& a = request.args;
   resolve(a.logits, buffers);
   resolve(a.target, buffers);
   resolve(a.weight, buffers);
@@ -132,7 +144,7 @@ int main(int count, char** arguments) {
   emulation::control.skipped = words_of("EMULATION_SKIPPED");
   for (int64_t left = read<int64_t>(file); left > 0; --left) {
     auto request = read<Request>(file);
-    resolve_all(request.args, buffers);
+    resolve_all(request, buffers);
     hide_ignored(request.args, true);
     const char* failure = run_request(&request);
     hide_ignored(request.args, false);

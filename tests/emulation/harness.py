@@ -41,12 +41,22 @@ Args = _structure(
     "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
     "pointer loss stats grad, int64 grad_stride",
 )
+Scaling = _structure(
+    "Scaling",
+    "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor, int64 factor_stride",
+)
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
-Request = _structure("Request", "args args, plan plan, int pass_ order, int64 most_blocks", args=Args, plan=PlanFields)
-STRUCTURES = (Args, PlanFields, Problem, Device, Request)
-POINTERS = [name for name, kind in Args._fields_ if kind is c_void_p]
+Request = _structure(
+    "Request",
+    "args args, scaling scaling, int processors, plan plan, int pass_ order, int64 most_blocks",
+    args=Args,
+    scaling=Scaling,
+    plan=PlanFields,
+)
+STRUCTURES = (Args, Scaling, PlanFields, Problem, Device, Request)
+POINTERS = {name for kind in (Args, Scaling) for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
 @dataclass(frozen=True)
@@ -60,19 +70,33 @@ class Plan:
     cluster: int = 1
 
 
+NO_PLAN = Plan(WARP, False, 0)
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the fields of Args, tensors for its pointers."""
+    """One launch: the fields of Args, or with processors those of Scaling; tensors for their pointers."""
 
     fields: dict[str, Any]
-    pass_: int
-    plan: Plan
+    pass_: int = LOSS
+    plan: Plan = NO_PLAN
+    processors: int = 0
     order: int = EVEN
     most_blocks: int = 0  # at once, 0 for the whole grid; whole clusters
 
     def otherwise(self) -> Launch:
         """The same in another order and by as few blocks as can be: to the same bits."""
         return replace(self, order=SKEWED, most_blocks=self.plan.cluster)
+
+    def tensors(self) -> list[Tensor]:
+        return [x for name, x in self.fields.items() if name in POINTERS and x is not None]
+
+
+def scaling(grad: Tensor, factor: Tensor, processors: int) -> Launch:
+    """grad [N, C] times factor [N], in place, on a device of so many multiprocessors."""
+    fields = {"storage": STORAGES.index(grad.dtype), "rows": grad.shape[0], "num_classes": grad.shape[1]}
+    fields |= {"grad": grad, "grad_stride": grad.stride(0), "factor": factor, "factor_stride": factor.stride(0)}
+    return Launch(fields, processors=processors)
 
 
 def launch(
@@ -111,12 +135,16 @@ def launch(
     return Launch(fields, pass_, plan)
 
 
+def _plan_fields(plan: Plan) -> Any:
+    return PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
+
+
 def _request(launch: Launch, address: Any) -> Any:
     """The C++ request; address: of a tensor."""
-    values = {k: (None if v is None else address(v)) if k in POINTERS else v for k, v in launch.fields.items()}
-    plan = launch.plan
-    fields = PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
-    return Request(Args(**values), fields, launch.pass_, launch.order, launch.most_blocks)
+    values = {k: address(v) if isinstance(v, Tensor) else v for k, v in launch.fields.items()}
+    args, scaling = (Args(), Scaling(**values)) if launch.processors else (Args(**values), Scaling())
+    rest = launch.pass_, launch.order, launch.most_blocks
+    return Request(args, scaling, launch.processors, _plan_fields(launch.plan), *rest)
 
 
 class LaunchFailed(Exception):
@@ -156,8 +184,8 @@ def run_apart(program: Path, launches: Iterable[Launch], folder: Path, **environ
     launches = list(launches)
     tensors: dict[int, Tensor] = {}
     for one in launches:
-        for tensor in (one.fields[k] for k in POINTERS):
-            if tensor is not None and _extent(tensor) >= _extent(tensors.get(tensor.data_ptr(), tensor)):
+        for tensor in one.tensors():
+            if _extent(tensor) >= _extent(tensors.get(tensor.data_ptr(), tensor)):
                 tensors[tensor.data_ptr()] = tensor
     numbers = {address: i + 1 for i, address in enumerate(tensors)}
     content = [struct.pack("q", len(tensors))]
@@ -193,8 +221,7 @@ def plan_of(problem: Any, device: Any) -> Plan:
 
 
 def shared_bytes(plan: Plan, problem: Any) -> int:
-    fields = PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
-    return int(library().bytes_of_plan(ctypes.byref(fields), ctypes.byref(problem)))
+    return int(library().bytes_of_plan(ctypes.byref(_plan_fields(plan)), ctypes.byref(problem)))
 
 
 def describe(launch: Launch) -> Any:
@@ -207,3 +234,8 @@ def describe(launch: Launch) -> Any:
 
 def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
+
+
+def planned(launch: Launch, device: Any) -> Launch:
+    """With the plan that the operators would choose on the device."""
+    return replace(launch, plan=plan_of(describe(launch), device))
