@@ -38,8 +38,8 @@ def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
 
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
-    if op == "mean_denominator":
-        return kernel  # knows no logits
+    if op in ("mean_denominator", "softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
+        return kernel  # knows no logits, or refuses images
     position = 0 if op in ("softmax_loss", "sigmoid_loss", "scale_grad_") else 1
 
     def call(*args: Any) -> Any:
