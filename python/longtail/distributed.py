@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,13 +39,19 @@ def process_group(group: Group) -> Group:
     return group
 
 
+def _collective(name: str, before: str) -> Callable[..., Any]:
+    """A collective by its name since torch 2.13, or ``before`` that."""
+    found: Callable[..., Any] = getattr(torch.distributed, name, None) or getattr(torch.distributed, before)
+    return found
+
+
 def all_gather(x: Tensor, group: Group) -> Tensor:
     """The contiguous ``x`` of every rank, at least 1-d, stacked in rank order: [P, *x.shape]."""
     world = torch.distributed.get_world_size(group)
     if world == 1:
         return x[None]
     gathered = x.new_empty((world, *x.shape))
-    torch.distributed.all_gather_into_tensor(gathered.flatten(0, 1), x, group=group)
+    _collective("all_gather_single", "all_gather_into_tensor")(gathered.flatten(0, 1), x, group=group)
     return gathered
 
 

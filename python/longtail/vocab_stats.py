@@ -61,7 +61,7 @@ def gather(
     rows, sent = stats.shape[0], columns.shape[0]
     packed = torch.cat([columns.reshape(-1), weight_sum.to(stats.dtype).reshape(1)])
     received = all_gather(packed, group)
-    columns = received[:, :-1].view(-1, sent, rows).transpose(0, 1)  # [columns, P, N]
+    columns = received[:, :-1].view(len(received), sent, rows).transpose(0, 1)  # [columns, P, N]
     owner = classes.owners(target)
     found = dict(zip(traffic.columns, columns, strict=False))
     omega = received[:, -1]
