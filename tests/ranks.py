@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 LARGEST = 4
-SECONDS = 120  # for one case: a hang becomes a failure
+SECONDS = 60  # for one case: a hang becomes a failure
+GRACE = 5  # for the others, once one has failed
 
 
 def free_port() -> int:
@@ -71,17 +74,20 @@ class Ranks:
             self._start()
         for pipe in self._pipes[:world]:
             pipe.send((world, case.__module__, case.__name__, args, named))
-        results = []
-        for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(SECONDS):
-                self.stop(force=True)
-                raise AssertionError(f"rank {rank} of {world} does not answer within {SECONDS} s")
-            results.append(pipe.recv())
-        faults = [f"rank {rank}:\n{result}" for rank, (fine, result) in enumerate(results) if not fine]
+        answers: dict[int, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + SECONDS
+        while len(answers) < world and (left := deadline - time.monotonic()) > 0:
+            waiting = {id(pipe): rank for rank, pipe in enumerate(self._pipes[:world]) if rank not in answers}
+            for pipe in wait([self._pipes[rank] for rank in waiting.values()], left):
+                answers[waiting[id(pipe)]] = answer = pipe.recv()  # type: ignore[union-attr]
+                if not answer[0]:
+                    deadline = min(deadline, time.monotonic() + GRACE)
+        faults = [f"rank {rank}:\n{result}" for rank, (fine, result) in sorted(answers.items()) if not fine]
+        faults += [f"rank {rank} of {world} does not answer" for rank in range(world) if rank not in answers]
         if faults:
             self.stop(force=True)  # the others' state is unknown
             raise AssertionError("\n".join(faults))
-        return [result for _, result in results]
+        return [answers[rank][1] for rank in range(world)]
 
     def stop(self, force: bool = False) -> None:
         for pipe in self._pipes:

@@ -20,6 +20,11 @@ Group = Any
 """A torch.distributed.ProcessGroup; None stands for the default group."""
 
 
+def is_dtensor(x: object) -> bool:
+    """Whether ``x`` is a DTensor, without importing what defines it."""
+    return hasattr(x, "full_tensor")
+
+
 def process_group(group: Group) -> Group:
     """``group``, or the default group for None.
 
