@@ -117,3 +117,72 @@ def calls_after_a_mistake(group: Any) -> None:
             longtail.vocab_parallel_cross_entropy(logits, target, group=group)
         else:
             raise AssertionError(f"{wrong} was accepted")
+
+
+def linear_case(
+    group: Any,
+    sizes: list[int],
+    option_set: str,
+    dtype: torch.dtype = torch.float64,
+    reduction: str = "mean",
+    local_vectors: bool = False,
+    gradient: str = "auto",
+    rows: int = 24,
+    sequence_parallel: bool = False,
+    chunk_size: int | None = 7,
+    bias: bool = True,
+    trains: str = "iwb",
+    accumulate_dtype: torch.dtype | None = None,
+) -> str:
+    """Loss and gradients of one call against the single-process truth; returns a digest of the loss."""
+    features, classes = 10, sum(sizes)
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    _, target = cases.random_case(rows, classes, torch.float64, seed=rows)
+    g = cases.generator(21)
+    x = torch.randn(rows, features, generator=g, dtype=torch.float64).to(dtype)
+    w = torch.randn(classes, features, generator=g, dtype=torch.float64).to(dtype)
+    b = torch.randn(classes, generator=g, dtype=torch.float64).to(dtype) if bias else None
+    options = cases.options(option_set, classes, target, dtype)
+    wide = [None if p is None else p.clone().double().requires_grad_() for p in (x, w, b)]
+    logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
+    loss = longtail.reference.cross_entropy(logits, target, reduction=reduction, **cases.to_float64(options))
+    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
+    truth = torch.autograd.grad(loss, [p for p in wide if p is not None], up)
+    begin, end = local_range(group, sizes)
+    share = rows // world
+    mine = x.clone()
+    mine[target == cases.IGNORE] = torch.nan
+    mine = mine[rank * share : (rank + 1) * share] if sequence_parallel else mine
+    parts = [mine, w[begin:end].clone(), None if b is None else b[begin:end].clone()]
+    for part, letter in zip(parts, "iwb", strict=True):
+        if part is not None:
+            part.requires_grad_(letter in trains)
+    given = localised(options, begin, end) if local_vectors else options
+    got, stats = longtail.vocab_parallel_linear_cross_entropy(
+        parts[0], parts[1], target, linear_bias=parts[2], group=group, reduction=reduction, gradient=gradient,
+        chunk_size=chunk_size, sequence_parallel=sequence_parallel, accumulate_dtype=accumulate_dtype,
+        return_stats=True, **given,
+    )  # fmt: skip
+    assert got.dtype == cases.vector_dtype(dtype)
+    close_in_norm(got.detach(), loss.detach(), dtype, "loss")
+    if trains:
+        wanted = [p for p in parts if p is not None and p.requires_grad]
+        grads = iter(torch.autograd.grad(got, wanted, up.to(got.dtype)))
+        whole = [truth[0][rank * share : (rank + 1) * share] if sequence_parallel else truth[0]]
+        whole += [t[begin:end] for t in truth[1:]]
+        for part, true, name in zip(parts, whole, ("input", "weight", "bias"), strict=False):
+            if part is not None and part.requires_grad:
+                grad = next(grads)
+                assert grad.dtype == dtype
+                close_in_norm(grad, true, dtype, f"gradient of {name}")
+    assert stats.lse.shape == (rows,)
+    return digest(got, *stats)
+
+
+def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> None:
+    """A sum over classes or rows is as good as its largest terms, and logits of half types are rounded."""
+    assert got.shape == true.shape
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    if true.numel():
+        error = ((got.double() - true).norm() / (true.norm() + 1e-300)).item()
+        assert error <= bound, f"{what} is off by {error:.2g} of its norm"

@@ -29,6 +29,7 @@ from .modules import (
 )
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
+from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 __version__ = "0.1.0"
 
@@ -63,4 +64,5 @@ __all__ = [
     "training",
     "use_backend",
     "vocab_parallel_cross_entropy",
+    "vocab_parallel_linear_cross_entropy",
 ]

@@ -60,6 +60,24 @@ def all_gather(x: Tensor, group: Group) -> Tensor:
     return gathered
 
 
+def all_reduce_async(x: Tensor, group: Group) -> Callable[[], None]:
+    """Begins the sum of ``x`` over the ranks, in its place, and returns what waits for it."""
+    work = torch.distributed.all_reduce(x, group=group, async_op=True)
+    return lambda: None if work is None else work.wait()
+
+
+def reduce_scatter_async(partial: Tensor, out: Tensor, group: Group) -> Callable[[], None]:
+    """Begins the sum of ``partial`` over the ranks; of its rows, in rank order, ``out`` gets this rank's."""
+    reduce_scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
+    work = reduce_scatter(out, partial, group=group, async_op=True)
+
+    def wait(_partial: Tensor = partial) -> None:  # which has to live until then
+        if work is not None:
+            work.wait()
+
+    return wait
+
+
 def sum_in_rank_order(x: Tensor) -> Tensor:
     """The sum of ``x`` [P, ...] over ranks, as a tree over neighbours: the same bits wherever the same ``x`` is."""
     while x.shape[0] > 1:

@@ -142,7 +142,7 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
     return input.shape[:-1] + outputs
 
 
-def _check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+def check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients add up, for logits of ``dtype``."""
     if chunk_size is not None:
         if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
@@ -158,7 +158,7 @@ def _check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, 
     return accumulate_dtype
 
 
-def _logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+def logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """The dtype of the GEMMs: the common one, or that of autocast."""
     device_type = input.device.type
     parameters = {"linear_weight": linear_weight} | ({} if linear_bias is None else {"linear_bias": linear_bias})
@@ -189,8 +189,8 @@ def _fused(
     numbers = check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
     if gradient in ("forward", "inplace") and reduction == "none":
         raise ValueError(f'gradient={gradient!r} needs one scalar loss, expected reduction "mean" or "sum", got "none"')
-    dtype = _logits_dtype(input, linear_weight, linear_bias)
-    total_dtype = _check_chunks(chunk_size, accumulate_dtype, dtype)
+    dtype = logits_dtype(input, linear_weight, linear_bias)
+    total_dtype = check_chunks(chunk_size, accumulate_dtype, dtype)
     target, shape = arguments.class_indices(target, input), target.shape
     if shape != input.shape[:-1] and not (input.dim() == 1 and shape == (1,)):
         raise ArgumentValueError(
