@@ -186,3 +186,21 @@ def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> N
     if true.numel():
         error = ((got.double() - true).norm() / (true.norm() + 1e-300)).item()
         assert error <= bound, f"{what} is off by {error:.2g} of its norm"
+
+
+def counting(group: Any) -> None:
+    """Counts and scores over ranks are those of one process that sees everything."""
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    target = torch.randint(5, (40 * world,), generator=cases.generator(0))
+    correct = torch.rand(40 * world, generator=cases.generator(1)) < 0.6
+    mine = slice(40 * rank, 40 * rank + 30 + rank)
+    seen = torch.cat([torch.arange(40 * r, 40 * r + 30 + r) for r in range(world)])
+    counts = longtail.class_counts(target[seen], 5, ignore_index=4)
+    assert torch.equal(longtail.class_counts(target[mine], 5, ignore_index=4, group=group), counts)
+    training = [1000, 200, 50, 10, 3]
+    alone, together = (longtail.training.LongTailAccuracy(training) for _ in range(2))
+    alone.update(correct[seen], target[seen])
+    together.update(correct[mine], target[mine])
+    for _ in range(2):  # asking again counts nothing twice
+        for one, other in zip(alone.compute(), together.compute(group), strict=True):
+            assert_same(torch.as_tensor(one), torch.as_tensor(other))

@@ -73,3 +73,8 @@ def test_normalizers(ranks: Ranks) -> None:
 
 def test_one_rank(ranks: Ranks) -> None:
     check(ranks, [13], "mixed")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_counts_over_ranks(ranks: Ranks, world: int) -> None:
+    ranks.run(world, rank_cases.counting)

@@ -95,3 +95,31 @@ def test_the_bytes_do_not_depend_on_the_vocabulary(agreements: list[Any]) -> Non
     assert sent[0] == sent[1]
     assert math.isclose(sent[0][0][1], 12 * ROWS, abs_tol=4)
     assert len(agreements) == 2
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["replicated", "sequence"])
+@pytest.mark.parametrize("gradient", ["auto", "backward"])
+def test_traffic_of_the_linear_loss(agreements: list[Any], gradient: str, sequence_parallel: bool) -> None:
+    """Per chunk one gather of statistics, and once over all chunks every row's gradient."""
+    features, chunks = 20, 4
+    mine = ROWS // WORLD if sequence_parallel else ROWS
+    x = torch.randn(mine, features, requires_grad=True)
+    weight = torch.randn(LOCAL, features, requires_grad=True)
+    with Traffic() as forward:
+        loss = longtail.vocab_parallel_linear_cross_entropy(
+            x, weight, torch.arange(ROWS), gradient=gradient, chunk_size=ROWS // chunks,
+            sequence_parallel=sequence_parallel,
+        )  # fmt: skip
+    with Traffic() as backward:
+        loss.backward()
+    row = 4 * features  # bytes
+    statistics = ("allgather_base", (3 * ROWS // chunks + 1) * 4)
+    inputs = [("allgather_base", mine // chunks * row)] if sequence_parallel else []
+    reduced = ("reduce_scatter_base" if sequence_parallel else "allreduce", ROWS // chunks * row)
+    if gradient == "auto":
+        assert forward.seen == [*inputs, statistics, reduced] * chunks
+        assert backward.seen == []
+    else:
+        assert forward.seen == [*inputs, statistics] * chunks
+        assert backward.seen == [*inputs, reduced] * chunks
+    assert len(agreements) == 1

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_choice, check_number
+from .distributed import Group, process_group
 
 __all__ = [
     "class_counts",
@@ -131,13 +132,22 @@ def ldam_margin(
     return _finish(check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25), dtype, device)
 
 
-def class_counts(targets: Tensor | Sequence[int] | Array, num_classes: int, ignore_index: int | None = None) -> Tensor:
+def class_counts(
+    targets: Tensor | Sequence[int] | Array,
+    num_classes: int,
+    ignore_index: int | None = None,
+    *,
+    group: Group = None,
+) -> Tensor:
     """Number of targets of each class, int64 [num_classes], on the device of ``targets``.
 
     Args:
         targets: integers of any shape; a tensor, sequence or array.
         num_classes: at least 1.
         ignore_index: a value that is not counted, or None.
+        group: a ``torch.distributed`` process group over whose ranks the counts are added
+            (``torch.distributed.group.WORLD`` is all of them); default: those of this process. Out-of-range targets
+            then have to be seen to before: a rank that raises leaves the others waiting.
 
     Raises:
         IndexError: a target is out of range; names the first one and its place.
@@ -151,7 +161,10 @@ def class_counts(targets: Tensor | Sequence[int] | Array, num_classes: int, igno
         position = tuple(wrong.nonzero()[0].tolist())
         where = f"targets[{', '.join(map(str, position))}]" if position else "targets"
         raise IndexError(f"{where} = {labels[position].item()} is out of range, expected 0 to {num_classes - 1}")
-    return torch.bincount(labels[kept], minlength=num_classes)
+    counts = torch.bincount(labels[kept], minlength=num_classes)
+    if group is not None:
+        torch.distributed.all_reduce(counts, group=process_group(group))
+    return counts
 
 
 def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:

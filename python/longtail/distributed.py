@@ -44,6 +44,11 @@ def process_group(group: Group) -> Group:
     return group
 
 
+def collective_device(group: Group) -> torch.device:
+    """Where the group's collectives take tensors."""
+    return torch.device("cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu")
+
+
 def _collective(name: str, before: str) -> Callable[..., Any]:
     """A collective by its name since torch 2.13, or ``before`` that."""
     found: Callable[..., Any] = getattr(torch.distributed, name, None) or getattr(torch.distributed, before)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..arguments import check_choice, check_number
 from ..class_balance import Array, Counts, check_positive_int, checked_counts, class_counts, integer_labels
+from ..distributed import Group, collective_device, process_group
 
 Profile: TypeAlias = Literal["exponential", "step"]
 
@@ -144,12 +145,22 @@ class LongTailAccuracy:
         self._seen += class_counts(target, num_classes, self.ignore_index).cpu()
         self._correct += class_counts(target[correct], num_classes, self.ignore_index).cpu()
 
-    def compute(self) -> LongTailScores:
-        """The scores of everything seen since construction or ``reset``."""
-        per_class = self._correct.double() / self._seen.double()
+    def compute(self, group: Group = None) -> LongTailScores:
+        """The scores of everything seen since construction or ``reset``.
+
+        Args:
+            group: a ``torch.distributed`` process group over whose ranks everything is counted together
+                (``torch.distributed.group.WORLD`` is all of them); default: this process alone.
+        """
+        counted = torch.stack([self._correct, self._seen])
+        if group is not None:
+            counted = counted.to(collective_device(process_group(group)))
+            torch.distributed.all_reduce(counted, group=group)
+        correct, seen = counted.cpu()
+        per_class = correct.double() / seen.double()
         many, few = self.samples_per_class > self.many, self.samples_per_class < self.few
         return LongTailScores(
-            overall=(self._correct.sum().double() / self._seen.sum()).item(),
+            overall=(correct.sum().double() / seen.sum()).item(),
             balanced=per_class.nanmean().item(),
             per_class=per_class,
             many=per_class[many].nanmean().item(),
