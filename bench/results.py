@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,7 +104,7 @@ def provenance() -> dict[str, str | int]:
     }
 
 
-def _quantiles(seconds: Sequence[float]) -> list[float | None]:
+def quantiles_ms(seconds: Sequence[float]) -> list[float | None]:
     """20 %, median, 80 % in ms."""
     if not seconds:
         return [None] * 3
@@ -112,7 +113,7 @@ def _quantiles(seconds: Sequence[float]) -> list[float | None]:
     return points
 
 
-def _ratio(a: float | None, b: float | None) -> float | None:
+def ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
@@ -120,7 +121,7 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
     """The rows of one problem; ratios are between medians of this run."""
     timings = list(timings)
     logits = problem.logits
-    quantiles = [_quantiles(t.total) for t in timings]
+    quantiles = [quantiles_ms(t.total) for t in timings]
     medians = {
         (t.contender.loss, t.contender.name): middle for t, (_, middle, _) in zip(timings, quantiles, strict=True)
     }
@@ -129,7 +130,7 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
     for timing, (p20, median, p80) in zip(timings, quantiles, strict=True):
         contender = timing.contender
         traffic = None if contender.passes is None else contender.passes * logits.nbytes
-        rate = _ratio(traffic, median)
+        rate = ratio(traffic, median)
         backward = [total - forward for total, forward in zip(timing.total, timing.forward, strict=True)]
         rows.append(
             Row(
@@ -146,15 +147,15 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
                 median_ms=median,
                 p20_ms=p20,
                 p80_ms=p80,
-                forward_ms=_quantiles(timing.forward)[1] if contender.loss else None,
-                backward_ms=_quantiles(backward)[1] if contender.loss else None,
+                forward_ms=quantiles_ms(timing.forward)[1] if contender.loss else None,
+                backward_ms=quantiles_ms(backward)[1] if contender.loss else None,
                 passes=contender.passes,
                 bytes=traffic,
                 GB_per_s=None if rate is None else rate / 1e6,
-                share_of_copy=_ratio(rate, _ratio(2 * logits.nbytes, copy_ms)),
+                share_of_copy=ratio(rate, ratio(2 * logits.nbytes, copy_ms)),
                 copy_ms=copy_ms,
-                speedup_over_eager=_ratio(medians.get((contender.loss, "eager")), median),
-                speedup_over_cross_entropy=_ratio(medians.get(("plain", "eager")), median) if contender.loss else None,
+                speedup_over_eager=ratio(medians.get((contender.loss, "eager")), median),
+                speedup_over_cross_entropy=ratio(medians.get(("plain", "eager")), median) if contender.loss else None,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
                 **provenance(),  # type: ignore[arg-type]
             )
@@ -176,18 +177,18 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows to a CSV; those that share ``KEY`` with an old one replace it."""
+def write(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS, key_columns: Sequence[str] = KEY) -> None:
+    """Adds rows, dataclasses of ``columns``, to a CSV; those that share ``key_columns`` with an old one replace it."""
 
     def key(row: dict[str, str]) -> tuple[str, ...]:
-        return tuple(row[name] for name in KEY)
+        return tuple(row[name] for name in key_columns)
 
     merged = {key(row): row for row in read(path)}
     for row in rows:
-        text = {name: _text(getattr(row, name)) for name in COLUMNS}
+        text = {name: _text(getattr(row, name)) for name in columns}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(merged.values())
