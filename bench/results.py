@@ -137,12 +137,12 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(path: Path, rows: Sequence[Any]) -> None:
-    """Adds rows, of one dataclass, to a CSV; those that share ``KEY`` with an old one replace it."""
+def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> None:
+    """Adds rows, of one dataclass, to a CSV; those that share ``key_columns`` with an old one replace it."""
     columns = [column.name for column in fields(rows[0])]
 
     def key(row: dict[str, str]) -> tuple[str, ...]:
-        return tuple(row[name] for name in KEY if name in columns)
+        return tuple(row[name] for name in key_columns if name in columns)
 
     merged = {key(row): row for row in read(path)}
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -42,3 +43,13 @@ def poisoned_allocations() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """Processes in one gloo group, shared by all tests."""
+    from ranks import Ranks
+
+    workers = Ranks()
+    yield workers
+    workers.stop()

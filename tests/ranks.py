@@ -1,90 +1,101 @@
-"""What each of two processes does in test_training_distributed.py; a module of its own, which they can import."""
+"""Real ranks: processes that join one gloo process group once and then run many cases.
+
+A case is a function ``f(group, ...)`` of a module that the workers can import. Smaller worlds are the first ranks.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+import torch.multiprocessing as mp
 
-import longtail
-from longtail.ranks import all_reduce_sum
-from longtail.training import (
-    ClassBalancedSampler,
-    ComplementObjectiveTraining,
-    LongTailAccuracy,
-    SingleForwardComplementObjectiveTraining,
-    StreamingClassFrequency,
-)
-
-WORLD_SIZE = 2
-CLASSES, FEATURES, BATCHES, ROWS = 5, 4, 6, 8
+LARGEST = 4
+SECONDS = 60  # for one case: a hang becomes a failure
+GRACE = 5  # for the others, once one has failed
 
 
-def data() -> tuple[Tensor, Tensor]:
-    """Inputs [BATCHES, ROWS, FEATURES] float64 and targets of the whole stream, the same in every process."""
-    generator = torch.Generator().manual_seed(0)
-    input = torch.randn(BATCHES, ROWS, FEATURES, generator=generator, dtype=torch.float64)
-    return input, torch.randint(CLASSES, (BATCHES, ROWS), generator=generator)
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
-def correct(target: Tensor) -> Tensor:
-    return torch.arange(target.numel()).view_as(target) % 3 == target % 3
-
-
-def train(rank: int | None, single_forward: bool) -> dict[str, Tensor]:
-    """The model after all batches; a rank sees its half of each, wrapped as people wrap it."""
-    torch.manual_seed(1)
-    model: nn.Module = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
-    wrapped = model if rank is None else nn.parallel.DistributedDataParallel(model)
-    steppers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(2 - single_forward)]
-    variant = SingleForwardComplementObjectiveTraining if single_forward else ComplementObjectiveTraining
-    training = variant(wrapped, *steppers)
-    for input, target in zip(*data(), strict=True):
-        part = slice(None) if rank is None else slice(rank, None, WORLD_SIZE)
-        training.step(input[part], target[part])
-    return model.state_dict()
-
-
-def statistics(rank: int | None) -> dict[str, Any]:
-    """Counts, frequencies and scores of the stream; a rank sees unequal parts of it."""
-    _, target = data()
-    hit = correct(target)
-    cut = {None: slice(None), 0: slice(0, 3), 1: slice(3, None)}[rank]
-    shard = target[:, cut]
-    stats = StreamingClassFrequency(CLASSES, 0.9)
-    metric = LongTailAccuracy([200, 50, 30, 10, 3])
-    for batch, batch_hit in zip(shard, hit[:, cut], strict=True):
-        stats.update(batch, reduce=True)
-        metric.update(batch_hit, batch)
-    first = metric.compute(reduce=True)
-    assert first.overall == metric.compute(reduce=True).overall, "to reduce changes nothing"
-    mine = torch.tensor([1.0, 2.0])
-    return {
-        "sum": all_reduce_sum(mine),
-        "summand": mine,
-        "counts": longtail.class_counts(shard, CLASSES, reduce=True),
-        "frequency": stats.frequency(),
-        "num_targets": stats.num_targets,
-        "scores": tuple(first),
-        "own": metric.compute().overall,
-        "epoch": list(ClassBalancedSampler(target.flatten(), num_samples=21, seed=3)),
-    }
-
-
-def work(rank: int, folder: str) -> None:
-    """One process of the group; leaves what it has seen in a file."""
+def join(rank: int, world: int, port: int, timeout: float = 60) -> None:
+    """Makes this process one rank of a new default group."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60)
-    )
-    alone = dist.new_group([0])
-    seen = statistics(rank)
-    if rank == 0:
-        seen["group"] = longtail.class_counts(data()[1][:, :3], CLASSES, reduce=True, group=alone)
-    seen["trained"] = [train(rank, single_forward) for single_forward in (False, True)]
-    torch.save(seen, Path(folder) / f"rank{rank}.pt")
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+
+
+def _work(rank: int, world: int, port: int, pipes: list[Any]) -> None:
+    join(rank, world, port)
+    groups = {n: dist.group.WORLD if n == world else dist.new_group(range(n)) for n in range(1, world + 1)}
+    pipe = pipes[rank]
+    while (message := pipe.recv()) is not None:
+        size, module, name, args, named = message
+        try:
+            torch.manual_seed(0)
+            pipe.send((True, getattr(importlib.import_module(module), name)(groups[size], *args, **named)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
     dist.destroy_process_group()
+
+
+class Ranks:
+    """Worker processes, started at the first use."""
+
+    def __init__(self) -> None:
+        self._pipes: list[Any] = []
+        self._processes: Any = None
+
+    def _start(self) -> None:
+        pairs = [mp.get_context("spawn").Pipe() for _ in range(LARGEST)]
+        self._pipes = [ours for ours, _ in pairs]
+        args = (LARGEST, free_port(), [theirs for _, theirs in pairs])
+        self._processes = mp.spawn(_work, args, nprocs=LARGEST, join=False)
+
+    def run(self, world: int, case: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
+        """What ``case(group, ...)`` returns on each of the first ``world`` ranks.
+
+        Raises:
+            AssertionError: with the tracebacks of the ranks that raised, or the number of one that hangs.
+        """
+        if not self._pipes:
+            self._start()
+        for pipe in self._pipes[:world]:
+            pipe.send((world, case.__module__, case.__name__, args, named))
+        answers: dict[int, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + SECONDS
+        while len(answers) < world and (left := deadline - time.monotonic()) > 0:
+            waiting = {id(pipe): rank for rank, pipe in enumerate(self._pipes[:world]) if rank not in answers}
+            for pipe in wait([self._pipes[rank] for rank in waiting.values()], left):
+                answers[waiting[id(pipe)]] = answer = pipe.recv()  # type: ignore[union-attr]
+                if not answer[0]:
+                    deadline = min(deadline, time.monotonic() + GRACE)
+        faults = [f"rank {rank}:\n{result}" for rank, (fine, result) in sorted(answers.items()) if not fine]
+        faults += [f"rank {rank} of {world} does not answer" for rank in range(world) if rank not in answers]
+        if faults:
+            self.stop(force=True)  # the others' state is unknown
+            raise AssertionError("\n".join(faults))
+        return [answers[rank][1] for rank in range(world)]
+
+    def stop(self, force: bool = False) -> None:
+        for pipe in self._pipes:
+            if not force:
+                pipe.send(None)
+        if self._processes is not None:
+            for process in self._processes.processes:
+                if force:
+                    process.kill()
+                process.join(30)
+        self._pipes, self._processes = [], None

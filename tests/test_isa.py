@@ -15,7 +15,7 @@ import os, sys
 import numpy as np, torch
 import torch.nn.functional as F
 sys.path.insert(0, {tests!r})
-import cases, longtail
+import cases, longtail, naive, test_shard_ops
 from tolerances import assert_close
 """
 
@@ -35,6 +35,14 @@ for dtype in cases.DTYPES:
             grad, = torch.autograd.grad(loss, x, up.to(loss.dtype))
             true_grad, = torch.autograd.grad(truth, y, up)
             assert_close(grad, true_grad, what=f"grad {dtype} C={classes} {option_set}", factor=3)
+    logits, target = cases.random_case(6, 2500, dtype)
+    options = cases.options("mixed", 2500, target, dtype)
+    up = torch.randn(6, generator=cases.generator(1), dtype=torch.float64)
+    truth, true_grad = naive.rows_and_grad(logits, target, up, **cases.to_float64(options))
+    up = up.to(cases.vector_dtype(dtype))
+    _, loss, grad = test_shard_ops.run_shards(logits, target, up, [1, 1500, 999], options, inplace=False)
+    assert_close(loss, truth, what=f"loss of shards {dtype}", factor=4)
+    assert_close(grad, true_grad, what=f"grad of shards {dtype}", factor=4)
 print("agrees")
 """
 
@@ -112,6 +120,10 @@ for dtype in cases.DTYPES:
         torch.ops.longtail.softmax_loss_and_grad(up, z, target, *tail)
         torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
         assert_close(z, grad.double(), what=f"{dtype} C={classes}", factor=3)
+        z.copy_(values)
+        vectors = (*tail[:3], -100)
+        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)
+        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tail[:2], -100, 1.3, 8.0)
         torch.ops.longtail.scale_grad_(z, up)
 print("within bounds")
 """

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 import longtail
-import ranks
+import training_ranks
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.skipif(
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks.work, args=(str(folder),), nprocs=ranks.WORLD_SIZE)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks.WORLD_SIZE)]
+    torch.multiprocessing.spawn(training_ranks.work, args=(str(folder),), nprocs=training_ranks.WORLD_SIZE)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(training_ranks.WORLD_SIZE)]
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return ranks.statistics(None)
+    return training_ranks.statistics(None)
 
 
 def test_a_sum_is_a_new_tensor(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def test_a_sum_is_a_new_tensor(seen: list[dict[str, Any]], alone: dict[str, Any]
 def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for rank in seen:
         assert_same(rank["counts"], alone["counts"])
-    assert_same(seen[0]["group"], longtail.class_counts(ranks.data()[1][:, :3], ranks.CLASSES))
+    assert_same(seen[0]["group"], longtail.class_counts(training_ranks.data()[1][:, :3], training_ranks.CLASSES))
 
 
 def test_class_frequencies(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_accuracy(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
 
 
 def test_sampler_knows_its_rank(seen: list[dict[str, Any]]) -> None:
-    targets = ranks.data()[1].flatten()
+    targets = training_ranks.data()[1].flatten()
     whole = list(longtail.training.ClassBalancedSampler(targets, num_samples=22, seed=3))
     assert seen[0]["epoch"] == whole[0::2]
     assert seen[1]["epoch"] == whole[1::2]
@@ -65,7 +65,7 @@ def test_sampler_knows_its_rank(seen: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("single_forward", [False, True])
 def test_complement_objective_training_of_a_distributed_model(seen: list[dict[str, Any]], single_forward: bool) -> None:
-    expected = ranks.train(None, single_forward)
+    expected = training_ranks.train(None, single_forward)
     for rank in seen:
         for name, got in rank["trained"][single_forward].items():
             assert_close(got, expected[name], what=name, factor=10)

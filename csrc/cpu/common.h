@@ -7,6 +7,7 @@ namespace longtail {
 
 enum class Storage { float64, float32, bfloat16, float16 };
 
-enum class Pass { loss, backward, loss_and_grad };
+// The last two are the steps of one shard of the classes, which the softmax loops over rows know.
+enum class Pass { loss, backward, loss_and_grad, accumulate, apply };
 
 }  // namespace longtail

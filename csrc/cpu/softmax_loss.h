@@ -34,14 +34,16 @@ struct SoftmaxLossArgs {
   double softcap;  // 0: off
   double z_loss;
   double weight_sum;  // sum of the class weights, or C
-  void* loss;         // [R] of T
+  void* loss;         // [R] of T, or null
   void* stats;        // [R, 5] of T; columns contiguous for [N, C, P], else rows
   int64_t stats_stride, stats_column_stride;
-  void* grad;  // [N, C] of the logits' type; may be `logits` itself
+  const void* row_grad;  // [N, 5] of T, rows: m, a, b, S, target of RowGrad times the upstream gradient; Pass::apply
+  void* grad;            // [N, C] of the logits' type; may be `logits` itself
   int64_t grad_stride, grad_class_stride;
 };
 
-// Rows [begin, end). Returns the first row whose target is neither a class nor ignore_index, or -1.
+// Rows [begin, end). Returns the first row whose target is neither a class nor ignore_index, or -1. The passes of a
+// shard also know target -1: a class of another shard.
 // `scratch`, for loss_and_grad: one row of T with softcap (tanh is then evaluated once), [C, stretch] of T with pixels,
 // else null.
 using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);

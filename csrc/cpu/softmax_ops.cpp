@@ -53,6 +53,15 @@ void set_stats(SoftmaxLossArgs& args, const Tensor& stats) {
   args.stats_column_stride = stats.stride(1);
 }
 
+// [rows, 5] in the arithmetic's dtype; contiguous rows, but for images.
+void check_stats(const Tensor& stats, const char* name, const Tensor& logits) {
+  const int64_t rows = row_count(logits);
+  check(stats.dim() == 2 && stats.size(0) == rows && stats.size(1) == 5, name, " has shape ", shape_of(stats),
+        ", expected [", rows, ", 5]");
+  check_dtype(stats, name, accumulate_type(logits));
+  check(logits.dim() == 3 || stats.is_contiguous(), name, " is not contiguous");
+}
+
 void set_grad_loss(SoftmaxLossArgs& args, const Tensor& grad_loss, const Tensor& logits) {
   check_vector(grad_loss, "grad_loss", row_count(logits), accumulate_type(logits));
   args.grad_loss = grad_loss.const_data_ptr();
@@ -103,6 +112,49 @@ Outputs make_outputs(SoftmaxLossArgs& args, const Tensor& logits) {
   return out;
 }
 
+SoftmaxLossArgs shard_args(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
+                           const MaybeTensor& class_bias, const MaybeTensor& class_margin, int64_t ignore_index,
+                           double scale, double softcap) {
+  check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
+  const MaybeTensor none;
+  return make_args(logits, target,
+                   {weight, class_bias, class_margin, none, ignore_index, 0.0, 0.0, 0.0, 1.0, scale, softcap, 0.0});
+}
+
+Tensor softmax_loss_accumulate(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
+                               const MaybeTensor& class_bias, const MaybeTensor& class_margin, int64_t ignore_index,
+                               bool label_smoothing, double scale, double softcap) {
+  SoftmaxLossArgs args = shard_args(logits, target, weight, class_bias, class_margin, ignore_index, scale, softcap);
+  args.label_smoothing = label_smoothing ? 1.0 : 0.0;
+  const Tensor stats = new_tensor({logits.size(0), 5}, accumulate_type(logits));
+  set_stats(args, stats);
+  run(args, Pass::accumulate, logits, target);
+  return stats;
+}
+
+void apply_to(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& row_grad,
+              const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index, double scale,
+              double softcap) {
+  SoftmaxLossArgs args = shard_args(logits, target, weight, class_bias, std::nullopt, ignore_index, scale, softcap);
+  check_stats(row_grad, "row_grad", logits);
+  args.row_grad = row_grad.const_data_ptr();
+  set_grad(args, grad);
+  run(args, Pass::apply, logits, target);
+}
+
+Tensor softmax_loss_apply(const Tensor& logits, const Tensor& target, const Tensor& row_grad, const MaybeTensor& weight,
+                          const MaybeTensor& class_bias, int64_t ignore_index, double scale, double softcap) {
+  check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
+  const Tensor grad = new_gradient(logits);
+  apply_to(grad, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+  return grad;
+}
+
+void softmax_loss_apply_(const Tensor& logits, const Tensor& target, const Tensor& row_grad, const MaybeTensor& weight,
+                         const MaybeTensor& class_bias, int64_t ignore_index, double scale, double softcap) {
+  apply_to(logits, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+}
+
 std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS) {
   SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
   const Outputs out = make_outputs(args, logits);
@@ -113,11 +165,7 @@ std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits, const Tensor& targ
 Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target, const Tensor& stats,
                              LONGTAIL_OPTIONS) {
   SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
-  const int64_t rows = row_count(logits);
-  check(stats.dim() == 2 && stats.size(0) == rows && stats.size(1) == 5, "stats have shape ", shape_of(stats),
-        ", expected [", rows, ", 5]");
-  check_dtype(stats, "stats", accumulate_type(logits));
-  check(logits.dim() == 3 || stats.is_contiguous(), "stats are not contiguous");
+  check_stats(stats, "stats", logits);
   set_grad_loss(args, grad_loss, logits);
   const Tensor grad = new_gradient(logits);
   set_stats(args, stats);
@@ -155,4 +203,7 @@ STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, m) {
   m.impl("softmax_loss_backward", TORCH_BOX(&longtail::softmax_loss_backward));
   m.impl("softmax_loss_and_grad", TORCH_BOX(&longtail::softmax_loss_and_grad));
   m.impl("softmax_loss_and_grad_", TORCH_BOX(&longtail::softmax_loss_and_grad_));
+  m.impl("softmax_loss_accumulate", TORCH_BOX(&longtail::softmax_loss_accumulate));
+  m.impl("softmax_loss_apply", TORCH_BOX(&longtail::softmax_loss_apply));
+  m.impl("softmax_loss_apply_", TORCH_BOX(&longtail::softmax_loss_apply_));
 }

@@ -26,6 +26,7 @@ class SoftmaxRows {
         options_(loss_options<T>(args)) {}
 
   int64_t run(int64_t begin, int64_t end) {
+    if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
     for (int64_t i = begin; i < end; i += rows_per_group_) {
       const int64_t bad = run_group(i, end - i < rows_per_group_ ? end : i + rows_per_group_);
       if (bad >= 0) return bad;
@@ -68,16 +69,36 @@ class SoftmaxRows {
       }
       if (g < 0 || g >= args_.num_classes) return i;
       T* stats = static_cast<T*>(args_.stats) + 5 * i;
-      if (pass_ != Pass::backward) {
-        const RowStats<T> s = row_stats(logits(i), g);
-        const T values[5] = {s.m, s.d, s.t, s.u_g, s.U};
-        memcpy(stats, values, sizeof(values));
-      }
+      if (pass_ != Pass::backward) write_stats(row_stats(logits(i), g), stats);
       const T v = args_.sample_weight ? static_cast<const T*>(args_.sample_weight)[i] : T(1);
       group.add(i, g, stats, weight_ ? weight_[g] : T(1), v);
     }
     if (group.count > 0) finish_group(group);
     return -1;
+  }
+
+  // One step of a row whose classes are shared out; target -1: the class is in another shard.
+  int64_t run_shard(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = args_.target[i * args_.target_stride];
+      if (g == args_.ignore_index) {
+        ignore_row(i);
+        continue;
+      }
+      if (g < -1 || g >= args_.num_classes) return i;
+      if (pass_ == Pass::accumulate) {
+        write_stats(row_stats(logits(i), g), static_cast<T*>(args_.stats) + 5 * i);
+      } else {
+        const T* r = static_cast<const T*>(args_.row_grad) + 5 * i;
+        write_grad(logits(i), g, {r[0], r[1], r[2], r[3], r[4]}, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
+      }
+    }
+    return -1;
+  }
+
+  static void write_stats(const RowStats<T>& s, T* stats) {
+    const T values[5] = {s.m, s.d, s.t, s.u_g, s.U};
+    memcpy(stats, values, sizeof(values));
   }
 
   void finish_group(const Group& group) {
@@ -97,11 +118,11 @@ class SoftmaxRows {
   }
 
   void ignore_row(int64_t i) {
-    if (pass_ != Pass::backward) {
-      static_cast<T*>(args_.loss)[i] = T(0);
+    if (args_.loss) static_cast<T*>(args_.loss)[i] = T(0);
+    if (pass_ != Pass::backward && pass_ != Pass::apply) {
       memset(static_cast<T*>(args_.stats) + 5 * i, 0, 5 * sizeof(T));
     }
-    if (pass_ != Pass::loss) {
+    if (pass_ != Pass::loss && pass_ != Pass::accumulate) {
       memset(static_cast<Z*>(args_.grad) + i * args_.grad_stride, 0, args_.num_classes * sizeof(Z));
     }
   }
@@ -110,10 +131,16 @@ class SoftmaxRows {
     return static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
   }
 
+  // Of target -1, what stands in for it: the effective logit of class 0.
   LONGTAIL_INLINE T target_logit(const Z* z, int64_t g) const {
-    T u = capping_(load_some(z + g, 1)).v[0];
-    if (bias_) u += bias_[g];
-    if (margin_) u -= margin_[g];
+    if (g < 0) return args_.num_classes > 0 ? shared_logit(z, 0) : T(0);
+    return margin_ ? shared_logit(z, g) - margin_[g] : shared_logit(z, g);
+  }
+
+  // Effective logit of class j without any margin.
+  LONGTAIL_INLINE T shared_logit(const Z* z, int64_t j) const {
+    T u = capping_(load_some(z + j, 1)).v[0];
+    if (bias_) u += bias_[j];
     return u;
   }
 
@@ -154,7 +181,7 @@ class SoftmaxRows {
     T U = T(0);
     if (options_.label_smoothing != T(0)) {
       U = horizontal_sum(sums.U);
-      if (margin_) U -= (weight_ ? weight_[g] : T(1)) * margin_[g];
+      if (margin_ && g >= 0) U -= (weight_ ? weight_[g] : T(1)) * margin_[g];
     }
     return {m, horizontal_sum(sums.d), horizontal_sum(sums.t), u_g, U};
   }
@@ -179,7 +206,7 @@ class SoftmaxRows {
 
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
     const Capping<T> capped = capping_;
-    const T slope_g = capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
+    const T slope_g = g < 0 ? T(0) : capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
     const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
     const bool smoothing = row.S != T(0);
     for (int64_t j = 0; j < args_.num_classes; j += kLanes) {
@@ -189,7 +216,7 @@ class SoftmaxRows {
       if (smoothing) x = x + grads.S * omega(j, count);
       store_some(grad + j, x * capped.slope(s), count);
     }
-    store_some(grad + g, V(row.target * slope_g), 1);
+    if (g >= 0) store_some(grad + g, V(row.target * slope_g), 1);
   }
 
   const SoftmaxLossArgs& args_;

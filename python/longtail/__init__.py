@@ -28,6 +28,8 @@ from .modules import (
     SigmoidFocalLoss,
 )
 from .softmax_loss import RowStats
+from .vocab_parallel import vocab_parallel_cross_entropy
+from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 __version__ = "0.1.0"
 
@@ -61,4 +63,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "training",
     "use_backend",
+    "vocab_parallel_cross_entropy",
+    "vocab_parallel_linear_cross_entropy",
 ]

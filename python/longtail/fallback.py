@@ -30,14 +30,25 @@ class Rows(NamedTuple):
         return bool(self.finish["label_smoothing"])
 
 
-def _check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int | None) -> None:
-    bad = counted & ((target < 0) | (target >= num_classes))
+def _check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int | None, lowest: int = 0) -> None:
+    bad = counted & ((target < lowest) | (target >= num_classes))
     if target.device.type == "cpu" and bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         raise RuntimeError(
-            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected 0 <= target < {num_classes}"
-            + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
+            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected {lowest} <= target < "
+            f"{num_classes}" + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
         )
+
+
+def _check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tensor | None, int]]) -> None:
+    if logits.dim() != 2 or target.shape != logits.shape[:1]:
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
+            "expected [N, C] and [N]"
+        )
+    for name, (vector, length) in lengths.items():
+        if vector is not None and vector.shape != (length,):
+            raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
 
 
 def _rows(
@@ -56,19 +67,10 @@ def _rows(
     softcap: float,
     z_loss: float,
 ) -> Rows:
-    if logits.dim() != 2 or target.shape != logits.shape[:1]:
-        raise RuntimeError(
-            f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
-            "expected [N, C] and [N]"
-        )
-    n, num_classes = logits.shape
-    vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
-    for name, vector, length in [
-        *[(name, vector, num_classes) for name, vector in vectors.items()],
-        ("sample_weight", sample_weight, n),
-    ]:
-        if vector is not None and vector.shape != (length,):
-            raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
+    n, num_classes = logits.shape[0], logits.shape[-1]
+    per_class = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
+    lengths = {name: (vector, num_classes) for name, vector in per_class.items()}
+    _check_shapes(logits, target, lengths | {"sample_weight": (sample_weight, n)})
     counted = target != ignore_index
     _check_target(target, counted, num_classes, ignore_index)
     g = torch.where(counted, target, 0)
@@ -102,10 +104,15 @@ def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> T
         return rows.u.to(dtype)
     _, row_grad = reference.finish(stats, **rows.finish)
     scaled = reference.RowGrad(row_grad.m, *(x * grad_loss for x in row_grad[1:]))
-    grad = reference.apply(scaled, rows.u, rows.g, rows.omega, rows.smoothing) * rows.scale
-    if rows.softcap:
-        grad = grad * (1 - (rows.capped / rows.softcap) ** 2)
-    return grad.masked_fill(~rows.counted[:, None], 0.0).to(dtype)
+    du = reference.apply(scaled, rows.u, rows.g, rows.omega, rows.smoothing)
+    return _through_cap(du, rows.capped, rows.counted, rows.scale, rows.softcap).to(dtype)
+
+
+def _through_cap(du: Tensor, capped: Tensor, counted: Tensor, scale: float, softcap: float) -> Tensor:
+    grad = du * scale
+    if softcap:
+        grad = grad * (1 - (capped / softcap) ** 2)
+    return grad.masked_fill(~counted[:, None], 0.0)
 
 
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -128,6 +135,71 @@ def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *o
     loss, stats, grad = softmax_loss_and_grad(grad_loss, logits, target, *options)
     logits.copy_(grad)
     return loss, stats
+
+
+class _Shard(NamedTuple):
+    capped: Tensor
+    u: Tensor
+    target: Tensor  # -1: in another shard, or ignored
+    counted: Tensor
+
+
+def _shard(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    ignore_index: int,
+    scale: float,
+    softcap: float,
+) -> _Shard:
+    num_classes = logits.shape[-1]
+    per_class = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
+    _check_shapes(logits, target, {name: (vector, num_classes) for name, vector in per_class.items()})
+    counted = target != ignore_index
+    _check_target(target, counted, num_classes, ignore_index, lowest=-1)
+    local = target.masked_fill(~counted, -1)
+    z = logits.to(reference.accumulate_dtype(logits)).masked_fill(~counted[:, None], 0.0)
+    capped = reference.capped_logits(z, scale, softcap)
+    return _Shard(capped, reference.effective_logits(capped, local, class_bias, class_margin), local, counted)
+
+
+def softmax_loss_accumulate(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    ignore_index: int,
+    label_smoothing: bool,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    shard = _shard(logits, target, weight, class_bias, class_margin, ignore_index, scale, softcap)
+    stats = reference.accumulate(shard.u, shard.target, weight, label_smoothing)
+    return stats.masked_fill(~shard.counted[:, None], 0.0)
+
+
+def softmax_loss_apply(
+    logits: Tensor,
+    target: Tensor,
+    row_grad: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    ignore_index: int,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    shard = _shard(logits, target, weight, class_bias, None, ignore_index, scale, softcap)
+    if row_grad.shape != (logits.shape[0], 5):
+        raise RuntimeError(f"longtail: row_grad has shape {list(row_grad.shape)}, expected [{logits.shape[0]}, 5]")
+    du = reference.apply(reference.RowGrad(*row_grad.unbind(1)), shard.u, shard.target, weight, smoothing=True)
+    return _through_cap(du, shard.capped, shard.counted, scale, softcap).to(logits.dtype)
+
+
+def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:
+    logits.copy_(softmax_loss_apply(logits, *rest))
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
+from .distributed import is_dtensor
 from .errors import ArgumentTypeError
 from .softmax_loss import probability_cross_entropy, softmax_loss
 
@@ -104,6 +105,12 @@ def cross_entropy(
             applied in backward.
         return_stats: also return :class:`longtail.RowStats`.
 
+    A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on
+    one, or replicated. ``target`` and ``sample_weight`` are then DTensors on the same mesh, or plain tensors of all
+    rows; class vectors are of all classes. "mean" is that of all rows of the mesh. The loss is a DTensor, replicated
+    where it is reduced; the statistics are DTensors over the rows. Ranks compare options as in
+    :func:`longtail.vocab_parallel_cross_entropy`.
+
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
     return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch.
 
@@ -113,6 +120,24 @@ def cross_entropy(
             torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
+    if is_dtensor(input) or is_dtensor(target):
+        from . import dtensor  # imports torch.distributed.tensor
+
+        return dtensor.cross_entropy(
+            *(input, target, weight, ignore_index, reduction),
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            complement_gamma=complement_gamma,
+            class_bias=class_bias,
+            class_margin=class_margin,
+            scale=scale,
+            softcap=softcap,
+            z_loss=z_loss,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            gradient=gradient,
+            return_stats=return_stats,
+        )
     options = check_options(
         *(input, target, ignore_index, reduction, normalizer, gradient),
         label_smoothing=label_smoothing,

@@ -38,13 +38,13 @@ def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
 
 def logits_position(op: str) -> int:
     """Which argument of operator ``op`` is the logits, or the gradient that has their shape."""
-    return 0 if op in ("softmax_loss", "sigmoid_loss", "scale_grad_") else 1
+    return 1 if "backward" in op or "and_grad" in op else 0
 
 
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
-    if op == "mean_denominator":
-        return kernel  # knows no logits
+    if op in ("mean_denominator", "softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
+        return kernel  # knows no logits, or refuses images
     position = logits_position(op)
 
     def call(*args: Any) -> Any:

@@ -100,7 +100,7 @@ class LinearSoftmaxLoss(torch.autograd.Function):
         nothing = (None,) * len(ctx.needs_input_grad)
         if grad_output is None or not any(ctx.needs_input_grad):
             return nothing
-        grads = (_recomputed if ctx.setting.gradient == "backward" else _kept)(ctx, grad_output)
+        grads = (_recomputed if ctx.setting.gradient == "backward" else kept_gradients)(ctx, grad_output)
         return (*grads, *nothing[len(grads) :])
 
 
@@ -117,7 +117,7 @@ def _loss_and_grad(
     return loss_and_grad_operator(grad_loss, *data, setting.chunk_size, *dtypes, *needs, *options)
 
 
-def _guarded(grad: Tensor, grad_output: Tensor, *inputs: Tensor | None) -> Tensor:
+def guarded(grad: Tensor, grad_output: Tensor, *inputs: Tensor | None) -> Tensor:
     """``grad``, which refuses to be differentiated again."""
     tensors = [x for x in (grad_output, *inputs) if x is not None]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -131,10 +131,10 @@ def _recomputed(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[:3]
     options = (weight, bias, margin, sample_weight, *ctx.options)
     _, _, *grads = _loss_and_grad(upstream, data, ctx.setting, needs, options)
-    return [_guarded(g, grad_output, *data[:3]) if need else None for g, need in zip(grads, needs, strict=True)]
+    return [guarded(g, grad_output, *data[:3]) if need else None for g, need in zip(grads, needs, strict=True)]
 
 
-def _kept(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+def kept_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     try:
         denominator, *buffers = ctx.saved_tensors
     except RuntimeError as error:
@@ -156,7 +156,7 @@ def _kept(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
             torch.autograd.graph.increment_version(grad)
         if i > 0:
             grad = grad.to(ctx.weight_dtype)
-        grads.append(_guarded(grad, grad_output, buffer))
+        grads.append(guarded(grad, grad_output, buffer))
     return grads
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import arguments
+from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 from .functional import check_options, cross_entropy
 from .linear_autograd import Setting, linear_softmax_loss
@@ -75,15 +76,18 @@ def linear_cross_entropy(
     float16: the mean's denominator is applied in backward, to accumulators that stay in ``accumulate_dtype`` until
     then, so that it cannot make gradients underflow before a loss scale.
 
+    DTensors: ``input`` (N, D), ``linear_weight`` (C, D) and ``linear_bias`` on one mesh. One mesh dimension may shard
+    the classes (the weight's Shard(0)), with ``input`` replicated over it or, in sequence parallelism, sharded by rows;
+    over the others ``input`` is sharded by rows or replicated. Targets, constants and result as in
+    :func:`longtail.cross_entropy`. Parameters of FSDP are to be gathered: call the loss inside the ``forward`` of the
+    module that ``fully_shard`` wraps, where they are.
+
     Raises:
-        TypeError: an argument has the wrong type or dtype; a DTensor, which has to be gathered before the call.
+        TypeError: an argument has the wrong type or dtype; a DTensor with an ``input`` that is none.
         ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     arguments.check_choice("gradient", gradient, GRADIENTS)
-    logits_shape = _check_data(input, linear_weight, linear_bias, target)
-    if target.shape == logits_shape and ignore_index is not None:
-        raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")
     options: dict[str, Any] = {
         "ignore_index": -100 if ignore_index is None else ignore_index,
         "reduction": reduction,
@@ -101,6 +105,21 @@ def linear_cross_entropy(
         "class_margin": class_margin,
         "sample_weight": sample_weight,
     }
+    if is_dtensor(input):
+        from .dtensor_linear import dtensor_linear_cross_entropy  # imports torch.distributed.tensor
+
+        return dtensor_linear_cross_entropy(
+            *(input, linear_weight, linear_bias, target),  # type: ignore[arg-type]
+            gradient=gradient,
+            chunk_size=chunk_size,
+            accumulate_dtype=accumulate_dtype,
+            return_stats=return_stats,
+            vectors=vectors,
+            options=options,
+        )
+    logits_shape = _check_data(input, linear_weight, linear_bias, target)
+    if target.shape == logits_shape and ignore_index is not None:
+        raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")
     if target.shape != logits_shape and linear_weight.dim() == 2:
         data = (input, linear_weight, linear_bias, target)
         return _fused(data, gradient, chunk_size, accumulate_dtype, return_stats, vectors, options)
@@ -117,10 +136,11 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
         tensors["linear_bias"] = linear_bias
     arguments.check_tensors(**tensors)
     for name, tensor in tensors.items():
-        if hasattr(tensor, "full_tensor"):
+        if is_dtensor(tensor):
             raise TypeError(
-                f"{name} is a DTensor, expected a plain tensor: gather it before the call, by {name}.full_tensor() or "
-                "by unshard() of the FSDP module that owns it"
+                f"{name} is a DTensor and input is none: make input a DTensor too, so that its placements are known, "
+                f"or gather {name} before the call, by {name}.full_tensor() or by unshard() of the FSDP module that "
+                "owns it"
             )
     if input.dim() not in (1, 2):
         raise ArgumentValueError(f"expected input with dimensionality 1 or 2, got {input.dim()}")
@@ -142,7 +162,7 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
     return input.shape[:-1] + outputs
 
 
-def _check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+def check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients add up, for logits of ``dtype``."""
     if chunk_size is not None:
         if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
@@ -158,7 +178,7 @@ def _check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, 
     return accumulate_dtype
 
 
-def _logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+def logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """The dtype of the GEMMs: the common one, or that of autocast."""
     device_type = input.device.type
     parameters = {"linear_weight": linear_weight} | ({} if linear_bias is None else {"linear_bias": linear_bias})
@@ -189,8 +209,8 @@ def _fused(
     numbers = check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
     if gradient in ("forward", "inplace") and reduction == "none":
         raise ValueError(f'gradient={gradient!r} needs one scalar loss, expected reduction "mean" or "sum", got "none"')
-    dtype = _logits_dtype(input, linear_weight, linear_bias)
-    total_dtype = _check_chunks(chunk_size, accumulate_dtype, dtype)
+    dtype = logits_dtype(input, linear_weight, linear_bias)
+    total_dtype = check_chunks(chunk_size, accumulate_dtype, dtype)
     target, shape = arguments.class_indices(target, input), target.shape
     if shape != input.shape[:-1] and not (input.dim() == 1 and shape == (1,)):
         raise ArgumentValueError(

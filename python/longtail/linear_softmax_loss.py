@@ -46,7 +46,7 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
+def plain(device: torch.device) -> Iterator[None]:
     """No graph and no autocast: what the GEMMs compute in has been decided."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
@@ -58,12 +58,20 @@ def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
         ops.mean_denominator(target, None, ignore_index, num_classes)
 
 
-def _matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+def as_matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` [R, C] in ``dtype``, in a layout that BLAS takes as it is: else every chunk would copy it."""
     x = x.to(dtype)
     by_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
     by_columns = x.stride(0) == 1 and x.stride(1) >= x.shape[0]
     return x if by_rows or by_columns else x.contiguous()
+
+
+def make_logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, out: Tensor) -> None:
+    """``x @ linear_weight.T + linear_bias`` into ``out``."""
+    if linear_bias is None:
+        torch.mm(x, linear_weight.t(), out=out)
+    else:
+        torch.addmm(linear_bias, x, linear_weight.t(), out=out)
 
 
 class _Chunk(NamedTuple):
@@ -92,10 +100,7 @@ def _chunks(
         # What an ignored row holds, NaN included, may not meet its zero gradient in the weight's GEMM.
         x = input[rows].to(dtype).masked_fill(ignored[rows], 0.0)
         logits = buffer[: x.shape[0]]
-        if linear_bias is None:
-            torch.mm(x, linear_weight.t(), out=logits)
-        else:
-            torch.addmm(linear_bias, x, linear_weight.t(), out=logits)
+        make_logits(x, linear_weight, linear_bias, logits)
         sample_weight = None if options[3] is None else options[3][rows]
         yield _Chunk(rows, x, logits, target[rows], (*options[:3], sample_weight, *options[4:]))
 
@@ -116,16 +121,16 @@ def linear_softmax_loss(
 ) -> tuple[Tensor, Tensor]:
     """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits."""
     loss, stats = _rows_out(input, dtype)
-    with _plain(input.device):
+    with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
-        weight = _matrix(linear_weight, dtype)
+        weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         for chunk in _chunks(input, weight, bias, target, chunk_size, options):
             loss[chunk.rows], stats[chunk.rows] = ops.softmax_loss(chunk.logits, chunk.target, *chunk.options)
     return loss, stats
 
 
-def _add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
+def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
     """``total += grad.T @ x``; ``total`` is written, not read, the first time."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x, beta=0 if first else 1)
@@ -161,12 +166,12 @@ def linear_softmax_loss_and_grad(
     ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``.
     """
     loss, stats = _rows_out(input, dtype)
-    grad_input, total, total_bias = _gradients(
+    grad_input, total, total_bias = make_gradients(
         input, linear_weight, total_dtype, (needs_input, needs_weight, needs_bias)
     )
-    with _plain(input.device):
+    with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
-        weight = _matrix(linear_weight, dtype)
+        weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         for chunk in _chunks(input, weight, bias, target, chunk_size, options):
             rows, grad = chunk.rows, chunk.logits
@@ -176,7 +181,7 @@ def linear_softmax_loss_and_grad(
             elif needs_input:
                 grad_input[rows] = torch.mm(grad, weight)
             if needs_weight:
-                _add_weight_gradient(total, grad, chunk.input, rows.start == 0)
+                add_weight_gradient(total, grad, chunk.input, rows.start == 0)
             if needs_bias:
                 total_bias += grad.sum(0, dtype=total_dtype)
         if input.shape[0] == 0:
@@ -184,7 +189,7 @@ def linear_softmax_loss_and_grad(
         return loss, stats, grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
 
 
-def _gradients(
+def make_gradients(
     input: Tensor, linear_weight: Tensor, total_dtype: torch.dtype, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Space for the gradients; that of the weight laid out as the weight, so that a parameter can keep it uncopied."""
@@ -204,7 +209,7 @@ def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     _bias, _target, _chunk_size, dtype, _total_dtype, weight_grad_dtype, *needs = rest[:9]
-    return (*_rows_out(input, dtype), *_gradients(input, linear_weight, weight_grad_dtype, tuple(needs)))
+    return (*_rows_out(input, dtype), *make_gradients(input, linear_weight, weight_grad_dtype, tuple(needs)))
 
 
 _DATA = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, int chunk_size, ScalarType dtype"

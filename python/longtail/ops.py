@@ -27,6 +27,8 @@ SIGMOID_OPTIONS = (
     "float? alpha, float gamma"
 )
 
+_APPLY_OPTIONS = "Tensor? weight, Tensor? class_bias, int ignore_index, float scale, float softcap"
+
 # logits: [N, C] with contiguous classes, or [N, C, P] with contiguous pixels and strided classes; [N * P] rows then.
 SCHEMAS = {
     "softmax_loss": f"(Tensor logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)",
@@ -39,6 +41,15 @@ SCHEMAS = {
     "softmax_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {OPTIONS}) -> (Tensor loss, Tensor stats)"
     ),
+    # The steps of one shard of the classes. logits: [N, C] alone. target: a local class, ignore_index, or -1 for one of
+    # another shard. stats: of -1 rows, u_g is the effective logit of local class 0, to which U is relative.
+    # row_grad: [N, 5], the RowGrad of each row (m, a, b, S, target) times its upstream gradient.
+    "softmax_loss_accumulate": (
+        "(Tensor logits, Tensor target, Tensor? weight, Tensor? class_bias, Tensor? class_margin, int ignore_index, "
+        "bool label_smoothing, float scale, float softcap) -> Tensor stats"
+    ),
+    "softmax_loss_apply": f"(Tensor logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> Tensor grad",
+    "softmax_loss_apply_": f"(Tensor(a!) logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> ()",
     # target: int64 [rows] or floating point of the logits' shape; loss: [rows], or of the logits' shape (elementwise);
     # grad_loss: either of the two shapes.
     "sigmoid_loss": f"(Tensor logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> Tensor loss",
@@ -97,6 +108,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "softmax_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_loss(logits, *rest),
+    "softmax_loss_accumulate": lambda logits, *_: images.stats_like(logits, accumulate_dtype(logits)),
+    "softmax_loss_apply": lambda logits, *_: _fake_grad(logits),
+    "softmax_loss_apply_": lambda *_: None,
     "sigmoid_loss": _fake_sigmoid_loss,
     "sigmoid_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
     "sigmoid_loss_and_grad": lambda _grad_loss, logits, *rest: (
@@ -120,6 +134,9 @@ softmax_loss = torch.ops.longtail.softmax_loss.default
 softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
 softmax_loss_and_grad = torch.ops.longtail.softmax_loss_and_grad.default
 softmax_loss_and_grad_ = torch.ops.longtail.softmax_loss_and_grad_.default
+softmax_loss_accumulate = torch.ops.longtail.softmax_loss_accumulate.default
+softmax_loss_apply = torch.ops.longtail.softmax_loss_apply.default
+softmax_loss_apply_ = torch.ops.longtail.softmax_loss_apply_.default
 sigmoid_loss = torch.ops.longtail.sigmoid_loss.default
 sigmoid_loss_backward = torch.ops.longtail.sigmoid_loss_backward.default
 sigmoid_loss_and_grad = torch.ops.longtail.sigmoid_loss_and_grad.default

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
+from .distributed import collective_device
+
 
 def is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -30,7 +32,6 @@ def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Te
     """
     if not is_initialized():
         return tensor.clone()
-    # Only NCCL cannot reduce what lies on the CPU.
-    work = tensor.clone() if dist.get_backend(group) != "nccl" else tensor.to("cuda", copy=True)
+    work = tensor.to(collective_device(group), copy=True)
     dist.all_reduce(work, group=group)
     return work.to(tensor.device)

@@ -50,8 +50,9 @@ def effective_logits(
 ) -> Tensor:
     """Adds ``class_bias`` [C] to capped logits [N, C], takes ``class_margin`` [C] off each row's target class."""
     u = capped if class_bias is None else capped + class_bias
-    if class_margin is not None:
-        u = u.scatter_add(1, target[:, None], -class_margin[target][:, None])
+    if class_margin is not None and u.shape[1]:
+        index = target.clamp(min=0)
+        u = u.scatter_add(1, index[:, None], -class_margin[index].masked_fill(target < 0, 0.0)[:, None])
     return u
 
 
@@ -69,10 +70,15 @@ def accumulate(u: Tensor, target: Tensor, omega: Tensor | None = None, smoothing
 
     ``m = max u_j``, ``d = sum exp(u_j - m)``, ``t = sum exp(u_j - m) (u_j - m)``, ``U = sum omega_j (u_j - u_g)`` over
     all classes (0 without smoothing). ``omega`` [C] defaults to ones.
+
+    ``u`` may be a shard of the classes. A row of target -1 has its class in another shard: all classes of this one are
+    others, and ``u_g`` is the first of them (0 of none), so that U remains relative to a logit of the row.
     """
-    index = target[:, None]
+    if u.shape[1] == 0:
+        return u.new_tensor([-torch.inf, 0.0, 0.0, 0.0, 0.0]).expand(u.shape[0], 5)
+    index = target.clamp(min=0)[:, None]
     u_g = u.gather(1, index)
-    others = u.scatter(1, index, -torch.inf)
+    others = u.scatter(1, index, torch.where(target[:, None] < 0, u_g, -torch.inf))
     m = others.amax(1, keepdim=True).detach()
     e, shift = shifted_exp(others, m)
     U = torch.zeros_like(u_g)
@@ -162,12 +168,15 @@ def finish(
 
 
 def apply(grad: RowGrad, u: Tensor, target: Tensor, omega: Tensor | None = None, smoothing: bool = False) -> Tensor:
-    """``dloss/du`` [N, C] from the effective logits and a row's coefficients."""
+    """``dloss/du`` [N, C] from the effective logits and a row's coefficients; -1 is a target in another shard."""
     e, shift = shifted_exp(u, grad.m[:, None])
     du = e * (grad.a[:, None] + grad.b[:, None] * shift)
     if smoothing:
         du = du + (grad.S[:, None] if omega is None else grad.S[:, None] * omega)
-    return du.scatter(1, target[:, None], grad.target[:, None])
+    if u.shape[1] == 0:
+        return du
+    index = target.clamp(min=0)[:, None]
+    return du.scatter(1, index, torch.where(target[:, None] < 0, du.gather(1, index), grad.target[:, None]))
 
 
 def softmax_loss(

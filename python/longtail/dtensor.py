@@ -1,0 +1,235 @@
+"""The losses of DTensors: rows sharded (data parallel), classes sharded (tensor parallel), both, or neither.
+
+A rank works on its local tensors: :func:`longtail.vocab_parallel_cross_entropy` over the mesh dimension that shards the
+classes, the plain loss otherwise. Over the mesh dimensions that shard rows, only the mean's denominator and the sum of
+the losses are exchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from . import arguments, functional, ops, reference
+from .distributed import Group, Proposal, agree, all_gather, sum_in_rank_order
+from .errors import ArgumentTypeError, ArgumentValueError
+from .softmax_loss import RowStats
+from .vocab_parallel import vocab_parallel_cross_entropy
+
+SUPPORTED = "on each mesh dimension Shard(0) (rows), Replicate(), or on one of them Shard(1) (classes)"
+
+
+class Layout(NamedTuple):
+    """How a mesh shares out rows and classes."""
+
+    mesh: Any
+    row_dims: tuple[int, ...]
+    """Mesh dimensions that shard the rows, in order."""
+    class_dim: int | None
+    """The mesh dimension that shards the classes."""
+
+    @classmethod
+    def of(cls, logits: DTensor) -> Layout:
+        """That of logits [N, C]."""
+        rows: list[int] = []
+        classes: list[int] = []
+        for i, placement in enumerate(logits.placements):
+            if isinstance(placement, Shard):
+                (rows if placement.dim % logits.dim() == 0 else classes).append(i)
+            elif not isinstance(placement, Replicate):
+                raise ArgumentValueError(f"input has placements {tuple(logits.placements)}, expected {SUPPORTED}")
+        if len(classes) > 1:
+            raise ArgumentValueError(
+                f"input has placements {tuple(logits.placements)}, which share out the classes over {len(classes)} "
+                f"mesh dimensions, expected {SUPPORTED}"
+            )
+        return cls(logits.device_mesh, tuple(rows), classes[0] if classes else None)
+
+    @property
+    def row_placements(self) -> list[Any]:
+        """Of a vector over the rows."""
+        return [Shard(0) if i in self.row_dims else Replicate() for i in range(self.mesh.ndim)]
+
+    def groups(self) -> list[Group]:
+        """Of the mesh dimensions that shard rows."""
+        return [self.mesh.get_group(i) for i in self.row_dims]
+
+    def local_rows(self, name: str, value: Any, rows: int) -> Any:
+        """This rank's part of a vector over all rows: a DTensor of any placements, or a plain tensor that is whole."""
+        if not isinstance(value, Tensor):
+            return value
+        if value.shape != (rows,):
+            raise ArgumentValueError(
+                f"{name} has shape {list(value.shape)}, expected {[rows]}, one for each row of all"
+            )
+        if isinstance(value, DTensor):
+            if value.device_mesh != self.mesh:
+                raise ArgumentValueError(f"{name} is on {value.device_mesh}, expected {self.mesh} as the input")
+            return value.redistribute(placements=self.row_placements).to_local()
+        begin, end = 0, rows
+        for i in self.row_dims:
+            start, size = local_range(end - begin, self.mesh, i)
+            begin, end = begin + start, begin + start + size
+        return value[begin:end]
+
+    def wrap_rows(self, value: Tensor, rows: int) -> DTensor:
+        """A vector over this rank's rows as a DTensor over all rows."""
+        return DTensor.from_local(value, self.mesh, self.row_placements, shape=torch.Size((rows,)), stride=(1,))
+
+    def total(self, value: Tensor) -> DTensor:
+        """The sum of scalars over the ranks that share out the rows, known to all."""
+        for group in self.groups():
+            value = SumOverRanks.apply(value, group)
+        return DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim)
+
+
+def local_range(size: int, mesh: Any, mesh_dim: int) -> tuple[int, int]:
+    """(start, size) of this rank's part of ``size`` elements that a mesh dimension shards, as DTensor cuts them."""
+    part = -(-size // mesh.size(mesh_dim))
+    start = min(part * mesh.get_local_rank(mesh_dim), size)
+    return start, min(part, size - start)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a scalar over a group, bitwise the same on every rank; each keeps its own gradient."""
+
+    @staticmethod
+    def forward(_ctx: Any, value: Tensor, group: Group) -> Tensor:
+        return sum_in_rank_order(all_gather(value.reshape(1), group))[0]
+
+    @staticmethod
+    def backward(_ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output, None
+
+
+class OverwritableLocal(torch.autograd.Function):
+    """``to_local`` for one who will write to the result: autograd refuses that of its view."""
+
+    @staticmethod
+    def forward(ctx: Any, input: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements, ctx.shape, ctx.stride = (
+            input.device_mesh,
+            input.placements,
+            input.shape,
+            input.stride(),
+        )
+        torch.autograd.graph.increment_version(input)  # whoever saved the DTensor has to learn that it changes
+        return input.to_local().data
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> DTensor:
+        return DTensor.from_local(grad_output, ctx.mesh, ctx.placements, shape=ctx.shape, stride=ctx.stride)
+
+
+def whole(x: Any) -> Any:
+    """A class vector with all its classes, or a scalar, as every rank's own tensor."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def global_denominator(
+    layout: Layout,
+    target: Tensor,  # [N_local]
+    num_classes: int,
+    weight: Tensor | None,  # [C] of the arithmetic's dtype
+    ignore_index: int,
+    reduction: str,
+    normalizer: str | float | Tensor | None,
+) -> Tensor | None:
+    """What a mean over the rows of all ranks divides by, 0-d; None where there is no mean.
+
+    Raises:
+        IndexError: on the CPU, a target of some rank is out of bounds; on every rank that shares out the rows.
+    """
+    fault = None
+    counted = target.new_zeros(())
+    try:
+        counted = ops.mean_denominator(target, weight if normalizer is None else None, ignore_index, num_classes)
+    except IndexError as error:
+        fault = error
+    packed = torch.stack([counted.double(), counted.new_tensor(float(fault is not None), dtype=torch.float64)])
+    for group in layout.groups():
+        packed = sum_in_rank_order(all_gather(packed, group))
+    if target.device.type == "cpu" and packed[1]:
+        text = f"a target of another rank is out of bounds: expected 0 <= target < {num_classes}"
+        raise fault or IndexError(f"longtail: {text} or ignore_index {ignore_index}")
+    if reduction != "mean":
+        return None
+    given = arguments.given_normalizer(normalizer, target.device)
+    if given is not None:
+        return given
+    return packed[0] if normalizer is None else packed[0].clamp(min=1)
+
+
+def check_plain(**tensors: Any) -> None:
+    """That nothing is a DTensor where the input is none."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            raise ArgumentTypeError(
+                f"{name} is a DTensor, expected a plain tensor as the input, or input a DTensor too"
+            )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    *,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: str | float | Tensor | None,
+    gradient: str,
+    return_stats: bool,
+    **numbers: Any,
+) -> Any:
+    """:func:`longtail.cross_entropy` of DTensors; arguments as there. The loss is a DTensor, replicated if reduced."""
+    if not isinstance(input, DTensor):
+        check_plain(target=target)
+    assert isinstance(input, DTensor)
+    normalizer = whole(normalizer)
+    numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, gradient, **numbers)
+    if input.dim() != 2:
+        raise ArgumentValueError(f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first")
+    layout, (rows, num_classes) = Layout.of(input), input.shape
+    if target.is_floating_point():
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
+    v = layout.local_rows("sample_weight", sample_weight, rows)
+    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
+    dtype = reference.accumulate_dtype(input)
+    weight = arguments.vector("weight", whole(weight), torch.Size((num_classes,)), input, dtype)
+    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction}
+    for group in layout.groups():
+        agree(Proposal(None, 0, None, tuple(same.items()), (("weight", None),)), group)
+    denominator = global_denominator(layout, g, num_classes, weight, ignore_index, reduction, normalizer)
+    given: dict[str, Any] = {
+        "weight": weight,
+        "class_bias": whole(class_bias),
+        "class_margin": whole(class_margin),
+        "sample_weight": v,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "normalizer": denominator,
+        "gradient": gradient,
+        "return_stats": return_stats,
+        **numbers,
+    }
+    if gradient == "inplace" and torch.is_grad_enabled() and input.requires_grad:
+        local = OverwritableLocal.apply(input)
+    else:
+        local = input.to_local(grad_placements=input.placements)
+    if layout.class_dim is None:
+        result = functional.cross_entropy(local, g, **given)
+    else:
+        start, _ = local_range(num_classes, layout.mesh, layout.class_dim)
+        group = layout.mesh.get_group(layout.class_dim)
+        result = vocab_parallel_cross_entropy(
+            local, g, group=group, class_start=start, num_classes=num_classes, **given
+        )
+    loss, stats = result if return_stats else (result, None)
+    loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
+    return (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats))) if stats is not None else loss

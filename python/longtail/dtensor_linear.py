@@ -1,0 +1,134 @@
+"""The fused linear loss of DTensors; see :mod:`longtail.dtensor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from . import arguments, functional
+from .distributed import Group, Proposal, agree
+from .dtensor import Layout, global_denominator, local_range, whole
+from .errors import ArgumentTypeError, ArgumentValueError
+from .linear_cross_entropy import linear_cross_entropy
+from .linear_softmax_loss import arithmetic_dtype
+from .softmax_loss import RowStats
+from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
+
+SUPPORTED = (
+    "on one mesh dimension linear_weight Shard(0) (classes) and input Replicate() or Shard(0) (sequence parallel), "
+    "on the others linear_weight Replicate() and input Replicate() or Shard(0) (rows); of input's Shard(0) that on "
+    "the mesh dimension of the classes comes last"
+)
+
+
+class SumGradientOverRanks(torch.autograd.Function):
+    """A parameter as it is; its gradient is summed over ranks that work on different rows."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, groups: list[Group]) -> Tensor:
+        ctx.groups = groups
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        grad = grad_output.clone(memory_format=torch.contiguous_format)
+        for group in ctx.groups:
+            torch.distributed.all_reduce(grad, group=group)
+        return grad, None
+
+
+def layout_of(input: DTensor, linear_weight: DTensor) -> tuple[Layout, bool]:
+    """Which mesh dimensions share out rows and classes; whether that of the classes also shares out rows of input."""
+    mesh = input.device_mesh
+    if linear_weight.device_mesh != mesh:
+        raise ArgumentValueError(f"linear_weight is on {linear_weight.device_mesh}, expected {mesh} as the input")
+    classes = [i for i, p in enumerate(linear_weight.placements) if p == Shard(0)]
+    sharded = [i for i, p in enumerate(input.placements) if p == Shard(0)]
+    class_dim = classes[0] if classes else None
+    rows = tuple(i for i in sharded if i != class_dim)
+    known = all(isinstance(p, Replicate) or p == Shard(0) for x in (input, linear_weight) for p in x.placements)
+    sequence_parallel = class_dim in sharded
+    in_order = not sequence_parallel or class_dim == sharded[-1]
+    if not known or len(classes) > 1 or not in_order:
+        raise ArgumentValueError(
+            f"input has placements {tuple(input.placements)} and linear_weight {tuple(linear_weight.placements)}, "
+            f"expected {SUPPORTED}"
+        )
+    ranks = torch.Size(mesh.size(i) for i in sharded).numel()
+    if sequence_parallel and input.shape[0] % ranks:
+        raise ArgumentValueError(
+            f"input has {input.shape[0]} rows, expected a multiple of the {ranks} ranks that share them out"
+        )
+    return Layout(mesh, rows, class_dim), sequence_parallel
+
+
+def _local(parameter: DTensor, layout: Layout) -> Tensor:
+    """A parameter's local part; its gradient has the parameter's placements."""
+    local = parameter.to_local(grad_placements=parameter.placements)
+    return SumGradientOverRanks.apply(local, layout.groups()) if layout.row_dims else local
+
+
+def dtensor_linear_cross_entropy(
+    input: DTensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    *,
+    gradient: str,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
+    return_stats: bool,
+    vectors: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:
+    """:func:`longtail.linear_cross_entropy` of a DTensor input; arguments as there."""
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and not isinstance(tensor, DTensor):
+            raise ArgumentTypeError(f"{name} is a plain tensor, expected a DTensor as the input")
+    assert isinstance(linear_weight, DTensor)
+    if input.dim() != 2 or linear_weight.dim() != 2:
+        raise ArgumentValueError(
+            f"input is a DTensor of shape {list(input.shape)} and linear_weight has shape {list(linear_weight.shape)}, "
+            "expected (N, D) and (C, D)"
+        )
+    options = options | {"normalizer": whole(options["normalizer"])}
+    reduction, ignore_index, normalizer = (options.pop(k) for k in ("reduction", "ignore_index", "normalizer"))
+    mode = "backward" if gradient == "auto" else gradient
+    numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
+    layout, sequence_parallel = layout_of(input, linear_weight)
+    (rows, _), num_classes = input.shape, linear_weight.shape[0]
+    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
+    for group in layout.groups():
+        agree(Proposal(None, 0, None, tuple(same.items()), (("weight", None),)), group)
+    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
+    per_class = torch.Size((num_classes,))
+    given = {name: whole(vectors[name]) for name in ("weight", "class_bias", "class_margin")}
+    weight = arguments.vector("weight", given["weight"], per_class, input, arithmetic_dtype(input.dtype))
+    denominator = global_denominator(layout, g, num_classes, weight, ignore_index, reduction, normalizer)
+    if isinstance(linear_bias, DTensor):
+        linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)
+    data = (input.to_local(grad_placements=input.placements), _local(linear_weight, layout), g)
+    given |= {
+        **numbers,
+        "linear_bias": linear_bias,
+        "sample_weight": layout.local_rows("sample_weight", vectors["sample_weight"], rows),
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "normalizer": denominator,
+        "gradient": gradient,
+        "chunk_size": chunk_size,
+        "accumulate_dtype": accumulate_dtype,
+        "return_stats": return_stats,
+    }
+    if layout.class_dim is None:
+        result = linear_cross_entropy(*data, **given)
+    else:
+        start, _ = local_range(num_classes, layout.mesh, layout.class_dim)
+        given |= {"class_start": start, "num_classes": num_classes, "sequence_parallel": sequence_parallel}
+        result = vocab_parallel_linear_cross_entropy(*data, group=layout.mesh.get_group(layout.class_dim), **given)
+    loss, stats = result if return_stats else (result, None)
+    loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
+    return (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats))) if stats is not None else loss

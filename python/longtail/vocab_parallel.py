@@ -1,0 +1,168 @@
+"""The softmax family over classes that are shared out among ranks: tensor parallelism of the classifier.
+
+    local logits --accumulate--> stats --all-gather, combine--> stats of rows --finish--> RowGrad --apply--> dlogits
+
+Three passes over the local logits, one collective of a few numbers per row in forward, none in backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments, reference
+from .autograd import RefuseSecondDerivative, first_factor, is_folded, reduce_loss, rows_of, scaled_gradient
+from .distributed import Group, agree, process_group
+from .functional import check_options
+from .softmax_loss import row_stats
+from .vocab_shard import Shard, check_rows, class_vectors, make_shard, propose
+from .vocab_stats import Gathered
+
+
+def vocab_parallel_cross_entropy(
+    local_logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    group: Group = None,
+    class_start: int | None = None,
+    num_classes: int | None = None,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+    return_stats: bool = False,
+) -> Any:
+    r""":func:`longtail.cross_entropy` of logits whose classes are shared out over the ranks of a process group.
+
+    Every rank calls it with its own classes and the same targets, and gets the same loss, bit for bit. Forward reads
+    the local logits once and exchanges 3 to 6 numbers per row in one all-gather; backward reads them once, writes their
+    gradient and exchanges nothing. The gradient is that of the local logits: a row-parallel layer before them has to
+    sum the gradients of its input over the group, as tensor parallelism does.
+
+    Args:
+        local_logits: (N, C_local), this rank's classes, any number of them, 0 included; float64, float32, bfloat16 or
+            float16, the same on every rank.
+        target: class indices in [0, C) or ``ignore_index``, (N,), int64 or uint8; the same on every rank.
+        weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
+            same way on every rank.
+        group: a ``torch.distributed`` process group. Default: the default group.
+        class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
+        num_classes: C. Default: the sum of the C_local.
+        gradient: "backward"; "forward" makes the gradient with the loss, and "inplace" writes it over
+            ``local_logits``. They pass over the logits three times as "backward" does, and save memory only.
+        ignore_index, reduction, label_smoothing, focal_gamma, complement_gamma, scale, softcap, z_loss, sample_weight,
+            normalizer, return_stats: as in :func:`longtail.cross_entropy`, the same on every rank. Label smoothing and
+            complement_gamma count all C classes.
+
+    Ranks compare dtypes, shapes, ranges of classes and options the first time they meet a combination of them, by one
+    small collective; later calls trust them. A rank that alone goes on to another combination meets the others in a
+    different collective: torch.distributed then raises, or times out.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or value does not fit; the ranks' classes overlap or leave some out, or their
+            options differ: on every rank, with the same text; no process group.
+        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+        torch.distributed.DistBackendError, RuntimeError: another rank is gone (torch.distributed's own error, at the
+            latest after the group's timeout).
+    """
+    options: dict[str, Any] = {
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "complement_gamma": complement_gamma,
+        "scale": scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+    }
+    group = process_group(group)
+    try:
+        numbers = check_options(local_logits, target, ignore_index, reduction, normalizer, gradient, **options)
+        check_rows("local_logits", local_logits, target)
+        vectors = class_vectors(local_logits, weight, class_bias, class_margin)
+        wide = reference.accumulate_dtype(local_logits)
+        v = arguments.vector("sample_weight", sample_weight, target.shape, local_logits, wide)
+        same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": ignore_index}
+        same |= {
+            **numbers,
+            "reduction": reduction,
+            "normalizer": normalizer,
+            "gradient": gradient,
+            "return_stats": return_stats,
+        }
+        proposal = propose(local_logits.shape[1], class_start, num_classes, same, vectors)
+    except (TypeError, ValueError) as error:
+        agree(error, group)
+        raise
+    shard = make_shard(proposal, group, numbers, ignore_index, vectors, v, return_stats)
+    g = arguments.class_indices(target, local_logits)
+    denominator = shard.denominator(reduction, normalizer, g)
+    wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
+    mode = gradient if wants_grad else "backward"  # nothing may be overwritten by a gradient that nobody wants
+    data = (arguments.laid_out(local_logits), g, denominator)
+    loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, reduction, mode, shard)
+    return (loss, row_stats(stats, g, ignore_index, g.shape)) if return_stats else loss
+
+
+class VocabParallelSoftmaxLoss(torch.autograd.Function):
+    """(logits, target, denominator, reduction, gradient, shard) -> (loss, stats[, gradient])."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        denominator: Tensor | None,
+        reduction: str,
+        gradient: str,
+        shard: Shard,
+    ) -> tuple[Tensor, ...]:
+        ctx.reduction, ctx.gradient, ctx.shard = reduction, gradient, shard
+        ctx.set_materialize_grads(False)
+        local_target = shard.local_target(target)
+        found = shard.accumulate(logits, target, local_target)
+        loss, row_grad = shard.loss_and_row_grad(found)
+        ignored = target == shard.ignore_index
+        if reduction == "mean":
+            if denominator is None:
+                assert found.w_g is not None
+                denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64)
+            denominator = denominator.to(loss.dtype)
+        loss = reduce_loss(loss.masked_fill(ignored, 0.0), denominator, reduction)
+        ctx.mark_non_differentiable(found.stats)
+        if gradient == "backward":
+            ctx.save_for_backward(logits, local_target, denominator, *found)
+            return loss, found.stats
+        ctx.folded = is_folded(logits, denominator)
+        grad = shard.apply(logits, local_target, row_grad, first_factor(logits, denominator), gradient == "inplace")
+        if gradient == "inplace":
+            torch.autograd.graph.increment_version(logits)
+            ctx.save_for_backward(logits, denominator)
+            return loss, found.stats
+        ctx.save_for_backward(grad, denominator)
+        return loss, found.stats, grad  # an output, so that differentiating through it meets the refusal
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_output is None:
+            return (None,) * 6
+        if ctx.gradient != "backward":
+            return (scaled_gradient(ctx, grad_output), *(None,) * 5)
+        logits, local_target, denominator, *found = ctx.saved_tensors
+        _, row_grad = ctx.shard.loss_and_row_grad(Gathered(*found))
+        upstream = rows_of(grad_output, denominator, ctx.reduction, logits.shape[0])
+        grad = ctx.shard.apply(logits, local_target, row_grad, upstream, inplace=False)
+        if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
+            grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
+        return (grad, *(None,) * 5)

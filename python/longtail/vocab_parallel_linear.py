@@ -1,0 +1,193 @@
+"""Projection and loss in one where each rank holds the weights of its own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments
+from .autograd import reduce_loss, rows_of
+from .distributed import Group, agree, process_group
+from .errors import ArgumentValueError
+from .functional import check_options
+from .linear_autograd import Setting, guarded, kept_gradients
+from .linear_cross_entropy import GRADIENTS, check_chunks, logits_dtype
+from .linear_softmax_loss import arithmetic_dtype, chunk_rows
+from .softmax_loss import row_stats
+from .vocab_parallel_sweep import sweep
+from .vocab_shard import check_rows, class_vectors, make_shard, propose
+from .vocab_stats import Gathered
+
+
+def vocab_parallel_linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    group: Group = None,
+    class_start: int | None = None,
+    num_classes: int | None = None,
+    sequence_parallel: bool = False,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    complement_gamma: float = 0.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "auto",
+    chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+    return_stats: bool = False,
+) -> Any:
+    r""":func:`longtail.linear_cross_entropy` with the rows of the weight shared out over the ranks of a process group.
+
+    Every rank passes the same input and targets and its own classes, and gets the same loss, bit for bit. A rank holds
+    one chunk of local logits. Each chunk exchanges 3 to 6 numbers per row, and sums the gradient of its input over the
+    ranks once, while the next chunk is computed.
+
+    Args:
+        input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows.
+        linear_weight: (C_local, D), this rank's classes; ``linear_bias`` (C_local,).
+        target: (N,) class indices of all rows, in the order of the ranks; the same on every rank.
+        sequence_parallel: the rows of ``input`` are shared out: they are gathered a chunk at a time, and their gradient
+            is reduced and scattered.
+        group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so are all options of the
+            loss, ``sample_weight`` (N,) and class vectors (of all classes or of this rank's).
+        gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The default chunk_size is
+            that for the largest C_local; with ``sequence_parallel`` it is rounded to a multiple of P.
+
+    The gradient of the input is summed over the ranks in the input's dtype, by torch.distributed: it is the same on
+    every rank, but its last bits depend on how the backend orders the sum.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank.
+    """
+    group = process_group(group)
+    world = torch.distributed.get_world_size(group)
+    options: dict[str, Any] = {
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "complement_gamma": complement_gamma,
+        "scale": scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+    }
+    try:
+        arguments.check_choice("gradient", gradient, GRADIENTS)
+        mode = "backward" if gradient == "auto" else gradient
+        numbers = check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
+        if gradient in ("forward", "inplace") and reduction == "none":
+            raise ValueError(f'gradient={gradient!r} needs one scalar loss, expected reduction "mean" or "sum"')
+        _check_data(input, linear_weight, linear_bias, target, world if sequence_parallel else 1)
+        dtype = logits_dtype(input, linear_weight, linear_bias)
+        total_dtype = check_chunks(chunk_size, accumulate_dtype, dtype)
+        vectors = class_vectors(input, weight, class_bias, class_margin)
+        v = arguments.vector("sample_weight", sample_weight, target.shape, input, arithmetic_dtype(dtype))
+        bias_trains = linear_bias is not None and linear_bias.requires_grad
+        trains = torch.is_grad_enabled()
+        needs = (trains and input.requires_grad, trains and linear_weight.requires_grad, trains and bias_trains)
+        same: dict[str, Any] = {"dtype": dtype, "rows": len(target), "features": input.shape[1], **numbers}
+        same |= {"ignore_index": ignore_index, "reduction": reduction, "normalizer": normalizer, "gradient": gradient}
+        same |= {"sequence_parallel": sequence_parallel, "chunk_size": chunk_size, "return_stats": return_stats}
+        same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
+        proposal = propose(linear_weight.shape[0], class_start, num_classes, same, vectors)
+    except (TypeError, ValueError) as error:
+        agree(error, group)
+        raise
+    shard = make_shard(proposal, group, numbers, ignore_index, vectors, v, return_stats)
+    g = arguments.class_indices(target, input)
+    denominator = shard.denominator(reduction, normalizer, g)
+    if denominator is not None:
+        denominator = denominator.to(arithmetic_dtype(dtype))
+    size = chunk_size or chunk_rows(len(g), max(shard.classes.sizes), dtype.itemsize, input.device.type)
+    keeps = any(needs) and reduction != "none" and gradient != "backward"
+    setting = Setting(reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
+    data = (input, linear_weight, linear_bias, g, denominator)
+    loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*data, setting, shard, sequence_parallel)
+    return (loss, row_stats(stats, g, ignore_index, g.shape)) if return_stats else loss
+
+
+def _check_data(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, row_ranks: int
+) -> None:
+    arguments.check_tensors(linear_weight=linear_weight)
+    if input.dim() != 2 or linear_weight.dim() != 2 or input.shape[1] != linear_weight.shape[1]:
+        raise ArgumentValueError(
+            f"input has shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, expected (N, D) and "
+            "(C_local, D)"
+        )
+    if row_ranks == 1:
+        check_rows("input", input, target)
+    elif target.shape != (input.shape[0] * row_ranks,):
+        raise ArgumentValueError(
+            f"target has shape {list(target.shape)}, expected {[input.shape[0] * row_ranks]}: {row_ranks} ranks with "
+            f"{input.shape[0]} rows of input each"
+        )
+    else:
+        arguments.class_indices(target, input)
+    if linear_bias is not None:
+        arguments.check_tensors(linear_bias=linear_bias)
+        if linear_bias.shape != linear_weight.shape[:1]:
+            raise ArgumentValueError(
+                f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
+            )
+
+
+class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
+    """(input, linear_weight, linear_bias, target, denominator, setting, shard, sequence_parallel) -> (loss, stats, ...)
+
+    In mode "forward" the gradients of the first three follow, for the context alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        *data, denominator, setting, shard, sequence_parallel = inputs
+        ctx.setting, ctx.shard, ctx.sequence_parallel = setting, shard, sequence_parallel
+        ctx.weight_dtype = data[1].dtype
+        ctx.set_materialize_grads(False)
+        rows = len(data[3])
+        upstream = None
+        folded = setting.folds(denominator)
+        if setting.gradient == "forward":
+            one = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
+            upstream = (one / denominator if folded else one).expand(rows)
+        loss, found, grads = sweep(data, setting, shard, sequence_parallel, upstream, None)
+        if setting.reduction == "mean" and denominator is None:
+            assert found.w_g is not None
+            ignored = data[3] == shard.ignore_index
+            denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64).to(loss.dtype)
+        loss = reduce_loss(loss, denominator, setting.reduction)
+        ctx.mark_non_differentiable(found.stats)
+        if grads is None:
+            ctx.save_for_backward(*data, denominator, *found)
+            return loss, found.stats
+        ctx.divisor = None if folded else denominator
+        ctx.save_for_backward(None, *grads)
+        return loss, found.stats, *grads
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        rest = (None,) * 5
+        if grad_output is None or not any(ctx.needs_input_grad):
+            return (None, None, None, *rest)
+        if ctx.setting.gradient == "forward":
+            scale = grad_output if ctx.divisor is None else grad_output / ctx.divisor
+            return (*kept_gradients(ctx, scale), *rest)
+        *data, denominator, stats, w_g, weight_sum = ctx.saved_tensors
+        upstream = rows_of(grad_output, denominator, ctx.setting.reduction, len(data[3]))
+        known = Gathered(stats, w_g, weight_sum)
+        grads = sweep(data, ctx.setting, ctx.shard, ctx.sequence_parallel, upstream, known).grads
+        assert grads is not None
+        needs = ctx.needs_input_grad[:3]
+        found = [guarded(x, grad_output, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
+        return (*found, *rest)

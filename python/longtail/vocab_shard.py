@@ -1,0 +1,184 @@
+"""One rank's part of a loss over shared-out classes: what it proposes to the others, and its three steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import arguments, ops, reference
+from .distributed import Classes, Group, Proposal, agree
+from .errors import ArgumentValueError
+from .softmax_loss import mean_denominator
+from .vocab_stats import Gathered, Traffic, gather
+
+IGNORED, ELSEWHERE = -100, -1
+"""Local targets that are no class of this rank: of an ignored row, and of a class that another rank holds."""
+
+
+def check_rows(name: str, input: Tensor, target: Tensor) -> None:
+    """(N, C) or (N, D) input and integer targets (N,)."""
+    if input.dim() != 2:
+        raise ArgumentValueError(f"{name} has shape {list(input.shape)}, expected two dimensions, rows first")
+    if target.shape != input.shape[:1]:
+        raise ArgumentValueError(
+            f"target has shape {list(target.shape)}, expected {list(input.shape[:1])} for {name} of shape "
+            f"{list(input.shape)}"
+        )
+    arguments.class_indices(target, input)
+
+
+def class_vectors(
+    input: Tensor, weight: Tensor | None, class_bias: Tensor | None, class_margin: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Class vectors by name, in the arithmetic's dtype; whether their lengths fit is seen when ranks agree."""
+    vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
+    found = {}
+    for name, value in vectors.items():
+        if isinstance(value, Tensor) and value.dim() != 1:
+            raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected one dimension")
+        shape = torch.Size() if value is None else value.shape
+        found[name] = arguments.vector(name, value, shape, input, reference.accumulate_dtype(input))
+    return found
+
+
+def propose(
+    size: int,
+    class_start: int | None,
+    num_classes: int | None,
+    same: dict[str, Any],
+    vectors: dict[str, Tensor | None],
+) -> Proposal:
+    """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
+    for name, value in (("class_start", class_start), ("num_classes", num_classes)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name} is a {type(value).__name__}, expected an int or None")
+        if value is not None and value < 0:
+            raise ArgumentValueError(f"{name} is {value}, expected at least 0")
+    options = tuple((name, "a tensor" if isinstance(x, Tensor) else x) for name, x in same.items())
+    lengths = tuple((name, None if v is None else len(v)) for name, v in vectors.items())
+    return Proposal(class_start, size, num_classes, options, lengths)
+
+
+class Shard(NamedTuple):
+    """A rank's part of a problem, but for logits and targets; its three steps."""
+
+    group: Group
+    classes: Classes
+    traffic: Traffic
+    weight: Tensor | None
+    class_bias: Tensor | None
+    class_margin: Tensor | None
+    """Of the local classes."""
+    whole_weight: Tensor | None
+    """[C], where every rank was given the weights of all classes."""
+    sample_weight: Tensor | None
+    ignore_index: int
+    scale: float
+    softcap: float
+    finish: dict[str, Any]
+    """Options of :func:`longtail.reference.finish` that are numbers."""
+
+    def denominator(self, reduction: str, normalizer: str | float | Tensor | None, target: Tensor) -> Tensor | None:
+        """What a mean divides by, 0-d; None where there is no mean, or where it takes the ranks' weights to know.
+
+        Raises:
+            IndexError: on the CPU, a target is out of bounds. (On a GPU: an assertion on the device.)
+        """
+        total = self.classes.total
+        if target.device.type == "cpu":
+            ops.mean_denominator(target, None, self.ignore_index, total)
+        else:
+            inside = ((target >= 0) & (target < total)) | (target == self.ignore_index)
+            torch._assert_async(inside.all(), "longtail: a target is out of bounds")
+        if reduction != "mean" or (normalizer is None and self.traffic.weight):
+            return None
+        return mean_denominator(normalizer, target, self.whole_weight, self.ignore_index, total)
+
+    def local_target(self, target: Tensor) -> Tensor:
+        """Global classes as the operators of a shard take them."""
+        rank = torch.distributed.get_rank(self.group)
+        local = target - self.classes.starts[rank]
+        elsewhere = (local < 0) | (local >= self.classes.sizes[rank])
+        return local.masked_fill(elsewhere, ELSEWHERE).masked_fill(target == self.ignore_index, IGNORED)
+
+    def accumulate(self, logits: Tensor, target: Tensor, local_target: Tensor) -> Gathered:
+        """The statistics of whole rows, known to every rank."""
+        smoothing = self.traffic.smoothing
+        vectors = (self.weight, self.class_bias, self.class_margin)
+        stats = ops.softmax_loss_accumulate(
+            logits, local_target, *vectors, IGNORED, smoothing, self.scale, self.softcap
+        )
+        weight_sum = stats.new_tensor(float(logits.shape[1]))
+        if self.weight is not None and smoothing:
+            weight_sum = self.weight.sum(dtype=torch.float64)
+        w_g = None
+        if self.traffic.weight:
+            padded = torch.cat([self.weight, stats.new_zeros(1)])  # type: ignore[list-item]
+            w_g = padded[local_target.masked_fill(local_target < 0, ELSEWHERE)]
+        found = gather(stats, w_g, weight_sum, target, self.classes, self.traffic, self.group)
+        if self.whole_weight is not None:
+            w_g = self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
+            found = found._replace(w_g=w_g)
+        return found
+
+    def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, reference.RowGrad]:
+        """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
+        w_g = 1.0 if found.w_g is None else found.w_g
+        v = 1.0 if self.sample_weight is None else self.sample_weight
+        return reference.finish(found.stats, w_g, v, weight_sum=found.weight_sum, **self.finish)
+
+    def apply(
+        self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
+    ) -> Tensor:
+        """The gradient of the local logits, written over them where ``inplace``."""
+        packed = torch.stack([row_grad.m, *(x * upstream for x in row_grad[1:])], 1)
+        options = (packed, self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        if not inplace:
+            return ops.softmax_loss_apply(logits, local_target, *options)
+        ops.softmax_loss_apply_(logits, local_target, *options)
+        return logits
+
+
+def make_shard(
+    proposal: Proposal,
+    group: Group,
+    numbers: dict[str, Any],
+    ignore_index: int,
+    vectors: dict[str, Tensor | None],
+    sample_weight: Tensor | None,
+    return_stats: bool,
+) -> Shard:
+    """This rank's part, once the ranks agree."""
+    classes, full = agree(proposal, group)
+    rank = torch.distributed.get_rank(group)
+    start, size, total = classes.starts[rank], classes.sizes[rank], classes.total
+    local = {name: v[start : start + size] if v is not None and name in full else v for name, v in vectors.items()}
+    weight = vectors["weight"]
+    smoothing, complement = numbers["label_smoothing"], numbers["complement_gamma"]
+    traffic = Traffic(
+        entropy=complement != 0 or return_stats,
+        smoothing=smoothing != 0,
+        weight=weight is not None and "weight" not in full,
+    )
+    finish = {
+        "num_classes": total,
+        "label_smoothing": smoothing,
+        "focal_gamma": numbers["focal_gamma"],
+        "complement_coefficient": complement / max(total - 1, 1),
+        "cross_entropy_coefficient": 1.0,
+        "z_loss": numbers["z_loss"],
+    }
+    return Shard(
+        group,
+        classes,
+        traffic,
+        **local,
+        whole_weight=weight if "weight" in full else None,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        scale=numbers["scale"],
+        softcap=numbers["softcap"] or 0.0,
+        finish=finish,
+    )

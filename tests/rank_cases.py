@@ -1,0 +1,206 @@
+"""What each rank does in the tests of vocabulary parallelism; run by :mod:`ranks`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import cases
+import longtail
+from tolerances import assert_close, assert_same
+
+VECTORS = ("weight", "class_bias", "class_margin")
+
+
+def digest(*tensors: Tensor) -> str:
+    """Of the bits."""
+    return hashlib.sha256(
+        b"".join(x.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for x in tensors)
+    ).hexdigest()
+
+
+def local_range(group: Any, sizes: list[int], order: list[int] | None = None) -> tuple[int, int]:
+    """This rank's classes; ``order[k]``: which rank holds the k-th range."""
+    rank = dist.get_rank(group)
+    place = rank if order is None else order.index(rank)
+    start = sum(sizes[:place])
+    return start, start + sizes[place]
+
+
+def localised(options: cases.Options, begin: int, end: int) -> cases.Options:
+    """Class vectors cut to this rank's classes."""
+    return {k: v[begin:end].clone() if k in VECTORS else v for k, v in options.items()}
+
+
+def truth_of(logits: Tensor, target: Tensor, reduction: str, options: cases.Options) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, upstream, gradient) of the whole, by the float64 reference."""
+    z = logits.double().requires_grad_()
+    loss = longtail.reference.cross_entropy(z, target, reduction=reduction, **cases.to_float64(options))
+    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
+    (grad,) = torch.autograd.grad(loss, z, up)
+    return loss.detach(), up, grad
+
+
+def cross_entropy_case(
+    group: Any,
+    sizes: list[int],
+    option_set: str,
+    dtype: torch.dtype = torch.float64,
+    reduction: str = "mean",
+    local_vectors: bool = False,
+    gradient: str = "backward",
+    rows: int = 7,
+    order: list[int] | None = None,
+    one_owner: int | None = None,
+    extra: dict[str, Any] | None = None,
+) -> str:
+    """Loss and gradient of one call against the truth; returns a digest of the loss."""
+    classes = sum(sizes)
+    logits, target = cases.random_case(rows, classes, dtype, seed=rows)
+    logits = cases.poison_ignored(logits, target)
+    if one_owner is not None:
+        start = sum(sizes[:one_owner])
+        target = torch.where(target == cases.IGNORE, target, start + target % sizes[one_owner])
+    options = cases.options(option_set, classes, target, dtype) | (extra or {})
+    loss, up, grad = truth_of(logits, target, reduction, options)
+    begin, end = local_range(group, sizes, order)
+    local = logits[:, begin:end].clone().requires_grad_()
+    given = localised(options, begin, end) if local_vectors else options
+    start = begin if order is not None else None
+    got, stats = longtail.vocab_parallel_cross_entropy(
+        local * 1.0, target, group=group, class_start=start, reduction=reduction, gradient=gradient,
+        return_stats=True, **given,
+    )  # fmt: skip
+    factor = 4.0 if dtype.itemsize >= 4 else 6.0
+    assert_close(got, loss, what="loss", factor=factor)
+    (got_grad,) = torch.autograd.grad(got, local, up.to(got.dtype))
+    assert got_grad.dtype == dtype
+    assert_close(got_grad, grad[:, begin:end], what="gradient", factor=factor)
+    ignored = target == cases.IGNORE
+    assert_same(got_grad[ignored], torch.zeros_like(got_grad[ignored]), "gradient of ignored rows")
+    _, whole = longtail.cross_entropy(logits, target, return_stats=True, **options)
+    assert_close(stats.log_prob, whole.log_prob.double(), what="log_prob", factor=8)
+    assert_close(stats.complement_entropy, whole.complement_entropy.double(), what="entropy", factor=8)
+    assert torch.equal(stats.correct, whole.correct)
+    return digest(got, *stats)
+
+
+def disagreeing(group: Any, odd: dict[str, Any], rank: int, target_value: int | None = None) -> tuple[str, str]:
+    """One rank passes other arguments than the others: (type, text) of what this one raises."""
+    mine = odd if dist.get_rank(group) == rank else {}
+    shape = mine.pop("shape", (6, 4))
+    logits = torch.randn(*shape, dtype=mine.pop("dtype", torch.float32))
+    target = torch.arange(shape[0]) % 4
+    if target_value is not None:
+        target[2] = target_value
+    starts = mine.pop("starts", None)
+    if starts is not None or "class_start" in odd:
+        mine.setdefault("class_start", 4 * dist.get_rank(group))
+    try:
+        longtail.vocab_parallel_cross_entropy(logits, target, group=group, **mine)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", "nothing was raised"
+
+
+def calls_after_a_mistake(group: Any) -> None:
+    """A mistake that every rank makes leaves the group in order."""
+    logits, target = torch.randn(4, 3), torch.tensor([0, 5, 3, 1])
+    for wrong in ({"label_smoothing": 2.0}, {"class_start": 0}):
+        try:
+            longtail.vocab_parallel_cross_entropy(logits, target, group=group, **wrong)
+        except ValueError:
+            longtail.vocab_parallel_cross_entropy(logits, target, group=group)
+        else:
+            raise AssertionError(f"{wrong} was accepted")
+
+
+def linear_case(
+    group: Any,
+    sizes: list[int],
+    option_set: str,
+    dtype: torch.dtype = torch.float64,
+    reduction: str = "mean",
+    local_vectors: bool = False,
+    gradient: str = "auto",
+    rows: int = 24,
+    sequence_parallel: bool = False,
+    chunk_size: int | None = 7,
+    bias: bool = True,
+    trains: str = "iwb",
+    accumulate_dtype: torch.dtype | None = None,
+) -> str:
+    """Loss and gradients of one call against the single-process truth; returns a digest of the loss."""
+    features, classes = 10, sum(sizes)
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    _, target = cases.random_case(rows, classes, torch.float64, seed=rows)
+    g = cases.generator(21)
+    x = torch.randn(rows, features, generator=g, dtype=torch.float64).to(dtype)
+    w = torch.randn(classes, features, generator=g, dtype=torch.float64).to(dtype)
+    b = torch.randn(classes, generator=g, dtype=torch.float64).to(dtype) if bias else None
+    options = cases.options(option_set, classes, target, dtype)
+    wide = [None if p is None else p.clone().double().requires_grad_() for p in (x, w, b)]
+    logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
+    loss = longtail.reference.cross_entropy(logits, target, reduction=reduction, **cases.to_float64(options))
+    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
+    truth = torch.autograd.grad(loss, [p for p in wide if p is not None], up)
+    begin, end = local_range(group, sizes)
+    share = rows // world
+    mine = x.clone()
+    mine[target == cases.IGNORE] = torch.nan
+    mine = mine[rank * share : (rank + 1) * share] if sequence_parallel else mine
+    parts = [mine, w[begin:end].clone(), None if b is None else b[begin:end].clone()]
+    for part, letter in zip(parts, "iwb", strict=True):
+        if part is not None:
+            part.requires_grad_(letter in trains)
+    given = localised(options, begin, end) if local_vectors else options
+    got, stats = longtail.vocab_parallel_linear_cross_entropy(
+        parts[0], parts[1], target, linear_bias=parts[2], group=group, reduction=reduction, gradient=gradient,
+        chunk_size=chunk_size, sequence_parallel=sequence_parallel, accumulate_dtype=accumulate_dtype,
+        return_stats=True, **given,
+    )  # fmt: skip
+    assert got.dtype == cases.vector_dtype(dtype)
+    close_in_norm(got.detach(), loss.detach(), dtype, "loss")
+    if trains:
+        wanted = [p for p in parts if p is not None and p.requires_grad]
+        grads = iter(torch.autograd.grad(got, wanted, up.to(got.dtype)))
+        whole = [truth[0][rank * share : (rank + 1) * share] if sequence_parallel else truth[0]]
+        whole += [t[begin:end] for t in truth[1:]]
+        for part, true, name in zip(parts, whole, ("input", "weight", "bias"), strict=False):
+            if part is not None and part.requires_grad:
+                grad = next(grads)
+                assert grad.dtype == dtype
+                close_in_norm(grad, true, dtype, f"gradient of {name}")
+    assert stats.lse.shape == (rows,)
+    return digest(got, *stats)
+
+
+def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> None:
+    """A sum over classes or rows is as good as its largest terms, and logits of half types are rounded."""
+    assert got.shape == true.shape
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    if true.numel():
+        error = ((got.double() - true).norm() / (true.norm() + 1e-300)).item()
+        assert error <= bound, f"{what} is off by {error:.2g} of its norm"
+
+
+def counting(group: Any) -> None:
+    """Counts and scores over ranks are those of one process that sees everything."""
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    target = torch.randint(5, (40 * world,), generator=cases.generator(0))
+    correct = torch.rand(40 * world, generator=cases.generator(1)) < 0.6
+    mine = slice(40 * rank, 40 * rank + 30 + rank)
+    seen = torch.cat([torch.arange(40 * r, 40 * r + 30 + r) for r in range(world)])
+    counts = longtail.class_counts(target[seen], 5, ignore_index=4)
+    assert torch.equal(longtail.class_counts(target[mine], 5, ignore_index=4, reduce=True, group=group), counts)
+    training = [1000, 200, 50, 10, 3]
+    alone, together = (longtail.training.LongTailAccuracy(training) for _ in range(2))
+    alone.update(correct[seen], target[seen])
+    together.update(correct[mine], target[mine])
+    for _ in range(2):  # asking again counts nothing twice
+        for one, other in zip(alone.compute(), together.compute(reduce=True, group=group), strict=True):
+            assert_same(torch.as_tensor(one), torch.as_tensor(other))

@@ -1,0 +1,97 @@
+"""Promise: the losses of DTensors are those of the tensors they stand for, whatever shards them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import cases
+import rank_cases_dtensor
+from ranks import Ranks
+
+ONE_DIM = {"c": 3, "r": 3, "f": 2}  # placements: ranks
+TWO_DIMS = ("rc", "cr", "rr", "fc", "rf", "ff")
+
+
+def check(ranks: Ranks, placed: str, *args: Any, **named: Any) -> None:
+    world = 4 if len(placed) == 2 else ONE_DIM[placed]
+    results = ranks.run(world, rank_cases_dtensor.cross_entropy_case, placed, *args, **named)
+    assert len(set(results)) == 1, results
+
+
+@pytest.mark.parametrize("placed", [*ONE_DIM, "rc"])
+@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
+def test_every_option(ranks: Ranks, option_set: str, placed: str) -> None:
+    check(ranks, placed, option_set)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("placed", TWO_DIMS)
+def test_placements(ranks: Ranks, placed: str, reduction: str) -> None:
+    check(ranks, placed, "mixed", reduction=reduction)
+    check(ranks, placed, "mixed", reduction=reduction, plain=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
+def test_dtypes(ranks: Ranks, dtype: torch.dtype) -> None:
+    for option_set in ("plain", "mixed"):
+        check(ranks, "rc", option_set, dtype)
+
+
+@pytest.mark.parametrize("gradient", ["forward", "inplace"])
+def test_gradient_modes(ranks: Ranks, gradient: str) -> None:
+    for placed in ("c", "r", "rc"):
+        check(ranks, placed, "mixed", gradient=gradient)
+
+
+def test_empty_shards(ranks: Ranks) -> None:
+    """Fewer rows, or classes, than ranks; no rows at all."""
+    check(ranks, "rc", "mixed", rows=1)
+    check(ranks, "rc", "mixed", classes=1)
+    check(ranks, "r", "weight", rows=1)
+    for reduction in ("mean", "none"):
+        check(ranks, "rc", "weight", rows=0, reduction=reduction)
+
+
+def test_normalizers(ranks: Ranks) -> None:
+    for normalizer in ("count", 3.5, torch.tensor(2.0)):
+        check(ranks, "rc", "weight", extra={"normalizer": normalizer})
+
+
+def test_backward_without_an_upstream_gradient(ranks: Ranks) -> None:
+    ranks.run(4, rank_cases_dtensor.backward_of_the_loss)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_colwise_parallel_head(ranks: Ranks, world: int) -> None:
+    ranks.run(world, rank_cases_dtensor.colwise_recipe)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "partial": ("p", {}, "Shard(0) (rows), Replicate()"),
+    "classes_twice": ("cc", {}, "share out the classes over 2 mesh dimensions"),
+    "images": ("r", {"shape": (6, 8, 2)}, "expected (N, C)"),
+    "target_rows": ("r", {"target": torch.zeros(2, dtype=torch.int64)}, "target has shape [2], expected [6]"),
+    "probabilities": ("c", {"target": torch.ones(6)}, "expected class indices"),
+    "option": ("c", {"label_smoothing": 3.0}, "label_smoothing is 3.0"),
+    "weight": ("c", {"weight": torch.ones(4)}, "weight has shape [4], expected [8]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(ranks: Ranks, case: str) -> None:
+    placed, changes, text = REFUSED[case]
+    for result in ranks.run(4 if len(placed) == 2 else 2, rank_cases_dtensor.refused, placed, **changes):
+        assert text in result
+
+
+def test_targets_out_of_bounds(ranks: Ranks) -> None:
+    results = ranks.run(4, rank_cases_dtensor.target_outside)
+    assert all("out of bounds" in text for text in results), results
+    assert "target 6 in row 2" in results[2]
+
+
+def test_overwritten_dtensors_and_mixtures(ranks: Ranks) -> None:
+    ranks.run(2, rank_cases_dtensor.inplace_overwrites_what_others_saved)

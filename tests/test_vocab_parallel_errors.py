@@ -1,0 +1,92 @@
+"""Promise: ranks that do not fit together raise one and the same error on every rank; none of them hangs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import longtail
+import rank_cases
+from longtail.distributed import Classes, Proposal, joined
+from ranks import Ranks
+
+# What rank 1 passes, and what every rank then says.
+ODD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "option": ({"focal_gamma": 2.0}, "ArgumentValueError", "disagree on focal_gamma: 0.0 on rank 0, 2.0 on rank 1"),
+    "reduction": ({"reduction": "sum"}, "ArgumentValueError", "reduction: 'mean' on rank 0, 'sum' on rank 1"),
+    "ignore_index": ({"ignore_index": 0}, "ArgumentValueError", "ignore_index: -100 on rank 0, 0 on rank 1"),
+    "bad_option": ({"label_smoothing": 2.0}, "ArgumentValueError", "rank 1: label_smoothing is 2.0"),
+    "bad_type": ({"softcap": "high"}, "ArgumentTypeError", "rank 1: softcap is a str"),
+    "dtype": ({"dtype": torch.float64}, "ArgumentValueError", "torch.float32 on rank 0, torch.float64 on rank 1"),
+    "rows": ({"shape": (5, 4)}, "ArgumentValueError", "rows: 6 on rank 0, 5 on rank 1"),
+    "images": ({"shape": (6, 4, 2)}, "ArgumentValueError", "rank 1: local_logits has shape [6, 4, 2]"),
+    "overlap": ({"class_start": 3}, "ArgumentValueError", "overlap: [0, 4) on rank 0, [3, 7) on rank 1"),
+    "gap": ({"class_start": 5}, "ArgumentValueError", "leave out [4, 5): [0, 4) on rank 0, [5, 9) on rank 1"),
+    "negative": ({"class_start": -1}, "ArgumentValueError", "rank 1: class_start is -1"),
+    "num_classes": ({"num_classes": 8}, "ArgumentValueError", "num_classes: None on rank 0, 8 on rank 1"),
+    "weight_alone": ({"weight": torch.ones(4)}, "ArgumentValueError", "whether weight is given: False on rank 0"),
+    "weight_rank": ({"weight": torch.ones(4, 1)}, "ArgumentValueError", "rank 1: weight has shape [4, 1]"),
+    "sample_weight": ({"sample_weight": torch.ones(3)}, "ArgumentValueError", "rank 1: sample_weight has shape [3]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_rank_that_differs(ranks: Ranks, case: str) -> None:
+    odd, kind, text = ODD[case]
+    results = ranks.run(2, rank_cases.disagreeing, odd, 1)
+    assert len(set(results)) == 1, results
+    assert results[0][0] == kind
+    assert text in results[0][1]
+
+
+@pytest.mark.parametrize("value", [-1, 12, 10**12])
+def test_targets_outside_the_vocabulary(ranks: Ranks, value: int) -> None:
+    results = ranks.run(3, rank_cases.disagreeing, {}, 0, value)
+    assert len(set(results)) == 1, results
+    assert results[0][0] == "IndexError"
+    assert f"target {value} in row 2 is out of bounds" in results[0][1]
+
+
+def test_a_mistake_of_all_ranks_leaves_them_in_step(ranks: Ranks) -> None:
+    ranks.run(2, rank_cases.calls_after_a_mistake)
+
+
+def test_no_process_group() -> None:
+    with pytest.raises(ValueError, match="init_process_group"):
+        longtail.vocab_parallel_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def proposal(size: int, **changes: Any) -> Proposal:
+    return Proposal(
+        **({"class_start": None, "size": size, "num_classes": None, "options": (), "lengths": ()} | changes)
+    )
+
+
+def test_lengths_of_class_vectors() -> None:
+    def of(*lengths: int | None) -> list[Proposal]:
+        return [proposal(size, lengths=(("weight", n),)) for size, n in zip((3, 0, 2), lengths, strict=True)]
+
+    assert joined(of(None, None, None)).full == frozenset()
+    assert joined(of(5, 5, 5)).full == {"weight"}
+    assert joined(of(3, 0, 2)).full == frozenset()
+    with pytest.raises(ValueError, match=r"weight has \[5, 0, 2\] elements"):
+        joined(of(5, 0, 2))
+    with pytest.raises(ValueError, match="whether weight is given"):
+        joined(of(3, None, 2))
+
+
+def test_ranges_of_classes() -> None:
+    agreed = joined([proposal(3), proposal(0), proposal(2)])
+    assert agreed.classes == Classes((0, 3, 3), (3, 0, 2))
+    owners = agreed.classes.owners(torch.tensor([0, 2, 3, 4, -100]))
+    assert owners.tolist()[:4] == [0, 0, 2, 2]
+    assert 0 <= owners[4] < 3
+    shuffled = joined([proposal(2, class_start=3), proposal(3, class_start=0)]).classes
+    assert shuffled.owners(torch.arange(5)).tolist() == [1, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="num_classes is 6, but the ranks hold 5 classes"):
+        joined([proposal(3, num_classes=6), proposal(2, num_classes=6)])
+    with pytest.raises(ValueError, match="whether class_start is given"):
+        joined([proposal(3, class_start=0), proposal(2)])
+    assert joined([proposal(0), proposal(0)]).classes.total == 0
