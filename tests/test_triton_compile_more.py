@@ -88,8 +88,7 @@ def check(kernel: Any, directory: Path, classes: bool = True) -> None:
 
 
 @pytest.mark.parametrize("kind", ["class", "soft"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "shape"), [(a, s) for a in ARCHS for s in (SHAPES if a == 90 else SHAPES[2:])])
 def test_sigmoid(arch: int, shape: tuple[int, ...], kind: str, sigmoid_kernels: list[Any], tmp_path: Path) -> None:
     """Loss and gradient at once with every option: the most registers."""
     activate(arch)
@@ -116,13 +115,10 @@ def test_sigmoid_passes(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=cases.name)
-@pytest.mark.parametrize("shape", IMAGES)
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "shape"), [(a, s) for a in ARCHS for s in (IMAGES if a == 90 else IMAGES[1:3])])
 def test_images(
     arch: int, shape: tuple[int, ...], dtype: torch.dtype, pixel_kernels: list[Any], tmp_path: Path
 ) -> None:
-    if arch != 90 and dtype == torch.float32:
-        shape = (1, 21, 4096)  # one is enough to see that the others differ in nothing but the load
     activate(arch)
     # With softcap too, the assembler gives up 8 bytes per thread on sm_80 for one more program per multiprocessor.
     launch_image("both", shape, "mixed_linear" if arch == 80 else "mixed", dtype)
@@ -186,8 +182,7 @@ def test_few_kernels_for_all_sizes(sigmoid_kernels: list[Any], pixel_kernels: li
     assert len({kernel.hash for kernel in pixel_kernels}) == 4
 
 
-@pytest.mark.parametrize("classes", [1000, 16032, 50257])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "classes"), [(80, 50257), (90, 1000), (90, 16032), (90, 50257), (100, 50257)])
 def test_shards(arch: int, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = recorded(monkeypatch, shard, "shard_tile_kernel", "shard_sweep_kernel")
     activate(arch)

@@ -86,7 +86,7 @@ def test_every_option(shape: tuple[int, ...], kind: str) -> None:
 @pytest.mark.parametrize("elementwise", [False, True])
 @pytest.mark.parametrize("kind", ["class", "soft"])
 @pytest.mark.parametrize("dtype", HALVES, ids=cases.name)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[1:])
 def test_half_precision(shape: tuple[int, ...], dtype: torch.dtype, kind: str, elementwise: bool) -> None:
     logits, target = sigmoid_cases.random_case(shape, kind, dtype)
     options = sigmoid_cases.options("mixed_square" if elementwise else "mixed", logits)
