@@ -211,7 +211,7 @@ def cpu_extension():
     return CppExtension(
         "longtail._C",
         sorted(set(glob.glob("csrc/cpu/*.cpp")) - set(ISA_FLAGS)),
-        depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h")),
+        depends=sorted([*glob.glob("csrc/*.h"), *glob.glob("csrc/cpu/*.h"), *ISA_FLAGS]),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args={"cxx": COMMON_FLAGS},
         extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
@@ -232,7 +232,8 @@ def extensions():
     reason = missing_for_cuda()
     if reason is None:
         # No sources: distutils knows no rule for them. One library per CUDA major, whose runtime it holds.
-        found.append(Extension(f"longtail._C_cuda{cuda_major(find_nvcc())}", [], py_limited_api=True))
+        files = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cuda/*"))
+        found.append(Extension(f"longtail._C_cuda{cuda_major(find_nvcc())}", [], depends=files, py_limited_api=True))
     elif os.environ.get("LONGTAIL_CUDA") == "1":
         raise SystemExit(f"longtail: LONGTAIL_CUDA=1, but the CUDA kernels cannot be built: {reason}")
     else:

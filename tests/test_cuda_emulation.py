@@ -163,6 +163,8 @@ def test_infinite_and_undefined_logits(regime: str) -> None:
         logits[2, 2] = -torch.inf  # the target has none
         logits[3, 5] = torch.nan
         logits[4, 4] = torch.nan
+        logits[5, 3] = torch.inf
+        logits[6, 1] = torch.inf  # of the target
         for options in ({}, {"focal_gamma": 2.0, "complement_gamma": -1.0}):
             plans = REGIMES.get(regime) or in_warp(32)
             check(harness.run, Batch(plans, (logits, target), options), factor=2)

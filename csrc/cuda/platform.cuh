@@ -17,10 +17,9 @@
 
 #include <map>
 #include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
-#include <tuple>
+#include <utility>
 
 #define LONGTAIL_DEVICE __device__ __forceinline__
 // Threads per block, at most, and blocks of them that a multiprocessor has registers for, at least.
@@ -125,8 +124,8 @@ LONGTAIL_DEVICE int cluster_rank() {
 }
 // Each thread of the cluster arrives, then waits until all have; what was written before the one is seen after the
 // other.
-LONGTAIL_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-LONGTAIL_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+LONGTAIL_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+LONGTAIL_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // The same place in the shared memory of block `rank` of the cluster.
 template <typename T>
 LONGTAIL_DEVICE T* map_shared(T* local, int rank) {
@@ -150,21 +149,31 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("longtail: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// What a launch needs beyond 48 KB of shared memory or 8 blocks per cluster, once per kernel and device.
+// What a launch needs before it holds rows in shared memory or has more than 8 blocks per cluster. The attributes are
+// limits that the last call sets: they are only ever raised.
 inline void allow(const void* kernel, int cluster, int shared_bytes) {
+  struct Limits {
+    int shared_bytes = 0, cluster = 8;
+  };
   static std::mutex mutex;
-  static std::set<std::tuple<const void*, int, int, bool> > allowed;
+  static std::map<std::pair<const void*, int>, Limits> all;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard<std::mutex> lock(mutex);
-  if (!allowed.insert({kernel, device, shared_bytes, cluster > 8}).second) return;
-  if (shared_bytes > 48 * 1024) {
+  Limits& limits = all[{kernel, device}];
+  if (shared_bytes > limits.shared_bytes) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
                "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+    // Several blocks of them on a multiprocessor; the first-level cache has nothing to hold.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    static_cast<int>(cudaSharedmemCarveoutMaxShared)),
+               "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
+    limits.shared_bytes = shared_bytes;
   }
-  if (cluster > 8) {
+  if (cluster > limits.cluster) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
+    limits.cluster = cluster;
   }
 }
 
@@ -172,7 +181,8 @@ inline void allow(const void* kernel, int cluster, int shared_bytes) {
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), int64_t grid, int threads, int cluster, int shared_bytes, void* stream,
             Parameters... parameters) {
-  if (cluster > 8 || shared_bytes > 48 * 1024) allow(reinterpret_cast<const void*>(kernel), cluster, shared_bytes);
+  constexpr int kFew = 8 * 1024;  // bytes that any kernel may have, and as many blocks as it wants
+  if (cluster > 8 || shared_bytes > kFew) allow(reinterpret_cast<const void*>(kernel), cluster, shared_bytes);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = static_cast<unsigned>(cluster);

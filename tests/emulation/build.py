@@ -79,7 +79,7 @@ def objects(flavour: str, harness: str = "harness", planted: Path | None = None)
     if planted is not None:  # first: the linker takes the first of equal functions
         sources.insert(0, planted / "kernels_float.cu")
         sources.remove(KERNELS / "kernels_float.cu")
-    emulation = [HERE / name for name in ("fibre.cpp", "scheduler.cpp", *FLAVOURS[flavour][2])]
+    emulation = [HERE / name for name in ("fibre.cpp", "threads.cpp", "scheduler.cpp", *FLAVOURS[flavour][2])]
     return [_compiled(x, flavour) for x in sources] + [_compiled(x, flavour, True) for x in emulation]
 
 
