@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -91,6 +93,12 @@ def test_targets_out_of_bounds(ranks: Ranks) -> None:
     results = ranks.run(4, rank_cases_dtensor.target_outside)
     assert all("out of bounds" in text for text in results), results
     assert "target 6 in row 2" in results[2]
+
+
+def test_importing_longtail_imports_no_dtensor() -> None:
+    code = "import sys, longtail; print(sorted(m for m in sys.modules if m.startswith('torch.distributed.tensor')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_overwritten_dtensors_and_mixtures(ranks: Ranks) -> None:

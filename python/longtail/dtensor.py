@@ -163,13 +163,50 @@ def global_denominator(
     return packed[0] if normalizer is None else packed[0].clamp(min=1)
 
 
-def check_plain(**tensors: Any) -> None:
-    """That nothing is a DTensor where the input is none."""
-    for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
-            raise ArgumentTypeError(
-                f"{name} is a DTensor, expected a plain tensor as the input, or input a DTensor too"
-            )
+def local_problem(
+    layout: Layout,
+    input: DTensor,
+    num_classes: int,
+    target: Tensor,
+    vectors: dict[str, Any],
+    numbers: dict[str, Any],
+    *,
+    ignore_index: int,
+    reduction: str,
+    normalizer: str | float | Tensor | None,
+    gradient: str,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The targets of this rank's rows, and the options of the loss that make its mean one over the rows of all ranks.
+
+    Raises:
+        ValueError: the ranks that share out the rows disagree on an option; on every one of them.
+        IndexError: on the CPU, a target is out of bounds; on every one of them.
+    """
+    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
+    for group in layout.groups():
+        agree(Proposal(None, 0, None, tuple(same.items()), ()), group)
+    rows = input.shape[0]
+    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
+    given = {name: whole(vectors[name]) for name in ("weight", "class_bias", "class_margin")}
+    per_class, dtype = torch.Size((num_classes,)), reference.accumulate_dtype(input)
+    given["weight"] = arguments.vector("weight", given["weight"], per_class, input, dtype)
+    denominator = global_denominator(layout, g, num_classes, given["weight"], ignore_index, reduction, normalizer)
+    return g, {
+        **given,
+        **numbers,
+        "sample_weight": layout.local_rows("sample_weight", vectors["sample_weight"], rows),
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "normalizer": denominator,
+        "gradient": gradient,
+    }
+
+
+def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any:
+    """What a loss of this rank's rows, or a pair of it and statistics, is of all rows."""
+    loss, stats = result if isinstance(result, tuple) else (result, None)
+    loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
+    return loss if stats is None else (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats)))
 
 
 def cross_entropy(
@@ -189,35 +226,28 @@ def cross_entropy(
 ) -> Any:
     """:func:`longtail.cross_entropy` of DTensors; arguments as there. The loss is a DTensor, replicated if reduced."""
     if not isinstance(input, DTensor):
-        check_plain(target=target)
-    assert isinstance(input, DTensor)
+        raise ArgumentTypeError("target is a DTensor, expected a plain tensor as the input, or input a DTensor too")
     normalizer = whole(normalizer)
     numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, gradient, **numbers)
     if input.dim() != 2:
         raise ArgumentValueError(f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first")
-    layout, (rows, num_classes) = Layout.of(input), input.shape
+    layout, num_classes = Layout.of(input), input.shape[1]
     if target.is_floating_point():
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
-    v = layout.local_rows("sample_weight", sample_weight, rows)
-    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
-    dtype = reference.accumulate_dtype(input)
-    weight = arguments.vector("weight", whole(weight), torch.Size((num_classes,)), input, dtype)
-    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction}
-    for group in layout.groups():
-        agree(Proposal(None, 0, None, tuple(same.items()), (("weight", None),)), group)
-    denominator = global_denominator(layout, g, num_classes, weight, ignore_index, reduction, normalizer)
-    given: dict[str, Any] = {
+    vectors = {
         "weight": weight,
-        "class_bias": whole(class_bias),
-        "class_margin": whole(class_margin),
-        "sample_weight": v,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "normalizer": denominator,
-        "gradient": gradient,
-        "return_stats": return_stats,
-        **numbers,
+        "class_bias": class_bias,
+        "class_margin": class_margin,
+        "sample_weight": sample_weight,
     }
+    g, given = local_problem(
+        *(layout, input, num_classes, target, vectors, numbers),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalizer=normalizer,
+        gradient=gradient,
+    )
+    given["return_stats"] = return_stats
     if gradient == "inplace" and torch.is_grad_enabled() and input.requires_grad:
         local = OverwritableLocal.apply(input)
     else:
@@ -226,10 +256,6 @@ def cross_entropy(
         result = functional.cross_entropy(local, g, **given)
     else:
         start, _ = local_range(num_classes, layout.mesh, layout.class_dim)
-        group = layout.mesh.get_group(layout.class_dim)
-        result = vocab_parallel_cross_entropy(
-            local, g, group=group, class_start=start, num_classes=num_classes, **given
-        )
-    loss, stats = result if return_stats else (result, None)
-    loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
-    return (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats))) if stats is not None else loss
+        given |= {"class_start": start, "num_classes": num_classes}
+        result = vocab_parallel_cross_entropy(local, g, group=layout.mesh.get_group(layout.class_dim), **given)
+    return global_result(layout, result, input.shape[0], reduction)

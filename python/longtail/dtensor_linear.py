@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from . import arguments, functional
-from .distributed import Group, Proposal, agree
-from .dtensor import Layout, global_denominator, local_range, whole
+from . import functional
+from .distributed import Group
+from .dtensor import Layout, global_result, local_problem, local_range, whole
 from .errors import ArgumentTypeError, ArgumentValueError
 from .linear_cross_entropy import linear_cross_entropy
-from .linear_softmax_loss import arithmetic_dtype
-from .softmax_loss import RowStats
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 SUPPORTED = (
@@ -99,36 +97,27 @@ def dtensor_linear_cross_entropy(
     mode = "backward" if gradient == "auto" else gradient
     numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
     layout, sequence_parallel = layout_of(input, linear_weight)
-    (rows, _), num_classes = input.shape, linear_weight.shape[0]
-    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
-    for group in layout.groups():
-        agree(Proposal(None, 0, None, tuple(same.items()), (("weight", None),)), group)
-    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
-    per_class = torch.Size((num_classes,))
-    given = {name: whole(vectors[name]) for name in ("weight", "class_bias", "class_margin")}
-    weight = arguments.vector("weight", given["weight"], per_class, input, arithmetic_dtype(input.dtype))
-    denominator = global_denominator(layout, g, num_classes, weight, ignore_index, reduction, normalizer)
+    num_classes = linear_weight.shape[0]
+    g, given = local_problem(
+        *(layout, input, num_classes, target, vectors, numbers),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalizer=normalizer,
+        gradient=gradient,
+    )
     if isinstance(linear_bias, DTensor):
         linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)
-    data = (input.to_local(grad_placements=input.placements), _local(linear_weight, layout), g)
     given |= {
-        **numbers,
         "linear_bias": linear_bias,
-        "sample_weight": layout.local_rows("sample_weight", vectors["sample_weight"], rows),
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "normalizer": denominator,
-        "gradient": gradient,
         "chunk_size": chunk_size,
         "accumulate_dtype": accumulate_dtype,
         "return_stats": return_stats,
     }
+    data = (input.to_local(grad_placements=input.placements), _local(linear_weight, layout), g)
     if layout.class_dim is None:
         result = linear_cross_entropy(*data, **given)
     else:
         start, _ = local_range(num_classes, layout.mesh, layout.class_dim)
         given |= {"class_start": start, "num_classes": num_classes, "sequence_parallel": sequence_parallel}
         result = vocab_parallel_linear_cross_entropy(*data, group=layout.mesh.get_group(layout.class_dim), **given)
-    loss, stats = result if return_stats else (result, None)
-    loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
-    return (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats))) if stats is not None else loss
+    return global_result(layout, result, input.shape[0], reduction)

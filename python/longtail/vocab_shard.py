@@ -110,7 +110,7 @@ class Shard(NamedTuple):
         stats = ops.softmax_loss_accumulate(
             logits, local_target, *vectors, IGNORED, smoothing, self.scale, self.softcap
         )
-        weight_sum = stats.new_tensor(float(logits.shape[1]))
+        weight_sum = stats.new_full((), float(logits.shape[1]))
         if self.weight is not None and smoothing:
             weight_sum = self.weight.sum(dtype=torch.float64)
         w_g = None

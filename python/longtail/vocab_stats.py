@@ -54,10 +54,11 @@ def gather(
     group: Group,
 ) -> Gathered:
     """One all-gather of the ranks' statistics, and their combination: bitwise the same on every rank."""
-    columns = stats.t()[list(traffic.columns)]
+    parts = [stats[:, k] for k in traffic.columns]
     if traffic.weight:
         assert w_g is not None
-        columns = torch.cat([columns, w_g[None]])
+        parts.append(w_g)
+    columns = torch.stack(parts)
     rows, sent = stats.shape[0], columns.shape[0]
     packed = torch.cat([columns.reshape(-1), weight_sum.to(stats.dtype).reshape(1)])
     received = all_gather(packed, group)
