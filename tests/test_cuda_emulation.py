@@ -9,7 +9,7 @@ import torch
 
 import cases
 from emulation import build, harness
-from emulation.numerics import REGIMES, Batch, Plans, assert_padding_untouched, check, in_warp, kept, swept
+from emulation.numerics import REGIMES, Batch, Plans, assert_padding_untouched, check, in_warp, kept, one_thread, swept
 from tolerances import assert_same
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
@@ -20,11 +20,8 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Torch's threads cost more than they give on tensors of this size, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def poisoned_case(classes: int, dtype: torch.dtype = torch.float32, rows: int | None = None) -> tuple:

@@ -58,6 +58,7 @@ FAILURES = {
     "lone_lane": "deadlock: thread .* waits at toy_kernels.cpp",
     "two_barriers": "is at toy_kernels.cpp:.*, others of its group at toy_kernels.cpp",
     "unfinished_copy": "exits with copies under way",
+    "no_wait": "exits without having waited for its cluster",
     "unmapped": "maps memory of rank 1",
     "assertion": "thread 0 of block 0: device-side assertion: as it should",
 }

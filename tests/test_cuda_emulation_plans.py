@@ -13,7 +13,7 @@ import torch
 import cases
 from emulation import build, harness
 from emulation.harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Device, Plan, Problem
-from emulation.numerics import Batch, swept
+from emulation.numerics import Batch, one_thread, swept
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 KB = 1024
@@ -28,6 +28,12 @@ DEVICES = {
 CLUSTER = {"A100": 1, "L40": 1, "H200": 16, "B200": 16, "RTX 5090": 8}  # the largest that it has
 CLASSES = [1, 2, 31, 127, 256, 257, 512, 1000, 1024, 1025, 4096, 5003, 32000, 50257, 128256, 2**20, 2**22, 2**29]
 PASSES = (LOSS, BACKWARD, LOSS_AND_GRAD)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def constant(name: str) -> int:

@@ -6,7 +6,7 @@ Every barrier of the kernels is taken away once: each must be missed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 
 import cases
 from emulation import build, harness
-from emulation.numerics import Batch, Plans, in_warp, kept, swept
+from emulation.numerics import Batch, Plans, in_warp, kept, one_thread, swept
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 # A text of the kernels -> what takes its place, in a copy: each is a fault of its kind.
@@ -66,9 +66,11 @@ THREAD_BATCHES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _started() -> None:
+def _started() -> Iterator[None]:
     for flavour in ("thread", "address"):
         build.objects(flavour)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

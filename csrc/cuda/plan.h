@@ -50,17 +50,19 @@ constexpr int kPerLane = 16;
 constexpr int kWarpThreads = 128;
 // What a thread takes at a time: two 16-byte loads, or 8 single elements.
 constexpr int group_of(int count) { return count > 1 ? 2 : 8; }
-constexpr int chunk_of(int count) { return group_of(count) * count; }  // elements
 // At most, of a row's block. Small ones share a multiprocessor and hide each other's ends.
 constexpr int kBlockThreads = 256;
 // Blocks of that size that a multiprocessor's registers suffice for: 80 a thread, or 128 with single elements and with
 // options that touch every element. With 64, vectors would spill on sm_100, where the compiler pairs registers.
 constexpr int resident_of(bool vector, bool extras) { return vector && !extras ? 3 : 2; }
 constexpr int warp_resident(bool vector) { return vector ? 4 : 3; }  // 128 or 168 registers
+// Elements of a row that each of its threads should have: its own start, its share of the joins and of the end are some
+// 250 instructions, as many as 16 elements take.
+constexpr int kPerThread = 64;
 // Blocks on a multiprocessor: with three, one computes while the others read and write.
 constexpr int kOverlapping = 3;
 constexpr int kReservedPerBlock = 1024;  // bytes of shared memory that the system takes
-// Blocks of a row that are not needed for its size pay where rows are fewer than multiprocessors.
+// A block that is not needed for a row's size pays only if it takes this much of it.
 constexpr int kSmallestSlice = 16 * 1024;  // bytes
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -109,14 +111,19 @@ inline Plan warp_plan(const Problem& p) {
   return {Regime::warp, p.aligned, kWarpThreads, lanes, 1};
 }
 
-// Spreads rows over more blocks while there are fewer of them than multiprocessors.
-inline int spread(const Problem& p, const Device& device, int cluster) {
+// Spreads a row over more blocks, of kSmallestSlice at least, while `most` blocks are not exceeded.
+inline int spread(const Problem& p, const Device& device, int cluster, int64_t most) {
   const int64_t row_bytes = p.num_classes * p.element_size;
-  while (cluster < largest_cluster(device) && 2 * cluster * p.rows <= device.processors &&
+  while (cluster < largest_cluster(device) && 2 * cluster <= most &&
          slice_bytes(row_bytes, 2 * cluster) >= kSmallestSlice) {
     cluster *= 2;
   }
   return cluster;
+}
+
+// Where rows are fewer than multiprocessors, as many blocks for each as there is room for.
+inline int64_t blocks_to_fill(const Problem& p, const Device& device) {
+  return p.rows > 0 ? device.processors / p.rows : 1;
 }
 
 inline Plan shared_plan(const Problem& p, const Device& device) {
@@ -125,9 +132,9 @@ inline Plan shared_plan(const Problem& p, const Device& device) {
   for (int blocks = kOverlapping; blocks > 0 && cluster == 0; --blocks)
     cluster = cluster_for(device, row_bytes, blocks);
   if (cluster == 0) return {Regime::sweep, true, 0, 0, 0};
-  cluster = spread(p, device, cluster);
+  cluster = spread(p, device, cluster, blocks_to_fill(p, device));
   const int64_t elements = slice_bytes(row_bytes, cluster) / p.element_size;
-  const int threads = power_of_two(ceil_div(elements, chunk_of(16 / p.element_size)), 2 * kWarpSize, kBlockThreads);
+  const int threads = power_of_two(ceil_div(elements, kPerThread), 2 * kWarpSize, kBlockThreads);
   return {Regime::shared, true, threads, 0, cluster};
 }
 
@@ -135,9 +142,9 @@ inline Plan sweep_plan(const Problem& p, const Device& device) {
   const bool vector = p.pass == Pass::loss || p.alike;
   const bool twice = p.pass == Pass::loss_and_grad;
   // Twice: the fewer rows in flight, the more of each is still in the L2 cache when the second sweep comes.
-  const int cluster = twice ? largest_cluster(device) : spread(p, device, 1);
-  const int64_t chunks = ceil_div(ceil_div(p.num_classes, cluster), chunk_of(vector ? 16 / p.element_size : 1));
-  return {Regime::sweep, vector, power_of_two(chunks, kWarpSize, kBlockThreads), 0, cluster};
+  const int cluster = spread(p, device, 1, twice ? largest_cluster(device) : blocks_to_fill(p, device));
+  const int64_t elements = ceil_div(p.num_classes, cluster);
+  return {Regime::sweep, vector, power_of_two(ceil_div(elements, kPerThread), kWarpSize, kBlockThreads), 0, cluster};
 }
 
 inline Plan plan_of(const Problem& p, const Device& device) {

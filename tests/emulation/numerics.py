@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,15 @@ class Batch:
 
     def outputs(self) -> list[Tensor]:
         return [x.clone() for x in (*self.losses, *self.stats, *self.grads, self.written)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's threads cost more than they give on tensors of this size, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def check(run: Callable[[Iterable[Launch]], Any], batch: Batch, factor: float = 1.0) -> None:

@@ -10,25 +10,18 @@ namespace {
 
 using namespace longtail::gpu;
 
+// clang-format off
 enum Fault {
-  none,
-  no_barrier,
-  no_last_barrier,
-  no_cluster_barrier,
-  beyond_shared,
-  beyond_input,
-  misaligned,
-  divergent,
-  two_barriers,
-  lone_lane,
-  unfinished_copy,
-  early_read,
-  unmapped,
-  assertion
-};  // clang-format off
-const char* const kNames[] = {"none", "no_barrier", "no_last_barrier", "no_cluster_barrier",
-                              "beyond_shared", "beyond_input", "misaligned", "divergent", "two_barriers", "lone_lane",
-                              "unfinished_copy", "early_read", "unmapped", "assertion"};  // clang-format on
+  none, no_barrier, no_last_barrier, no_cluster_barrier, beyond_shared, beyond_input,
+  misaligned, divergent, two_barriers, lone_lane, unfinished_copy, early_read,
+  no_wait, unmapped, assertion
+};
+const char* const kNames[] = {
+  "none", "no_barrier", "no_last_barrier", "no_cluster_barrier", "beyond_shared", "beyond_input",
+  "misaligned", "divergent", "two_barriers", "lone_lane", "unfinished_copy", "early_read",
+  "no_wait", "unmapped", "assertion"
+};
+// clang-format on
 
 struct Sum {
   const float* x;  // [blocks, count] of one cluster, or of many
@@ -84,6 +77,7 @@ void faulty_kernel(const Sum a) {
     }
   }
   if (a.fault == lone_lane && threadIdx.x % 32 > 0) warp_sum(1.0f);
+  if (a.fault == no_wait) cluster_arrive();
   if (a.fault == unmapped) *map_shared(dynamic_shared<float>(), 1) = 0.0f;
   LONGTAIL_DEVICE_ASSERT(a.fault != assertion, "as it should");
   if (a.fault != unfinished_copy && a.fault != early_read) return;
