@@ -22,6 +22,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.linear
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.parallel
 	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
 
 # All that needs a GPU: build, tests, compute-sanitizer, timings.

@@ -1,7 +1,7 @@
 """``python -m bench.gpu_session``: all that a GPU machine is needed for, in parts of less than 8 minutes each.
 
-Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, with rows in
-``bench/results/gpu.csv``.
+Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, the fused linear loss and a
+training step, with rows in ``bench/results``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,17 @@ PARTS: dict[str, Callable[[], list[Command]]] = {
     "bench-float32": lambda: _bench("cuda", "float32"),
     "bench-triton-bfloat16": lambda: _bench("triton", "bfloat16"),
     "bench-triton-float32": lambda: _bench("triton", "float32"),
+    # torch.compile takes most of the time: the extremes of the shapes alone.
+    "bench-compiled": lambda: [
+        _python("-m", "bench", "gpu", "--dtype", "bfloat16", "--shape", "32768,1000", "8192,32768", "4096,128256")
+    ],
+    "bench-linear": lambda: [
+        _python("-m", "bench.linear", "--device", "cuda", "--dtype", "bfloat16", "--shape", *shape.split())
+        for shape in ("4096 4096 128256", "8192 2048 256000")
+    ],
+    "bench-step": lambda: [
+        _python("-m", "bench.step", "--device", "cuda", "--tokens", "8192", "--budget", "20000", "--most", "131072")
+    ],
 }
 
 
