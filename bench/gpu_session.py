@@ -1,7 +1,7 @@
 """``python -m bench.gpu_session``: all that a GPU machine is needed for, in parts of less than 8 minutes each.
 
-Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, the fused linear loss and a
-training step, with rows in ``bench/results``.
+Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, the fused linear loss and
+a training step, with rows in ``bench/results``.
 """
 
 from __future__ import annotations
