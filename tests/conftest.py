@@ -1,4 +1,4 @@
-"""Fixed seeds, NaN-poisoned allocations, the `gpu` marker."""
+"""Fixed seeds, NaN-poisoned allocations, the `gpu` marker, what pytest-xdist keeps together."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ settings.register_profile("longtail", deadline=None, derandomize=True, max_examp
 settings.load_profile("longtail")
 
 
+# Files that share a build, or the processes of `ranks`, run on one worker; every other file is a group of its own.
+TOGETHER = {"test_cuda_emulation": "emulation", "test_vocab_parallel": "ranks", "test_dtensor": "ranks"}
+
+
+def group_of(item: pytest.Item) -> str:
+    return next((group for start, group in TOGETHER.items() if item.path.stem.startswith(start)), item.path.stem)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 

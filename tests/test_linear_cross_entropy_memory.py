@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
-from longtail import linear_softmax_loss
+from longtail import linear_chunks, linear_softmax_loss
 
 ROWS, FEATURES, CLASSES = 12, 8, 13
 
@@ -101,8 +101,8 @@ def test_peak_memory_is_an_eighth_of_the_logits(mode: str) -> None:
 @pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 1152, 100_000])
 @pytest.mark.parametrize("classes", [1, 32768, 1_000_000])
 def test_default_chunks(rows: int, classes: int) -> None:
-    for device, plan in linear_softmax_loss.PLANS.items():
-        size = linear_softmax_loss.chunk_rows(rows, classes, 4, device)
+    for device, plan in linear_chunks.PLANS.items():
+        size = linear_chunks.chunk_rows(rows, classes, 4, device)
         assert 1 <= size <= max(rows, 1)
         chunks = -(-rows // size)
         assert size <= max(plan.least, -(-rows // plan.share))

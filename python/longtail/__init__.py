@@ -16,7 +16,8 @@ from .class_balance import (
 from .dispatch import backends, use_backend
 from .functional import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .functional_sigmoid import binary_focal_loss, class_balanced_loss, sigmoid_cross_entropy, sigmoid_focal_loss
-from .linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from .linear_cross_entropy import linear_cross_entropy
+from .linear_modules import LinearCrossEntropyLoss
 from .modules import (
     BinaryFocalLoss,
     ClassBalancedLoss,

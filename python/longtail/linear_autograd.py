@@ -15,7 +15,8 @@ from torch import Tensor
 
 from . import ops
 from .autograd import RefuseSecondDerivative, reduce_loss, rows_of
-from .linear_softmax_loss import arithmetic_dtype, loss_and_grad_operator, loss_operator
+from .linear_chunks import arithmetic_dtype
+from .linear_softmax_loss import loss_and_grad_operator, loss_operator
 
 # Inputs of LinearSoftmaxLoss that precede the options of the operators.
 _LEADING = 6

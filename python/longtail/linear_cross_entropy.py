@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import arguments
 from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 from .functional import check_options, cross_entropy
 from .linear_autograd import Setting, linear_softmax_loss
-from .linear_softmax_loss import arithmetic_dtype
-from .modules import _Loss
+from .linear_chunks import arithmetic_dtype
 from .softmax_loss import mean_denominator, operator_options, row_stats
 
 GRADIENTS = ("auto", *arguments.GRADIENTS)
@@ -51,7 +49,8 @@ def linear_cross_entropy(
     errors; the loss is float32 for half inputs. Exact: no gradient is filtered. Rows go in chunks: their logits are
     made by the vendor's GEMM, turned into their gradient in place, and spent in the two GEMMs of the gradients.
     Extra memory: one chunk of logits, and with half inputs the accumulator of the weight's gradient. Without gradients
-    to make, one GEMM and one chunk.
+    to make, one GEMM and one chunk. bfloat16 gradients of the weight on a CPU are made by chunks of classes: the
+    logits twice (but for one chunk), no accumulator of the weight's gradient.
 
     Args:
         input: (D,) or (N, D); float64, float32, bfloat16 or float16. Under autocast the GEMMs run in its dtype.
@@ -65,8 +64,9 @@ def linear_cross_entropy(
             upstream scalar they are then multiplied by; "inplace" is the same, for there are no logits to overwrite.
             "backward" makes the logits again in backward (four GEMMs): any upstream gradient, any number of times.
             "auto" (default): "forward" for a mean or sum, "backward" for reduction="none", which needs it.
-        chunk_size: rows per chunk. Default: a twelfth of the rows on the CPU, a quarter elsewhere, within 256 MiB of
-            logits, but at least 128 rows (512), evened out over the chunks.
+        chunk_size: rows per chunk; given, nothing goes by classes. Default: a twelfth of the rows on the CPU, a quarter
+            elsewhere, within 256 MiB of logits, but at least 128 rows (512), evened out over the chunks. By classes: a
+            sixteenth of them, within the same bounds.
         accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
             else the dtype of the logits. Not narrower than that.
         weight, reduction, label_smoothing, focal_gamma, complement_gamma, class_bias, class_margin, scale, softcap,
@@ -240,68 +240,3 @@ def _fused(
     if reduction == "none":
         loss = loss.reshape(shape)
     return (loss, row_stats(stats, rows, ignore_index, shape)) if return_stats else loss
-
-
-class LinearCrossEntropyLoss(_Loss):
-    """:func:`longtail.linear_cross_entropy` as a module, with a weight of its own or one that it shares.
-
-    Args:
-        in_features: D.
-        num_classes: C.
-        out_features: (d1, ..., dK) of K-dimensional targets.
-        bias: whether it has a ``linear_bias``.
-        linear_weight: a parameter (C, D) to share, such as the weight of an embedding. Default: a new one.
-        device, dtype: of a new weight, and of the bias.
-        options: the keyword-only arguments of the function.
-
-    Parameters are those of ``self.linear``, an :class:`torch.nn.Linear` as in
-    :class:`torch.nn.LinearCrossEntropyLoss`, whose ``state_dict`` fits.
-    """
-
-    _function = staticmethod(linear_cross_entropy)
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        linear_weight: nn.Parameter | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        weight: Tensor | None = None,
-        class_bias: Tensor | None = None,
-        class_margin: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(weight=weight, class_bias=class_bias, class_margin=class_margin, **options)
-        self.num_classes, self.out_features = num_classes, tuple(out_features)
-        rows = math.prod(out_features, start=num_classes)
-        if linear_weight is None:
-            self.linear = nn.Linear(in_features, rows, bias, device, dtype)
-            return
-        if not isinstance(linear_weight, nn.Parameter):
-            raise TypeError(f"linear_weight is a {type(linear_weight).__name__}, expected a Parameter to share")
-        if linear_weight.shape != (rows, in_features):
-            raise ValueError(f"linear_weight has shape {list(linear_weight.shape)}, expected {[rows, in_features]}")
-        # One feature: the weight that Linear makes, and that is replaced, should not be a second vocabulary.
-        self.linear = nn.Linear(1, rows, bias, device or linear_weight.device, dtype or linear_weight.dtype)
-        self.linear.in_features = in_features
-        self.linear.weight = linear_weight
-
-    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
-        """The loss of features ``input`` and ``target``; keyword arguments override options."""
-        outputs = (self.num_classes, *self.out_features)
-        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        bias = None if self.linear.bias is None else self.linear.bias.reshape(outputs)
-        weight = self.linear.weight.reshape(*outputs, self.linear.in_features)
-        return linear_cross_entropy(
-            *(input, weight, target), linear_bias=bias, **{**vectors, **self.options, **overrides}
-        )
-
-    def extra_repr(self) -> str:
-        own = f"in_features={self.linear.in_features}, num_classes={self.num_classes}"
-        outputs = f", out_features={self.out_features}" if self.out_features else ""
-        rest = super().extra_repr()
-        return own + outputs + (f", {rest}" if rest else "")

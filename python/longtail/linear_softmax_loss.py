@@ -7,71 +7,28 @@ serves all chunks. Loops live inside the operators, so that a compiled graph hol
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import ops
-
-
-class Plan(NamedTuple):
-    """How many rows a chunk has where nobody says: a share of all rows within a budget, but not less than pays."""
-
-    share: int
-    """A chunk takes at most one row in this many, so that with GEMM workspaces it is under an eighth of the logits."""
-    least: int
-    """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
-    budget: int
-    """Bytes of a chunk of logits."""
-
-
-PLANS = {"cpu": Plan(share=12, least=128, budget=1 << 28), "cuda": Plan(share=4, least=512, budget=1 << 28)}
-
-
-def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str) -> int:
-    """Rows per chunk for [rows, num_classes] logits: as :class:`Plan` has it, then evened out over the chunks."""
-    plan = PLANS.get(device_type, PLANS["cuda"])
-    affordable = plan.budget // max(1, num_classes * itemsize)
-    size = min(max(plan.least, min(-(-rows // plan.share), affordable)), max(rows, 1))
-    chunks = max(1, -(-rows // size))
-    return max(1, -(-rows // chunks))
-
-
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """That of losses and statistics for logits of ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@contextlib.contextmanager
-def plain(device: torch.device) -> Iterator[None]:
-    """No graph and no autocast: what the GEMMs compute in has been decided."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+from . import linear_classes, ops
+from .linear_chunks import (
+    add_weight_gradient,
+    arithmetic_dtype,
+    as_matrix,
+    chunk_rows,
+    make_gradients,
+    make_logits,
+    plain,
+)
 
 
 def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
     # A chunk's kernel would name the row within its chunk, after the GEMM.
     if target.device.type == "cpu":
         ops.mean_denominator(target, None, ignore_index, num_classes)
-
-
-def as_matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` [R, C] in ``dtype``, in a layout that BLAS takes as it is: else every chunk would copy it."""
-    x = x.to(dtype)
-    by_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
-    by_columns = x.stride(0) == 1 and x.stride(1) >= x.shape[0]
-    return x if by_rows or by_columns else x.contiguous()
-
-
-def make_logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, out: Tensor) -> None:
-    """``x @ linear_weight.T + linear_bias`` into ``out``."""
-    if linear_bias is None:
-        torch.mm(x, linear_weight.t(), out=out)
-    else:
-        torch.addmm(linear_bias, x, linear_weight.t(), out=out)
 
 
 class _Chunk(NamedTuple):
@@ -130,22 +87,6 @@ def linear_softmax_loss(
     return loss, stats
 
 
-def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
-    """``total += grad.T @ x``; ``total`` is written, not read, the first time."""
-    if total.dtype == grad.dtype:
-        total.addmm_(grad.t(), x, beta=0 if first else 1)
-        return
-    # Some features at a time: a product in the half type is rounded once, and takes half of a chunk's memory at most.
-    step = max(16, grad.shape[0] // 2)
-    for begin in range(0, x.shape[1], step):
-        part = torch.mm(grad.t(), x[:, begin : begin + step])
-        place = total[:, begin : begin + step]
-        if first:
-            place.copy_(part)
-        else:
-            place.add_(part)
-
-
 def linear_softmax_loss_and_grad(
     grad_loss: Tensor,  # [N] any stride
     input: Tensor,  # [N, D]
@@ -165,12 +106,14 @@ def linear_softmax_loss_and_grad(
 
     ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``.
     """
-    loss, stats = _rows_out(input, dtype)
-    grad_input, total, total_bias = make_gradients(
-        input, linear_weight, total_dtype, (needs_input, needs_weight, needs_bias)
-    )
+    needs = (needs_input, needs_weight, needs_bias)
     with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
+        if not chunk_size and linear_classes.pays(input, dtype, total_dtype, needs_weight):
+            data = (grad_loss, input, linear_weight, linear_bias, target)
+            return linear_classes.linear_softmax_loss_and_grad(*data, dtype, weight_grad_dtype, needs, *options)
+        loss, stats = _rows_out(input, dtype)
+        grad_input, total, total_bias = make_gradients(input, linear_weight, total_dtype, needs)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         for chunk in _chunks(input, weight, bias, target, chunk_size, options):
@@ -187,20 +130,6 @@ def linear_softmax_loss_and_grad(
         if input.shape[0] == 0:
             total.zero_()
         return loss, stats, grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
-
-
-def make_gradients(
-    input: Tensor, linear_weight: Tensor, total_dtype: torch.dtype, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Space for the gradients; that of the weight laid out as the weight, so that a parameter can keep it uncopied."""
-    needs_input, needs_weight, needs_bias = needs
-    grad_input = input.new_empty(input.shape if needs_input else (0,))
-    if needs_weight:
-        total = torch.empty_like(linear_weight, dtype=total_dtype)
-    else:
-        total = linear_weight.new_empty((0,), dtype=total_dtype)
-    bias_shape = linear_weight.shape[:1] if needs_bias else (0,)
-    return grad_input, total, linear_weight.new_zeros(bias_shape, dtype=total_dtype)
 
 
 def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from .distributed import Group, agree, process_group
 from .errors import ArgumentValueError
 from .functional import check_options
 from .linear_autograd import Setting, guarded, kept_gradients
+from .linear_chunks import arithmetic_dtype, chunk_rows
 from .linear_cross_entropy import GRADIENTS, check_chunks, logits_dtype
-from .linear_softmax_loss import arithmetic_dtype, chunk_rows
 from .softmax_loss import row_stats
 from .vocab_parallel_sweep import sweep
 from .vocab_shard import check_rows, class_vectors, make_shard, propose

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .distributed import Group, all_gather, all_reduce_async, reduce_scatter_async
 from .linear_autograd import Setting
-from .linear_softmax_loss import add_weight_gradient, arithmetic_dtype, as_matrix, make_gradients, make_logits, plain
+from .linear_chunks import add_weight_gradient, arithmetic_dtype, as_matrix, make_gradients, make_logits, plain
 from .vocab_shard import Shard
 from .vocab_stats import Gathered
 

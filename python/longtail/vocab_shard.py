@@ -61,6 +61,18 @@ def propose(
     return Proposal(class_start, size, num_classes, options, lengths)
 
 
+def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Tensor:
+    """Global classes as the operators of the shard of ``size`` classes from ``start`` on take them."""
+    local = target - start
+    elsewhere = (local < 0) | (local >= size)
+    return local.masked_fill(elsewhere, ELSEWHERE).masked_fill(target == ignore_index, IGNORED)
+
+
+def packed_row_grad(row_grad: reference.RowGrad, upstream: Tensor) -> Tensor:
+    """[N, 5], as the operators of a shard take it."""
+    return torch.stack([row_grad.m, *(x * upstream for x in row_grad[1:])], 1)
+
+
 class Shard(NamedTuple):
     """A rank's part of a problem, but for logits and targets; its three steps."""
 
@@ -99,9 +111,7 @@ class Shard(NamedTuple):
     def local_target(self, target: Tensor) -> Tensor:
         """Global classes as the operators of a shard take them."""
         rank = torch.distributed.get_rank(self.group)
-        local = target - self.classes.starts[rank]
-        elsewhere = (local < 0) | (local >= self.classes.sizes[rank])
-        return local.masked_fill(elsewhere, ELSEWHERE).masked_fill(target == self.ignore_index, IGNORED)
+        return local_target(target, self.classes.starts[rank], self.classes.sizes[rank], self.ignore_index)
 
     def accumulate(self, logits: Tensor, target: Tensor, local_target: Tensor) -> Gathered:
         """The statistics of whole rows, known to every rank."""
@@ -133,8 +143,7 @@ class Shard(NamedTuple):
         self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
-        packed = torch.stack([row_grad.m, *(x * upstream for x in row_grad[1:])], 1)
-        options = (packed, self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        options = (packed_row_grad(row_grad, upstream), self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
         if not inplace:
             return ops.softmax_loss_apply(logits, local_target, *options)
         ops.softmax_loss_apply_(logits, local_target, *options)

@@ -1,0 +1,91 @@
+"""What the fused linear loss needs wherever it goes in chunks: their size, and the vendor's GEMMs around them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """How many rows a chunk has where nobody says: a share of all rows within a budget, but not less than pays."""
+
+    share: int
+    """A chunk takes at most one row in this many, so that with GEMM workspaces it is under an eighth of the logits."""
+    least: int
+    """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
+    budget: int
+    """Bytes of a chunk of logits."""
+
+
+PLANS = {"cpu": Plan(share=12, least=128, budget=1 << 28), "cuda": Plan(share=4, least=512, budget=1 << 28)}
+
+
+def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str) -> int:
+    """Rows per chunk for [rows, num_classes] logits: as :class:`Plan` has it, then evened out over the chunks."""
+    plan = PLANS.get(device_type, PLANS["cuda"])
+    affordable = plan.budget // max(1, num_classes * itemsize)
+    size = min(max(plan.least, min(-(-rows // plan.share), affordable)), max(rows, 1))
+    chunks = max(1, -(-rows // size))
+    return max(1, -(-rows // chunks))
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """That of losses and statistics for logits of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextlib.contextmanager
+def plain(device: torch.device) -> Iterator[None]:
+    """No graph and no autocast: what the GEMMs compute in has been decided."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def as_matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` [R, C] in ``dtype``, in a layout that BLAS takes as it is: else every chunk would copy it."""
+    x = x.to(dtype)
+    by_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    by_columns = x.stride(0) == 1 and x.stride(1) >= x.shape[0]
+    return x if by_rows or by_columns else x.contiguous()
+
+
+def make_logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, out: Tensor) -> None:
+    """``x @ linear_weight.T + linear_bias`` into ``out``."""
+    if linear_bias is None:
+        torch.mm(x, linear_weight.t(), out=out)
+    else:
+        torch.addmm(linear_bias, x, linear_weight.t(), out=out)
+
+
+def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
+    """``total += grad.T @ x``; ``total`` is written, not read, the first time."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), x, beta=0 if first else 1)
+        return
+    # Some features at a time: a product in the half type is rounded once, and takes half of a chunk's memory at most.
+    step = max(16, grad.shape[0] // 2)
+    for begin in range(0, x.shape[1], step):
+        part = torch.mm(grad.t(), x[:, begin : begin + step])
+        place = total[:, begin : begin + step]
+        if first:
+            place.copy_(part)
+        else:
+            place.add_(part)
+
+
+def make_gradients(
+    input: Tensor, linear_weight: Tensor, total_dtype: torch.dtype, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Space for the gradients; that of the weight laid out as the weight, so that a parameter can keep it uncopied."""
+    needs_input, needs_weight, needs_bias = needs
+    grad_input = input.new_empty(input.shape if needs_input else (0,))
+    if needs_weight:
+        total = torch.empty_like(linear_weight, dtype=total_dtype)
+    else:
+        total = linear_weight.new_empty((0,), dtype=total_dtype)
+    bias_shape = linear_weight.shape[:1] if needs_bias else (0,)
+    return grad_input, total, linear_weight.new_zeros(bias_shape, dtype=total_dtype)
