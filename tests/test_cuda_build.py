@@ -90,7 +90,6 @@ def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> N
             for regime in ("sweep", "shared", "sigmoid")
         }
         assert max(most.values()) <= 128, "two blocks of 256 threads on a multiprocessor"
-        assert most["sigmoid"] <= 80, "three"
 
 
 def known_architectures() -> list[tuple[int, int]]:

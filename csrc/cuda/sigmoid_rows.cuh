@@ -221,7 +221,7 @@ class SigmoidRow {
 // writes: loss (unless `backward`) [N], or [N, C]; grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: one pass over each of the matrices named here, and some 24 N: the least there is.
 template <typename Z, int kCount, bool kDense>
-LONGTAIL_KERNEL(kBlockThreads, 3)
+LONGTAIL_KERNEL(kBlockThreads, 2)
 sigmoid_rows_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, Pass pass, int lanes) {
   Joint joint;
   const int width = lanes > 0 ? lanes : static_cast<int>(blockDim.x);
