@@ -43,15 +43,20 @@ LONGTAIL_INLINE T focal_factor(T miss, T log_miss, T gamma, Limit lowest) {
   return exp_cut(log_focal, lowest);
 }
 
-// For y in {0, 1}, from the logistic of x_t: z for y = 1, -z for y = 0. `slope` is -dloss/dx_t, never negative.
-template <Focus kFocus, typename T, typename Limit>
-LONGTAIL_INLINE Element<T> hard_element(const Logistic<T>& x, T gamma, Limit lowest) {
-  if (kFocus == Focus::none) return {x.minus, x.q};
+// For y in {0, 1}, from the logistic of x_t: z for y = 1, -z for y = 0, and the focal factor (1 - p_t)^gamma.
+// `slope` is -dloss/dx_t, never negative.
+template <typename T>
+LONGTAIL_INLINE Element<T> focused_element(const Logistic<T>& x, T focal, T gamma) {
   const T zero = T(0);
-  const T focal = focal_factor<kFocus>(x.q, -x.plus, gamma, lowest);
   // p_t * cost tends to 0 with p_t, also where cost is infinite.
   const T hit_cost = select(x.p == zero, zero, x.p * x.minus);
   return {focal * x.minus, focal * (gamma * hit_cost + x.q)};
+}
+
+template <Focus kFocus, typename T, typename Limit>
+LONGTAIL_INLINE Element<T> hard_element(const Logistic<T>& x, T gamma, Limit lowest) {
+  if (kFocus == Focus::none) return {x.minus, x.q};
+  return focused_element(x, focal_factor<kFocus>(x.q, -x.plus, gamma, lowest), gamma);
 }
 
 // For 0 < y < 1, with 1 - p_t read as y (1 - p) + (1 - y) p; `positive` multiplies the positive term (pos_weight).
@@ -64,8 +69,9 @@ LONGTAIL_INLINE Element<T> soft_element(const Logistic<T>& x, T y, T positive, T
   if (kFocus == Focus::none) return {cost, slope};
   const T miss = y * x.q + rest * x.p;
   const T focal = focal_factor<kFocus>(miss, kFocus == Focus::power ? log(miss) : miss, gamma, lowest);
-  const T miss_slope = x.p * x.q * (rest - y);
-  return {focal * cost, focal * (slope + gamma * miss_slope / miss * cost)};
+  // d log(miss) / dz tends to 0 with p or 1 - p, also where cost is infinite.
+  const T log_slope = x.p * x.q * (rest - y) / miss;
+  return {focal * cost, focal * (slope + gamma * select(log_slope == T(0), T(0), log_slope * cost))};
 }
 
 }  // namespace LONGTAIL_ISA

@@ -23,7 +23,7 @@ NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements in 16 bytes
 VARIANTS = [
-    (regime, storage, extras) for regime in ("warp", "sweep", "shared") for storage in VECTORS for extras in "01"
+    (kind, storage, switch) for kind in ("warp", "sweep", "shared", "sigmoid") for storage in VECTORS for switch in "01"
 ]
 
 
@@ -64,12 +64,12 @@ def cuobjdump(*arguments: str | Path) -> str:
     return run(tool, *arguments)
 
 
-def mangled(regime: str, storage: str, extras: str) -> str:
-    """What the symbol of the kernel of whole vectors holds."""
-    name = f"{regime}_rows_kernel"
+def mangled(variety: str, storage: str, switch: str) -> str:
+    """What the symbol of the kernel of whole vectors holds. switch: extras, or dense targets of the sigmoid family."""
+    name = f"{variety}_rows_kernel"
     kind = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
-    count = "" if regime == "shared" else f"Li{VECTORS[storage]}E"
-    return f"{len(name)}{name}I{kind}{count}Lb{extras}E"
+    count = "" if variety == "shared" else f"Li{VECTORS[storage]}E"
+    return f"{len(name)}{name}I{kind}{count}Lb{switch}E"
 
 
 @needs_nvcc
@@ -87,7 +87,7 @@ def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> N
         assert {name: memory for name, (_, memory) in kernels.items() if memory} == {}, arch
         most = {
             regime: max(r for name, (r, _) in kernels.items() if f"{regime}_rows" in name)
-            for regime in ("sweep", "shared")
+            for regime in ("sweep", "shared", "sigmoid")
         }
         assert max(most.values()) <= 128, "two blocks of 256 threads on a multiprocessor"
 
@@ -113,14 +113,14 @@ def test_rows_move_in_16_byte_accesses(library: Path) -> None:
 
 
 @needs_nvcc
-def test_only_shared_rows_wait_for_their_cluster(library: Path) -> None:
+def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path) -> None:
     """sm_80 has no clusters, and a single block no reason to wait for others."""
     old = cuobjdump("-sass", "-arch", "sm_80", library)
     assert "UCGABAR" not in old
     new = cuobjdump("-sass", "-arch", "sm_90", library)
     for body in new.split("Function : ")[1:]:
         regime = body.split("_rows_kernel")[0] if "_rows_kernel" in body.split()[0] else "scale"
-        assert ("UCGABAR" in body) == regime.endswith(("sweep", "shared")), body.split()[0]
+        assert ("UCGABAR" in body) == regime.endswith(("sweep", "shared", "sigmoid")), body.split()[0]
 
 
 @needs_nvcc
@@ -153,8 +153,9 @@ torch.ops.load_library({str(library)!r})
 print(sorted(op for op in longtail.ops.SCHEMAS if cuda_library.operator(op)))
 """
     said = run(sys.executable, "-c", code)
-    loss = ["softmax_loss", "softmax_loss_and_grad", "softmax_loss_and_grad_", "softmax_loss_backward"]
-    assert said.strip() == str(sorted(["scale_grad_", *loss]))
+    steps = ("loss", "loss_and_grad", "loss_and_grad_", "loss_backward")
+    losses = [f"{family}_{step}" for family in ("softmax", "sigmoid") for step in steps]
+    assert said.strip() == str(sorted(["scale_grad_", *losses]))
 
 
 @needs_nvcc

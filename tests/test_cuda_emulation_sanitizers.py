@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 # A text of the kernels -> what takes its place, in a copy: each is a fault of its kind.
 FAULTS = {
     "beyond the row": ("block_rows.cuh", "edge = classes - tail + thread", "edge = classes + 1 - tail + thread"),
-    "misaligned": ("block_rows.cuh", "(16 - past) % 16 /", "0 * past /"),
+    "misaligned": ("vectors.cuh", "(16 - past) % 16 /", "0 * past /"),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +21,15 @@ pytestmark = pytest.mark.gpu
 ops = torch.ops.longtail
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = ((300, 1), (301, 11), (66, 127), (129, 1000), (130, 8192), (40, 50257))
+BACKENDS = ("cuda", "triton")
 IMAGES = ((3, 7, 35), (2, 19, 1024), (1, 1, 4096), (2, 70, 333), (2, 1203, 512))
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Images go from CUDA to Triton."""
+    with longtail.use_backend(request.param):
+        yield request.param
 
 
 def cuda(options: dict[str, Any]) -> dict[str, Any]:
@@ -238,12 +246,12 @@ def test_a_device_that_is_not_the_current_one() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 10), (3, 5000), (1, 10, 3)])
 @pytest.mark.parametrize("call", ["sigmoid_focal_loss(x, t, reduction='sum')", "cross_entropy(x, t)"])
-def test_a_target_out_of_range_traps(shape: tuple[int, ...], call: str) -> None:
+def test_a_target_out_of_range_traps(shape: tuple[int, ...], call: str, backend: str) -> None:
     body = (
         "import longtail, torch\n"
         f"x, t = torch.zeros({shape}, device='cuda'), torch.tensor([0, {shape[1]}, 1], device='cuda')\n"
         f"t = t.reshape({(shape[0], *shape[2:])})\n"
-        f"longtail.{call}\n"
+        f"with longtail.use_backend({backend!r}): longtail.{call}\n"
         "torch.cuda.synchronize()\n"
         "print('silently ran')\n"
     )

@@ -167,6 +167,17 @@ def test_infinite_logits(gamma: float) -> None:
     assert not grad.isnan().any()
 
 
+@pytest.mark.parametrize("gamma", cases.GAMMAS)
+def test_infinite_logits_of_soft_targets(gamma: float) -> None:
+    """They cost everything, and the gradient is the limit: no 0 * inf."""
+    x = torch.tensor([[-torch.inf, torch.inf, 0.5]], requires_grad=True)
+    loss = longtail.sigmoid_focal_loss(x, torch.full((1, 3), 0.3), None, gamma)
+    assert loss[0, :2].tolist() == [torch.inf, torch.inf]
+    (grad,) = torch.autograd.grad(loss, x, torch.full_like(x, 0.5))
+    limits = [-0.5 * 0.3 ** (gamma + 1), 0.5 * 0.7 ** (gamma + 1)]
+    assert grad[0, :2].tolist() == pytest.approx(limits, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
 def test_nan_stays_where_it_is(kind: str) -> None:
     logits, target = sigmoid_cases.random_case((4, 33), kind)

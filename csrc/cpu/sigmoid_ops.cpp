@@ -1,23 +1,10 @@
 // The CPU kernels of torch.ops.longtail.sigmoid_loss and its gradients.
 // Python owns the schemas of the namespace longtail_cpu and calls these by way of torch.ops.longtail.
+#include "../sigmoid_options.h"
 #include "ops.h"
 
 namespace longtail {
 namespace {
-
-struct SigmoidOptions {
-  const MaybeTensor &weight, &pos_weight, &sample_weight;
-  bool class_weight_by_target;
-  std::optional<int64_t> ignore_index;
-  std::optional<double> alpha;
-  double gamma;
-};
-
-void check_same_shape(const Tensor& t, const char* name, const Tensor& logits) {
-  bool same = t.dim() == logits.dim();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == logits.size(i);
-  check(same, name, " has shape ", shape_of(t), ", expected ", shape_of(logits));
-}
 
 // int64 [R]: class indices; floating point of the logits' shape: a target for each element.
 void set_target(SigmoidLossArgs& args, const Tensor& target, const Tensor& logits) {
@@ -55,8 +42,8 @@ SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const Sigm
         "class_weight_by_target needs class indices and weight");
   args.ignoring = o.ignore_index.has_value();
   args.ignore_index = o.ignore_index.value_or(0);
-  args.alpha_positive = o.alpha.value_or(1.0);
-  args.alpha_negative = o.alpha ? 1.0 - *o.alpha : 1.0;
+  args.alpha_positive = o.alpha_positive();
+  args.alpha_negative = o.alpha_negative();
   args.gamma = o.gamma;
   return args;
 }
@@ -95,12 +82,6 @@ void run(const SigmoidLossArgs& args, Pass pass, const Tensor& logits, const Ten
   });
   check_target(bad, target, args.num_classes, args.ignoring ? std::optional(args.ignore_index) : std::nullopt);
 }
-
-#define LONGTAIL_OPTIONS                                                                      \
-  const MaybeTensor &weight, const MaybeTensor &pos_weight, const MaybeTensor &sample_weight, \
-      bool class_weight_by_target, std::optional<int64_t> ignore_index, std::optional<double> alpha, double gamma
-#define LONGTAIL_OPTION_VALUES \
-  SigmoidOptions { weight, pos_weight, sample_weight, class_weight_by_target, ignore_index, alpha, gamma }
 
 Tensor sigmoid_loss(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS, bool elementwise) {
   SigmoidLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);

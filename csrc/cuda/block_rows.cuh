@@ -13,13 +13,10 @@ struct Part {
   int origin, vectors;
   int edge;  // a class, or -1
 
-  LONGTAIL_DEVICE Part(const SoftmaxLossArgs& a, const void* row, int cluster, int rank) {
+  LONGTAIL_DEVICE Part(const SoftmaxLossArgs& a, const Z* row, int cluster, int rank) {
     const int classes = static_cast<int>(a.num_classes), thread = static_cast<int>(threadIdx.x);
     int head = 0;
-    if constexpr (kCount > 1) {
-      const int past = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16);
-      head = min(classes, (16 - past) % 16 / static_cast<int>(sizeof(Z)));
-    }
+    if constexpr (kCount > 1) head = head_of(row, classes);
     const int all = (classes - head) / kCount, tail = classes - head - all * kCount;
     const int each = (all + cluster - 1) >> log2_of(cluster), begin = min(all, rank * each);
     origin = head + begin * kCount;

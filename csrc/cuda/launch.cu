@@ -1,6 +1,7 @@
 // From the operators' arguments to launches, with what the device is like.
 #include "kernels.h"
 #include "scale_grad.cuh"
+#include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
 
 namespace longtail {
@@ -31,6 +32,10 @@ const Device& device_of(int index) {
 
 void softmax_loss(const SoftmaxLossArgs& args, Pass pass, int device, void* stream) {
   softmax_loss_launch(args, pass, plan_of(problem_of(args, pass), device_of(device)), stream);
+}
+
+void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stream) {
+  sigmoid_loss_launch(args, pass, sigmoid_plan_of(problem_of(args, pass), device_of(device)), stream);
 }
 
 void scale_grad(const ScaleGradArgs& args, int device, void* stream) {

@@ -1,67 +1,12 @@
 // The CUDA kernels of torch.ops.longtail's softmax operators and of scale_grad_.
 // Python owns the schemas of the namespace longtail_cuda and calls these by way of torch.ops.longtail.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
-#include <initializer_list>
-#include <tuple>
+#include "ops.h"
 
 #include "../softmax_options.h"
-#include "kernels.h"
 
 namespace longtail {
 namespace gpu {
 namespace {
-
-Storage storage_of(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return Storage::float32;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Half:
-      return Storage::float16;
-    default:
-      check(false, "logits have dtype ", torch::headeronly::toString(logits.scalar_type()),
-            ", expected float32, bfloat16 or float16");
-      return Storage::float32;
-  }
-}
-
-Layout check_matrix(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
-  const Layout layout = check_layout(t, name);
-  check(layout.num_classes < (int64_t(1) << 30), name, " has ", layout.num_classes,
-        " classes, expected fewer than 2^30");
-  return layout;
-}
-
-void check_device(const Tensor& t, const char* name, const Tensor& logits) {
-  check(t.is_cuda() && t.get_device_index() == logits.get_device_index(), name,
-        " is on another device than the logits, CUDA device ", logits.get_device_index());
-}
-
-const float* vector(const MaybeTensor& t, const char* name, int64_t length, const Tensor& logits) {
-  if (t) check_device(*t, name, logits);
-  return static_cast<const float*>(vector_data(t, name, length, ScalarType::Float));
-}
-
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype,
-                              std::nullopt, like.device());
-}
-
-// A device's current stream, with the device made current for as long as this lives.
-struct Launch {
-  explicit Launch(const Tensor& t) : device(t.get_device_index()), guard(device) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  }
-  int device;
-  void* stream = nullptr;
-  torch::stable::accelerator::DeviceGuard guard;
-};
 
 SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
   const Layout layout = check_matrix(logits, "logits");

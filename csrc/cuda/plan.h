@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "softmax_loss.h"
+#include "passes.h"
 
 namespace longtail {
 namespace gpu {
@@ -154,6 +154,31 @@ inline Plan plan_of(const Problem& p, const Device& device) {
     if (plan.regime == Regime::shared) return plan;
   }
   return sweep_plan(p, device);
+}
+
+// ---- The sigmoid family: Regime::warp without a limit of what lanes hold, or Regime::sweep ----
+
+// Elements of a row from which on it has a block, or a cluster, of its own.
+constexpr int kLongestInWarp = 2048;
+
+inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {
+  if (p.num_classes <= kLongestInWarp) {
+    const int lanes = power_of_two(ceil_div(p.num_classes, kPerLane), 1, kWarpSize);
+    return {Regime::warp, p.alike, kWarpThreads, lanes, 1};
+  }
+  const int cluster = spread(p, device, 1, blocks_to_fill(p, device));
+  const int64_t elements = ceil_div(p.num_classes, cluster);
+  return {Regime::sweep, p.alike, power_of_two(ceil_div(elements, kPerThread), kWarpSize, kBlockThreads), 0, cluster};
+}
+
+// ---- Every family ----
+
+// Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.
+inline int64_t grid_of(int64_t rows, const Plan& plan) {
+  constexpr int64_t kMost = int64_t(1) << 30;
+  const int64_t rows_per_block = plan.regime == Regime::warp ? plan.threads / plan.lanes : 1;
+  const int64_t teams = ceil_div(rows, rows_per_block), most = kMost / plan.cluster;
+  return (teams < most ? teams : most) * plan.cluster;
 }
 
 }  // namespace gpu

@@ -138,9 +138,9 @@ LONGTAIL_DEVICE T* map_shared(T* local, int rank) {
 // ---- Assertions and launches ----
 
 // As torch's device-side assertions: the launch fails, and so does every later call on the device.
-#define LONGTAIL_DEVICE_ASSERT(condition, message)                                  \
-  do {                                                                              \
-    if (!(condition)) __assert_fail(message, "longtail", __LINE__, "softmax_loss"); \
+#define LONGTAIL_DEVICE_ASSERT(condition, message)                            \
+  do {                                                                        \
+    if (!(condition)) __assert_fail(message, "longtail", __LINE__, __func__); \
   } while (0)
 
 inline void check_cuda(cudaError_t status, const char* what) {

@@ -21,6 +21,12 @@ LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
   return s;
 }
 
+// Their sum, likewise.
+LONGTAIL_DEVICE float sum_lanes(float x, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+  return x;
+}
+
 // The meeting place of the threads of a row, over one block or a cluster of them, in each block's shared memory. It is
 // used twice over, in turns: a warp may be at the next row while another still reads of this one.
 class Joint {
@@ -34,21 +40,11 @@ class Joint {
 
   // The stats of the whole row, in the warp that leads.
   LONGTAIL_DEVICE Stats join(Stats s) {
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    float4* slots = dynamic_shared<float4>() + turn_ * cluster_ * warps_;
     s = join_lanes(s, kWarpSize);
-    meet();
-    if (cluster_ > 1) {
-      if (lane < cluster_) *map_shared(slots + rank_ * warps_ + warp, lane) = float4{s.m, s.d, s.t, s.U};
-      cluster_arrive();
-      cluster_wait();
-    } else {
-      if (lane == 0) slots[warp] = float4{s.m, s.d, s.t, s.U};
-      __syncthreads();
-    }
+    const float4* slots = exchange(float4{s.m, s.d, s.t, s.U});
     if (!leads()) return s;
     Stats row = empty_stats(s.u_g);
-    for (int i = lane; i < cluster_ * warps_; i += kWarpSize) {
+    for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) {
       const float4 x = slots[i];
       Stats other = {x.x, x.y, x.z, s.u_g, x.w};
       const float m = fmaxf(row.m, other.m);
@@ -57,6 +53,15 @@ class Joint {
       row = {m, row.d + other.d, row.t + other.t, s.u_g, row.U + other.U};
     }
     return join_lanes(row, kWarpSize);
+  }
+
+  // The sum of what the threads of the row have, in the warp that leads.
+  LONGTAIL_DEVICE float sum(float x) {
+    const float4* slots = exchange(float4{sum_lanes(x, kWarpSize), 0.0f, 0.0f, 0.0f});
+    if (!leads()) return 0.0f;
+    float row = 0.0f;
+    for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) row += slots[i].x;
+    return sum_lanes(row, kWarpSize);
   }
 
   // The leading warp's coefficients, in every thread of its block.
@@ -87,6 +92,24 @@ class Joint {
   LONGTAIL_DEVICE int rank() const { return rank_; }
 
  private:
+  LONGTAIL_DEVICE int lane() const { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+  // What the warps of all blocks bring, one slot each, in every block. All lanes of a warp bring the same.
+  LONGTAIL_DEVICE const float4* exchange(float4 mine) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    float4* slots = dynamic_shared<float4>() + turn_ * cluster_ * warps_;
+    meet();
+    if (cluster_ > 1) {
+      if (lane() < cluster_) *map_shared(slots + rank_ * warps_ + warp, lane()) = mine;
+      cluster_arrive();
+      cluster_wait();
+    } else {
+      if (lane() == 0) slots[warp] = mine;
+      __syncthreads();
+    }
+    return slots;
+  }
+
   int cluster_, rank_, warps_, turn_ = 0;
   bool met_ = false;
 };

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../loss_math.h"
+#include "exp.cuh"
 #include "softmax_loss.h"
 #include "vectors.cuh"
 
@@ -22,15 +23,6 @@ using Grad = RowGrad<float>;
 
 inline bool has_extras(const SoftmaxLossArgs& a) {
   return a.class_bias != nullptr || a.label_smoothing != 0.0f || a.scale != 1.0f || a.softcap != 0.0f;
-}
-
-// exp(x) for x <= 0, exactly 0 below -88.
-LONGTAIL_DEVICE float exp_of(float x) { return exp2_fast(x * 1.4426950408889634f); }
-
-// The same, with x cut off where exp(x) is 0, so that 0 * x is 0. NaN stays NaN.
-LONGTAIL_DEVICE float exp_cut(float& x) {
-  x = max_nan(x, -120.0f);
-  return exp_of(x);
 }
 
 // Moves the sums to a new maximum m >= s.m.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "plan.h"
+#include "scale_grad.h"
 #include "vectors.cuh"
 
 namespace longtail {

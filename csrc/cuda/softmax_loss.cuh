@@ -22,17 +22,9 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
   return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike, has_extras(a)};
 }
 
-// Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.
-inline int64_t grid_of(const SoftmaxLossArgs& a, const Plan& plan) {
-  constexpr int64_t kMost = int64_t(1) << 30;
-  const int64_t rows_per_block = plan.regime == Regime::warp ? plan.threads / plan.lanes : 1;
-  const int64_t teams = ceil_div(a.rows, rows_per_block), most = kMost / plan.cluster;
-  return (teams < most ? teams : most) * plan.cluster;
-}
-
 template <typename Z, int kCount, bool kExtras>
 void launch_rows(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  const int64_t grid = grid_of(a, plan);
+  const int64_t grid = grid_of(a.rows, plan);
   const int shared = static_cast<int>(shared_bytes(plan, problem_of(a, pass)));
   if (plan.regime == Regime::warp) {
     launch(warp_rows_kernel<Z, kCount, kExtras>, grid, plan.threads, 1, 0, stream, a, pass, plan.lanes);

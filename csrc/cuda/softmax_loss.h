@@ -1,15 +1,10 @@
 // What passes between the softmax operators and their kernels: plain data, for the host's compiler too.
 #pragma once
 
-#include <stdint.h>
+#include "passes.h"
 
 namespace longtail {
 namespace gpu {
-
-enum class Storage { float32, bfloat16, float16 };
-enum class Pass { loss, backward, loss_and_grad };
-
-constexpr int element_size(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
 
 // All addresses are on the device. Rows of logits and grad are contiguous.
 struct SoftmaxLossArgs {
@@ -39,15 +34,6 @@ struct SoftmaxLossArgs {
   float* stats;  // [N, 5], contiguous; read by Pass::backward, else written
   void* grad;    // [N, C] of the logits' type; may be `logits` itself in Pass::loss_and_grad; not written by Pass::loss
   int64_t grad_stride;
-};
-
-struct ScaleGradArgs {
-  Storage storage;
-  int64_t rows, num_classes;
-  void* grad;  // [N, C]
-  int64_t grad_stride;
-  const float* factor;  // [N]; stride 0 when one value serves all rows
-  int64_t factor_stride;
 };
 
 }  // namespace gpu

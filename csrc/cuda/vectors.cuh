@@ -70,6 +70,13 @@ struct Vector<Z, 1> {
   static LONGTAIL_DEVICE void store(Z* p, const float (&x)[1]) { from_float(x[0], *p); }
 };
 
+// Elements of a row before its first 16-byte boundary; all of them if it has none.
+template <typename Z>
+LONGTAIL_DEVICE int head_of(const Z* row, int count) {
+  const int past = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16);
+  return min(count, (16 - past) % 16 / static_cast<int>(sizeof(Z)));
+}
+
 // kCount class constants from class `column` on; `vector`: all of them together lie at 16-byte boundaries.
 template <int kCount>
 LONGTAIL_DEVICE void load_constants(const float* p, int column, bool vector, float (&x)[kCount]) {

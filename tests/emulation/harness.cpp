@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "scale_grad.cuh"
+#include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
 
 #ifdef EMULATION_ASAN
@@ -17,11 +18,15 @@
 
 using namespace longtail::gpu;
 
+enum class Kind { softmax, sigmoid, scaling };
+
 // In a file, addresses are numbers of buffers, from 1.
 struct Request {
   SoftmaxLossArgs args;
+  SigmoidLossArgs sigmoid;
   ScaleGradArgs scaling;
-  int processors;  // for `scaling`; 0 stands for `args`
+  Kind kind;       // which of the three
+  int processors;  // for `scaling`
   Plan plan;
   Pass pass;
   emulation::Order order;
@@ -32,12 +37,16 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(ScaleGradArgs), sizeof(Plan),
-                          sizeof(Problem),         sizeof(Device),        sizeof(Request)};
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(SigmoidLossArgs), sizeof(ScaleGradArgs), sizeof(Plan),
+                          sizeof(Problem),         sizeof(Device),          sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
 
 void describe(const SoftmaxLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
+void describe_sigmoid(const SigmoidLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
+void choose_sigmoid_plan(const Problem* problem, const Device* device, Plan* plan) {
+  *plan = sigmoid_plan_of(*problem, *device);
+}
 void choose_plan(const Problem* problem, const Device* device, Plan* plan) { *plan = plan_of(*problem, *device); }
 int64_t bytes_of_plan(const Plan* plan, const Problem* problem) { return shared_bytes(*plan, *problem); }
 
@@ -48,10 +57,16 @@ const char* run_request(const Request* request) {
   emulation::control.order = request->order;
   emulation::control.most_blocks = request->most_blocks;
   try {
-    if (request->processors > 0) {
-      scale_grad_launch(request->scaling, request->processors, nullptr);
-    } else {
-      softmax_loss_launch(request->args, request->pass, request->plan, nullptr);
+    switch (request->kind) {
+      case Kind::softmax:
+        softmax_loss_launch(request->args, request->pass, request->plan, nullptr);
+        break;
+      case Kind::sigmoid:
+        sigmoid_loss_launch(request->sigmoid, request->pass, request->plan, nullptr);
+        break;
+      case Kind::scaling:
+        scale_grad_launch(request->scaling, request->processors, nullptr);
+        break;
     }
   } catch (const std::exception& e) {
     failure = e.what();
@@ -109,6 +124,16 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(a.loss, buffers);
   resolve(a.stats, buffers);
   resolve(a.grad, buffers);
+  SigmoidLossArgs& b = request.sigmoid;
+  resolve(b.logits, buffers);
+  resolve(b.target, buffers);
+  resolve(b.dense_target, buffers);
+  resolve(b.weight, buffers);
+  resolve(b.pos_weight, buffers);
+  resolve(b.sample_weight, buffers);
+  resolve(b.grad_loss, buffers);
+  resolve(b.loss, buffers);
+  resolve(b.grad, buffers);
 }
 
 }  // namespace
@@ -120,12 +145,13 @@ std::set<std::string> words_of(const char* variable) {
 }
 
 // Under AddressSanitizer, nothing may read the logits of rows that are ignored, or have the target EMULATION_HIDDEN.
-void hide_ignored([[maybe_unused]] const SoftmaxLossArgs& a, [[maybe_unused]] bool hidden) {
+template <typename Args>
+void hide_ignored([[maybe_unused]] const Args& a, [[maybe_unused]] bool hidden) {
 #ifdef EMULATION_ASAN
   const char* const target = getenv("EMULATION_HIDDEN");
   const int64_t unseen = target ? atoll(target) : a.ignore_index;
   const int64_t size = element_size(a.storage);
-  for (int64_t i = 0; i < a.rows; ++i) {
+  for (int64_t i = 0; i < a.rows && a.target != nullptr; ++i) {
     if (a.target[i * a.target_stride] != unseen || a.grad == a.logits) continue;
     const char* const row = static_cast<const char*>(a.logits) + i * a.logits_stride * size;
     const auto set = hidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
@@ -146,8 +172,10 @@ int main(int count, char** arguments) {
     auto request = read<Request>(file);
     resolve_all(request, buffers);
     hide_ignored(request.args, true);
+    hide_ignored(request.sigmoid, true);
     const char* failure = run_request(&request);
     hide_ignored(request.args, false);
+    hide_ignored(request.sigmoid, false);
     if (*failure != '\0') {
       fprintf(stderr, "launch failed: %s\n", failure);
       return 1;

@@ -41,6 +41,14 @@ Args = _structure(
     "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
     "pointer loss stats grad, int64 grad_stride",
 )
+SigmoidArgs = _structure(
+    "SigmoidArgs",
+    "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
+    "pointer dense_target, int64 dense_stride, pointer weight pos_weight sample_weight grad_loss,"
+    "int64 grad_loss_stride ignore_index, float alpha_positive alpha_negative gamma,"
+    "bool dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
+    "pointer loss grad, int64 grad_stride",
+)
 Scaling = _structure(
     "Scaling",
     "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor, int64 factor_stride",
@@ -50,13 +58,16 @@ Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes,
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",
-    "args args, scaling scaling, int processors, plan plan, int pass_ order, int64 most_blocks",
+    "args args, sigmoid sigmoid, scaling scaling, int kind processors, plan plan, int pass_ order, int64 most_blocks",
     args=Args,
+    sigmoid=SigmoidArgs,
     scaling=Scaling,
     plan=PlanFields,
 )
-STRUCTURES = (Args, Scaling, PlanFields, Problem, Device, Request)
-POINTERS = {name for kind in (Args, Scaling) for name, type_ in kind._fields_ if type_ is c_void_p}
+STRUCTURES = (Args, SigmoidArgs, Scaling, PlanFields, Problem, Device, Request)
+KINDS = (Args, SigmoidArgs, Scaling)
+SOFTMAX, SIGMOID, SCALING = range(3)
+POINTERS = {name for kind in KINDS for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,13 @@ NO_PLAN = Plan(WARP, False, 0)
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the fields of Args, or with processors those of Scaling; tensors for their pointers."""
+    """One launch: the fields of one of KINDS; tensors for their pointers."""
 
     fields: dict[str, Any]
     pass_: int = LOSS
     plan: Plan = NO_PLAN
     processors: int = 0
+    kind: int = SOFTMAX
     order: int = EVEN
     most_blocks: int = 0  # at once, 0 for the whole grid; whole clusters
 
@@ -96,7 +108,7 @@ def scaling(grad: Tensor, factor: Tensor, processors: int) -> Launch:
     """grad [N, C] times factor [N], in place, on a device of so many multiprocessors."""
     fields = {"storage": STORAGES.index(grad.dtype), "rows": grad.shape[0], "num_classes": grad.shape[1]}
     fields |= {"grad": grad, "grad_stride": grad.stride(0), "factor": factor, "factor_stride": factor.stride(0)}
-    return Launch(fields, processors=processors)
+    return Launch(fields, processors=processors, kind=SCALING)
 
 
 def launch(
@@ -142,9 +154,9 @@ def _plan_fields(plan: Plan) -> Any:
 def _request(launch: Launch, address: Any) -> Any:
     """The C++ request; address: of a tensor."""
     values = {k: address(v) if isinstance(v, Tensor) else v for k, v in launch.fields.items()}
-    args, scaling = (Args(), Scaling(**values)) if launch.processors else (Args(**values), Scaling())
-    rest = launch.pass_, launch.order, launch.most_blocks
-    return Request(args, scaling, launch.processors, _plan_fields(launch.plan), *rest)
+    structures = [kind(**values) if i == launch.kind else kind() for i, kind in enumerate(KINDS)]
+    rest = _plan_fields(launch.plan), launch.pass_, launch.order, launch.most_blocks
+    return Request(*structures, launch.kind, launch.processors, *rest)
 
 
 class LaunchFailed(Exception):
@@ -213,10 +225,11 @@ def run_apart(program: Path, launches: Iterable[Launch], folder: Path, **environ
     return done.stdout.split()
 
 
-def plan_of(problem: Any, device: Any) -> Plan:
+def plan_of(problem: Any, device: Any, kind: int = SOFTMAX) -> Plan:
     """The plan that csrc/cuda/plan.h chooses."""
     fields = PlanFields()
-    library().choose_plan(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
+    choose = library().choose_plan if kind == SOFTMAX else library().choose_sigmoid_plan
+    choose(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
     return Plan(*(getattr(fields, name) for name, _ in PlanFields._fields_))
 
 
@@ -225,10 +238,12 @@ def shared_bytes(plan: Plan, problem: Any) -> int:
 
 
 def describe(launch: Launch) -> Any:
-    """The problem that a launch is: csrc/cuda/softmax_loss.cuh's problem_of."""
-    problem = Problem()
-    args = _request(launch, Tensor.data_ptr).args
-    library().describe(ctypes.byref(args), launch.pass_, ctypes.byref(problem))
+    """The problem that a launch is: problem_of of csrc/cuda/softmax_loss.cuh or sigmoid_loss.cuh."""
+    problem, request = Problem(), _request(launch, Tensor.data_ptr)
+    if launch.kind == SOFTMAX:
+        library().describe(ctypes.byref(request.args), launch.pass_, ctypes.byref(problem))
+    else:
+        library().describe_sigmoid(ctypes.byref(request.sigmoid), launch.pass_, ctypes.byref(problem))
     return problem
 
 
@@ -238,4 +253,4 @@ def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor
 
 def planned(launch: Launch, device: Any) -> Launch:
     """With the plan that the operators would choose on the device."""
-    return replace(launch, plan=plan_of(describe(launch), device))
+    return replace(launch, plan=plan_of(describe(launch), device, launch.kind))

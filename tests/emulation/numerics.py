@@ -73,7 +73,7 @@ def far_apart(x: Tensor) -> Tensor:
 LAYOUTS = {**cases.LAYOUTS, "far_apart": far_apart}
 
 
-def _like(x: Tensor, layout: str) -> Tensor:
+def poisoned_like(x: Tensor, layout: str) -> Tensor:
     return LAYOUTS[layout](poisoned(x.shape, x.dtype))
 
 
@@ -108,7 +108,7 @@ class Batch:
         self.written = LAYOUTS[self.layout](self.logits)
         self.losses = [poisoned((n,)) for _ in range(3)]
         self.stats = [poisoned((n, 5)) for _ in range(3)]
-        self.grads = [_like(self.logits, self.grad_layout) for _ in range(2)]
+        self.grads = [poisoned_like(self.logits, self.grad_layout) for _ in range(2)]
         inputs, in_place = (self.z, self.target), (self.written, self.target)
         tail, plans = self.tail, self.plans
         loss, stats, grad = self.losses, self.stats, self.grads

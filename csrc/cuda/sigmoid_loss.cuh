@@ -1,0 +1,66 @@
+// Launches of the sigmoid family: from a problem to its plan, from a plan to its kernel.
+#pragma once
+
+#include "sigmoid_rows.cuh"
+
+namespace longtail {
+namespace gpu {
+
+// Whether vectors of the logits are vectors of every other matrix too. Their rows are equal distances apart, so that
+// two rows speak for all.
+inline bool all_alike(const SigmoidLossArgs& a, Pass pass) {
+  const int size = element_size(a.storage);
+  const auto alike = [&](const void* p, int64_t stride, int element) {
+    for (int64_t row = 0; row < (a.rows < 2 ? a.rows : 2); ++row) {
+      const auto past = (reinterpret_cast<uintptr_t>(a.logits) + row * a.logits_stride * size) % 16;
+      const uintptr_t head = (16 - past) % 16 / size;
+      if ((reinterpret_cast<uintptr_t>(p) + (row * stride + head) * element) % 16 != 0) return false;
+    }
+    return true;
+  };
+  const bool has_loss = pass != Pass::backward, has_grad = pass != Pass::loss;
+  return (!has_grad || alike(a.grad, a.grad_stride, size)) &&
+         (a.dense_target == nullptr || alike(a.dense_target, a.dense_stride, a.dense_is_wide ? 4 : size)) &&
+         (!(has_loss && a.elementwise_loss) || alike(a.loss, a.num_classes, 4)) &&
+         (!(has_grad && a.elementwise_upstream) || alike(a.grad_loss, a.num_classes, 4));
+}
+
+inline Problem problem_of(const SigmoidLossArgs& a, Pass pass) {
+  return {pass, element_size(a.storage), a.rows, a.num_classes, false, all_alike(a, pass), false};
+}
+
+template <typename Z, int kCount>
+void launch_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  const bool in_warp = plan.regime == Regime::warp;
+  const int shared = in_warp ? 0 : joint_bytes(plan.threads, plan.cluster);
+  // Not by dense_target, which is null where there are no classes.
+  const auto kernel =
+      a.target == nullptr ? sigmoid_rows_kernel<Z, kCount, true> : sigmoid_rows_kernel<Z, kCount, false>;
+  launch(kernel, grid_of(a.rows, plan), plan.threads, plan.cluster, shared, stream, a, pass, in_warp ? plan.lanes : 0);
+}
+
+template <typename Z>
+void launch_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  (plan.vector ? launch_sigmoid<Z, 16 / sizeof(Z)> : launch_sigmoid<Z, 1>)(a, pass, plan, stream);
+}
+
+// One storage type per compiled file.
+extern template void launch_sigmoid_storage<float>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+extern template void launch_sigmoid_storage<BFloat16>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+extern template void launch_sigmoid_storage<Float16>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+
+// Loss, gradient or both of args.rows rows on a cudaStream_t; nothing is allocated, nothing waited for.
+inline void sigmoid_loss_launch(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  if (a.rows == 0) return;
+  switch (a.storage) {
+    case Storage::float32:
+      return launch_sigmoid_storage<float>(a, pass, plan, stream);
+    case Storage::bfloat16:
+      return launch_sigmoid_storage<BFloat16>(a, pass, plan, stream);
+    case Storage::float16:
+      return launch_sigmoid_storage<Float16>(a, pass, plan, stream);
+  }
+}
+
+}  // namespace gpu
+}  // namespace longtail
