@@ -29,10 +29,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]; tensors are refused, because their gradient would be lost."""
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__float__"):
+    # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
+    if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or hasattr(value, "__float__")):
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
     number = float(value)
-    if not (low <= number <= high) or math.isinf(number):
+    if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {number}, expected a finite number in [{low}, {high}]")
     return number
 
@@ -140,4 +141,5 @@ def given_normalizer(normalizer: str | float | Tensor | None, device: torch.devi
         return normalizer.to(device)
     if normalizer is None or isinstance(normalizer, str):
         return None
-    return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
+    return torch.ones((), dtype=torch.float64, device=device) * float(normalizer)
