@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import ArgumentTypeError, ArgumentValueError
 
 REDUCTIONS = ("mean", "sum", "none")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 
 
@@ -45,7 +46,7 @@ def check_tensors(**tensors: object) -> None:
 
 
 def check_logits(input: Tensor) -> None:
-    if not input.is_floating_point():
+    if input.dtype not in DTYPES:
         raise ArgumentTypeError(f"input has dtype {input.dtype}, expected float64, float32, bfloat16 or float16")
 
 
