@@ -125,6 +125,49 @@ def refused(group: Any, placed: str, shape: tuple[int, ...] = (6, 8), **changes:
     return "nothing was raised"
 
 
+def refused_by_one(_group: Any, odd: dict[str, Any], rank: int, linear: bool = False) -> str:
+    """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the others."""
+    mesh = mesh_2d()
+    given = {"target": torch.arange(6), **(odd if dist.get_rank() == rank else {})}
+    target = given.pop("target")
+    try:
+        if linear:
+            x = distribute_tensor(torch.randn(6, 3), mesh, [Shard(0), Replicate()])
+            weight = distribute_tensor(torch.randn(8, 3), mesh, [Replicate(), Shard(0)])
+            longtail.linear_cross_entropy(x, weight, target, **given)
+        else:
+            x = distribute_tensor(torch.randn(6, 8), mesh, [Shard(0), Shard(1)])
+            longtail.cross_entropy(x, target, **given)
+    except (ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def compiled(group: Any) -> None:
+    """Under torch.compile, which breaks its graph at the loss, gradients are those without it."""
+    mesh, rank = mesh_of(group, 1), dist.get_rank(group)
+    logits, target = cases.random_case(5, 8, torch.float64)
+    w = torch.randn(8, 3, generator=cases.generator(5), dtype=torch.float64)
+    x = logits[:, :3]
+    placed = [(logits, Shard(1)), (x, Replicate()), (w, Shard(0))]
+    z, x_, w_ = (distribute_tensor(value, mesh, [place]).requires_grad_() for value, place in placed)
+    local_z, local_w = (value.detach().to_local().clone().requires_grad_() for value in (z, w_))
+    uses: list[Any] = [
+        (lambda a: longtail.vocab_parallel_cross_entropy(a * 2, target, group=group) * 3, [local_z]),
+        (lambda a: longtail.vocab_parallel_linear_cross_entropy(x * 2, a * 2, target, group=group) * 3, [local_w]),
+        (lambda a: longtail.cross_entropy(a * 2, target) * 3, [z]),
+        (lambda a, b: longtail.linear_cross_entropy(a * 2, b * 2, target) * 3, [x_, w_]),
+    ]
+    for function, given in uses:
+        expected = torch.autograd.grad(function(*given), given)
+        got = torch.autograd.grad(torch.compile(function, backend="eager")(*given), given)
+        for one, other in zip(got, expected, strict=True):
+            assert type(one) is type(other)
+            one, other = (g.to_local() if isinstance(g, DTensor) else g for g in (one, other))
+            assert other.abs().max() > 0, rank
+            assert_close(one, other)
+
+
 def target_outside(_group: Any) -> str:
     """A target out of bounds in the rows of one rank."""
     mesh = mesh_2d()

@@ -108,6 +108,23 @@ def test_number_of_rows_is_dynamic(mode: str) -> None:
     assert counter.frame_count <= 2, "one graph for the first size, one for every other"
 
 
+@pytest.mark.parametrize("convert", [int, float])
+def test_a_number_as_normalizer_is_dynamic(convert: Callable[[int], float]) -> None:
+    """Such as the labels of all micro-batches of a step, which change with every step."""
+    counter = CompileCounterWithBackend("aot_eager")
+    x, target = features()
+    model, _ = train_step({})
+
+    def step(normalizer: float) -> Tensor:
+        return longtail.linear_cross_entropy(x, model.weight, target, linear_bias=model.bias, normalizer=normalizer)
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for normalizer in map(convert, (6, 9, 17, 33, 5)):
+        for other, eager in zip(outcome(model, compiled(normalizer)), outcome(model, step(normalizer)), strict=True):
+            assert_close(other, eager.double(), factor=4)
+    assert counter.frame_count <= 2, "one graph for the first number, one for every other"
+
+
 def test_autocast_under_compile() -> None:
     x, target = features()
     losses = []

@@ -89,6 +89,30 @@ def test_refused(ranks: Ranks, case: str) -> None:
         assert text in result
 
 
+ODD: dict[str, tuple[dict[str, Any], bool, str]] = {
+    "bad_option": ({"label_smoothing": 2.0}, False, "label_smoothing is 2.0"),
+    "option": ({"focal_gamma": 2.0}, False, "disagree on focal_gamma"),
+    "normalizer": ({"normalizer": "count"}, False, "disagree on normalizer"),
+    "weight_alone": ({"weight": torch.ones(8)}, False, "disagree on whether weight is given"),
+    "bias_dtype": ({"class_bias": torch.ones(8, dtype=torch.int64)}, False, "class_bias has dtype torch.int64"),
+    "target_rows": ({"target": torch.arange(5)}, False, "target has shape [5], expected [6]"),
+    "chunk_size": ({"chunk_size": 0}, True, "chunk_size is 0"),
+    "reduction": ({"reduction": "sum"}, True, "disagree on reduction"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_rank_that_differs(ranks: Ranks, case: str) -> None:
+    """Every rank of the mesh hears of it, not only those of its row or column."""
+    odd, linear, text = ODD[case]
+    results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 2, linear)
+    assert all(text in result for result in results), results
+
+
+def test_under_torch_compile(ranks: Ranks) -> None:
+    ranks.run(2, rank_cases_dtensor.compiled)
+
+
 def test_targets_out_of_bounds(ranks: Ranks) -> None:
     results = ranks.run(4, rank_cases_dtensor.target_outside)
     assert all("out of bounds" in text for text in results), results

@@ -29,6 +29,7 @@ TORCH_ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "target_list": ((X, T.tolist()), {}),
     "logits_list": ((X.tolist(), T), {}),
     "logits_integer": ((X.long(), T), {}),
+    "logits_float8": ((X.to(torch.float8_e4m3fn), T), {}),
     "logits_complex": ((X.to(torch.complex64), T), {}),
     "target_too_large": ((X, torch.tensor([0, 1, 5, 2])), {}),
     "target_negative": ((X, torch.tensor([0, 1, -1, 2])), {}),

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*number of training batches",
     "ignore:.*have no `val_dataloader`",
     "ignore:.*LeafSpec",
+    "ignore:.*your dataloader is not resumable",
 )
 
 
@@ -109,6 +110,33 @@ def test_a_resumed_fit_has_the_weights_of_its_epoch(tmp_path) -> None:
     second = Classifier(longtail.CrossEntropyLoss(weight=schedule(0)))
     trainer([DeferredReweightingCallback(schedule)]).fit(second, loader, ckpt_path=tmp_path / "one.ckpt")
     assert len(second.weights) == 3
+    for weight in second.weights:
+        assert_same(weight, schedule(1))
+
+
+def test_a_fit_resumed_within_an_epoch_has_its_weights(tmp_path) -> None:
+    """The loss is no part of the module, so that the checkpoint does not hold the weights."""
+    schedule = DeferredReweighting(COUNTS, 0.9, epoch=1, dtype=torch.float64)
+    loader = DataLoader(data(), batch_size=8)
+
+    class Elsewhere(Classifier):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            self.criterion = [longtail.CrossEntropyLoss(weight=schedule(0))]
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            self.weights.append(self.criterion[0].weight.clone())
+            return self.criterion[0](self.model(batch[0]), batch[1])
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.trainer.global_step == 4:
+                self.trainer.save_checkpoint(tmp_path / "within.ckpt", weights_only=False)
+
+    first, second = Elsewhere(), Elsewhere()
+    trainer([DeferredReweightingCallback(schedule, first.criterion[0])]).fit(first, loader)
+    run = trainer([DeferredReweightingCallback(schedule, second.criterion[0])])
+    run.fit(second, loader, ckpt_path=tmp_path / "within.ckpt")
+    assert len(second.weights) == 2, "what was left of the second epoch"
     for weight in second.weights:
         assert_same(weight, schedule(1))
 

@@ -150,8 +150,10 @@ def test_wrong_arguments_of_compute_loss() -> None:
         compute((torch.randn(2, 3),), None)
     with pytest.raises(ValueError, match=r"labels have shape \[2, 4\], expected \[2, 3\] as the logits"):
         compute((torch.randn(2, 3, 5),), torch.zeros(2, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match="the loss has reduction='sum', expected"):
-        ComputeLoss(longtail.CrossEntropyLoss(reduction="sum"), shift_labels=False)
+    for wrong in ({"reduction": "sum"}, {"ignore_index": 0}, {"return_stats": True}):
+        (option,) = wrong
+        with pytest.raises(ValueError, match=f"the loss has {option}=.*, expected {option}="):
+            ComputeLoss(longtail.CrossEntropyLoss(**wrong), shift_labels=False)
 
 
 def test_deferred_reweighting_in_the_trainer(tmp_path: Path) -> None:

@@ -195,6 +195,15 @@ def test_second_derivative_is_refused(mode: str) -> None:
             grad.square().sum().backward(retain_graph=True)
 
 
+@pytest.mark.parametrize("mode", ["auto", "backward"])
+def test_meta_tensors(mode: str) -> None:
+    x, target = (t.to("meta") for t in features())
+    model, step = train_step(mode)
+    model.to("meta")
+    for got, parameter in zip(outcome(model, step(x, target))[1:], model.parameters(), strict=True):
+        assert (got.device.type, got.shape) == ("meta", parameter.shape)
+
+
 def test_second_backward() -> None:
     x, target = features()
     weight = torch.randn(CLASSES, FEATURES).requires_grad_()

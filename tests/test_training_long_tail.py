@@ -183,6 +183,8 @@ def test_accuracy_of_wrong_arguments():
     with pytest.raises(ValueError, match=r"samples_per_class\[0\] is -1"):
         LongTailAccuracy([-1])
     metric = LongTailAccuracy([5, 5])
+    with pytest.raises(TypeError, match="correct is a list, expected a Tensor"):
+        metric.update([True, False], torch.tensor([0, 1]))
     with pytest.raises(TypeError, match=r"correct has dtype torch\.float32, expected torch\.bool"):
         metric.update(torch.ones(2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"correct has shape \[2\], expected \[1\]"):

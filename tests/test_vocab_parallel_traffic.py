@@ -86,6 +86,17 @@ def test_agreement_once_a_configuration(agreements: list[Any]) -> None:
     assert len(agreements) == 3
 
 
+def test_a_normalizer_may_change_with_every_step(agreements: list[Any]) -> None:
+    logits, x, weight = torch.randn(ROWS, LOCAL), torch.randn(ROWS, 3), torch.randn(LOCAL, 3)
+    target = torch.arange(ROWS)
+    for normalizer in (5, 6.0, torch.tensor(7)):
+        longtail.vocab_parallel_cross_entropy(logits, target, normalizer=normalizer)
+        longtail.vocab_parallel_linear_cross_entropy(x, weight, target, normalizer=normalizer)
+    assert len(agreements) == 2
+    longtail.vocab_parallel_cross_entropy(logits, target, normalizer="count")
+    assert len(agreements) == 3
+
+
 def test_the_bytes_do_not_depend_on_the_vocabulary(agreements: list[Any]) -> None:
     sent = []
     for local in (10, 5000):

@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import ArgumentTypeError, ArgumentValueError
 
 REDUCTIONS = ("mean", "sum", "none")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 
 
@@ -29,10 +30,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]; tensors are refused, because their gradient would be lost."""
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__float__"):
+    # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
+    if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or hasattr(value, "__float__")):
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
     number = float(value)
-    if not (low <= number <= high) or math.isinf(number):
+    if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {number}, expected a finite number in [{low}, {high}]")
     return number
 
@@ -44,7 +46,7 @@ def check_tensors(**tensors: object) -> None:
 
 
 def check_logits(input: Tensor) -> None:
-    if not input.is_floating_point():
+    if input.dtype not in DTYPES:
         raise ArgumentTypeError(f"input has dtype {input.dtype}, expected float64, float32, bfloat16 or float16")
 
 
@@ -140,4 +142,5 @@ def given_normalizer(normalizer: str | float | Tensor | None, device: torch.devi
         return normalizer.to(device)
     if normalizer is None or isinstance(normalizer, str):
         return None
-    return torch.full((), float(normalizer), dtype=torch.float64, device=device)
+    # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
+    return torch.ones((), dtype=torch.float64, device=device) * float(normalizer)

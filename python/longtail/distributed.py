@@ -9,20 +9,34 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentValueError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Group = Any
 """A torch.distributed.ProcessGroup; None stands for the default group."""
 
 
 def is_dtensor(x: object) -> bool:
     """Whether ``x`` is a DTensor, without importing what defines it."""
-    return hasattr(x, "full_tensor")
+    return hasattr(type(x), "full_tensor")  # the type: torch.compile does not see it on the tensor
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, for which torch.compile breaks its graph: groups and agreements are nothing that it can trace."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **named: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **named)
+        return function(*args, **named)
+
+    return inner
 
 
 def process_group(group: Group) -> Group:

@@ -7,6 +7,7 @@ the losses are exchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from . import arguments, functional, ops, reference
-from .distributed import Group, Proposal, agree, all_gather, sum_in_rank_order
+from .distributed import Group, Proposal, agree, all_gather, sum_in_rank_order, untraced
 from .errors import ArgumentTypeError, ArgumentValueError
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
+from .vocab_shard import kind_of
 
 SUPPORTED = "on each mesh dimension Shard(0) (rows), Replicate(), or on one of them Shard(1) (classes)"
 
@@ -57,17 +59,36 @@ class Layout(NamedTuple):
         """Of the mesh dimensions that shard rows."""
         return [self.mesh.get_group(i) for i in self.row_dims]
 
-    def local_rows(self, name: str, value: Any, rows: int) -> Any:
-        """This rank's part of a vector over all rows: a DTensor of any placements, or a plain tensor that is whole."""
-        if not isinstance(value, Tensor):
-            return value
+    def agree(self, found: dict[str, Any] | Exception) -> None:
+        """Compares what the ranks that share out rows or classes are about to compute; an error of one is one of all.
+
+        Raises:
+            ValueError: they differ.
+        """
+        dims = self.row_dims if self.class_dim is None else (*self.row_dims, self.class_dim)
+        for i in dims:  # after each dimension all its ranks know of a fault, and tell those of the next
+            proposal = found if isinstance(found, Exception) else Proposal(None, 0, None, tuple(found.items()), ())
+            try:
+                agree(proposal, self.mesh.get_group(i))
+            except (TypeError, ValueError) as error:
+                found = error
+        if isinstance(found, Exception):
+            raise found
+
+    def check_rows(self, name: str, value: Any, rows: int) -> None:
+        """Checks a vector over all rows: a DTensor of any placements, or a plain tensor that is whole."""
         if value.shape != (rows,):
             raise ArgumentValueError(
                 f"{name} has shape {list(value.shape)}, expected {[rows]}, one for each row of all"
             )
+        if isinstance(value, DTensor) and value.device_mesh != self.mesh:
+            raise ArgumentValueError(f"{name} is on {value.device_mesh}, expected {self.mesh} as the input")
+
+    def local_rows(self, value: Any, rows: int) -> Any:
+        """This rank's part of a vector over all rows."""
+        if not isinstance(value, Tensor):
+            return value
         if isinstance(value, DTensor):
-            if value.device_mesh != self.mesh:
-                raise ArgumentValueError(f"{name} is on {value.device_mesh}, expected {self.mesh} as the input")
             return value.redistribute(placements=self.row_placements).to_local()
         begin, end = 0, rows
         for i in self.row_dims:
@@ -175,31 +196,45 @@ def local_problem(
     reduction: str,
     normalizer: str | float | Tensor | None,
     gradient: str,
+    others: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The targets of this rank's rows, and the options of the loss that make its mean one over the rows of all ranks.
 
+    ``others``: checks what else the loss is given, and returns what of it the ranks compare.
+
     Raises:
-        ValueError: the ranks that share out the rows disagree on an option; on every one of them.
-        IndexError: on the CPU, a target is out of bounds; on every one of them.
+        TypeError, ValueError: an argument is wrong, or ranks disagree on an option; on every rank.
+        IndexError: on the CPU, a target is out of bounds; on every rank that shares out the rows.
     """
-    same = {"dtype": input.dtype, **numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
-    for group in layout.groups():
-        agree(Proposal(None, 0, None, tuple(same.items()), ()), group)
-    rows = input.shape[0]
-    g = arguments.class_indices(layout.local_rows("target", target, rows), input)
-    given = {name: whole(vectors[name]) for name in ("weight", "class_bias", "class_margin")}
-    per_class, dtype = torch.Size((num_classes,)), reference.accumulate_dtype(input)
-    given["weight"] = arguments.vector("weight", given["weight"], per_class, input, dtype)
-    denominator = global_denominator(layout, g, num_classes, given["weight"], ignore_index, reduction, normalizer)
-    return g, {
-        **given,
-        **numbers,
-        "sample_weight": layout.local_rows("sample_weight", vectors["sample_weight"], rows),
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "normalizer": denominator,
-        "gradient": gradient,
+    rows, per_class, dtype = input.shape[0], torch.Size((num_classes,)), reference.accumulate_dtype(input)
+    mode = "backward" if gradient == "auto" else gradient
+    try:
+        numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **numbers)
+        if target.is_floating_point():
+            raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
+        target = arguments.class_indices(target, input)
+        layout.check_rows("target", target, rows)
+        given: dict[str, Any] = {
+            name: arguments.vector(
+                name, value, torch.Size((rows,)) if name == "sample_weight" else per_class, input, dtype
+            )
+            for name, value in vectors.items()
+        }
+        if given["sample_weight"] is not None:
+            layout.check_rows("sample_weight", given["sample_weight"], rows)
+        options = {**numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
+        same = {"dtype": input.dtype, "shape": (rows, num_classes), **options, "normalizer": kind_of(normalizer)}
+        same |= {f"whether {name} is given": value is not None for name, value in given.items()} | others()
+    except (TypeError, ValueError) as error:
+        layout.agree(error)
+        raise
+    layout.agree(same)
+    g = layout.local_rows(target, rows)
+    given = {name: whole(x) for name, x in given.items()} | {
+        "sample_weight": layout.local_rows(given["sample_weight"], rows)
     }
+    denominator = global_denominator(layout, g, num_classes, given["weight"], ignore_index, reduction, normalizer)
+    return g, {**given, **options, "normalizer": denominator}
 
 
 def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any:
@@ -209,6 +244,7 @@ def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any
     return loss if stats is None else (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats)))
 
 
+@untraced
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -227,13 +263,11 @@ def cross_entropy(
     """:func:`longtail.cross_entropy` of DTensors; arguments as there. The loss is a DTensor, replicated if reduced."""
     if not isinstance(input, DTensor):
         raise ArgumentTypeError("target is a DTensor, expected a plain tensor as the input, or input a DTensor too")
+    arguments.check_tensors(target=target)
     normalizer = whole(normalizer)
-    numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, gradient, **numbers)
     if input.dim() != 2:
         raise ArgumentValueError(f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first")
     layout, num_classes = Layout.of(input), input.shape[1]
-    if target.is_floating_point():
-        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
     vectors = {
         "weight": weight,
         "class_bias": class_bias,

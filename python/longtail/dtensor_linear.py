@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from . import functional
-from .distributed import Group
+from . import arguments
+from .distributed import Group, untraced
 from .dtensor import Layout, global_result, local_problem, local_range, whole
 from .errors import ArgumentTypeError, ArgumentValueError
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import check_chunks, linear_cross_entropy, logits_dtype
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 SUPPORTED = (
@@ -69,6 +69,7 @@ def _local(parameter: DTensor, layout: Layout) -> Tensor:
     return SumGradientOverRanks.apply(local, layout.groups()) if layout.row_dims else local
 
 
+@untraced
 def dtensor_linear_cross_entropy(
     input: DTensor,
     linear_weight: Tensor,
@@ -92,18 +93,23 @@ def dtensor_linear_cross_entropy(
             f"input is a DTensor of shape {list(input.shape)} and linear_weight has shape {list(linear_weight.shape)}, "
             "expected (N, D) and (C, D)"
         )
+    arguments.check_tensors(target=target)
     options = options | {"normalizer": whole(options["normalizer"])}
     reduction, ignore_index, normalizer = (options.pop(k) for k in ("reduction", "ignore_index", "normalizer"))
-    mode = "backward" if gradient == "auto" else gradient
-    numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **options)
     layout, sequence_parallel = layout_of(input, linear_weight)
     num_classes = linear_weight.shape[0]
+
+    def others() -> dict[str, Any]:
+        dtype = logits_dtype(input, linear_weight, linear_bias)
+        return {"chunk_size": chunk_size, "accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+
     g, given = local_problem(
-        *(layout, input, num_classes, target, vectors, numbers),
+        *(layout, input, num_classes, target, vectors, options),
         ignore_index=ignore_index,
         reduction=reduction,
         normalizer=normalizer,
         gradient=gradient,
+        others=others,
     )
     if isinstance(linear_bias, DTensor):
         linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)

@@ -182,7 +182,8 @@ def logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
     """The dtype of the GEMMs: the common one, or that of autocast."""
     device_type = input.device.type
     parameters = {"linear_weight": linear_weight} | ({} if linear_bias is None else {"linear_bias": linear_bias})
-    autocast = torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
+    known = torch.amp.is_autocast_available(device_type)  # not that of meta tensors
+    autocast = known and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
     for name, parameter in parameters.items():
         if parameter.device != input.device:
             raise ArgumentValueError(f"{name} is on {parameter.device}, expected {input.device} as the input")

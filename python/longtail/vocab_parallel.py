@@ -14,13 +14,14 @@ from torch import Tensor
 
 from . import arguments, reference
 from .autograd import RefuseSecondDerivative, first_factor, is_folded, reduce_loss, rows_of, scaled_gradient
-from .distributed import Group, agree, process_group
+from .distributed import Group, agree, process_group, untraced
 from .functional import check_options
 from .softmax_loss import row_stats
 from .vocab_shard import Shard, check_rows, class_vectors, make_shard, propose
 from .vocab_stats import Gathered
 
 
+@untraced
 def vocab_parallel_cross_entropy(
     local_logits: Tensor,
     target: Tensor,
@@ -66,9 +67,10 @@ def vocab_parallel_cross_entropy(
             normalizer, return_stats: as in :func:`longtail.cross_entropy`, the same on every rank. Label smoothing and
             complement_gamma count all C classes.
 
-    Ranks compare dtypes, shapes, ranges of classes and options the first time they meet a combination of them, by one
-    small collective; later calls trust them. A rank that alone goes on to another combination meets the others in a
-    different collective: torch.distributed then raises, or times out.
+    Ranks compare dtypes, shapes, ranges of classes and options (of a ``normalizer`` not the value) the first time they
+    meet a combination of them, by one small collective; later calls trust them. A rank that alone goes on to another
+    combination meets the others in a different collective: torch.distributed then raises, or times out. torch.compile
+    breaks its graph at this call.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

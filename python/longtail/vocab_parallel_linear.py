@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import arguments
 from .autograd import reduce_loss, rows_of
-from .distributed import Group, agree, process_group
+from .distributed import Group, agree, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
 from .linear_autograd import Setting, guarded, kept_gradients
@@ -21,6 +21,7 @@ from .vocab_shard import check_rows, class_vectors, make_shard, propose
 from .vocab_stats import Gathered
 
 
+@untraced
 def vocab_parallel_linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,

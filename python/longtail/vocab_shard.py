@@ -56,9 +56,14 @@ def propose(
             raise TypeError(f"{name} is a {type(value).__name__}, expected an int or None")
         if value is not None and value < 0:
             raise ArgumentValueError(f"{name} is {value}, expected at least 0")
-    options = tuple((name, "a tensor" if isinstance(x, Tensor) else x) for name, x in same.items())
+    same = same | {"normalizer": kind_of(same["normalizer"])}
     lengths = tuple((name, None if v is None else len(v)) for name, v in vectors.items())
-    return Proposal(class_start, size, num_classes, options, lengths)
+    return Proposal(class_start, size, num_classes, tuple(same.items()), lengths)
+
+
+def kind_of(normalizer: str | float | Tensor | None) -> str | None:
+    """What ranks compare of a normalizer; a number may be another one at every step."""
+    return normalizer if normalizer is None or isinstance(normalizer, str) else "a number"
 
 
 def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Tensor:

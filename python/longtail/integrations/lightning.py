@@ -29,7 +29,7 @@ __all__ = ["DeferredReweightingCallback", "LongTailAccuracyCallback"]
 
 
 class DeferredReweightingCallback(Callback):
-    """Sets the class weights of a loss at the start of every training epoch, resumed ones too.
+    """Sets the class weights of a loss at the start of every training epoch, and where training resumes within one.
 
     Args:
         schedule: epoch to weights [C], such as :class:`longtail.training.DeferredReweighting`.
@@ -44,6 +44,10 @@ class DeferredReweightingCallback(Callback):
     def __init__(self, schedule: WeightSchedule, loss: str | nn.Module = "loss") -> None:
         self.schedule = schedule
         self.loss = loss
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Resumed within an epoch, Lightning does not start that epoch again.
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loss = pl_module.get_submodule(self.loss) if isinstance(self.loss, str) else self.loss

@@ -54,13 +54,15 @@ class ComputeLoss:
     labels (B,) or (B, L), it returns a 0-d tensor.
 
     Raises:
-        ValueError: there are no labels; shapes do not match; the loss has a reduction other than "mean".
+        ValueError: there are no labels; shapes do not match; the loss has another reduction or ignore_index, or
+            returns statistics.
     """
 
     def __init__(self, loss: Callable[..., Tensor], *, shift_labels: bool) -> None:
-        reduction = getattr(loss, "options", {}).get("reduction", "mean")
-        if reduction != "mean":
-            raise ValueError(f'the loss has reduction={reduction!r}, expected reduction="mean"')
+        options = getattr(loss, "options", {})
+        for name, needed in (("reduction", "mean"), ("ignore_index", IGNORE_INDEX), ("return_stats", False)):
+            if options.get(name, needed) != needed:
+                raise ValueError(f"the loss has {name}={options[name]!r}, expected {name}={needed!r}")
         self.loss = loss
         self.shift_labels = shift_labels
 

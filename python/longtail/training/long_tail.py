@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_number
+from ..arguments import check_choice, check_number, check_tensors
 from ..class_balance import Counts, checked_counts
 from ..counting import Array, check_positive_int, class_counts, integer_labels
 from ..ranks import all_reduce_sum
@@ -141,6 +141,7 @@ class LongTailAccuracy:
             correct: bool, such as ``RowStats.correct`` or ``logits.argmax(-1) == target``.
             target: integers of the same shape.
         """
+        check_tensors(correct=correct, target=target)
         if correct.dtype != torch.bool:
             raise TypeError(f"correct has dtype {correct.dtype}, expected torch.bool")
         if correct.shape != target.shape:
