@@ -156,7 +156,7 @@ def _counts_from_sequence(samples_per_class: Sequence[float] | Array) -> Tensor:
             raise ValueError(f"samples_per_class[{c}] is a {type(n).__name__}, expected one number per class")
         if isinstance(n, (bool, complex)) or not hasattr(n, "__float__"):
             raise TypeError(f"samples_per_class[{c}] is {n!r}, expected a real number")
-    return torch.tensor([float(n) for n in plain], dtype=torch.float64)
+    return torch.tensor([float(n) for n in plain], dtype=torch.float64, device="cpu")
 
 
 def _without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tensor:

@@ -58,7 +58,7 @@ def class_counts(
     """
     check_positive_int("num_classes", num_classes)
     if isinstance(targets, DataLoader | Iterator):
-        counts = torch.zeros(num_classes, dtype=torch.int64)
+        counts = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         for batch in targets:
             found = get_target(batch) if get_target is not None else _target_of(batch)
             counts += _counts(found, num_classes, ignore_index).cpu()
@@ -76,7 +76,7 @@ def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
     else:
         try:
             plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
-            labels = torch.tensor(plain) if plain != [] else torch.tensor([], dtype=torch.int64)
+            labels = torch.tensor(plain, dtype=None if plain != [] else torch.int64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"targets make no tensor ({error}), expected integers") from error
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
@@ -128,7 +128,7 @@ def _from_numpy(array: Any) -> Tensor:
     """A copy as int64, whatever byte order, strides and write protection the array has."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"targets have dtype {array.dtype}, expected integers")
-    return torch.as_tensor(array.astype("int64"))
+    return torch.as_tensor(array.astype("int64"), device="cpu")
 
 
 def _target_of(batch: Any) -> Any:

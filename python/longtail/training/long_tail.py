@@ -86,7 +86,7 @@ def long_tailed_indices(
     chosen = []
     for c, count in enumerate(counts):
         members = (labels == c).nonzero().flatten()
-        chosen.append(members[torch.randperm(members.numel(), generator=generator)[:count]])
+        chosen.append(members[torch.randperm(members.numel(), generator=generator, device="cpu")[:count]])
     return torch.cat(chosen).sort().values.to(device)
 
 
@@ -131,7 +131,7 @@ class LongTailAccuracy:
 
     def reset(self) -> None:
         """Forgets everything seen."""
-        self._seen = torch.zeros(self.samples_per_class.numel(), dtype=torch.int64)
+        self._seen = torch.zeros_like(self.samples_per_class, dtype=torch.int64)
         self._correct = torch.zeros_like(self._seen)
 
     def update(self, correct: Tensor, target: Tensor) -> None:

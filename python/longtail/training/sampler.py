@@ -99,14 +99,14 @@ class ClassBalancedSampler(Sampler[int]):
         return self._total // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator("cpu").manual_seed(self.seed + self.epoch)
         quotas = self._quotas(generator)
         drawn, start = [], 0
         for count, quota in zip(self._counts.tolist(), quotas.tolist(), strict=True):
             drawn.append(self._members[start + self._draw(count, quota, generator)])
             start += count
         epoch = torch.cat(drawn)
-        epoch = epoch[torch.randperm(epoch.numel(), generator=generator)]
+        epoch = epoch[_randperm(epoch.numel(), generator)]
         return iter(epoch[self.rank :: self.world_size].tolist())
 
     def _epoch_length(self, num_samples: int | None) -> int:
@@ -127,15 +127,19 @@ class ClassBalancedSampler(Sampler[int]):
         """Samples of each present class in this epoch, int64: one random offset rounds all the running sums."""
         ends = self._shares[self._present].cumsum(0) * self._total
         # In steps of 2^-20: sums that are whole but for rounding become whole, and no offset can move them.
-        steps = (ends * _STEPS).round().to(torch.int64) + torch.randint(_STEPS, (), generator=generator)
+        steps = (ends * _STEPS).round().to(torch.int64) + torch.randint(_STEPS, (), generator=generator, device="cpu")
         return steps.div(_STEPS, rounding_mode="floor").diff(prepend=steps.new_zeros(1))
 
     def _draw(self, count: int, quota: int, generator: torch.Generator) -> Tensor:
         """``quota`` numbers below ``count``."""
         if self.replacement:
-            return torch.randint(count, (quota,), generator=generator)
-        rounds = [torch.randperm(count, generator=generator) for _ in range(-(-quota // count))]
-        return torch.cat(rounds)[:quota] if rounds else torch.empty(0, dtype=torch.int64)
+            return torch.randint(count, (quota,), generator=generator, device="cpu")
+        rounds = [_randperm(count, generator) for _ in range(-(-quota // count))]
+        return torch.cat(rounds)[:quota] if rounds else self._members[:0]
+
+
+def _randperm(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def _shares(counts: Tensor, mode: str, beta: float | None) -> Tensor:

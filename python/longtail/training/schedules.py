@@ -59,7 +59,8 @@ class ComplementGammaSchedule:
 
         loss = longtail.cross_entropy(logits, target, complement_gamma=schedule(epoch))
 
-    With the defaults it is the constant -1 of the paper.
+    With the defaults it is the constant -1 of the paper. Under torch.compile every new value makes a new graph, as
+    other floats do: keep a ramp shorter than ``torch._dynamo.config.recompile_limit``.
 
     Args:
         gamma: final value; negative numbers raise the complement entropy.
