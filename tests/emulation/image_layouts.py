@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-def _within(x: Tensor, classes: int, pixels: int, offset: int = 0) -> Tensor:
-    """In a tensor of so many more classes and pixels, some elements past its storage's beginning."""
+def _within(x: Tensor, classes: int = 0, pixels: int = 0, between: int = 0, offset: int = 0) -> Tensor:
+    """Among so many more classes and pixels, with elements between the images and before the first of them."""
     n, c, p = x.shape
-    shape = n, c + classes, p + pixels
-    memory = torch.full((offset + shape[0] * shape[1] * shape[2],), torch.nan, dtype=x.dtype)
-    return memory[offset:].view(shape)[:, :c, :p].copy_(x)
+    stride = (c + classes) * (p + pixels) + between
+    memory = torch.full((offset + n * stride,), torch.nan, dtype=x.dtype)
+    return memory.as_strided(x.shape, (stride, p + pixels, 1), offset).copy_(x)
 
 
 def far_apart(x: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def far_apart(x: Tensor) -> Tensor:
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.clone(memory_format=torch.contiguous_format),
-    "whole_vectors_apart": lambda x: _within(x, 2, 16),
-    "image_stride": lambda x: _within(x, 1, 0),
-    "class_stride": lambda x: _within(x, 0, 3),
-    "offset": lambda x: _within(x, 0, 0, 1),
+    "whole_vectors_apart": lambda x: _within(x, classes=2, pixels=16),
+    "class_stride": lambda x: _within(x, pixels=3),
+    "image_stride": lambda x: _within(x, between=3),
+    "offset": lambda x: _within(x, offset=1),
     "far_apart": far_apart,
 }
