@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,22 @@ def test_sanitizers_find_nothing(flavour: str, tmp_path: Path) -> None:
     harness.run_apart(build.linked(flavour), launches, tmp_path)
     for one in batches:
         one.check()
+
+
+def test_nothing_is_read_where_nothing_counts(tmp_path: Path) -> None:
+    """Far more classes than the logits have: AddressSanitizer sees whoever looks for them."""
+    for counted in (False, True):
+        target = torch.full((1, 64), cases.IGNORE)
+        target[0, 9] = 0 if counted else cases.IGNORE
+        options = {"alpha": None, "gamma": 0.0}
+        one = Batch(PLANS["along"], (torch.zeros(1, 3, 64), target), options, False).launches()[0]
+        beyond = replace(one, fields={**one.fields, "num_classes": 1000})
+        if counted:
+            with pytest.raises(harness.LaunchFailed, match="heap-buffer-overflow"):
+                harness.run_apart(build.linked("address"), [beyond], tmp_path)
+        else:
+            harness.run_apart(build.linked("address"), [beyond], tmp_path)
+            assert torch.equal(one.fields["loss"], torch.zeros(64))
 
 
 def test_both_barriers_are_missed_where_they_are_not(tmp_path: Path) -> None:
