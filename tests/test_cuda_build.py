@@ -22,9 +22,8 @@ from test_packaging import ROOT, build_wheel, needs_compiler
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements in 16 bytes
-VARIANTS = [
-    (kind, storage, switch) for kind in ("warp", "sweep", "shared", "sigmoid") for storage in VECTORS for switch in "01"
-]
+KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels")
+VARIANTS = [(kind, storage, switch) for kind in KERNELS for storage in VECTORS for switch in "01"]
 
 
 def run(*command: str | Path, **env: str) -> str:
@@ -64,12 +63,12 @@ def cuobjdump(*arguments: str | Path) -> str:
     return run(tool, *arguments)
 
 
-def mangled(variety: str, storage: str, switch: str) -> str:
+def mangled(kind: str, storage: str, switch: str) -> str:
     """What the symbol of the kernel of whole vectors holds. switch: extras, or dense targets of the sigmoid family."""
-    name = f"{variety}_rows_kernel"
-    kind = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
-    count = "" if variety == "shared" else f"Li{VECTORS[storage]}E"
-    return f"{len(name)}{name}I{kind}{count}Lb{switch}E"
+    name = f"{kind}_kernel"
+    element = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
+    count = "" if kind == "shared_rows" else f"Li{VECTORS[storage]}E"
+    return f"{len(name)}{name}I{element}{count}Lb{switch}E"
 
 
 @needs_nvcc
@@ -86,8 +85,7 @@ def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> N
             assert any(mangled(*variant) in name for name in kernels), (arch, variant)
         assert {name: memory for name, (_, memory) in kernels.items() if memory} == {}, arch
         most = {
-            regime: max(r for name, (r, _) in kernels.items() if f"{regime}_rows" in name)
-            for regime in ("sweep", "shared", "sigmoid")
+            kind: max(r for name, (r, _) in kernels.items() if kind in name) for kind in KERNELS if kind != "warp_rows"
         }
         assert max(most.values()) <= 128, "two blocks of 256 threads on a multiprocessor"
 
@@ -103,7 +101,7 @@ def test_rows_move_in_16_byte_accesses(library: Path) -> None:
     functions = {f.split()[0]: f for f in listing.split("Function : ")[1:]}
     for variant in VARIANTS:
         (body,) = (body for name, body in functions.items() if mangled(*variant) in name)
-        read = "LDGSTS.E.BYPASS.128" if variant[0] == "shared" else "LDG.E.128"
+        read = "LDGSTS.E.BYPASS.128" if variant[0] == "shared_rows" else "LDG.E.128"
         assert read in body, variant
         assert re.search(r"STG\.E(\.\w+)*\.128", body), variant
         assert "LDL" not in body, variant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor
 
 import cases
 import longtail
+import sigmoid_cases
 from longtail import cuda_library
+from test_gpu_sigmoid import FLOATS, IMAGES, check_sigmoid, poisoned
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -170,3 +173,41 @@ def test_tensors_on_another_device_are_refused() -> None:
 def test_the_library_has_the_softmax_operators() -> None:
     for op in ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_"):
         assert cuda_library.operator(op) is not None
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=cases.name)
+@pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
+@pytest.mark.parametrize("shape", [*IMAGES, (4, 21, 256, 256), (40000, 5, 1), (1, 20000, 8)], ids=str)
+def test_sigmoid_over_images(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> None:
+    """Called without the dispatch: many pixels, few, and those of which 16 bytes are no vector."""
+    shape = (*shape[:2], math.prod(shape[2:]))
+    for name in ("plain", "focal", "mixed"):
+        logits, target = sigmoid_cases.random_case(shape, kind, dtype)
+        options = sigmoid_cases.options(name, logits)
+        for elementwise in (False, True):
+            check_sigmoid(poisoned(logits, target), target, options, elementwise, torch.ops.longtail_cuda)
+            if kind == "soft":
+                check_sigmoid(logits, target.to(dtype), options, elementwise, torch.ops.longtail_cuda)
+
+
+@pytest.mark.parametrize("kind", ["class", "soft"])
+@pytest.mark.parametrize("shape", [(2, 19, 1024), (2, 70, 333), (2, 1203, 512)], ids=str)
+def test_sigmoid_over_strided_images_gives_the_same_bits_every_time(shape: tuple[int, int, int], kind: str) -> None:
+    """Classes of which only some are there, in images of which only some pixels are."""
+    n, c, p = shape
+    logits, target = sigmoid_cases.random_case(shape, kind, torch.bfloat16)
+    tail = sigmoid_cases.operator_options(sigmoid_cases.options("focal", logits))
+    for more in (0, 1, 64):
+        inner = torch.full((n, c + 1, p + more), torch.nan, device="cuda", dtype=torch.bfloat16)[:, :c, :p]
+        inner.copy_(logits)
+        y = (target if kind == "soft" else target.flatten()).cuda()
+        up = torch.randn(n * p, device="cuda")
+        kernel = torch.ops.longtail_cuda.sigmoid_loss_and_grad
+        expected = kernel(up, logits.cuda(), y, *tail, False)
+        for _ in range(3):
+            loss, grad = kernel(up, inner, y, *tail, False)
+            assert_close(loss, expected[0].double(), factor=4)
+            assert_close(grad, expected[1].double())
+        again = kernel(up, inner, y, *tail, False)
+        assert_same(loss, again[0])
+        assert_same(grad, again[1])

@@ -40,7 +40,9 @@ def as_rows(x: Tensor) -> Tensor:
     return to_rows(x) if x.dim() == 3 else x
 
 
-def check_sigmoid(logits: Tensor, target: Tensor, options: dict[str, Any], elementwise: bool) -> None:
+def check_sigmoid(
+    logits: Tensor, target: Tensor, options: dict[str, Any], elementwise: bool, ops: Any = torch.ops.longtail
+) -> None:
     """The four operators on the GPU against float64 there."""
     rows = logits.numel() // logits.shape[1]
     logits, target, options = logits.cuda(), target.cuda(), cuda(options)

@@ -103,7 +103,7 @@ def test_nothing_counts(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (0, 5, 3), (2, 5, 0), (0, 1)])
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (0, 5, 3), (2, 5, 0), (4, 0, 3), (0, 1)])
 def test_empty(shape: tuple[int, ...], mode: str) -> None:
     x = torch.zeros(shape, requires_grad=True)
     for reduction in ("none", "sum", "mean"):
@@ -114,6 +114,15 @@ def test_empty(shape: tuple[int, ...], mode: str) -> None:
     if len(shape) > 1:
         ignored = torch.full((shape[0], *shape[2:]), cases.IGNORE)
         assert longtail.sigmoid_focal_loss(x, ignored, reduction="sum").item() == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 5, 0), (4, 0, 3)])
+def test_empty_images_where_they_become_rows(shape: tuple[int, ...]) -> None:
+    with longtail.use_backend("reference"):
+        x = torch.zeros(shape, requires_grad=True)
+        loss = longtail.sigmoid_focal_loss(x, torch.zeros(shape), reduction="rows")
+        assert torch.equal(loss, torch.zeros(shape[0], shape[2]))
+        assert torch.autograd.grad(loss.sum(), x)[0].shape == shape
 
 
 @pytest.mark.parametrize("mode", cases.MODES)

@@ -35,7 +35,7 @@ void softmax_loss(const SoftmaxLossArgs& args, Pass pass, int device, void* stre
 }
 
 void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stream) {
-  sigmoid_loss_launch(args, pass, sigmoid_plan_of(problem_of(args, pass), device_of(device)), stream);
+  sigmoid_loss_launch(args, pass, plan_of(args, pass, device_of(device)), stream);
 }
 
 void scale_grad(const ScaleGradArgs& args, int device, void* stream) {

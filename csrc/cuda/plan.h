@@ -34,7 +34,7 @@ struct Plan {
   Regime regime;
   bool vector;  // accesses of 16 bytes, else of one element
   int threads;  // per block, a power of two
-  int lanes;    // per row, a power of two; Regime::warp
+  int lanes;    // per row, a power of two; Regime::warp. Of images: threads of a block along the pixels
   int cluster;  // blocks per row, a power of two; otherwise
 };
 
@@ -169,6 +169,21 @@ inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {
   const int cluster = spread(p, device, 1, blocks_to_fill(p, device));
   const int64_t elements = ceil_div(p.num_classes, cluster);
   return {Regime::sweep, p.alike, power_of_two(ceil_div(elements, kPerThread), kWarpSize, kBlockThreads), 0, cluster};
+}
+
+// Bytes of neighbouring pixels that a block takes, at least: two sectors of memory.
+constexpr int kNarrowest = 64;
+// Classes of a pixel that each of its threads should have, if there is a choice.
+constexpr int kPerGroup = 8;
+
+// Images [N, C, P], p.rows = N * P: Regime::sweep. Where pixels are few, the threads of a block share their classes.
+inline Plan sigmoid_pixels_plan_of(const Problem& p, const Device& device) {
+  const int bytes = p.alike ? 16 : p.element_size;  // that a thread takes of each class
+  const int64_t units = ceil_div(p.rows * p.element_size, bytes);
+  int lanes = kBlockThreads;
+  while (lanes > kNarrowest / bytes && ceil_div(units, lanes) < kOverlapping * device.processors) lanes /= 2;
+  const int groups = power_of_two(ceil_div(p.num_classes, kPerGroup), 1, kBlockThreads / lanes);
+  return {Regime::sweep, p.alike, lanes * groups < kWarpSize ? kWarpSize : lanes * groups, lanes, 1};
 }
 
 // ---- Every family ----

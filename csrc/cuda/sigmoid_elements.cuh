@@ -46,6 +46,18 @@ LONGTAIL_DEVICE void class_elements(float (&x)[kCount], float (&c)[kCount], floa
   }
 }
 
+template <int kCount>
+LONGTAIL_DEVICE void class_elements(float (&x)[kCount], float (&c)[kCount], float gamma) {
+  switch (focus_of(gamma)) {
+    case Focus::none:
+      return class_elements<Focus::none>(x, c, gamma);
+    case Focus::square:
+      return class_elements<Focus::square>(x, c, gamma);
+    case Focus::power:
+      return class_elements<Focus::power>(x, c, gamma);
+  }
+}
+
 // What dense targets have in common over a launch.
 struct DenseOptions {
   float alpha_positive, alpha_negative, gamma;
@@ -81,6 +93,19 @@ LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], cons
     }
     z[i] = counts ? factor * element.slope : 0.0f;
     y[i] = counts ? factor * element.loss : 0.0f;
+  }
+}
+
+template <int kCount>
+LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], const float (&c)[kCount],
+                                    const float (&positive)[kCount], unsigned ignored, const DenseOptions& o) {
+  switch (focus_of(o.gamma)) {
+    case Focus::none:
+      return dense_elements<Focus::none>(z, y, c, positive, ignored, o);
+    case Focus::square:
+      return dense_elements<Focus::square>(z, y, c, positive, ignored, o);
+    case Focus::power:
+      return dense_elements<Focus::power>(z, y, c, positive, ignored, o);
   }
 }
 

@@ -1,6 +1,7 @@
 // Launches of the sigmoid family: from a problem to its plan, from a plan to its kernel.
 #pragma once
 
+#include "sigmoid_pixels.cuh"
 #include "sigmoid_rows.cuh"
 
 namespace longtail {
@@ -25,8 +26,30 @@ inline bool all_alike(const SigmoidLossArgs& a, Pass pass) {
          (!(has_grad && a.elementwise_upstream) || alike(a.grad_loss, a.num_classes, 4));
 }
 
+// The same of images: whether 16 bytes of neighbouring pixels are whole vectors of every array.
+inline bool all_whole(const SigmoidLossArgs& a, Pass pass) {
+  const int size = element_size(a.storage);
+  const bool has_loss = pass != Pass::backward, has_grad = pass != Pass::loss;
+  const auto begins = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const auto whole = [&](const void* p, int64_t stride, int64_t class_stride, int element) {
+    const bool images = a.rows <= a.pixels || stride * element % 16 == 0;
+    return begins(p) && images && (a.num_classes < 2 || class_stride * element % 16 == 0);
+  };
+  return a.pixels * size % 16 == 0 && whole(a.logits, a.logits_stride, a.logits_class_stride, size) &&
+         (!has_grad || whole(a.grad, a.grad_stride, a.grad_class_stride, size)) &&
+         (a.dense_target == nullptr ||
+          whole(a.dense_target, a.dense_stride, a.dense_class_stride, a.dense_is_wide ? 4 : size)) &&
+         (!has_loss || begins(a.loss)) && (!(has_grad && a.elementwise_upstream) || begins(a.grad_loss));
+}
+
 inline Problem problem_of(const SigmoidLossArgs& a, Pass pass) {
-  return {pass, element_size(a.storage), a.rows, a.num_classes, false, all_alike(a, pass), false};
+  const bool alike = a.pixels > 0 ? all_whole(a, pass) : all_alike(a, pass);
+  return {pass, element_size(a.storage), a.rows, a.num_classes, false, alike, false};
+}
+
+inline Plan plan_of(const SigmoidLossArgs& a, Pass pass, const Device& device) {
+  const Problem problem = problem_of(a, pass);
+  return a.pixels > 0 ? sigmoid_pixels_plan_of(problem, device) : sigmoid_plan_of(problem, device);
 }
 
 template <typename Z, int kCount>
@@ -39,9 +62,23 @@ void launch_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void*
   launch(kernel, grid_of(a.rows, plan), plan.threads, plan.cluster, shared, stream, a, pass, in_warp ? plan.lanes : 0);
 }
 
+template <typename Z, int kCount>
+void launch_sigmoid_pixels(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  constexpr int64_t kMost = int64_t(1) << 30;  // kernels go on to the pixels beyond
+  const int64_t tiles = ceil_div(a.rows, int64_t(plan.lanes) * kCount);
+  const int shared = plan.threads > plan.lanes ? plan.threads * kCount * 4 : 0;
+  const auto kernel =
+      a.target == nullptr ? sigmoid_pixels_kernel<Z, kCount, true> : sigmoid_pixels_kernel<Z, kCount, false>;
+  launch(kernel, tiles < kMost ? tiles : kMost, plan.threads, 1, shared, stream, a, pass, plan.lanes);
+}
+
 template <typename Z>
 void launch_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  (plan.vector ? launch_sigmoid<Z, 16 / sizeof(Z)> : launch_sigmoid<Z, 1>)(a, pass, plan, stream);
+  constexpr int kCount = 16 / sizeof(Z);
+  if (a.pixels > 0) {
+    return (plan.vector ? launch_sigmoid_pixels<Z, kCount> : launch_sigmoid_pixels<Z, 1>)(a, pass, plan, stream);
+  }
+  (plan.vector ? launch_sigmoid<Z, kCount> : launch_sigmoid<Z, 1>)(a, pass, plan, stream);
 }
 
 // One storage type per compiled file.

@@ -6,21 +6,23 @@
 namespace longtail {
 namespace gpu {
 
-// All addresses are on the device. Rows of logits, dense targets and grad are contiguous.
+// All addresses are on the device. [N, C] stands for the logits' shape, [N, C, P] included: classes of a row, or pixels
+// of an image and class, are contiguous. R is the number of rows, N or N * P.
 struct SigmoidLossArgs {
   Storage storage;
-  int64_t rows;         // N
-  int64_t num_classes;  // C < 2^30
+  int64_t rows;         // R
+  int64_t num_classes;  // C < 2^30, of images < 2^24
+  int64_t pixels;       // P, or 0 for [N, C]
   const void* logits;   // [N, C]
-  int64_t logits_stride;
-  const int64_t* target;  // [N], or null
+  int64_t logits_stride, logits_class_stride;
+  const int64_t* target;  // [R], or null
   int64_t target_stride;
   const void* dense_target;  // [N, C], or null
-  int64_t dense_stride;
+  int64_t dense_stride, dense_class_stride;
   const float* weight;         // [C], or null
   const float* pos_weight;     // [C], or null
-  const float* sample_weight;  // [N], or null
-  const float* grad_loss;      // [N, C] contiguous if elementwise_upstream, else [N]; not read by Pass::loss
+  const float* sample_weight;  // [R], or null
+  const float* grad_loss;      // [N, C] contiguous if elementwise_upstream, else [R]; not read by Pass::loss
   int64_t grad_loss_stride;    // of rows; 0 when one value serves all of them
   int64_t ignore_index;
   float alpha_positive;
@@ -31,9 +33,9 @@ struct SigmoidLossArgs {
   bool ignoring;  // false: every element counts
   bool elementwise_loss;
   bool elementwise_upstream;
-  float* loss;  // [N, C] contiguous if elementwise_loss, else [N]: sums over the classes; not written by Pass::backward
+  float* loss;  // [N, C] contiguous if elementwise_loss, else [R]: sums over the classes; not written by Pass::backward
   void* grad;   // [N, C] of the logits' type; may be `logits` itself; not written by Pass::loss
-  int64_t grad_stride;
+  int64_t grad_stride, grad_class_stride;
 };
 
 }  // namespace gpu

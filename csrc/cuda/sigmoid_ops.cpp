@@ -7,7 +7,12 @@ namespace longtail {
 namespace gpu {
 namespace {
 
-// int64 [N]: class indices; floating point of the logits' shape: a target for each element.
+// [N, C], or images [N, C, P].
+Layout check_classes(const Tensor& t, const char* name) {
+  return t.dim() == 3 ? check_layout(t, name) : check_matrix(t, name);
+}
+
+// int64 [R]: class indices; floating point of the logits' shape: a target for each element.
 void set_target(SigmoidLossArgs& args, const Tensor& target, const Tensor& logits) {
   check_device(target, "target", logits);
   if (target.scalar_type() == ScalarType::Long) {
@@ -20,17 +25,21 @@ void set_target(SigmoidLossArgs& args, const Tensor& target, const Tensor& logit
   args.dense_is_wide = target.scalar_type() != logits.scalar_type();
   if (args.dense_is_wide) check_dtype(target, "target", ScalarType::Float);
   args.dense_target = target.const_data_ptr();
-  args.dense_stride = check_matrix(target, "target").stride;
+  const Layout layout = check_classes(target, "target");
+  args.dense_stride = layout.stride;
+  args.dense_class_stride = layout.class_stride;
 }
 
 SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const SigmoidOptions& o) {
-  const Layout layout = check_matrix(logits, "logits");
+  const Layout layout = check_classes(logits, "logits");
   SigmoidLossArgs args = {};
   args.storage = storage_of(logits);
   args.rows = layout.rows;
   args.num_classes = layout.num_classes;
+  args.pixels = layout.pixels;
   args.logits = logits.const_data_ptr();
   args.logits_stride = layout.stride;
+  args.logits_class_stride = layout.class_stride;
   set_target(args, target, logits);
   args.weight = vector(o.weight, "weight", layout.num_classes, logits);
   args.pos_weight = vector(o.pos_weight, "pos_weight", layout.num_classes, logits);
@@ -46,7 +55,7 @@ SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const Sigm
   return args;
 }
 
-// [N], or of the logits' shape.
+// [R], or of the logits' shape.
 void set_grad_loss(SigmoidLossArgs& args, const Tensor& grad_loss, const Tensor& logits) {
   check_device(grad_loss, "grad_loss", logits);
   args.grad_loss = static_cast<const float*>(grad_loss.const_data_ptr());
@@ -61,10 +70,15 @@ void set_grad_loss(SigmoidLossArgs& args, const Tensor& grad_loss, const Tensor&
   args.grad_loss_stride = grad_loss.stride(0);
 }
 
+Tensor new_like(const Tensor& logits, ScalarType dtype) {
+  if (logits.dim() == 2) return new_tensor(logits, {logits.size(0), logits.size(1)}, dtype);
+  return new_tensor(logits, {logits.size(0), logits.size(1), logits.size(2)}, dtype);
+}
+
 Tensor new_loss(SigmoidLossArgs& args, const Tensor& logits, bool elementwise) {
   args.elementwise_loss = elementwise;
-  const Tensor loss = elementwise ? new_tensor(logits, {args.rows, args.num_classes}, ScalarType::Float)
-                                  : new_tensor(logits, {args.rows}, ScalarType::Float);
+  const Tensor loss =
+      elementwise ? new_like(logits, ScalarType::Float) : new_tensor(logits, {args.rows}, ScalarType::Float);
   args.loss = static_cast<float*>(loss.mutable_data_ptr());
   return loss;
 }
@@ -85,12 +99,13 @@ Tensor sigmoid_loss_op(const Tensor& logits, const Tensor& target, LONGTAIL_OPTI
 void set_grad(SigmoidLossArgs& args, const Tensor& grad) {
   args.grad = grad.mutable_data_ptr();
   args.grad_stride = grad.stride(0);
+  args.grad_class_stride = grad.stride(1);
 }
 
 Tensor sigmoid_loss_backward_op(const Tensor& grad_loss, const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS) {
   SigmoidLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
   set_grad_loss(args, grad_loss, logits);
-  const Tensor grad = new_tensor(logits, {args.rows, args.num_classes}, logits.scalar_type());
+  const Tensor grad = new_like(logits, logits.scalar_type());
   set_grad(args, grad);
   run(args, Pass::backward, logits);
   return grad;
@@ -108,8 +123,8 @@ Tensor loss_and_grad_into(const Tensor& grad, const Tensor& grad_loss, const Ten
 
 std::tuple<Tensor, Tensor> sigmoid_loss_and_grad_op(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                                     LONGTAIL_OPTIONS, bool elementwise) {
-  const Layout layout = check_matrix(logits, "logits");
-  const Tensor grad = new_tensor(logits, {layout.rows, layout.num_classes}, logits.scalar_type());
+  check_classes(logits, "logits");
+  const Tensor grad = new_like(logits, logits.scalar_type());
   return {loss_and_grad_into(grad, grad_loss, logits, target, LONGTAIL_OPTION_VALUES, elementwise), grad};
 }
 

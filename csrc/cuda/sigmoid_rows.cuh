@@ -164,17 +164,7 @@ class SigmoidRow {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) c[i] *= factor_;
     }
-    switch (focus_of(a_.gamma)) {
-      case Focus::none:
-        class_elements<Focus::none>(x, c, a_.gamma);
-        break;
-      case Focus::square:
-        class_elements<Focus::square>(x, c, a_.gamma);
-        break;
-      case Focus::power:
-        class_elements<Focus::power>(x, c, a_.gamma);
-        break;
-    }
+    class_elements(x, c, a_.gamma);
     if (!here) return;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) x[i] = i == place ? -x[i] : x[i];
@@ -190,14 +180,7 @@ class SigmoidRow {
     if (a_.pos_weight != nullptr) load_constants(a_.pos_weight, column, aligned, positive);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) c[i] *= factor_;
-    switch (focus_of(a_.gamma)) {
-      case Focus::none:
-        return dense_elements<Focus::none>(z, y, c, positive, ignored, o);
-      case Focus::square:
-        return dense_elements<Focus::square>(z, y, c, positive, ignored, o);
-      case Focus::power:
-        return dense_elements<Focus::power>(z, y, c, positive, ignored, o);
-    }
+    dense_elements(z, y, c, positive, ignored, o);
   }
 
   const SigmoidLossArgs& a_;

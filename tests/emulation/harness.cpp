@@ -47,6 +47,9 @@ void describe_sigmoid(const SigmoidLossArgs* args, Pass pass, Problem* problem) 
 void choose_sigmoid_plan(const Problem* problem, const Device* device, Plan* plan) {
   *plan = sigmoid_plan_of(*problem, *device);
 }
+void choose_sigmoid_pixels_plan(const Problem* problem, const Device* device, Plan* plan) {
+  *plan = sigmoid_pixels_plan_of(*problem, *device);
+}
 void choose_plan(const Problem* problem, const Device* device, Plan* plan) { *plan = plan_of(*problem, *device); }
 int64_t bytes_of_plan(const Plan* plan, const Problem* problem) { return shared_bytes(*plan, *problem); }
 
@@ -172,10 +175,10 @@ int main(int count, char** arguments) {
     auto request = read<Request>(file);
     resolve_all(request, buffers);
     hide_ignored(request.args, true);
-    hide_ignored(request.sigmoid, true);
+    if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, true);  // pixels share what is read at once
     const char* failure = run_request(&request);
     hide_ignored(request.args, false);
-    hide_ignored(request.sigmoid, false);
+    if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, false);
     if (*failure != '\0') {
       fprintf(stderr, "launch failed: %s\n", failure);
       return 1;

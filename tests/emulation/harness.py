@@ -43,11 +43,12 @@ Args = _structure(
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",
-    "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
-    "pointer dense_target, int64 dense_stride, pointer weight pos_weight sample_weight grad_loss,"
+    "int storage, int64 rows num_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
+    "pointer target, int64 target_stride, pointer dense_target, int64 dense_stride dense_class_stride,"
+    "pointer weight pos_weight sample_weight grad_loss,"
     "int64 grad_loss_stride ignore_index, float alpha_positive alpha_negative gamma,"
     "bool dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
-    "pointer loss grad, int64 grad_stride",
+    "pointer loss grad, int64 grad_stride grad_class_stride",
 )
 Scaling = _structure(
     "Scaling",
@@ -225,10 +226,10 @@ def run_apart(program: Path, launches: Iterable[Launch], folder: Path, **environ
     return done.stdout.split()
 
 
-def plan_of(problem: Any, device: Any, kind: int = SOFTMAX) -> Plan:
-    """The plan that csrc/cuda/plan.h chooses."""
+def plan_of(problem: Any, device: Any, family: str = "") -> Plan:
+    """The plan that csrc/cuda/plan.h chooses; family: "", "sigmoid_" or "sigmoid_pixels_"."""
     fields = PlanFields()
-    choose = library().choose_plan if kind == SOFTMAX else library().choose_sigmoid_plan
+    choose = getattr(library(), f"choose_{family}plan")
     choose(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
     return Plan(*(getattr(fields, name) for name, _ in PlanFields._fields_))
 
@@ -253,4 +254,5 @@ def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor
 
 def planned(launch: Launch, device: Any) -> Launch:
     """With the plan that the operators would choose on the device."""
-    return replace(launch, plan=plan_of(describe(launch), device, launch.kind))
+    family = "sigmoid_pixels_" if launch.fields.get("pixels") else ["", "sigmoid_"][launch.kind]
+    return replace(launch, plan=plan_of(describe(launch), device, family))

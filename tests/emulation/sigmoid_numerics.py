@@ -11,17 +11,22 @@ from torch import Tensor
 
 import cases
 import sigmoid_cases
-from longtail import fallback
+from longtail import fallback, images
 from tolerances import assert_close, assert_same
 
+from . import image_layouts
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SIGMOID, STORAGES, Launch, Plan, describe, poisoned
-from .numerics import LAYOUTS, assert_padding_untouched, poisoned_like
+from .numerics import LAYOUTS, assert_padding_untouched
 
 
 def poison(logits: Tensor, target: Tensor) -> Tensor:
-    """Rows, or elements, that are ignored hold NaN."""
+    """Rows, pixels or elements that are ignored hold NaN."""
     ignored = target == cases.IGNORE
-    return logits.masked_fill(ignored if target.dim() == 2 else ignored[:, None], torch.nan)
+    return logits.masked_fill(ignored if target.dim() == logits.dim() else ignored.unsqueeze(1), torch.nan)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    return images.to_rows(x) if x.dim() == 3 else x
 
 
 def sigmoid_launch(
@@ -40,12 +45,15 @@ def sigmoid_launch(
     dense = target.is_floating_point()
     fields = {
         "storage": STORAGES.index(logits.dtype),
-        "rows": logits.shape[0],
+        "rows": images.row_count(logits),
         "num_classes": logits.shape[1],
+        "pixels": logits.shape[2] if logits.dim() == 3 else 0,
         "logits": logits,
         "logits_stride": logits.stride(0),
+        "logits_class_stride": logits.stride(1),
         "dense_target" if dense else "target": target,
         "dense_stride" if dense else "target_stride": target.stride(0),
+        "dense_class_stride": target.stride(1) if dense else 0,
         "weight": weight,
         "pos_weight": pos_weight,
         "sample_weight": sample_weight,
@@ -58,11 +66,12 @@ def sigmoid_launch(
         "dense_is_wide": dense and target.dtype != logits.dtype,
         "class_weight_by_target": by_target,
         "ignoring": ignore_index is not None,
-        "elementwise_loss": loss is not None and loss.dim() == 2,
-        "elementwise_upstream": up is not None and up.dim() == 2,
+        "elementwise_loss": loss is not None and loss.dim() == logits.dim(),
+        "elementwise_upstream": up is not None and up.dim() == logits.dim(),
         "loss": loss,
         "grad": grad,
         "grad_stride": 0 if grad is None else grad.stride(0),
+        "grad_class_stride": 0 if grad is None else grad.stride(1),
     }
     return Launch(fields, pass_, plan, kind=SIGMOID)
 
@@ -82,17 +91,19 @@ class Batch:
     ) -> None:
         self.logits, self.target = case
         self.tail = sigmoid_cases.operator_options(options)
-        shape = self.logits.shape if elementwise else self.logits.shape[:1]
+        self.layouts = image_layouts.LAYOUTS if self.logits.dim() == 3 else LAYOUTS
+        shape = self.logits.shape if elementwise else (images.row_count(self.logits),)
         self.up = torch.randn(shape, generator=cases.generator(3)) if up is None else up
         self.plan, self.elementwise, self.layout = plan, elementwise, layout
         self.grad_layout = grad_layout or layout
 
     def launches(self) -> list[Launch]:
-        shape = self.logits.shape if self.elementwise else self.logits.shape[:1]
-        self.z, self.written = (LAYOUTS[self.layout](self.logits) for _ in range(2))
-        self.y = LAYOUTS[self.layout](self.target) if self.target.dim() == 2 else self.target
+        shape = self.logits.shape if self.elementwise else (images.row_count(self.logits),)
+        lay, unwritten = self.layouts[self.layout], poisoned(self.logits.shape, self.logits.dtype)
+        self.z, self.written = lay(self.logits), lay(self.logits)
+        self.y = lay(self.target) if self.target.is_floating_point() else self.target.view(-1)
         self.losses = [poisoned(shape) for _ in range(3)]
-        self.grads = [poisoned_like(self.logits, self.grad_layout) for _ in range(2)]
+        self.grads = [self.layouts[self.grad_layout](unwritten) for _ in range(2)]
         loss, grad = self.losses, self.grads
         launches = [
             sigmoid_launch(LOSS, self.plan, self.z, self.y, self.tail, loss=loss[0]),
@@ -109,16 +120,20 @@ class Batch:
     def check(self, factor: float = 1.0) -> None:
         """Every output against float64, and whatever is ignored."""
         wide = [x.double() if isinstance(x, Tensor) else x for x in self.tail]
-        y = self.target.double() if self.target.is_floating_point() else self.target
-        truth = fallback.sigmoid_loss_and_grad(self.up.double(), self.logits.double(), y, *wide, self.elementwise)
-        eager = fallback.sigmoid_loss_and_grad(self.up, self.logits, self.target, *self.tail, self.elementwise)
+        up, z = as_rows(self.up), as_rows(self.logits)
+        dense = self.target.is_floating_point()
+        y = as_rows(self.target) if dense else self.target.flatten()
+        truth = fallback.sigmoid_loss_and_grad(
+            up.double(), z.double(), y.double() if dense else y, *wide, self.elementwise
+        )
+        eager = fallback.sigmoid_loss_and_grad(up, z, y, *self.tail, self.elementwise)
         for loss in self.losses:
-            assert_close(loss, truth[0], eager[0], what="loss", factor=factor)
-        ignored = self.target == cases.IGNORE
-        ignored = ignored if ignored.dim() == 2 else ignored[:, None].expand_as(self.logits)
+            assert_close(as_rows(loss), truth[0], eager[0], what="loss", factor=factor)
+        ignored = torch.zeros_like(y, dtype=torch.bool) if self.tail[4] is None else y == self.tail[4]
+        ignored = ignored if dense else ignored[:, None].expand_as(z)
         for grad in (*self.grads, self.written):
-            assert_close(grad, truth[1], eager[1], what="gradient", factor=factor)
-            assert (grad[ignored] == 0).all(), "what is ignored is exactly 0"
+            assert_close(as_rows(grad), truth[1], eager[1], what="gradient", factor=factor)
+            assert (as_rows(grad)[ignored] == 0).all(), "what is ignored is exactly 0"
             if "far_apart" not in (self.layout, self.grad_layout):
                 assert_padding_untouched(grad, "gradient")
         assert_same(self.z, self.logits, "logits")
