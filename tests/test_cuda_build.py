@@ -25,6 +25,7 @@ VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements 
 VARIANTS = [
     (kind, storage, switch) for kind in ("warp", "sweep", "shared", "sigmoid") for storage in VECTORS for switch in "01"
 ]
+VARIANTS += [("softmax_pixels", storage, switch) for storage in VECTORS for switch in "01"]
 
 
 def run(*command: str | Path, **env: str) -> str:
@@ -66,7 +67,7 @@ def cuobjdump(*arguments: str | Path) -> str:
 
 def mangled(variety: str, storage: str, switch: str) -> str:
     """What the symbol of the kernel of whole vectors holds. switch: extras, or dense targets of the sigmoid family."""
-    name = f"{variety}_rows_kernel"
+    name = f"{variety}_kernel" if variety.endswith("pixels") else f"{variety}_rows_kernel"
     kind = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
     count = "" if variety == "shared" else f"Li{VECTORS[storage]}E"
     return f"{len(name)}{name}I{kind}{count}Lb{switch}E"

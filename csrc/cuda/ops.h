@@ -30,12 +30,17 @@ inline Storage storage_of(const Tensor& logits) {
   }
 }
 
-inline Layout check_matrix(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
+// [N, C] or [N, C, P].
+inline Layout check_logits(const Tensor& t, const char* name) {
   const Layout layout = check_layout(t, name);
   check(layout.num_classes < (int64_t(1) << 30), name, " has ", layout.num_classes,
         " classes, expected fewer than 2^30");
   return layout;
+}
+
+inline Layout check_matrix(const Tensor& t, const char* name) {
+  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
+  return check_logits(t, name);
 }
 
 inline void check_device(const Tensor& t, const char* name, const Tensor& logits) {

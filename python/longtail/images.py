@@ -27,7 +27,7 @@ def stats_like(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 def to_rows(images: Tensor) -> Tensor:
     """[N, C, P] as [N * P, C], a copy."""
-    return images.movedim(1, 2).reshape(-1, images.shape[1]).contiguous()
+    return images.movedim(1, 2).reshape(row_count(images), images.shape[1]).contiguous()
 
 
 def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
