@@ -13,7 +13,6 @@ from emulation import build, harness
 from emulation.harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, Device, Plan, Problem
 from emulation.image_numerics import LAYOUTS, ImageBatch, over_pixels
 from emulation.numerics import assert_padding_untouched, check, one_thread
-from longtail.images import to_images
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
@@ -262,10 +261,15 @@ def test_scale_grad(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 
 
 def test_how_images_lie_is_seen() -> None:
-    """Also where single images and classes have strides that nothing uses."""
-    shape = (1, 1, 16)
-    run = ImageBatch(EVERY["alone"], cases.random_case(16, 1), {}, shape)
-    one = run.launches()[1]
-    one.fields.update(logits_stride=3, logits_class_stride=17)
-    assert harness.describe(one).aligned
-    assert to_images(run.logits, torch.Size(shape)).is_contiguous()
+    def aligned(shape: tuple[int, int, int], **strides: int) -> bool:
+        rows = shape[0] * shape[2]
+        one = ImageBatch(EVERY["alone"], cases.random_case(rows, shape[1]), {}, shape).launches()[1]
+        one.fields.update(strides)
+        return bool(harness.describe(one).aligned)
+
+    assert aligned((2, 5, 16))
+    assert not aligned((2, 5, 15), logits_stride=80, logits_class_stride=16, grad_stride=80, grad_class_stride=16)
+    for side in ("logits", "grad"):
+        assert not aligned((2, 5, 16), **{f"{side}_stride": 82})
+        assert not aligned((2, 5, 16), **{f"{side}_class_stride": 18})
+        assert aligned((1, 1, 16), **{f"{side}_stride": 82, f"{side}_class_stride": 18}), "strides that nothing uses"
