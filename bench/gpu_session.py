@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 480.0
 """Seconds that one command may take."""
 
-SANITIZED = ((37, 10), (9, 1000), (5, 1001), (6, 5003), (3, 50257), (2, 300001))
-"""Shapes for compute-sanitizer, which slows kernels down a hundredfold: one for each way to take a row."""
+SANITIZED: tuple[tuple[int, ...], ...] = (
+    (37, 10), (9, 1000), (5, 1001), (6, 5003), (3, 50257), (2, 300001),
+    (3, 21, 40), (2, 21, 35), (1, 1203, 64), (1, 5000, 16),
+)  # fmt: skip
+"""Shapes for compute-sanitizer, which slows kernels down a hundredfold: one for each way to take a row, or a pixel."""
 
 
 class Command(NamedTuple):
@@ -107,12 +110,13 @@ def run_part(name: str) -> bool:
 
 def run_sanitized() -> None:
     """Every operator on the shapes above, in every mode and with every option, compared with the CPU."""
-    for rows, classes in SANITIZED:
+    for shape in SANITIZED:
+        classes = shape[1]
         for dtype in (torch.float32, torch.bfloat16):
             generator = torch.Generator().manual_seed(classes)
-            logits = torch.randn(rows, classes, generator=generator).to(dtype)
-            target = torch.randint(classes, (rows,), generator=generator)
-            target[0] = -100
+            logits = torch.randn(shape, generator=generator).to(dtype)
+            target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
+            target.view(-1)[0] = -100
             vector = torch.rand(classes, generator=generator)
             options = {"weight": vector, "class_bias": vector, "label_smoothing": 0.1, "softcap": 20.0}
             choices: tuple[dict[str, Any], ...] = ({}, options)
@@ -122,7 +126,7 @@ def run_sanitized() -> None:
                     cuda = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
                     actual = _gradient(logits.cuda(), target.cuda(), mode, cuda)
                     torch.testing.assert_close(actual.cpu().float(), expected.float(), rtol=2e-2, atol=1e-5)
-        print(f"N = {rows}, C = {classes}: as on the CPU", flush=True)
+        print(f"{list(shape)}: as on the CPU", flush=True)
 
 
 def _gradient(logits: torch.Tensor, target: torch.Tensor, mode: str, options: dict[str, Any]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from test_packaging import ROOT, build_wheel, needs_compiler
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements in 16 bytes
-KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels")
+KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels", "softmax_pixels")
 VARIANTS = [(kind, storage, switch) for kind in KERNELS for storage in VECTORS for switch in "01"]
 
 

@@ -163,6 +163,9 @@ def test_float64_goes_to_the_reference(compiled: list[Tensor]) -> None:
     scale(double, factor.double())
     assert [t.dtype for t in compiled] == [torch.float32]
     assert double.sum() == 4 * 2 + 4 * 3
+    image = torch.ones(1, 4, 2, dtype=torch.float64)
+    scale(image, factor.double())
+    assert torch.equal(image, factor.double().expand(1, 4, 2))
 
 
 @pytest.mark.usefixtures("compiled")

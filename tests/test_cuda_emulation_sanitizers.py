@@ -15,6 +15,7 @@ import torch
 
 import cases
 from emulation import build, harness
+from emulation.image_numerics import ImageBatch, over_pixels
 from emulation.numerics import Batch, Plans, in_warp, kept, one_thread, swept
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
@@ -33,7 +34,28 @@ def batch(
     return Batch(plans, (cases.poison_ignored(logits, target), target), options, layout=layout)
 
 
+def image_batch(
+    plans: Plans, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, option_set: str = "plain"
+) -> Batch:
+    n, classes, pixels = shape
+    logits, target = cases.random_case(n * pixels, classes, dtype)
+    case = cases.poison_ignored(logits, target), target
+    return ImageBatch(plans, case, cases.options(option_set, classes, target, dtype), shape)
+
+
+def image_batches() -> Iterable[Batch]:
+    for dtype in harness.STORAGES:
+        for option_set in ("plain", "mixed"):
+            for plans in (over_pixels(8), over_pixels(16, kept=True)):
+                for shape in ((2, 1, 8), (3, 7, 16), (1, 70, 24)):
+                    yield image_batch(plans, shape, dtype, option_set)
+            for plans in (over_pixels(32, vector=False), over_pixels(32, vector=False, kept=True)):
+                for shape in ((2, 2, 1), (3, 7, 5), (1, 70, 33)):
+                    yield image_batch(plans, shape, dtype, option_set)
+
+
 def address_batches() -> Iterable[Batch]:
+    yield from image_batches()
     regimes = (swept(), swept(2), swept(4), swept(16, threads=32), kept(), kept(2), kept(16), swept(2, vector=False))
     for plans in regimes:
         for classes, layout in (
@@ -62,6 +84,9 @@ THREAD_BATCHES = {
     "single_elements": lambda: batch(swept(2, vector=False), 100),
     "warp": lambda: batch(in_warp(32, vector=True), 100),
     "part_of_a_warp": lambda: batch(in_warp(8), 100, torch.float16),
+    "images": lambda: image_batch(over_pixels(8), (2, 19, 72), option_set="mixed"),
+    "images_kept": lambda: image_batch(over_pixels(8, kept=True), (2, 19, 72), torch.bfloat16),
+    "single_pixels": lambda: image_batch(over_pixels(32, vector=False), (3, 19, 35), torch.float16),
 }
 
 
@@ -105,7 +130,7 @@ def test_no_race(name: str, tmp_path: Path) -> None:
 
 def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:
     """Without its ordering of memory there is a race; those without one hold blocks back until all have started."""
-    met = {name: races(name, tmp_path) for name in ("block", "cluster_2", "kept_1", "kept_2", "warp")}
+    met = {name: races(name, tmp_path) for name in ("block", "cluster_2", "kept_1", "kept_2", "warp", "images")}
     barriers = set().union(*met.values())
     assert len(barriers) >= 4
 
@@ -132,6 +157,9 @@ def test_nothing_beyond_its_memory(tmp_path: Path) -> None:
         for classes, layout in ((1, "row_stride"), (333, "offset"), (5000, "offset")):
             grad = cases.LAYOUTS[layout](torch.ones(3, classes, dtype=dtype))
             launches += [harness.scaling(grad, torch.rand(3), processors) for processors in (1, 132)]
+        for shape in ((2, 5, 16), (3, 70, 7)):
+            grad = torch.ones(shape, dtype=dtype)
+            launches += [harness.scaling(grad, torch.rand(shape[0] * shape[2]), processors) for processors in (1, 132)]
     harness.run_apart(build.linked("address"), launches, tmp_path)
     for one in batches:
         one.check()

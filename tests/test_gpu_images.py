@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor
 
 import cases
 import longtail
+from longtail import cuda_library
 from longtail.images import to_images, to_rows
-from tolerances import assert_close
+from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
 ops = torch.ops.longtail
@@ -23,9 +25,21 @@ def cuda(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
 
 
+@pytest.fixture(params=["cuda", "triton"])
+def softmax(request: pytest.FixtureRequest) -> Any:
+    """The softmax operators of one backend, whichever of them dispatch would choose for images."""
+    names = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_", "scale_grad_")
+    if request.param == "cuda":
+        with longtail.use_backend("cuda"):
+            yield SimpleNamespace(**{name: cuda_library.operator(name) for name in names})
+    else:
+        with longtail.use_backend("triton"):
+            yield SimpleNamespace(**{name: getattr(ops, name) for name in names})
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name)
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-def test_images_equal_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_images_equal_rows(shape: tuple[int, ...], dtype: torch.dtype, softmax: Any) -> None:
     """The softmax family over images, every option, poisoned ignored pixels."""
     n, c, p = shape
     for name in cases.OPTION_SETS:
@@ -40,14 +54,58 @@ def test_images_equal_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         (true_grad,) = torch.autograd.grad(truth, x, up.double())
         (eager_grad,) = torch.autograd.grad(eager, y, up)
         tail = cases.operator_options(c, options)
-        loss, stats = ops.softmax_loss(logits, target, *tail)
-        grad = ops.softmax_loss_backward(up, logits, target, stats, *tail)
-        both, _, both_grad = ops.softmax_loss_and_grad(up, logits, target, *tail)
-        written, _ = ops.softmax_loss_and_grad_(up, logits, target, *tail)
+        loss, stats = softmax.softmax_loss(logits, target, *tail)
+        grad = softmax.softmax_loss_backward(up, logits, target, stats, *tail)
+        both, _, both_grad = softmax.softmax_loss_and_grad(up, logits, target, *tail)
+        written, _ = softmax.softmax_loss_and_grad_(up, logits, target, *tail)
         for value in (loss, both, written):
             assert_close(value, truth.detach(), eager.detach(), what=name)
         for value in (grad, both_grad, logits):
             assert_close(to_rows(value), true_grad, eager_grad, what=name)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=cases.name)
+@pytest.mark.parametrize("shape", [(2, 21, 4096), (2, 21, 513 * 7), (1, 1203, 1024), (1, 5000, 4096), (1, 150_001, 16)])
+def test_the_same_bits_at_every_run_and_in_a_graph(
+    shape: tuple[int, int, int], dtype: torch.dtype, softmax: Any
+) -> None:
+    """Classes alone and shared by threads, kept on chip and read twice; a part of larger images; 64-bit sums."""
+    n, c, p = shape
+    g = torch.Generator("cuda").manual_seed(c)
+    wide = torch.full((n, c + 1, p + 16), torch.nan, device="cuda", dtype=dtype)
+    logits = wide[:, 1:, 8 : 8 + p]
+    logits.copy_(torch.randn(shape, generator=g, device="cuda"))
+    target = torch.randint(c, (n * p,), generator=g, device="cuda")
+    target[::5] = cases.IGNORE
+    tail = cases.operator_options(c, cuda(cases.options("mixed", c, target.cpu(), dtype)))
+    up = torch.randn(n * p, generator=g, device="cuda")
+
+    def run() -> tuple[Tensor, ...]:
+        loss, stats = softmax.softmax_loss(logits, target, *tail)
+        return (
+            loss,
+            softmax.softmax_loss_backward(up, logits, target, stats, *tail),
+            *softmax.softmax_loss_and_grad(up, logits, target, *tail),
+        )
+
+    first = run()
+    wide_rows, wide_tail = to_rows(logits).double(), [x.double() if isinstance(x, Tensor) else x for x in tail]
+    truth = longtail.fallback.softmax_loss_and_grad(up.double(), wide_rows, target, *wide_tail)
+    for value, want in ((first[0], truth[0]), (first[2], truth[0])):
+        assert_close(value, want, factor=4)
+    for value in (first[1], first[4]):
+        assert_close(to_rows(value), truth[2], factor=4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for _ in range(3):
+        graph.replay()
+        for one, again, value in zip(captured, run(), first, strict=True):
+            assert_same(one, value)
+            assert_same(again, value)
+    grad = first[4].clone()
+    softmax.scale_grad_(grad, up)
+    assert_close(grad, first[4].double() * up.double().reshape(n, 1, p), factor=2)
 
 
 @pytest.mark.parametrize("family", ["softmax", "class", "dense"])

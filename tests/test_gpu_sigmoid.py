@@ -27,7 +27,6 @@ IMAGES = ((3, 7, 35), (2, 19, 1024), (1, 1, 4096), (2, 70, 333), (2, 1203, 512))
 
 @pytest.fixture(params=BACKENDS, autouse=True)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Images go from CUDA to Triton."""
     with longtail.use_backend(request.param):
         yield request.param
 

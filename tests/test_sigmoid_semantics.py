@@ -41,6 +41,21 @@ def test_ignored_rows(shape: tuple[int, ...], reduction: str, mode: str) -> None
     assert grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", ["class", "hard"])
+def test_upstream_gradients_show_at_saturated_elements_but_not_at_ignored_ones(kind: str, backend: str) -> None:
+    logits = torch.full((2, 3), 1e4)
+    target = torch.tensor([0, cases.IGNORE])
+    if kind == "hard":
+        target = torch.tensor([[1.0, 1.0, 1.0], [cases.IGNORE] * 3])
+    up = torch.tensor([[torch.inf, 1.0, torch.nan], [torch.inf, 1.0, torch.nan]])
+    with longtail.use_backend(backend):
+        _, grad = gradient(logits, target, up, "backward", ignore_index=cases.IGNORE)
+    assert grad[0, 0].isnan()
+    assert grad[0, 2].isnan()
+    assert torch.equal(grad[1], torch.zeros(3))
+
+
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_ignored_elements(kind: str, mode: str) -> None:

@@ -31,7 +31,7 @@ const Device& device_of(int index) {
 }  // namespace
 
 void softmax_loss(const SoftmaxLossArgs& args, Pass pass, int device, void* stream) {
-  softmax_loss_launch(args, pass, plan_of(problem_of(args, pass), device_of(device)), stream);
+  softmax_loss_launch(args, pass, softmax_plan_of(problem_of(args, pass), device_of(device)), stream);
 }
 
 void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stream) {

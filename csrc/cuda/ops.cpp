@@ -9,7 +9,7 @@ namespace gpu {
 namespace {
 
 SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
-  const Layout layout = check_matrix(logits, "logits");
+  const Layout layout = check_logits(logits, "logits");
   const int64_t n = layout.rows, c = layout.num_classes;
   check_vector(target, "target", n, ScalarType::Long);
   check_device(target, "target", logits);
@@ -19,6 +19,8 @@ SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Soft
   args.num_classes = c;
   args.logits = logits.const_data_ptr();
   args.logits_stride = layout.stride;
+  args.pixels = layout.pixels;
+  args.logits_class_stride = layout.class_stride;
   args.target = static_cast<const int64_t*>(target.const_data_ptr());
   args.target_stride = target.stride(0);
   args.weight = vector(o.weight, "weight", c, logits);
@@ -46,6 +48,13 @@ void set_grad_loss(SoftmaxLossArgs& args, const Tensor& grad_loss, const Tensor&
 void set_grad(SoftmaxLossArgs& args, const Tensor& grad) {
   args.grad = grad.mutable_data_ptr();
   args.grad_stride = grad.stride(0);
+  args.grad_class_stride = grad.stride(1);
+}
+
+void set_stats(SoftmaxLossArgs& args, const Tensor& stats) {
+  args.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
+  args.stats_stride = stats.stride(0);
+  args.stats_column_stride = stats.stride(1);
 }
 
 struct Outputs {
@@ -53,10 +62,14 @@ struct Outputs {
 };
 
 Outputs make_outputs(SoftmaxLossArgs& args, const Tensor& logits) {
-  Outputs out = {new_tensor(logits, {args.rows}, ScalarType::Float),
-                 new_tensor(logits, {args.rows, 5}, ScalarType::Float)};
+  const int64_t n = args.rows;
+  // Threads are pixels in images, and write each column together.
+  const Tensor stats = logits.dim() == 2
+                           ? new_tensor(logits, {n, 5}, ScalarType::Float)
+                           : torch::stable::transpose(new_tensor(logits, {5, n}, ScalarType::Float), 0, 1);
+  const Outputs out = {new_tensor(logits, {n}, ScalarType::Float), stats};
   args.loss = static_cast<float*>(out.loss.mutable_data_ptr());
-  args.stats = static_cast<float*>(out.stats.mutable_data_ptr());
+  set_stats(args, out.stats);
   return out;
 }
 
@@ -84,11 +97,11 @@ Tensor softmax_loss_backward_op(const Tensor& grad_loss, const Tensor& logits, c
   check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, "stats have shape ", shape_of(stats),
         ", expected [", args.rows, ", 5]");
   check_dtype(stats, "stats", ScalarType::Float);
-  check(stats.is_contiguous(), "stats are not contiguous");
+  check(logits.dim() == 3 || stats.is_contiguous(), "stats are not contiguous");
   check_device(stats, "stats", logits);
   set_grad_loss(args, grad_loss, logits);
-  const Tensor grad = new_tensor(logits, {args.rows, args.num_classes}, logits.scalar_type());
-  args.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
+  const Tensor grad = new_like(logits, logits.scalar_type());
+  set_stats(args, stats);
   set_grad(args, grad);
   run(args, Pass::backward, logits, weight);
   return grad;
@@ -99,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_loss_and_grad_op(const Tensor& grad_l
   SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
   set_grad_loss(args, grad_loss, logits);
   const Outputs out = make_outputs(args, logits);
-  const Tensor grad = new_tensor(logits, {args.rows, args.num_classes}, logits.scalar_type());
+  const Tensor grad = new_like(logits, logits.scalar_type());
   set_grad(args, grad);
   run(args, Pass::loss_and_grad, logits, weight);
   return {out.loss, out.stats, grad};
@@ -116,13 +129,13 @@ std::tuple<Tensor, Tensor> softmax_loss_and_grad_inplace_op(const Tensor& grad_l
 }
 
 void scale_grad_op(const Tensor& grad, const Tensor& grad_loss) {
-  const Layout layout = check_matrix(grad, "grad");
+  const Layout layout = check_logits(grad, "grad");
   check_vector(grad_loss, "grad_loss", layout.rows, ScalarType::Float);
   check_device(grad_loss, "grad_loss", grad);
-  const ScaleGradArgs args = {storage_of(grad),   layout.rows,
-                              layout.num_classes, grad.mutable_data_ptr(),
-                              layout.stride,      static_cast<const float*>(grad_loss.const_data_ptr()),
-                              grad_loss.stride(0)};
+  const ScaleGradArgs args = {
+      storage_of(grad),        layout.rows,   layout.num_classes,
+      grad.mutable_data_ptr(), layout.stride, static_cast<const float*>(grad_loss.const_data_ptr()),
+      grad_loss.stride(0),     layout.pixels, layout.class_stride};
   const Launch on(grad);
   scale_grad(args, on.device, on.stream);
 }

@@ -30,8 +30,8 @@ inline Storage storage_of(const Tensor& logits) {
   }
 }
 
-inline Layout check_matrix(const Tensor& t, const char* name) {
-  check(t.dim() == 2, name, " has shape ", shape_of(t), ", expected [N, C]");
+// [N, C] or [N, C, P].
+inline Layout check_logits(const Tensor& t, const char* name) {
   const Layout layout = check_layout(t, name);
   check(layout.num_classes < (int64_t(1) << 30), name, " has ", layout.num_classes,
         " classes, expected fewer than 2^30");
@@ -51,6 +51,12 @@ inline const float* vector(const MaybeTensor& t, const char* name, int64_t lengt
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype,
                               std::nullopt, like.device());
+}
+
+// Contiguous, of the logits' shape.
+inline Tensor new_like(const Tensor& logits, ScalarType dtype) {
+  const int64_t n = logits.size(0), c = logits.size(1);
+  return logits.dim() == 2 ? new_tensor(logits, {n, c}, dtype) : new_tensor(logits, {n, c, logits.size(2)}, dtype);
 }
 
 // A device's current stream, with the device made current for as long as this lives.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "plan.h"
-#include "row.cuh"
+#include "row_ends.cuh"
 
 namespace longtail {
 namespace gpu {
@@ -46,11 +46,7 @@ class Joint {
     Stats row = empty_stats(s.u_g);
     for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) {
       const float4 x = slots[i];
-      Stats other = {x.x, x.y, x.z, s.u_g, x.w};
-      const float m = fmaxf(row.m, other.m);
-      raise(row, m);
-      raise(other, m);
-      row = {m, row.d + other.d, row.t + other.t, s.u_g, row.U + other.U};
+      row = gpu::join(row, {x.x, x.y, x.z, s.u_g, x.w});
     }
     return join_lanes(row, kWarpSize);
   }

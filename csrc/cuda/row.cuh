@@ -34,6 +34,14 @@ LONGTAIL_DEVICE void raise(Stats& s, float m) {
   s.m = m;
 }
 
+// Of two disjoint pieces of one row.
+LONGTAIL_DEVICE Stats join(Stats a, Stats b) {
+  const float m = fmaxf(a.m, b.m);
+  raise(a, m);
+  raise(b, m);
+  return {m, a.d + b.d, a.t + b.t, a.u_g, a.U + b.U};
+}
+
 template <bool kCut, int kCount>
 LONGTAIL_DEVICE void sum_exp(const float (&u)[kCount], float m, float& d, float& t) {
   d = t = 0.0f;
@@ -216,72 +224,6 @@ LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount> (&held)[kVect
   } else if (first < vectors) {
     add_some<false>(s, held, first, step, vectors, origin, target, elements);
   }
-}
-
-// One row's scalars. In rows that do not count, target is -1 and the rest 0.
-struct Row {
-  int64_t index;
-  int target;
-  float u_g;               // with the margin
-  float w_g, v, upstream;  // class weight of the target, sample weight, dL/dloss
-
-  LONGTAIL_DEVICE bool counted() const { return target >= 0; }
-};
-
-template <typename Z, bool kExtras>
-LONGTAIL_DEVICE Row load_row(const SoftmaxLossArgs& a, int64_t index, bool has_upstream) {
-  Row row = {index, -1, 0.0f, 0.0f, 0.0f, 0.0f};
-  const int64_t g = a.target[index * a.target_stride];
-  const bool ignored = g == a.ignore_index, valid = g >= 0 && g < a.num_classes;
-  LONGTAIL_DEVICE_ASSERT(ignored || valid, "target is out of bounds");
-  if (ignored || !valid) return row;
-  row.target = static_cast<int>(g);
-  float x[1] = {to_float(static_cast<const Z*>(a.logits)[index * a.logits_stride + g])};
-  Elements<kExtras>(a, 1).cap(x);
-  row.u_g = x[0];
-  if (a.class_bias != nullptr) row.u_g += load_constant(a.class_bias + g);
-  if (a.class_margin != nullptr) row.u_g -= load_constant(a.class_margin + g);
-  row.w_g = a.weight != nullptr ? load_constant(a.weight + g) : 1.0f;
-  row.v = a.sample_weight != nullptr ? a.sample_weight[index] : 1.0f;
-  row.upstream = has_upstream ? a.grad_loss[index * a.grad_loss_stride] : 0.0f;
-  return row;
-}
-
-LONGTAIL_DEVICE void store_row(const SoftmaxLossArgs& a, int64_t index, float loss, const Stats& s) {
-  a.loss[index] = loss;
-  float* stats = a.stats + 5 * index;
-  stats[0] = s.m;
-  stats[1] = s.d;
-  stats[2] = s.t;
-  stats[3] = s.u_g;
-  stats[4] = s.U;
-}
-
-// From the stats of a counted row to the coefficients of its gradient; `store` writes its loss and stats.
-LONGTAIL_DEVICE Grad finish_row(const SoftmaxLossArgs& a, const Row& row, Stats s, Pass pass, bool store) {
-  const float classes = static_cast<float>(a.num_classes);
-  const bool smoothing = a.label_smoothing != 0.0f;
-  const float weight_sum = smoothing && a.weight != nullptr ? *a.weight_sum : classes;
-  const LossOptions<float> options = {
-      a.label_smoothing, a.focal_gamma, a.cross_entropy_coefficient, a.complement_coefficient, a.z_loss,
-      classes,           weight_sum};
-  if (pass == Pass::backward) {
-    const float* stats = a.stats + 5 * row.index;
-    s = {stats[0], stats[1], stats[2], stats[3], stats[4]};
-  } else {
-    s.m = s.d == s.d ? s.m : s.d;                                 // a maximum passes over NaN, a sum does not
-    if (smoothing) s.U += row.w_g * (s.u_g - finite_max(s.u_g));  // the target's share: 0, but for a target at -inf
-  }
-  longtail::generic::RowLoss<float> result = longtail::generic::finish(s, options, row.w_g, row.v);
-  if (store && pass != Pass::backward) store_row(a, row.index, result.loss, s);
-  longtail::generic::scale_grad(result.grad, row.upstream);
-  return result.grad;
-}
-
-// The row that a place in the grid takes. Backward goes from the last to the first: those that the forward pass read
-// last may still be in the L2 cache.
-LONGTAIL_DEVICE int64_t row_at(const SoftmaxLossArgs& a, int64_t place, Pass pass) {
-  return pass == Pass::backward ? a.rows - 1 - place : place;
 }
 
 }  // namespace gpu

@@ -1,9 +1,7 @@
 // Multiplies the rows of a gradient that was made in forward by the upstream gradient.
 #pragma once
 
-#include "plan.h"
-#include "scale_grad.h"
-#include "vectors.cuh"
+#include "scale_pixels.cuh"
 
 namespace longtail {
 namespace gpu {
@@ -62,9 +60,16 @@ template <typename Z>
 void launch_scale_grad(const ScaleGradArgs& args, int processors, void* stream) {
   constexpr int64_t kCount = 16 / sizeof(Z), kPerThread = kScaleGroup * kCount;
   ScaleGradArgs a = args;
-  if (a.factor_stride == 0 && (a.grad_stride == a.num_classes || a.rows == 1)) {
+  const int64_t images = a.pixels > 0 ? a.rows / a.pixels : a.rows, image = a.num_classes * (a.rows / images);
+  const bool whole = a.pixels == 0 || a.class_stride == a.pixels || a.num_classes == 1;
+  if (a.factor_stride == 0 && whole && (a.grad_stride == image || images == 1)) {
     a.num_classes *= a.rows;  // one factor, no gaps: one long row
     a.rows = 1;
+  } else if (a.pixels > 0) {
+    const bool aligned =
+        aligned_pixels(a.grad, sizeof(Z), images, a.num_classes, a.pixels, a.grad_stride, a.class_stride);
+    return aligned ? launch_scale_pixels<Z, kCount>(a, processors, stream)
+                   : launch_scale_pixels<Z, 1>(a, processors, stream);
   }
   const int64_t chunks = ceil_div(a.num_classes, kPerThread);
   const int lanes = power_of_two(chunks, 1, kScaleThreads), teams = kScaleThreads / lanes;

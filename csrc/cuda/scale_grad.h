@@ -9,10 +9,11 @@ namespace gpu {
 struct ScaleGradArgs {
   Storage storage;
   int64_t rows, num_classes;
-  void* grad;  // [N, C]
+  void* grad;  // [N, C], or [N, C, P] where a row is a pixel
   int64_t grad_stride;
   const float* factor;  // [N]; stride 0 when one value serves all rows
   int64_t factor_stride;
+  int64_t pixels, class_stride;  // as in SoftmaxLossArgs
 };
 
 }  // namespace gpu

@@ -44,7 +44,7 @@ inline bool all_whole(const SigmoidLossArgs& a, Pass pass) {
 
 inline Problem problem_of(const SigmoidLossArgs& a, Pass pass) {
   const bool alike = a.pixels > 0 ? all_whole(a, pass) : all_alike(a, pass);
-  return {pass, element_size(a.storage), a.rows, a.num_classes, false, alike, false};
+  return {pass, element_size(a.storage), a.rows, a.num_classes, false, alike, false, a.pixels > 0};
 }
 
 inline Plan plan_of(const SigmoidLossArgs& a, Pass pass, const Device& device) {

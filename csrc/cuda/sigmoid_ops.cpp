@@ -7,11 +7,6 @@ namespace longtail {
 namespace gpu {
 namespace {
 
-// [N, C], or images [N, C, P].
-Layout check_classes(const Tensor& t, const char* name) {
-  return t.dim() == 3 ? check_layout(t, name) : check_matrix(t, name);
-}
-
 // int64 [R]: class indices; floating point of the logits' shape: a target for each element.
 void set_target(SigmoidLossArgs& args, const Tensor& target, const Tensor& logits) {
   check_device(target, "target", logits);
@@ -25,13 +20,13 @@ void set_target(SigmoidLossArgs& args, const Tensor& target, const Tensor& logit
   args.dense_is_wide = target.scalar_type() != logits.scalar_type();
   if (args.dense_is_wide) check_dtype(target, "target", ScalarType::Float);
   args.dense_target = target.const_data_ptr();
-  const Layout layout = check_classes(target, "target");
+  const Layout layout = check_logits(target, "target");
   args.dense_stride = layout.stride;
   args.dense_class_stride = layout.class_stride;
 }
 
 SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const SigmoidOptions& o) {
-  const Layout layout = check_classes(logits, "logits");
+  const Layout layout = check_logits(logits, "logits");
   SigmoidLossArgs args = {};
   args.storage = storage_of(logits);
   args.rows = layout.rows;
@@ -68,11 +63,6 @@ void set_grad_loss(SigmoidLossArgs& args, const Tensor& grad_loss, const Tensor&
   }
   check_vector(grad_loss, "grad_loss", args.rows, ScalarType::Float);
   args.grad_loss_stride = grad_loss.stride(0);
-}
-
-Tensor new_like(const Tensor& logits, ScalarType dtype) {
-  if (logits.dim() == 2) return new_tensor(logits, {logits.size(0), logits.size(1)}, dtype);
-  return new_tensor(logits, {logits.size(0), logits.size(1), logits.size(2)}, dtype);
 }
 
 Tensor new_loss(SigmoidLossArgs& args, const Tensor& logits, bool elementwise) {
@@ -123,7 +113,7 @@ Tensor loss_and_grad_into(const Tensor& grad, const Tensor& grad_loss, const Ten
 
 std::tuple<Tensor, Tensor> sigmoid_loss_and_grad_op(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                                     LONGTAIL_OPTIONS, bool elementwise) {
-  check_classes(logits, "logits");
+  check_logits(logits, "logits");
   const Tensor grad = new_like(logits, logits.scalar_type());
   return {loss_and_grad_into(grad, grad_loss, logits, target, LONGTAIL_OPTION_VALUES, elementwise), grad};
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "shared_rows.cuh"
+#include "softmax_pixels.cuh"
 #include "warp_rows.cuh"
 
 namespace longtail {
@@ -9,6 +10,7 @@ namespace gpu {
 
 // How the rows lie towards 16-byte boundaries.
 inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
+  if (a.pixels > 0) return pixel_problem_of(a, pass);
   const auto past = [&](const void* p, int64_t stride, int64_t row) {
     return static_cast<int>((reinterpret_cast<uintptr_t>(p) + row * stride * element_size(a.storage)) % 16);
   };
@@ -19,7 +21,11 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
     aligned = aligned && z == 0 && g == 0;
     alike = alike && z == g;
   }
-  return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike, has_extras(a)};
+  return {pass, element_size(a.storage), a.rows, a.num_classes, aligned, alike, has_extras(a), false};
+}
+
+inline Plan softmax_plan_of(const Problem& p, const Device& device) {
+  return p.images ? pixel_plan_of(p, device) : plan_of(p, device);
 }
 
 template <typename Z, int kCount, bool kExtras>
@@ -52,6 +58,7 @@ extern template void launch_storage<Float16>(const SoftmaxLossArgs&, Pass, const
 // Loss, gradient or both of args.rows rows on a cudaStream_t; nothing is allocated, nothing waited for.
 inline void softmax_loss_launch(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   if (a.rows == 0) return;
+  if (a.pixels > 0) return softmax_pixels_launch(a, pass, plan, stream);
   switch (a.storage) {
     case Storage::float32:
       return launch_storage<float>(a, pass, plan, stream);

@@ -6,10 +6,11 @@
 namespace longtail {
 namespace gpu {
 
-// All addresses are on the device. Rows of logits and grad are contiguous.
+// All addresses are on the device. Rows of logits and grad are contiguous; of images [N, C, P], the pixels are, and a
+// row is a pixel: where [N] stands below it is [N * P], image by image.
 struct SoftmaxLossArgs {
   Storage storage;
-  int64_t rows;         // N
+  int64_t rows;         // N, or N * P
   int64_t num_classes;  // C < 2^30
   const void* logits;   // [N, C]
   int64_t logits_stride;
@@ -34,6 +35,9 @@ struct SoftmaxLossArgs {
   float* stats;  // [N, 5], contiguous; read by Pass::backward, else written
   void* grad;    // [N, C] of the logits' type; may be `logits` itself in Pass::loss_and_grad; not written by Pass::loss
   int64_t grad_stride;
+  int64_t pixels;  // P, or 0 for [N, C], to which the rest does not apply
+  int64_t logits_class_stride, grad_class_stride;
+  int64_t stats_stride, stats_column_stride;  // of a pixel's, and of one of its five
 };
 
 }  // namespace gpu

@@ -49,6 +49,17 @@ struct Vector {
     unpack(bits.z, x + 2 * kPerWord, Z());
     unpack(bits.w, x + 3 * kPerWord, Z());
   }
+  // Elements of one register, kPerWord of them from element i on, which the compiler knows.
+  static constexpr int kPerWord = kCount / 4;
+  LONGTAIL_DEVICE void get_word(int i, float (&x)[kPerWord]) const {
+    unpack(i < kPerWord ? bits.x : i < 2 * kPerWord ? bits.y : i < 3 * kPerWord ? bits.z : bits.w, x, Z());
+  }
+  LONGTAIL_DEVICE void set_word(int i, const float (&x)[kPerWord]) {
+    (i < kPerWord ? bits.x : i < 2 * kPerWord ? bits.y : i < 3 * kPerWord ? bits.z : bits.w) = pack(x, Z());
+  }
+  // As it is, to shared memory; to device memory for good.
+  LONGTAIL_DEVICE void keep(Z* p) const { store_16(p, bits); }
+  LONGTAIL_DEVICE void store(Z* p) const { store_16_streaming(p, bits); }
   static LONGTAIL_DEVICE void store(Z* p, const float (&x)[kCount]) {
     constexpr int kPerWord = kCount / 4;
     uint4 out;
@@ -67,6 +78,11 @@ struct Vector<Z, 1> {
   LONGTAIL_DEVICE void load(const Z* p) { value = *p; }
   LONGTAIL_DEVICE void load_streaming(const Z* p) { value = *p; }
   LONGTAIL_DEVICE void get(float (&x)[1]) const { x[0] = to_float(value); }
+  static constexpr int kPerWord = 1;
+  LONGTAIL_DEVICE void get_word(int, float (&x)[1]) const { x[0] = to_float(value); }
+  LONGTAIL_DEVICE void set_word(int, const float (&x)[1]) { from_float(x[0], value); }
+  LONGTAIL_DEVICE void keep(Z* p) const { *p = value; }
+  LONGTAIL_DEVICE void store(Z* p) const { *p = value; }
   static LONGTAIL_DEVICE void store(Z* p, const float (&x)[1]) { from_float(x[0], *p); }
 };
 
@@ -75,6 +91,14 @@ template <typename Z>
 LONGTAIL_DEVICE int head_of(const Z* row, int count) {
   const int past = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16);
   return min(count, (16 - past) % 16 / static_cast<int>(sizeof(Z)));
+}
+
+// Whether every class's pixels in images [N, C, P], of `size` bytes each, begin and end at a 16-byte boundary.
+inline bool aligned_pixels(const void* p, int size, int64_t images, int64_t classes, int64_t pixels, int64_t stride,
+                           int64_t class_stride) {
+  const auto whole = [&](int64_t n) { return n * size % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && whole(pixels) && (images <= 1 || whole(stride)) &&
+         (classes <= 1 || whole(class_stride));
 }
 
 // kCount class constants from class `column` on; `vector`: all of them together lie at 16-byte boundaries.

@@ -56,7 +56,7 @@ def operator(op: str) -> Callable[..., Any] | None:
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"longtail_cuda::{op}", "CUDA"):
         return None
     compiled = getattr(torch.ops.longtail_cuda, op).default
-    plain = getattr(fallback, op)
+    plain = images.through_rows(op, getattr(fallback, op))
     position = images.logits_position(op)
 
     def call(*args: Any) -> Any:

@@ -19,9 +19,6 @@ from . import cuda_library, fallback, images
 COMPILED = ("cuda", "cpu")
 """Backends that come as a shared library, under ``torch.ops.longtail_<name>``."""
 
-STRIDED = ("triton", "cpu")
-"""Backends whose kernels walk the classes of images [N, C, P] with their stride."""
-
 NAMES = ("cuda", "triton", "cpu", "reference")
 # The device type a backend needs; ROCm's is "cuda" too.
 _DEVICES: dict[str, str | None] = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": None}
@@ -174,7 +171,8 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     key = (op, device.type, _forced)
     found = _kernels.get(key)
     if found is None:
-        _kernels[key] = found = _serving_images(op, *_implementation(selected(device), op))
+        name, found = _implementation(selected(device), op)
+        _kernels[key] = found = images.through_rows(op, found) if name == "reference" else found
     return found
 
 
@@ -194,18 +192,3 @@ def _implementation(name: str, op: str) -> tuple[str, Callable[..., Any]]:
         if op in operators:
             return name, getattr(importlib.import_module(f"longtail.triton_kernels.{operators[op]}"), op)
     return "reference", getattr(fallback, op)
-
-
-def _serving_images(op: str, name: str, found: Callable[..., Any]) -> Callable[..., Any]:
-    """A backend's kernel, made to accept images [N, C, P] where it knows rows [N, C] alone."""
-    if name in STRIDED or op == "mean_denominator":
-        return found
-    other, strided = _implementation(_after_cuda(), op) if name == "cuda" else (name, found)
-    if other not in STRIDED:
-        return images.through_rows(op, found)
-    position = images.logits_position(op)
-
-    def call(*args: Any) -> Any:
-        return strided(*args) if args[position].dim() == 3 else found(*args)
-
-    return call

@@ -232,13 +232,16 @@ def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> reference
     return reference_sigmoid.sigmoid_elements(logits, target, **options)
 
 
-def _sigmoid_grad(slope: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
+def _sigmoid_grad(slope: Tensor, grad_loss: Tensor, logits: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
     rows = grad_loss.dim() == 1
     if grad_loss.shape != (logits.shape[:1] if rows else logits.shape):
         raise RuntimeError(f"longtail: grad_loss has shape {list(grad_loss.shape)}, expected [N] or [N, C]")
-    grad = slope * (grad_loss[:, None] if rows else grad_loss)
-    # Ignored elements have slope 0, which an infinite upstream gradient must not turn into NaN.
-    return torch.where(slope == 0, 0.0, grad).to(logits.dtype)
+    grad = (slope * (grad_loss[:, None] if rows else grad_loss)).to(logits.dtype)
+    if ignore_index is None:
+        return grad
+    # An infinite upstream gradient must not turn the 0 of what does not count into NaN.
+    ignored = target == ignore_index
+    return grad.masked_fill(ignored if target.dim() == 2 else ignored[:, None], 0.0)
 
 
 def sigmoid_loss(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
@@ -248,13 +251,14 @@ def sigmoid_loss(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
 
 
 def sigmoid_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return _sigmoid_grad(_sigmoid_elements(logits, target, *options).slope, grad_loss, logits)
+    return _sigmoid_grad(_sigmoid_elements(logits, target, *options).slope, grad_loss, logits, target, options[4])
 
 
 def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     *tail, elementwise = options
     loss, slope = _sigmoid_elements(logits, target, *tail)
-    return loss if elementwise else loss.sum(1), _sigmoid_grad(slope, grad_loss, logits)
+    grad = _sigmoid_grad(slope, grad_loss, logits, target, tail[4])
+    return loss if elementwise else loss.sum(1), grad
 
 
 def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:

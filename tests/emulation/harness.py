@@ -39,7 +39,8 @@ Args = _structure(
     "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
     "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
     "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
-    "pointer loss stats grad, int64 grad_stride",
+    "pointer loss stats grad,"
+    "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride",
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",
@@ -52,10 +53,11 @@ SigmoidArgs = _structure(
 )
 Scaling = _structure(
     "Scaling",
-    "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor, int64 factor_stride",
+    "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor,"
+    "int64 factor_stride pixels class_stride",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
-Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras")
+Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",
@@ -106,8 +108,9 @@ class Launch:
 
 
 def scaling(grad: Tensor, factor: Tensor, processors: int) -> Launch:
-    """grad [N, C] times factor [N], in place, on a device of so many multiprocessors."""
-    fields = {"storage": STORAGES.index(grad.dtype), "rows": grad.shape[0], "num_classes": grad.shape[1]}
+    """grad [N, C] times factor [N], or [N, C, P] times [N * P], in place, on a device of so many multiprocessors."""
+    fields = {"storage": STORAGES.index(grad.dtype), "rows": len(factor), "num_classes": grad.shape[1]}
+    fields |= {"pixels": grad.shape[2], "class_stride": grad.stride(1)} if grad.dim() == 3 else {}
     fields |= {"grad": grad, "grad_stride": grad.stride(0), "factor": factor, "factor_stride": factor.stride(0)}
     return Launch(fields, processors=processors, kind=SCALING)
 
@@ -131,7 +134,7 @@ def launch(
     weight = fields["weight"]
     fields.update(
         storage=STORAGES.index(logits.dtype),
-        rows=logits.shape[0],
+        rows=len(target),
         num_classes=logits.shape[1],
         logits=logits,
         logits_stride=logits.stride(0),
@@ -145,6 +148,14 @@ def launch(
         grad=grad,
         grad_stride=0 if grad is None else grad.stride(0),
     )
+    if logits.dim() == 3:
+        fields.update(
+            pixels=logits.shape[2],
+            logits_class_stride=logits.stride(1),
+            grad_class_stride=0 if grad is None else grad.stride(1),
+            stats_stride=stats.stride(0),
+            stats_column_stride=stats.stride(1),
+        )
     return Launch(fields, pass_, plan)
 
 
