@@ -73,6 +73,8 @@ def test_module() -> None:
         longtail.LinearCrossEntropyLoss(FEATURES, CLASSES, linear_weight=nn.Parameter(torch.zeros(3, FEATURES)))
     with pytest.raises(TypeError, match="linear_weight"):
         longtail.LinearCrossEntropyLoss(FEATURES, CLASSES, linear_weight=torch.zeros(CLASSES, FEATURES))
+    with pytest.raises(TypeError, match="unknown options: linear_bias"):
+        longtail.LinearCrossEntropyLoss(FEATURES, CLASSES, linear_bias=torch.zeros(CLASSES))
 
 
 @pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch has no such module")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import arguments, functional, functional_sigmoid
 from .class_balance import Counts, effective_number_weight
 
+_DATA = {"input", "target", "linear_weight", "linear_bias"}  # of a call, never options
 _VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
 
 
@@ -23,7 +24,7 @@ class _Loss(nn.Module):
         known = set(inspect.signature(type(self)._function).parameters)
         if "options" in known:
             known |= set(inspect.signature(functional.cross_entropy).parameters)
-        unknown = sorted(options.keys() - known)
+        unknown = sorted(options.keys() - (known - _DATA))
         if unknown:
             raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
         for name in _VECTORS:
