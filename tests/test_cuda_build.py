@@ -23,6 +23,8 @@ NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements in 16 bytes
 KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels", "softmax_pixels")
+# Three blocks of 128 threads fit on a multiprocessor; of the other kernels two of 256.
+SMALL_BLOCKS = ("warp_rows", "softmax_pixels")
 VARIANTS = [(kind, storage, switch) for kind in KERNELS for storage in VECTORS for switch in "01"]
 
 
@@ -84,10 +86,9 @@ def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> N
         for variant in VARIANTS:
             assert any(mangled(*variant) in name for name in kernels), (arch, variant)
         assert {name: memory for name, (_, memory) in kernels.items() if memory} == {}, arch
-        most = {
-            kind: max(r for name, (r, _) in kernels.items() if kind in name) for kind in KERNELS if kind != "warp_rows"
-        }
-        assert max(most.values()) <= 128, "two blocks of 256 threads on a multiprocessor"
+        for kind in KERNELS:
+            most = max(registers for name, (registers, _) in kernels.items() if kind in name)
+            assert most <= (168 if kind in SMALL_BLOCKS else 128), (arch, kind)
 
 
 def known_architectures() -> list[tuple[int, int]]:
