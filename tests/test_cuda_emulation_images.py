@@ -11,7 +11,8 @@ import torch
 import cases
 from emulation import build, harness
 from emulation.harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, Device, Plan, Problem
-from emulation.image_numerics import LAYOUTS, ImageBatch, over_pixels
+from emulation.image_layouts import LAYOUTS
+from emulation.image_numerics import ImageBatch, over_pixels
 from emulation.numerics import assert_padding_untouched, check, one_thread
 from tolerances import assert_close, assert_same
 
@@ -103,7 +104,7 @@ def test_more_classes_than_one_sum_holds(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
 @pytest.mark.parametrize(
-    ("layout", "grad_layout"), [("cropped", "contiguous"), ("unaligned", "unaligned"), ("contiguous", "unaligned")]
+    ("layout", "grad_layout"), [("whole_vectors_apart", "contiguous"), ("offset", "offset"), ("contiguous", "offset")]
 )
 def test_part_of_a_larger_image(layout: str, grad_layout: str, dtype: torch.dtype) -> None:
     for shape in ((2, 6, 16), (3, 70, 24), (2, 9, 21)):
@@ -111,7 +112,7 @@ def test_part_of_a_larger_image(layout: str, grad_layout: str, dtype: torch.dtyp
         options = cases.options("mixed", shape[1], case[1], dtype)
         run = ImageBatch(EVERY["single"], case, options, shape, layout=layout, grad_layout=grad_layout)
         aligned = harness.describe(run.launches()[1]).aligned
-        assert aligned == (shape[2] % 8 == 0 and "unaligned" not in (layout, grad_layout))
+        assert aligned == (shape[2] % 8 == 0 and "offset" not in (layout, grad_layout))
         for name in ("shared_classes", "kept") if aligned else ("single", "single_kept"):
             run.plans = EVERY[name]
             check(harness.run, run)
@@ -249,7 +250,7 @@ def test_scale_grad(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     ups["some"] = torch.where(torch.arange(n * p) % 16 < 8, 1.0, -2.0)
     for up in ups.values():
         expected = (grad.float() * up.reshape(n, 1, p)).to(dtype)
-        for layout in ("contiguous", "cropped", "unaligned"):
+        for layout in ("contiguous", "whole_vectors_apart", "offset"):
             for processors in (1, 132):
                 actual = LAYOUTS[layout](grad)
                 harness.run([harness.scaling(actual, up, processors)])

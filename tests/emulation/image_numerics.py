@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from longtail.images import to_images, to_rows
 
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, Launch, Plan, launch, poisoned
+from .image_layouts import LAYOUTS
 from .numerics import Batch, Plans, assert_padding_untouched
 
 
@@ -20,32 +20,6 @@ def over_pixels(lanes: int, threads: int = 64, vector: bool = True, kept: bool =
     """kept: the logits stay in shared memory between their two uses."""
     sweep = Plan(SWEEP, vector, threads, lanes)
     return Plans(sweep, sweep, Plan(SHARED if kept else SWEEP, vector, threads, lanes))
-
-
-def _cropped(x: Tensor, first: int) -> Tensor:
-    """From pixel ``first`` on of wider images with two more classes."""
-    n, c, p = x.shape
-    wide = torch.full((n, c + 2, p + 16), torch.nan, dtype=x.dtype)
-    wide[:, 1:-1, first : first + p] = x
-    return wide[:, 1:-1, first : first + p]
-
-
-def _far_apart(x: Tensor) -> Tensor:
-    """Classes 2^29 elements apart and images more than 2^31; only the images themselves take memory."""
-    n, c, p = x.shape
-    class_stride, flags = 2**29 + 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    stride = max(c, 5) * class_stride
-    count = (n - 1) * stride + (c - 1) * class_stride + p
-    memory = torch.frombuffer(mmap.mmap(-1, count * x.itemsize, flags), dtype=x.dtype)
-    return memory.as_strided(x.shape, (stride, class_stride, 1)).copy_(x)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x.clone(),
-    "cropped": lambda x: _cropped(x, 8),
-    "unaligned": lambda x: _cropped(x, 3),
-    "far_apart": _far_apart,
-}
 
 
 class ImageBatch(Batch):
