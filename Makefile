@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not gpu"
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu"
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).
 test-gpu: $(VENV)/.test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +15,24 @@ settings.register_profile("longtail", deadline=None, derandomize=True, max_examp
 settings.load_profile("longtail")
 
 
-# Files that share a build, or the processes of `ranks`, run on one worker; every other file is a group of its own.
+# Files that share a build, or the processes of `ranks`, run on one worker of pytest-xdist, as every other file does.
 TOGETHER = {"test_cuda_emulation": "emulation", "test_vocab_parallel": "ranks", "test_dtensor": "ranks"}
 
 
-def group_of(item: pytest.Item) -> str:
-    return next((group for start, group in TOGETHER.items() if item.path.stem.startswith(start)), item.path.stem)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.split("::")[0]).stem
+            return next((group for start, group in TOGETHER.items() if stem.startswith(start)), stem)
+
+    return ByFile(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
