@@ -28,7 +28,7 @@ def test_every_option(ranks: Ranks, option_set: str, world: int, reduction: str)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=cases.name)
-@pytest.mark.parametrize("option_set", ["plain", "mixed", "mixed_linear"])
+@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
 @pytest.mark.parametrize("world", SHARDS)
 def test_dtypes(ranks: Ranks, world: int, option_set: str, dtype: torch.dtype) -> None:
     check(ranks, SHARDS[world], option_set, dtype)
