@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cases
 import longtail
+from longtail import linear_classes, linear_softmax_loss
 from tolerances import assert_close, assert_same
 
 N, D = 20, 16
@@ -144,6 +145,24 @@ def test_normalizer(normalizer: Any) -> None:
     assert_results(
         fused(data, normalizer=normalizer, chunk_size=6), *[plain(data, normalizer=normalizer)] * 2, factor=4
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=cases.name)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_ignored_rows_take_no_product(reduction: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = problem(13, dtype)
+    options = cases.options("mixed", 13, data[3], dtype) | {"reduction": reduction}
+    up = cases.upstreams((N,) if reduction == "none" else (), cases.vector_dtype(dtype))["random"]
+    seen = []
+    for module in (linear_softmax_loss, linear_classes):
+        make = module.make_logits
+        monkeypatch.setattr(module, "make_logits", lambda x, *rest, make=make: (seen.append(len(x)), make(x, *rest)))
+    filtered = fused(data, up, **options)
+    counted = int((data[3] != cases.IGNORE).sum())
+    assert 0 < counted < N
+    assert set(seen) == {counted}
+    monkeypatch.setattr(linear_softmax_loss, "_counted", lambda *_: None)  # as on a GPU: cleared, not left out
+    assert_results(filtered, fused(data, up, **options), plain(data, up, **options))
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])

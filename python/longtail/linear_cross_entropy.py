@@ -59,7 +59,8 @@ def linear_cross_entropy(
             (N, C, d1, ..., dK).
         linear_bias: (C,) or (C, d1, ..., dK). Input, weight and bias are what the loss is differentiable in.
         ignore_index: None is -100. Refused with class probabilities, as torch does. What input the ignored rows hold,
-            NaN included, reaches no gradient.
+            NaN included, reaches no gradient. On the CPU they take no part in the products; on a GPU, where the host
+            would have to wait for their number, they are cleared.
         gradient: "forward" makes the gradients with the loss (three GEMMs) and keeps them: one backward, whose
             upstream scalar they are then multiplied by; "inplace" is the same, for there are no logits to overwrite.
             "backward" makes the logits again in backward (four GEMMs): any upstream gradient, any number of times.

@@ -31,6 +31,24 @@ def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
         ops.mean_denominator(target, None, ignore_index, num_classes)
 
 
+def _counted(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Which rows count, [M], where some do not, on the CPU: on a GPU the host would have to wait for the answer."""
+    if target.device.type != "cpu":
+        return None
+    counted = target != ignore_index
+    return None if counted.all() else counted.nonzero()[:, 0]
+
+
+def _of_rows(options: tuple[Any, ...], rows: Tensor | slice) -> tuple[Any, ...]:
+    sample_weight = None if options[3] is None else options[3][rows]
+    return (*options[:3], sample_weight, *options[4:])
+
+
+def _among(part: Tensor, rows: Tensor, count: int) -> Tensor:
+    """``part`` as those ``rows`` of ``count``, of which the others are 0."""
+    return part.new_zeros((count, *part.shape[1:])).index_copy_(0, rows, part)
+
+
 class _Chunk(NamedTuple):
     rows: slice
     input: Tensor
@@ -58,8 +76,7 @@ def _chunks(
         x = input[rows].to(dtype).masked_fill(ignored[rows], 0.0)
         logits = buffer[: x.shape[0]]
         make_logits(x, linear_weight, linear_bias, logits)
-        sample_weight = None if options[3] is None else options[3][rows]
-        yield _Chunk(rows, x, logits, target[rows], (*options[:3], sample_weight, *options[4:]))
+        yield _Chunk(rows, x, logits, target[rows], _of_rows(options, rows))
 
 
 def _rows_out(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -77,9 +94,14 @@ def linear_softmax_loss(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits."""
-    loss, stats = _rows_out(input, dtype)
     with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
+        counted = _counted(target, options[4])
+        if counted is not None:
+            data = (input[counted], linear_weight, linear_bias, target[counted])
+            found = linear_softmax_loss(*data, chunk_size, dtype, *_of_rows(options, counted))
+            return _among(found[0], counted, len(target)), _among(found[1], counted, len(target))
+        loss, stats = _rows_out(input, dtype)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         for chunk in _chunks(input, weight, bias, target, chunk_size, options):
@@ -109,6 +131,13 @@ def linear_softmax_loss_and_grad(
     needs = (needs_input, needs_weight, needs_bias)
     with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
+        counted = _counted(target, options[4])
+        if counted is not None:
+            part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted])
+            setting: Any = (chunk_size, dtype, total_dtype, weight_grad_dtype, *needs)
+            found = linear_softmax_loss_and_grad(*part, *setting, *_of_rows(options, counted))
+            spread = (_among(x, counted, len(target)) for x in found[: 2 + needs_input])
+            return (*spread, *found[2 + needs_input :])  # type: ignore[return-value]
         if not chunk_size and linear_classes.pays(input, dtype, total_dtype, needs_weight):
             data = (grad_loss, input, linear_weight, linear_bias, target)
             return linear_classes.linear_softmax_loss_and_grad(*data, dtype, weight_grad_dtype, needs, *options)
