@@ -59,6 +59,45 @@ def test_binary_cross_entropy_with_logits(vectors: tuple[str, ...], reduction: s
         assert_close(ours, torchs)
 
 
+BROADCAST = [
+    ((6, 5), (6, 5)), ((6, 5), (6, 1)), ((6, 5), (1, 5)), ((6, 5), (1,)), ((6, 5), ()), ((7,), (7,)), ((7,), ()),
+    ((), ()), ((2, 5, 3, 4), (5, 1, 1)), ((2, 5, 3, 4), (2, 1, 3, 4)), ((2, 5, 3, 4), (4,)), ((2, 5, 3), (1, 5, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gradient", cases.MODES)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(("shape", "weight_shape"), BROADCAST, ids=str)
+def test_weights_broadcast_as_in_torch(
+    shape: tuple[int, ...], weight_shape: tuple[int, ...], reduction: str, gradient: str
+) -> None:
+    g = cases.generator(3)
+    logits, y = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
+    given = {"weight": torch.rand(weight_shape, generator=g, dtype=torch.float64)}
+    if shape[1:2] == (5,):
+        given["pos_weight"] = torch.rand((5, *(1 for _ in shape[2:])), generator=g, dtype=torch.float64)
+    x, w = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = longtail.sigmoid_cross_entropy(x * 1.0, y.sigmoid(), reduction=reduction, gradient=gradient, **given)
+    truth = F.binary_cross_entropy_with_logits(w, y.sigmoid(), reduction=reduction, **given)
+    assert loss.shape == truth.shape
+    up = torch.randn(truth.shape, generator=g, dtype=torch.float64)
+    for ours, torchs in zip(value_and_grad(loss, x, up), value_and_grad(truth, w, up), strict=True):
+        assert_close(ours, torchs)
+
+
+def test_weights_that_do_not_broadcast() -> None:
+    x, y = torch.randn(6, 5), torch.rand(6, 5)
+    for weight in (torch.rand(4), torch.rand(5, 5), torch.rand(1, 6, 5), torch.rand(6, 1, 5)):
+        with pytest.raises(ValueError, match="weight has shape"):
+            longtail.sigmoid_cross_entropy(x, y, weight)
+    with pytest.raises(ValueError, match=r"pos_weight has shape \[6, 1\], expected \[5\]"):
+        longtail.sigmoid_cross_entropy(x, y, pos_weight=torch.rand(6, 1))
+    with pytest.raises(ValueError, match="requires grad"):
+        longtail.sigmoid_cross_entropy(x, y, torch.rand(6, 5, requires_grad=True))
+    with pytest.raises(ValueError, match="expected \\[5\\]"):
+        longtail.sigmoid_cross_entropy(x, torch.tensor([0] * 6), torch.rand(6, 5))
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
 @pytest.mark.parametrize("reduction", ["none", "rows"])
 @pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import arguments
 from .class_balance import Counts, effective_number_weight
 from .functional import cross_entropy
-from .sigmoid_loss import sigmoid_loss
+from .sigmoid_loss import along_classes, sigmoid_loss
 
 CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
 
@@ -88,11 +88,35 @@ def sigmoid_cross_entropy(
 ) -> Tensor:
     r"""Binary cross-entropy with logits, :math:`-w_j (\mathrm{pos}_j\, y \log p + (1 - y) \log(1 - p))`.
 
-    :func:`torch.nn.functional.binary_cross_entropy_with_logits` for float targets, with ``weight`` and ``pos_weight``
-    [C]; class indices too. ``options``: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer,
-    gradient, as in :func:`sigmoid_focal_loss`.
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits` for float targets; class indices too.
+
+    Args:
+        input, target, reduction: as in :func:`sigmoid_focal_loss`.
+        weight: [C], of each column, whatever dimensions follow the classes. With a target for each element also any
+            shape that broadcasts to the input's, as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing,
+            another some passes over the losses.
+        pos_weight: [C], or with a target for each element a shape that broadcasts along the classes alone.
+        options: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer, gradient, as in
+            :func:`sigmoid_focal_loss`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
     """
-    return sigmoid_loss(input, target, weight=weight, reduction=reduction, pos_weight=pos_weight, **options)
+    element_weight = None
+    if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape == target.shape:
+        if isinstance(weight, Tensor) and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
+            along = along_classes(weight, input)
+            element_weight, weight = (weight, None) if along is None else (None, along)
+        if isinstance(pos_weight, Tensor) and pos_weight.dim() != 1:
+            pos_weight = pos_weight if (along := along_classes(pos_weight, input)) is None else along
+    return sigmoid_loss(
+        *(input, target),
+        weight=weight,
+        element_weight=element_weight,
+        reduction=reduction,
+        pos_weight=pos_weight,
+        **options,
+    )
 
 
 def binary_focal_loss(

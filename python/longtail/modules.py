@@ -176,7 +176,7 @@ class SigmoidFocalLoss(_Loss):
 
 
 class SigmoidCrossEntropyLoss(_Loss):
-    """:func:`longtail.sigmoid_cross_entropy` as a module; :class:`torch.nn.BCEWithLogitsLoss` with [C] vectors."""
+    """:func:`longtail.sigmoid_cross_entropy` as a module, for :class:`torch.nn.BCEWithLogitsLoss`."""
 
     _function = staticmethod(functional_sigmoid.sigmoid_cross_entropy)
 

@@ -82,6 +82,31 @@ def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_ind
     return torch.full((), at.target.numel(), dtype=torch.float64, device=device)
 
 
+def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
+    """[C] of what broadcasts over ``input``, (N, C, ...), with the classes alone; None of anything else."""
+    shape = (1,) * (input.dim() - value.dim()) + value.shape
+    num_classes = input.shape[1] if input.dim() > 1 else 1
+    beside = shape[:1] + shape[2:]
+    if len(shape) > input.dim() or any(n != 1 for n in beside) or shape[1:2] not in ((), (1,), (num_classes,)):
+        return None
+    return value.reshape(-1).expand(num_classes)
+
+
+def _over_elements(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Checks a weight that broadcasts over ``input``."""
+    try:
+        fits = torch.broadcast_shapes(weight.shape, input.shape) == input.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ArgumentValueError(
+            f"weight has shape {list(weight.shape)}, expected [C] or one that broadcasts to {list(input.shape)}"
+        )
+    checked = arguments.vector("weight", weight, weight.shape, input, dtype)
+    assert checked is not None
+    return checked.reshape(weight.shape)
+
+
 def sigmoid_loss(
     input: Tensor,
     target: Tensor,
@@ -90,6 +115,7 @@ def sigmoid_loss(
     alpha: float | None = None,
     gamma: float = 0.0,
     weight: Tensor | None = None,
+    element_weight: Tensor | None = None,
     class_weight_by_target: bool = False,
     pos_weight: Tensor | None = None,
     sample_weight: Tensor | None = None,
@@ -97,7 +123,10 @@ def sigmoid_loss(
     normalizer: str | float | Tensor | None = None,
     gradient: str = "backward",
 ) -> Tensor:
-    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`."""
+    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`.
+
+    ``element_weight`` broadcasts over ``input``: it costs passes over the losses of the elements.
+    """
     _check_options(input, target, reduction, ignore_index, normalizer, gradient)
     gamma = arguments.check_number("gamma", gamma, 0.0)
     if alpha is not None:
@@ -117,13 +146,23 @@ def sigmoid_loss(
     )
     denominator = _denominator(normalizer, at, ignore_index).to(dtype) if reduction == "mean" else None
     over = "elements" if reduction == "none" else reduction
+    if element_weight is not None:
+        element_weight, over = _over_elements(element_weight, input, dtype), "elements"
     wants_grad = torch.is_grad_enabled() and at.logits.requires_grad
     if not wants_grad:
         gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
     if wants_grad or not torch.compiler.is_compiling():
-        loss, *_ = SigmoidLoss.apply(at.logits, at.target, denominator, over, gradient, *options)
+        divisor = None if over == "elements" else denominator
+        loss, *_ = SigmoidLoss.apply(at.logits, at.target, divisor, over, gradient, *options)
     else:  # torch.compile passes a context to the Function's forward where nothing requires grad
-        loss = reduce_loss(ops.sigmoid_loss(at.logits, at.target, *options, over == "elements"), denominator, over)
+        elementwise = over == "elements"
+        loss = ops.sigmoid_loss(at.logits, at.target, *options, elementwise)
+        loss = reduce_loss(loss, None if elementwise else denominator, over)
+    if element_weight is not None:
+        loss = at.restore(loss) * element_weight
+        if reduction == "rows":
+            return loss.sum(1) if loss.dim() > 1 else loss
+        return loss if reduction == "none" else reduce_loss(loss, denominator, "sum")
     if reduction == "none":
         return at.restore(loss)
     return loss.reshape(at.rows) if reduction == "rows" else loss
