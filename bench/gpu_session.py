@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import longtail
 
@@ -112,27 +113,39 @@ def run_sanitized() -> None:
     """Every operator on the shapes above, in every mode and with every option, compared with the CPU."""
     for shape in SANITIZED:
         classes = shape[1]
+        generator = torch.Generator().manual_seed(classes)
+        wide = torch.randn(shape, generator=generator)
+        target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
+        target.view(-1)[0] = -100
+        vector = torch.rand(classes, generator=generator)
+        softmax = {"weight": vector, "class_bias": vector, "label_smoothing": 0.1, "softcap": 20.0}
+        sigmoid = {"weight": vector, "pos_weight": vector, "gamma": 1.5}
+        cases: tuple[tuple[Callable[..., Tensor], Tensor, dict[str, Any]], ...] = (
+            (longtail.cross_entropy, target, {"complement_gamma": -1.0}),
+            (longtail.cross_entropy, target, {"complement_gamma": -1.0, **softmax}),
+            (longtail.sigmoid_focal_loss, target, {"reduction": "mean"}),
+            (longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}),
+            (longtail.sigmoid_focal_loss, torch.rand(shape, generator=generator), {"reduction": "none", **sigmoid}),
+        )
         for dtype in (torch.float32, torch.bfloat16):
-            generator = torch.Generator().manual_seed(classes)
-            logits = torch.randn(shape, generator=generator).to(dtype)
-            target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
-            target.view(-1)[0] = -100
-            vector = torch.rand(classes, generator=generator)
-            options = {"weight": vector, "class_bias": vector, "label_smoothing": 0.1, "softcap": 20.0}
-            choices: tuple[dict[str, Any], ...] = ({}, options)
-            for extra in choices:
-                expected = _gradient(logits, target, "backward", extra)
+            for loss, y, options in cases:
+                expected = _gradient(loss, wide.to(dtype), y, "backward", options)
+                on_gpu = {k: _on_gpu(v) for k, v in options.items()}
                 for mode in ("backward", "forward", "inplace"):
-                    cuda = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
-                    actual = _gradient(logits.cuda(), target.cuda(), mode, cuda)
+                    actual = _gradient(loss, _on_gpu(wide.to(dtype)), _on_gpu(y), mode, on_gpu)
                     torch.testing.assert_close(actual.cpu().float(), expected.float(), rtol=2e-2, atol=1e-5)
         print(f"{list(shape)}: as on the CPU", flush=True)
 
 
-def _gradient(logits: torch.Tensor, target: torch.Tensor, mode: str, options: dict[str, Any]) -> torch.Tensor:
+def _on_gpu(x: Any) -> Any:
+    return x.cuda() if isinstance(x, Tensor) else x
+
+
+def _gradient(
+    loss: Callable[..., Tensor], logits: Tensor, target: Tensor, mode: str, options: dict[str, Any]
+) -> Tensor:
     x = logits.clone().requires_grad_()
-    loss = longtail.cross_entropy(x * 1.0, target, gradient=mode, complement_gamma=-1.0, **options)
-    (loss * 1.7).backward()
+    (loss(x * 1.0, target, gradient=mode, **options).sum() * 1.7).backward()
     assert x.grad is not None
     return x.grad
 

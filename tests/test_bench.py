@@ -292,3 +292,13 @@ def test_call_overhead_is_a_pytest_benchmark():
     done = command("pytest", "bench/overhead.py", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
+
+
+def test_what_the_sanitizer_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the CPU, where it compares the gradient modes."""
+    from bench import gpu_session
+
+    monkeypatch.setattr(gpu_session, "_on_gpu", lambda x: x)
+    monkeypatch.setattr(gpu_session, "SANITIZED", ((9, 100), (2, 21, 35)))
+    gpu_session.run_sanitized()
+    assert capsys.readouterr().out.count("as on the CPU") == 2
