@@ -294,6 +294,7 @@ def test_call_overhead_is_a_pytest_benchmark():
     assert "4 passed" in done.stdout
 
 
+@pytest.mark.usefixtures("bench")
 def test_what_the_sanitizer_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On the CPU, where it compares the gradient modes."""
     from bench import gpu_session
