@@ -30,6 +30,7 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
     "reduction": ((X, Y), {"reduction": "average"}, ValueError, "average"),
     "gradient": ((X, Y), {"gradient": "sideways"}, ValueError, "sideways"),
     "normalizer": ((X, Y), {"reduction": "mean", "normalizer": "count"}, ValueError, "count"),
+    "normalizer_negative": ((X, Y), {"reduction": "mean", "normalizer": -2.0}, ValueError, "normalizer is -2"),
     "normalizer_with_none": ((X, Y), {"normalizer": "rows"}, ValueError, "normalizer"),
     "weight_shape": ((X, Y), {"weight": torch.ones(4)}, ValueError, "weight"),
     "pos_weight_shape": ((X, Y), {"pos_weight": torch.ones(1, 5)}, ValueError, "pos_weight"),

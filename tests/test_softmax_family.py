@@ -161,7 +161,7 @@ def test_minus_infinity_among_the_others_is_as_if_the_class_were_absent() -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
 @pytest.mark.parametrize("margin", [20.0, 40.0, 55.0])
 def test_target_gradient_is_right_relatively_where_p_rounds_to_one(margin: float, dtype: torch.dtype) -> None:
-    """-(1 - p_g) to a few roundings of itself: computed from p_g it is 19 % off at 20 nats, then 0."""
+    """-(1 - p_g) to a few roundings of itself: computed from a float32 p_g it is 8 % off at 20 nats, 0 from 21 on."""
     logits = torch.zeros(1, 64, dtype=dtype)
     logits[0, 5] = margin
     loss, grad = ours(logits, torch.tensor([5]), torch.tensor([1.5]))

@@ -120,20 +120,22 @@ def laid_out(input: Tensor) -> Tensor:
 
 
 def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...]) -> None:
-    """``normalizer`` is None, one of ``words``, a number or a 0-d tensor, and goes with the mean alone."""
+    """``normalizer`` is None, one of ``words``, a number >= 0 or a 0-d tensor, and goes with the mean alone."""
     if normalizer is None:
         return
     if reduction != "mean":
         raise ValueError(f'normalizer is given with reduction={reduction!r}, expected reduction="mean"')
     if isinstance(normalizer, str):
-        check_choice("normalizer", normalizer, words)
+        if normalizer not in words:
+            named = ", ".join(map(repr, words))
+            raise ValueError(f"normalizer is {normalizer!r}, expected {named}, a number, a 0-d tensor or None")
     elif isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ArgumentValueError(f"normalizer has shape {list(normalizer.shape)}, expected a 0-d tensor")
         if normalizer.requires_grad:
             raise ArgumentValueError("normalizer requires grad, but the loss is not differentiable in it")
     else:
-        check_number("normalizer", normalizer)
+        check_number("normalizer", normalizer, 0.0)  # 0: a Trainer's step in which nothing counts
 
 
 def given_normalizer(normalizer: str | float | Tensor | None, device: torch.device) -> Tensor | None:

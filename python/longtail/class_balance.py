@@ -43,6 +43,9 @@ def effective_number(samples_per_class: Counts, beta: float, *, dtype: torch.dty
         samples_per_class: counts n, [C].
         beta: in [0, 1]; 1 means its limit, ``n`` itself.
         dtype: of the result.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta is out of range.
     """
     counts, device = checked_counts(samples_per_class)
     return _finish(_effective_number(counts, beta), dtype, device)
@@ -57,8 +60,12 @@ def effective_number_weight(
         samples_per_class: counts [C].
         beta: in [0, 1]; 0 gives all ones, 1 inverse frequency. There is no default: what helps depends on the
             data, and a wrong value is worse than no weights at all.
-        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp".
+        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
+            (counted as 1).
         dtype: of the result.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta is out of range; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
@@ -77,8 +84,12 @@ def inverse_frequency_weight(
     Args:
         samples_per_class: counts [C].
         power: >= 0; 0.5 is the inverse square root (Mahajan et al. 2018).
-        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp".
+        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
+            (counted as 1).
         dtype: of the result.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; power is out of range; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
@@ -97,9 +108,12 @@ def logit_adjustment(
     Args:
         samples_per_class: counts [C].
         tau: 1 is balanced softmax (Ren et al. 2020), any other number logit adjustment (Menon et al. 2021).
-        empty: "error" or "clamp"; no "zero", which would be the largest bias of all and make the empty
+        empty: "error" or "clamp" (counted as 1); no "zero", which would be the largest bias of all and make the empty
             class the most likely one.
         dtype: of the result.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; tau is no finite number; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("clamp",))
@@ -118,8 +132,12 @@ def ldam_margin(
     Args:
         samples_per_class: counts [C].
         max_margin: >= 0, the margin of the rarest class.
-        empty: "error", "zero" (margin 0; the largest margin goes to the rarest class present) or "clamp".
+        empty: "error", "zero" (margin 0; the largest margin goes to the rarest class present) or "clamp"
+            (counted as 1).
         dtype: of the result.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; max_margin is negative; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))

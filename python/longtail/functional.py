@@ -97,12 +97,12 @@ def cross_entropy(
         z_loss: coefficient of the squared log-sum-exp (added after weights and focal factor).
         sample_weight: v, of the target's shape; does not enter the mean's denominator.
         normalizer: the mean's denominator: None (torch's), "count" (counted rows, at least 1), a number, or a 0-d
-            tensor, such as the Trainer's ``num_items_in_batch``.
+            tensor, such as the Trainer's ``num_items_in_batch``. A number is at least 0.
         gradient: "backward" (3 passes over the logits); "forward" (2 passes: the gradient is made with the loss and
             kept); "inplace" (2 passes, no extra memory: the gradient overwrites ``input``, or the copy that a strided
-            layout needs; later use of the overwritten logits in autograd raises). The last two allow one backward, and
-            round the gradient before a gradient scaler multiplies it; for float16 the mean's denominator is therefore
-            applied in backward.
+            layout needs. What saved the logits before raises in its backward; what reads them after reads the
+            gradient, without an error). The last two allow one backward, and round the gradient before a gradient
+            scaler multiplies it; for float16 the mean's denominator is therefore applied in backward.
         return_stats: also return :class:`longtail.RowStats`.
 
     A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on

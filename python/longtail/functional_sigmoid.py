@@ -177,6 +177,10 @@ def class_balanced_loss(
         empty: what to do with classes without samples, as in ``effective_number_weight``.
         reduction: "mean" over the counted rows (the paper's number of positives; at least 1), "sum" or "none" (rows).
         options: of :func:`longtail.cross_entropy` or :func:`sigmoid_focal_loss`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as ``effective_number_weight`` and :func:`longtail.cross_entropy`; or
+            ``loss`` is none of the four.
     """
     weight = effective_number_weight(samples_per_class, beta, empty)  # type: ignore[arg-type]
     return balanced(input, target, weight.to(input.device), loss=loss, gamma=gamma, reduction=reduction, **options)
