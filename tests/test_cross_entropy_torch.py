@@ -220,3 +220,32 @@ def test_no_float32_copy_of_half_logits_is_kept() -> None:
     assert (torch.bfloat16, 3200) in saved, "the logits themselves are kept for the backward pass"
     assert not [s for s in saved if s[0] == torch.float32 and s[1] >= 3200]
     loss.backward()
+
+
+def test_positional_arguments_are_torchs() -> None:
+    logits, target = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 2])
+    weight, soft = torch.rand(5), torch.rand(6, 5)
+    given = (weight, None, 2, None, "sum", 0.1)
+    assert_close(longtail.cross_entropy(logits, target, *given), F.cross_entropy(logits, target, *given).double())
+    module, torchs = longtail.CrossEntropyLoss(*given), torch.nn.CrossEntropyLoss(*given)
+    assert_close(module(logits, target), torchs(logits, target).double())
+    binary = (weight, None, None, "sum", weight)
+    expected = F.binary_cross_entropy_with_logits(logits, soft, *binary).double()
+    assert_close(longtail.sigmoid_cross_entropy(logits, soft, *binary), expected)
+    assert_close(longtail.SigmoidCrossEntropyLoss(*binary)(logits, soft), expected)
+
+
+@pytest.mark.parametrize("reduce", [None, False, True])
+@pytest.mark.parametrize("size_average", [None, False, True])
+@pytest.mark.filterwarnings("ignore:size_average and reduce")
+def test_deprecated_reductions(size_average: bool | None, reduce: bool | None) -> None:
+    logits, target = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 2])
+    given = {"size_average": size_average, "reduce": reduce}
+    expected = F.cross_entropy(logits, target, **given).double()
+    assert_close(longtail.cross_entropy(logits, target, **given), expected)
+    assert_close(longtail.CrossEntropyLoss(**given)(logits, target), expected)
+
+
+def test_deprecated_reductions_warn() -> None:
+    with pytest.warns(UserWarning, match='pass reduction="sum"'):
+        longtail.cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]), size_average=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,16 @@ class Rows(NamedTuple):
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def legacy_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """What torch's deprecated ``size_average`` and ``reduce`` say; ``reduction`` where both are None."""
+    if size_average is None and reduce is None:
+        return reduction
+    averages, reduces = size_average is None or size_average, reduce is None or reduce
+    said = ("mean" if averages else "sum") if reduces else "none"
+    warnings.warn(f'size_average and reduce are deprecated, pass reduction="{said}"', stacklevel=3)
+    return said
 
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:

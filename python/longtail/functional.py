@@ -52,7 +52,9 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
@@ -88,6 +90,7 @@ def cross_entropy(
         ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
         reduction: "mean" (divides by the sum of w_g over counted rows; NaN when nothing is counted), "sum" or "none".
         label_smoothing: epsilon in [0, 1].
+        size_average, reduce: torch's, deprecated: they stand where torch's positional arguments do.
         focal_gamma: gamma >= 0 of the focal factor (Lin et al. 2017, eq. 4, over the softmax).
         complement_gamma: kappa; -1 is complement cross-entropy (Kim et al. 2021), which raises H.
         class_bias: [C], added to the logits: logit adjustment (Menon et al. 2021), balanced softmax (Ren et al. 2020).
@@ -120,6 +123,7 @@ def cross_entropy(
             torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
+    reduction = arguments.legacy_reduction(reduction, size_average, reduce)
     if is_dtensor(input) or is_dtensor(target):
         from . import dtensor  # imports torch.distributed.tensor
 
@@ -196,7 +200,8 @@ def focal_loss(
     Finite in value and gradient for every gamma >= 0 and every margin. ``weight`` [C] is the per-class alpha.
     Arguments, ``options`` and errors as :func:`cross_entropy`, whose ``focal_gamma`` is ``gamma`` here.
     """
-    return cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, focal_gamma=gamma, **options)
+    options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return cross_entropy(input, target, weight, focal_gamma=gamma, **options)
 
 
 def complement_cross_entropy(
@@ -214,9 +219,8 @@ def complement_cross_entropy(
     gamma < 0 raises the complement entropy H, that is, flattens the probabilities of the wrong classes. Arguments,
     ``options`` and errors as :func:`cross_entropy`, whose ``complement_gamma`` is ``gamma`` here.
     """
-    return cross_entropy(
-        input, target, weight, ignore_index, reduction, label_smoothing, complement_gamma=gamma, **options
-    )
+    options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return cross_entropy(input, target, weight, complement_gamma=gamma, **options)
 
 
 def complement_entropy(

@@ -82,6 +82,8 @@ def sigmoid_cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
     **options: Any,
@@ -95,6 +97,7 @@ def sigmoid_cross_entropy(
         weight: [C], of each column, whatever dimensions follow the classes. With a target for each element also any
             shape that broadcasts to the input's, as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing,
             another some passes over the losses.
+        size_average, reduce: torch's, deprecated.
         pos_weight: [C], or with a target for each element a shape that broadcasts along the classes alone.
         options: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer, gradient, as in
             :func:`sigmoid_focal_loss`.
@@ -113,7 +116,7 @@ def sigmoid_cross_entropy(
         *(input, target),
         weight=weight,
         element_weight=element_weight,
-        reduction=reduction,
+        reduction=arguments.legacy_reduction(reduction, size_average, reduce),
         pos_weight=pos_weight,
         **options,
     )

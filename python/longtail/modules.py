@@ -53,7 +53,9 @@ class CrossEntropyLoss(_Loss):
     def __init__(
         self,
         weight: Tensor | None = None,
+        size_average: bool | None = None,
         ignore_index: int = -100,
+        reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         *,
@@ -66,7 +68,7 @@ class CrossEntropyLoss(_Loss):
             class_bias=class_bias,
             class_margin=class_margin,
             ignore_index=ignore_index,
-            reduction=reduction,
+            reduction=arguments.legacy_reduction(reduction, size_average, reduce),
             label_smoothing=label_smoothing,
             **options,
         )
@@ -183,10 +185,13 @@ class SigmoidCrossEntropyLoss(_Loss):
     def __init__(
         self,
         weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
         **options: Any,
     ) -> None:
+        reduction = arguments.legacy_reduction(reduction, size_average, reduce)
         super().__init__(weight=weight, pos_weight=pos_weight, reduction=reduction, **options)
 
 
