@@ -16,6 +16,7 @@ from .provenance import processor_name, version_of
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="longtail", description="Fused losses for long-tailed and large-vocabulary training.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,experiment}")
     commands.add_parser("info", help="versions, devices, backends, and why a backend does not run")
     trial = commands.add_parser(
