@@ -22,7 +22,6 @@ from torch import Tensor
 
 import longtail
 from longtail.peak_memory import PeakMemory, return_freed_memory
-from longtail.provenance import provenance
 
 from . import eager, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
@@ -77,16 +76,6 @@ class Row:
     time_of_gemms: float | None  # median over that of the three bare GEMMs of the same run
     peak_extra_MB: float | None  # beyond the inputs and the gradients
     peak_of_logits: float | None
-    longtail: str
-    torch: str
-    triton: str
-    python: str
-    cpu: str
-    threads: int
-    isa: str
-    driver: str
-    commit: str
-    date: str
 
 
 def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[Row]:
@@ -101,7 +90,6 @@ def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch
                 time_of_gemms=timing.median / timings[0].median,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
                 peak_of_logits=None if timing.peak is None else timing.peak / (n * c * dtype.itemsize),
-                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows

@@ -29,7 +29,6 @@ from torch.multiprocessing.spawn import spawn
 import longtail
 from longtail import ops
 from longtail.distributed import all_gather
-from longtail.provenance import provenance
 
 from . import results
 from .measure import TOLERANCE, Mismatch
@@ -65,16 +64,6 @@ class Row:
     collectives: int
     speedup_over_loss_parallel: float | None
     speedup_over_all_gather: float | None
-    longtail: str
-    torch: str
-    triton: str
-    python: str
-    cpu: str
-    threads: int
-    isa: str
-    driver: str
-    commit: str
-    date: str
 
 
 KEY = ("section", "device", "cpu", "isa", "world", "dtype", "N", "C", "loss", "contender", "gradient")
@@ -215,7 +204,6 @@ def rows_of(found: list[Contender], shape: tuple[int, int], world: int, dtype: t
                 speedup_over_all_gather=(
                     results.ratio(medians["plain", "all-gather of the logits"], median) if plain else None
                 ),
-                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows

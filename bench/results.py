@@ -45,19 +45,12 @@ class Row:
     speedup_over_eager: float | None  # of the same loss
     speedup_over_cross_entropy: float | None  # F.cross_entropy alone, eager
     peak_extra_MB: float | None
-    longtail: str
-    torch: str
-    triton: str
-    python: str
-    cpu: str
-    threads: int
-    isa: str
-    driver: str
-    commit: str
-    date: str
 
 
-COLUMNS = [column.name for column in fields(Row)]
+def columns_of(row: Any) -> list[str]:
+    """The columns of a CSV of such rows, instances or their dataclass: their own, and where they come from."""
+    return [*(column.name for column in fields(row)), *provenance()]
+
 
 # What a later row has to share with an earlier one to replace it; of rows of another kind, what they have of it.
 KEY = (
@@ -117,7 +110,6 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
                 speedup_over_eager=ratio(medians.get((contender.loss, "eager")), median),
                 speedup_over_cross_entropy=ratio(medians.get(("plain", "eager")), median) if contender.loss else None,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
-                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows
@@ -138,15 +130,15 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> None:
-    """Adds rows, of one dataclass, to a CSV; those that share ``key_columns`` with an old one replace it."""
-    columns = [column.name for column in fields(rows[0])]
+    """Adds rows, of one dataclass, to a CSV, with their provenance; they replace old ones of equal ``key_columns``."""
+    columns = columns_of(rows[0])
 
     def key(row: dict[str, str]) -> tuple[str, ...]:
         return tuple(row[name] for name in key_columns if name in columns)
 
     merged = {key(row): row for row in read(path)}
     for row in rows:
-        text = {name: _text(getattr(row, name)) for name in columns}
+        text = {name: _text(value) for name, value in (vars(row) | provenance()).items()}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

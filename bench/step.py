@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 import longtail
 from longtail.peak_memory import PeakMemory, return_freed_memory
-from longtail.provenance import provenance
 
 from . import results
 from .measure import TOLERANCE, CpuClock, CudaClock, Mismatch
@@ -77,16 +76,6 @@ class Row:
     budget_MB: float
     largest_batch: int | None  # tokens, a power of two
     largest_tried: int
-    longtail: str
-    torch: str
-    triton: str
-    python: str
-    cpu: str
-    threads: int
-    isa: str
-    driver: str
-    commit: str
-    date: str
 
 
 class Trainer:
@@ -185,7 +174,6 @@ def measure(size: int, rounds: int, budget: int, most: int, vocabulary: int, dev
                 budget_MB=budget / 1e6,
                 largest_batch=largest_batch(trainer, loss, budget, most),
                 largest_tried=most,
-                **provenance(),  # type: ignore[arg-type]
             )
         )
     return rows

@@ -265,7 +265,7 @@ def test_goals_that_the_rows_allow_are_judged():
     from bench import goals, results
 
     def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768)):
-        values = dict.fromkeys(results.COLUMNS)
+        values = dict.fromkeys(column.name for column in dataclasses.fields(results.Row))
         values |= {"section": section, "dtype": dtype, "N": shape[0], "C": shape[1], "loss": loss}
         values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds}
         return results.Row(**values)

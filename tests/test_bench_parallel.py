@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def test_a_tiny_run_writes_rows(tmp_path: Path) -> None:
     rows = {(row["loss"], row["contender"], row["gradient"]): row for row in results.read(output)}
     ours = rows["plain", "longtail", "backward"]
     assert len(rows) == 7
-    assert list(ours) == [column.name for column in dataclasses.fields(parallel.Row)]
+    assert list(ours) == results.columns_of(parallel.Row)
     assert ours["passes"] == "3"
     assert ours["collectives"] == "1"
     assert float(ours["wire_bytes_per_row"]) == pytest.approx(12 + 4 / 32)  # m, d and a logit; one sum of all rows
