@@ -32,10 +32,9 @@ inline bool all_whole(const SigmoidLossArgs& a, Pass pass) {
   const bool has_loss = pass != Pass::backward, has_grad = pass != Pass::loss;
   const auto begins = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const auto whole = [&](const void* p, int64_t stride, int64_t class_stride, int element) {
-    const bool images = a.rows <= a.pixels || stride * element % 16 == 0;
-    return begins(p) && images && (a.num_classes < 2 || class_stride * element % 16 == 0);
+    return aligned_pixels(p, element, a.rows / a.pixels, a.num_classes, a.pixels, stride, class_stride);
   };
-  return a.pixels * size % 16 == 0 && whole(a.logits, a.logits_stride, a.logits_class_stride, size) &&
+  return whole(a.logits, a.logits_stride, a.logits_class_stride, size) &&
          (!has_grad || whole(a.grad, a.grad_stride, a.grad_class_stride, size)) &&
          (a.dense_target == nullptr ||
           whole(a.dense_target, a.dense_stride, a.dense_class_stride, a.dense_is_wide ? 4 : size)) &&
