@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import demo
+from .experiments.output import progress_bar
 
 _EXTRAS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
 
@@ -21,19 +22,8 @@ def missing_extras() -> list[str]:
 
 def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Result]:
     """``demo.run`` under a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=len(plan.losses) * plan.seeds * plan.epochs)
-        return demo.run(plan, splits, lambda status: progress.update(task, advance=1, description=status))
+    with progress_bar(len(plan.losses) * plan.seeds * plan.epochs) as advance:
+        return demo.run(plan, splits, advance)
 
 
 def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], backend: str) -> None:

@@ -51,6 +51,31 @@ def _check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tenso
             raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
 
 
+def finish_options(
+    g: Tensor,
+    num_classes: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    label_smoothing: float,
+    focal_gamma: float,
+    complement_coefficient: float,
+    cross_entropy_coefficient: float,
+    z_loss: float,
+) -> dict[str, Any]:
+    """What ``reference.finish`` takes beside the stats; g [N]: targets, a class in range where ignored."""
+    return {
+        "w_g": 1.0 if weight is None else weight[g],
+        "v": 1.0 if sample_weight is None else sample_weight,
+        "num_classes": num_classes,
+        "weight_sum": float(num_classes) if weight is None else weight.sum(),
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "complement_coefficient": complement_coefficient,
+        "cross_entropy_coefficient": cross_entropy_coefficient,
+        "z_loss": z_loss,
+    }
+
+
 def _rows(
     logits: Tensor,
     target: Tensor,
@@ -76,17 +101,8 @@ def _rows(
     g = torch.where(counted, target, 0)
     z = logits.to(reference.accumulate_dtype(logits)).masked_fill(~counted[:, None], 0.0)
     capped = reference.capped_logits(z, scale, softcap)
-    finish = {
-        "w_g": 1.0 if weight is None else weight[g],
-        "v": 1.0 if sample_weight is None else sample_weight,
-        "num_classes": num_classes,
-        "weight_sum": float(num_classes) if weight is None else weight.sum(),
-        "label_smoothing": label_smoothing,
-        "focal_gamma": focal_gamma,
-        "complement_coefficient": complement_coefficient,
-        "cross_entropy_coefficient": cross_entropy_coefficient,
-        "z_loss": z_loss,
-    }
+    coefficients = (label_smoothing, focal_gamma, complement_coefficient, cross_entropy_coefficient, z_loss)
+    finish = finish_options(g, num_classes, weight, sample_weight, *coefficients)
     u = reference.effective_logits(capped, g, class_bias, class_margin)
     return Rows(capped, u, g, counted, weight, finish, softcap, scale)
 
@@ -103,8 +119,7 @@ def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> T
     if rows.u.numel() == 0:
         return rows.u.to(dtype)
     _, row_grad = reference.finish(stats, **rows.finish)
-    scaled = reference.RowGrad(row_grad.m, *(x * grad_loss for x in row_grad[1:]))
-    du = reference.apply(scaled, rows.u, rows.g, rows.omega, rows.smoothing)
+    du = reference.apply(row_grad.times(grad_loss), rows.u, rows.g, rows.omega, rows.smoothing)
     return _through_cap(du, rows.capped, rows.counted, rows.scale, rows.softcap).to(dtype)
 
 

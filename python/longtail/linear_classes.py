@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
+from .fallback import finish_options
 from .linear_chunks import Plan, arithmetic_dtype, as_matrix, make_gradients, make_logits
-from .vocab_shard import IGNORED, local_target, packed_row_grad
+from .vocab_shard import IGNORED, local_target
 from .vocab_stats import combine_shards
 
 PLAN = Plan(share=16, least=128, budget=1 << 28)
@@ -56,19 +57,6 @@ class _Options(NamedTuple):
     scale: float
     softcap: float
     z_loss: float
-
-    def finish(self, stats: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, reference.RowGrad]:
-        """Row losses and coefficients of their gradients; of ignored rows, whatever comes."""
-        w_g: Tensor | float = 1.0
-        weight_sum: Tensor | float = float(num_classes)
-        if self.weight is not None:
-            w_g = self.weight[target.masked_fill(target == self.ignore_index, 0)]
-            weight_sum = self.weight.sum()
-        numbers = {name: getattr(self, name) for name in self._fields[5:9]}
-        v = 1.0 if self.sample_weight is None else self.sample_weight
-        return reference.finish(
-            *(stats, w_g, v), num_classes=num_classes, weight_sum=weight_sum, z_loss=self.z_loss, **numbers
-        )
 
 
 class _Chunk(NamedTuple):
@@ -137,8 +125,11 @@ def linear_softmax_loss_and_grad(
     size = chunk_classes(input.shape[0], weight.shape[0], dtype.itemsize)
     chunks = _chunks(weight, bias, target, size, options)
     stats = _stats(x, chunks, target, options).masked_fill_(ignored[:, None], 0.0)
-    loss, row_grad = options.finish(stats, target, weight.shape[0])
-    packed = packed_row_grad(row_grad, grad_loss)
+    g = target.masked_fill(ignored, 0)
+    coefficients = (*options[5:9], options.z_loss)
+    finish = finish_options(g, weight.shape[0], options.weight, options.sample_weight, *coefficients)
+    loss, row_grad = reference.finish(stats, **finish)
+    packed = torch.stack(row_grad.times(grad_loss), 1)
     grad_input, grad_weight, grad_bias = make_gradients(input, linear_weight, weight_grad_dtype, needs)
     total = x.new_zeros(x.shape if needs[0] else (0,), dtype=arithmetic_dtype(dtype))
     for chunk in reversed(chunks):

@@ -33,6 +33,10 @@ class RowGrad(NamedTuple):
     S: Tensor
     target: Tensor
 
+    def times(self, upstream: Tensor) -> RowGrad:
+        """Of the row's loss times ``upstream`` [N]: all but m, which is no coefficient."""
+        return RowGrad(self.m, *(x * upstream for x in self[1:]))
+
 
 def accumulate_dtype(logits: Tensor) -> torch.dtype:
     """float64 for float64 logits, else float32."""

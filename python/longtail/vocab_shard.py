@@ -73,11 +73,6 @@ def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Te
     return local.masked_fill(elsewhere, ELSEWHERE).masked_fill(target == ignore_index, IGNORED)
 
 
-def packed_row_grad(row_grad: reference.RowGrad, upstream: Tensor) -> Tensor:
-    """[N, 5], as the operators of a shard take it."""
-    return torch.stack([row_grad.m, *(x * upstream for x in row_grad[1:])], 1)
-
-
 class Shard(NamedTuple):
     """A rank's part of a problem, but for logits and targets; its three steps."""
 
@@ -148,7 +143,8 @@ class Shard(NamedTuple):
         self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
-        options = (packed_row_grad(row_grad, upstream), self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        packed = torch.stack(row_grad.times(upstream), 1)
+        options = (packed, self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
         if not inplace:
             return ops.softmax_loss_apply(logits, local_target, *options)
         ops.softmax_loss_apply_(logits, local_target, *options)
