@@ -166,10 +166,7 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
 def check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients add up, for logits of ``dtype``."""
     if chunk_size is not None:
-        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-            raise TypeError(f"chunk_size is a {type(chunk_size).__name__}, expected an int or None")
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
+        arguments.check_integer("chunk_size", chunk_size, 1, "an int or None")
     if accumulate_dtype is None:
         return torch.float32 if dtype.itemsize < 4 else dtype
     if not isinstance(accumulate_dtype, torch.dtype):

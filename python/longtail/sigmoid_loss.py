@@ -57,7 +57,7 @@ def layout(input: Tensor, target: Tensor) -> Layout:
     if logits.dim() == 3:
         target = arguments.laid_out(target.contiguous())
     elif input.dim() > 2:
-        target = target.movedim(1, -1).reshape(-1, input.shape[1])
+        target = target.movedim(1, -1).flatten(0, -2)
     return Layout(logits, arguments.laid_out(target), input.shape, input.shape[:1] + input.shape[2:])
 
 
@@ -128,7 +128,7 @@ def sigmoid_loss(
     ``element_weight`` broadcasts over ``input``: it costs passes over the losses of the elements.
     """
     _check_options(input, target, reduction, ignore_index, normalizer, gradient)
-    gamma = arguments.check_number("gamma", gamma, 0.0)
+    gamma = arguments.check_number("gamma", gamma, 0.0, dtype=reference.accumulate_dtype(input))
     if alpha is not None:
         alpha = arguments.check_number("alpha", alpha, high=1.0)
         alpha = None if alpha < 0 else alpha
@@ -175,6 +175,6 @@ def _check_options(
     arguments.check_logits(input)
     arguments.check_choice("reduction", reduction, REDUCTIONS)
     arguments.check_choice("gradient", gradient, arguments.GRADIENTS)
-    arguments.check_normalizer(normalizer, reduction, NORMALIZERS)
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}, expected an int or None")
+    arguments.check_normalizer(normalizer, reduction, NORMALIZERS, reference.accumulate_dtype(input))
+    if ignore_index is not None:
+        arguments.check_integer("ignore_index", ignore_index, expected="an int or None")
