@@ -177,8 +177,8 @@ def linear_case(
     given = localised(options, begin, end) if local_vectors else options
     got, stats = longtail.vocab_parallel_linear_cross_entropy(
         parts[0], parts[1], target, linear_bias=parts[2], group=group, num_classes=classes, reduction=reduction,
-        gradient=gradient, chunk_size=chunk_size, sequence_parallel=sequence_parallel, accumulate_dtype=accumulate_dtype,
-        return_stats=True, **given,
+        gradient=gradient, chunk_size=chunk_size, sequence_parallel=sequence_parallel,
+        accumulate_dtype=accumulate_dtype, return_stats=True, **given,
     )  # fmt: skip
     assert got.dtype == cases.vector_dtype(dtype)
     close_in_norm(got.detach(), loss.detach(), dtype, "loss")

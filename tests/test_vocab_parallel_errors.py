@@ -69,9 +69,7 @@ def test_no_process_group() -> None:
 
 
 def proposal(size: int, **changes: Any) -> Proposal:
-    return Proposal(
-        **({"class_start": None, "size": size, "num_classes": 5, "options": (), "lengths": ()} | changes)
-    )
+    return Proposal(**({"class_start": None, "size": size, "num_classes": 5, "options": (), "lengths": ()} | changes))
 
 
 def test_lengths_of_class_vectors() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import arguments
 from .class_balance import Counts, effective_number_weight
+from .errors import ArgumentValueError
 from .functional import cross_entropy
 from .sigmoid_loss import along_classes, sigmoid_loss
 
@@ -208,6 +209,13 @@ def balanced(
     if softmax:
         return cross_entropy(input, target, weight, reduction=reduction, focal_gamma=focal_gamma, **options)
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_tensors(input=input, target=target)
+    if input.shape == target.shape:
+        raise ArgumentValueError(
+            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
+            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
+            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
+        )
     return sigmoid_loss(
         *(input, target),
         weight=weight,

@@ -163,7 +163,9 @@ def probability_cross_entropy(
     :func:`torch.nn.functional.cross_entropy`, but for a class of probability 0 at a logit of -inf: torch gives NaN.
     """
     if ignore_index >= 0:
-        raise ArgumentValueError(f"ignore_index is {ignore_index}, expected none >= 0: target holds class probabilities")
+        raise ArgumentValueError(
+            f"ignore_index is {ignore_index}, expected none >= 0: target holds class probabilities"
+        )
     if target.device != input.device:
         raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
     dtype = reference.accumulate_dtype(input)
