@@ -107,11 +107,13 @@ def sigmoid_cross_entropy(
         TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
     """
     element_weight = None
-    if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape == target.shape:
-        if isinstance(weight, Tensor) and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
+    given = {"input": input, "target": target, "weight": weight, "pos_weight": pos_weight}
+    arguments.check_tensors(**{name: x for name, x in given.items() if x is not None or name in ("input", "target")})
+    if input.shape == target.shape:
+        if weight is not None and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
             along = along_classes(weight, input)
             element_weight, weight = (weight, None) if along is None else (None, along)
-        if isinstance(pos_weight, Tensor) and pos_weight.dim() != 1:
+        if pos_weight is not None and pos_weight.dim() != 1:
             pos_weight = pos_weight if (along := along_classes(pos_weight, input)) is None else along
     return sigmoid_loss(
         *(input, target),

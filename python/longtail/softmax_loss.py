@@ -163,9 +163,7 @@ def probability_cross_entropy(
     :func:`torch.nn.functional.cross_entropy`, but for a class of probability 0 at a logit of -inf: torch gives NaN.
     """
     if ignore_index >= 0:
-        raise ArgumentValueError(
-            f"ignore_index is {ignore_index}, expected none >= 0: target holds class probabilities"
-        )
+        raise ArgumentValueError(f"ignore_index is {ignore_index}, expected none: target holds class probabilities")
     if target.device != input.device:
         raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
     dtype = reference.accumulate_dtype(input)
@@ -199,7 +197,8 @@ def probability_cross_entropy(
         loss = loss + options["z_loss"] * u.logsumexp(dim).square()
     if reduction != "mean":
         return loss.sum() if reduction == "sum" else loss
-    if normalizer is None or isinstance(normalizer, str):
-        count = loss.numel() if input.numel() else 0  # without classes too: torch's mean is NaN then
-        return loss.sum() / (count if normalizer is None else max(count, 1))
-    return loss.sum() / normalizer
+    given = arguments.given_normalizer(normalizer, input.device)
+    if given is not None:
+        return loss.sum() / given.to(dtype)
+    count = loss.numel() if input.numel() else 0  # without classes too: torch's mean is NaN then
+    return loss.sum() / (count if normalizer is None else max(count, 1))

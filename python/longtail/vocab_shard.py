@@ -36,7 +36,9 @@ def class_vectors(
     vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
     found = {}
     for name, value in vectors.items():
-        if isinstance(value, Tensor) and value.dim() != 1:
+        if value is not None:
+            arguments.check_tensors(**{name: value})
+        if value is not None and value.dim() != 1:
             raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected one dimension")
         shape = torch.Size() if value is None else value.shape
         found[name] = arguments.vector(name, value, shape, input, reference.accumulate_dtype(input))
