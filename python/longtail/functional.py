@@ -120,12 +120,14 @@ def cross_entropy(
     :func:`longtail.vocab_parallel_cross_entropy`.
 
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
-    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch.
+    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch. A class of
+    probability 0 whose logit is -inf contributes 0, where torch gives NaN; one of positive probability, which label
+    smoothing makes of all, gives inf.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors, as
-            torch raises).
+        TypeError: an argument has the wrong type or dtype; a tensor is sparse, nested or of MKL-DNN.
+        ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds, such as a
+            softcap of 1e300 or 1e-50 in float32; a constant requires grad (all are also RuntimeErrors, as torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     reduction = arguments.legacy_reduction(reduction, size_average, reduce)

@@ -44,7 +44,7 @@ def sigmoid_focal_loss(
             any shape, where (N,) means N binary problems. Contiguous and channels-last images are read as they lie.
         targets: int64 or uint8 class indices, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
             shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
-            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise.
+            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise. NaN gives a loss of NaN.
         alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)
             leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
         gamma: >= 0; 0 is binary cross-entropy.
@@ -63,6 +63,9 @@ def sigmoid_focal_loss(
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`.
+        ValueError: on the CPU, a target of an element is neither in [0, 1] nor ignored (255 in a mask); names its
+            index and value. On a GPU an assertion on the device for integers; floats are not looked at there, nor
+            anything under torch.compile.
     """
     return sigmoid_loss(
         *(inputs, targets),

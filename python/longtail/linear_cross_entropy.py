@@ -84,8 +84,9 @@ def linear_cross_entropy(
     module that ``fully_shard`` wraps, where they are.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype; a DTensor with an ``input`` that is none.
-        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors).
+        TypeError: an argument has the wrong type, dtype or layout; a DTensor with an ``input`` that is none.
+        ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds; a parameter is
+            empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     arguments.check_choice("gradient", gradient, GRADIENTS)
