@@ -20,7 +20,7 @@ TORCH_TESTS := $(addprefix tests/test_,$(addsuffix .py,compile_func default_devi
     triton_launch vocab_parallel))
 
 test-torch-%:
-	$(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*
+	LONGTAIL_CUDA=0 $(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*
 
 test-torch: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet hypothesis pytest pytest-benchmark pytest-xdist
