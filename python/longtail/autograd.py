@@ -140,7 +140,7 @@ def scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     if upstream.dim() == grad.dim():
         grad.mul_(upstream)
     else:
-        ops.scale_grad_(grad, upstream)
+        ops.scale_grad_(grad, upstream, None, -100)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grad)
     if torch.is_grad_enabled() and (grad_output.requires_grad or buffer.requires_grad):

@@ -166,4 +166,4 @@ def _scale_(grad: Tensor, scale: Tensor) -> None:
     rows = grad if grad.dim() == 2 else grad[None]
     if rows.stride(1) != 1:
         rows = rows.t()
-    ops.scale_grad_(rows, scale.to(arithmetic_dtype(grad.dtype)).expand(rows.shape[0]))
+    ops.scale_grad_(rows, scale.to(arithmetic_dtype(grad.dtype)).expand(rows.shape[0]), None, -100)

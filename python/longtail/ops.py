@@ -61,7 +61,8 @@ SCHEMAS = {
     "sigmoid_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> Tensor loss"
     ),
-    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss) -> ()",
+    # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
+    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
 }
 
@@ -118,7 +119,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
-    "scale_grad_": lambda _grad, _grad_loss: None,
+    "scale_grad_": lambda *_: None,
     "mean_denominator": _fake_mean_denominator,
 }
 
