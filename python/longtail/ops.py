@@ -7,6 +7,7 @@ Python owns the schemas. A shared library adds kernels under ``torch.ops.longtai
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,16 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"longtail::{_name}", _FAKES[_name], lib=_library)
 
 dispatch.load()
+
+
+def below_autograd() -> contextlib.AbstractContextManager[Any]:
+    """For our Functions, which differentiate: the operators' own formulas would cost them as much as a small loss."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
 
 softmax_loss = torch.ops.longtail.softmax_loss.default
 softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
