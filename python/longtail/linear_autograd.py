@@ -73,7 +73,8 @@ class LinearSoftmaxLoss(torch.autograd.Function):
         *data, denominator, _, factor, setting = inputs[:_LEADING]
         options = inputs[_LEADING:]
         if setting.gradient == "backward":
-            loss, *rest = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
+            with ops.below_autograd():
+                loss, *rest = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
         else:
             if factor is None:
                 factor = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
@@ -118,7 +119,8 @@ def _loss_and_grad(
     grad_loss: Tensor, data: Any, setting: Setting, needs: tuple[bool, ...], options: tuple[Any, ...]
 ) -> Any:
     dtypes = (setting.dtype, setting.total_dtype, *setting.grad_dtypes(*data[:2]))
-    return loss_and_grad_operator(grad_loss, *data, setting.chunk_size, *dtypes, *needs, *options)
+    with ops.below_autograd():
+        return loss_and_grad_operator(grad_loss, *data, setting.chunk_size, *dtypes, *needs, *options)
 
 
 def guarded(grad: Tensor, grad_output: Tensor, *inputs: Tensor | None) -> Tensor:

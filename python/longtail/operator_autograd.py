@@ -19,10 +19,11 @@ from .linear_softmax_loss import loss_and_grad_operator
 Gradients = Sequence[Tensor | None]
 
 
-def _register(operator: str, first: int, derivative: Callable[..., Gradients]) -> None:
-    """Makes ``operator``, whose first output is the losses, differentiable in its arguments from ``first`` on.
+def _register(name: str, first: int, derivative: Callable[..., Gradients]) -> None:
+    """Makes operator ``name``, whose first output is the losses, differentiable in its arguments from ``first`` on.
 
-    ``derivative(needs, grad_loss, statistics, *arguments)``: the gradients of the first of those arguments.
+    ``derivative(needs, grad_loss, statistics, *arguments)``: the gradients of the first of those arguments, by an
+    operator without a formula of its own: torch.func would refuse it in the backward of our Functions.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -46,7 +47,7 @@ def _register(operator: str, first: int, derivative: Callable[..., Gradients]) -
             found[first + i] = guarded(grad, grad_loss, *tensors) if needs[i] and grad is not None else None
         return tuple(found)
 
-    torch.library.register_autograd(f"longtail::{operator}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"longtail::{name}", backward, setup_context=setup_context)
 
 
 def _softmax(_needs: Any, grad_loss: Tensor, stats: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Gradients:
@@ -65,13 +66,8 @@ def _linear(needs: Any, grad_loss: Tensor, _stats: Tensor, *arguments: Any) -> G
     return loss_and_grad_operator(grad_loss, *data, chunk_size, *dtypes, *needs[:3], *options)[2:]
 
 
-def _linear_and_grad(needs: Any, grad_loss: Tensor, stats: Tensor, *arguments: Any) -> Gradients:
-    return _linear(needs, grad_loss, stats, *arguments[:7], *arguments[12:])  # without the gradients' dtypes and needs
-
-
 _register("softmax_loss", 0, _softmax)
 _register("softmax_loss_and_grad", 1, _softmax)
 _register("sigmoid_loss", 0, _sigmoid)
 _register("sigmoid_loss_and_grad", 1, _sigmoid)
 _register("linear_softmax_loss", 0, _linear)
-_register("linear_softmax_loss_and_grad", 1, _linear_and_grad)

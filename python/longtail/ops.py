@@ -134,12 +134,11 @@ dispatch.load()
 
 
 def below_autograd() -> contextlib.AbstractContextManager[Any]:
-    """For our Functions, which differentiate: the operators' own formulas would cost them as much as a small loss."""
+    """For our Functions, which differentiate: the operators' own formulas take time, and know no torch.func."""
     if torch.compiler.is_compiling():
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
     return guard
-
 
 
 softmax_loss = torch.ops.longtail.softmax_loss.default

@@ -89,9 +89,7 @@ def operator_options(
     )
 
 
-def kept_size(
-    target: Tensor, num_classes: int, dtype: torch.dtype, options: tuple[Any, ...]
-) -> Tensor | None:
+def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tuple[Any, ...]) -> Tensor | None:
     """:func:`longtail.kept_gradient.softmax_size` for the operators' ``options``; None but for float16 logits."""
     if dtype != torch.float16:
         return None
