@@ -58,7 +58,9 @@ class Ring:
         if source.is_cuda:
             cache = torch.cuda.get_device_properties(source.device).L2_cache_size
             count = max(2, math.ceil(3 * cache / source.nbytes))
-        self._buffers = itertools.cycle([source.clone().requires_grad_() for _ in range(count)])
+        # Results of an operation, as a model's: a leaf that requires grad may not be overwritten by its gradient.
+        zero = torch.zeros((), device=source.device, requires_grad=True)
+        self._buffers = itertools.cycle([source.clone().add_(zero) for _ in range(count)])
 
     def take(self) -> Tensor:
         return next(self._buffers)

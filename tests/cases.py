@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -149,6 +149,23 @@ def operator_options(
         opts.get("z_loss", 0.0),
     ]
     return (*vectors, *scalars, *tail)
+
+
+def scalings(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
+    """(name, gradient [N, C] or [N, C, P], factor, target, product): ignored rows meet whatever is not finite."""
+    rows = shape[0] * (shape[2] if len(shape) == 3 else 1)
+    at = torch.arange(rows)
+    target = torch.where(at % 2 == 0, IGNORE, 0)
+    factors = {str(x): torch.tensor(x, dtype=vector_dtype(dtype)).expand(rows) for x in (torch.inf, torch.nan, -2.0)}
+    factors["each"] = torch.tensor([torch.inf, 1.0, torch.nan, torch.nan, 1.0, -torch.inf, -0.5, 3.0],
+                                   dtype=vector_dtype(dtype))[at * 5 % 8]  # fmt: skip
+    for name, factor in factors.items():
+        grad = torch.randn(shape, generator=generator(5)).to(dtype)
+        of_row = (rows, 1) if len(shape) == 2 else (shape[0], 1, shape[2])
+        product = (grad.to(factor.dtype) * factor.reshape(of_row)).to(dtype)
+        expected = torch.where((target == IGNORE).reshape(of_row), grad, product)
+        for stride in (1, 2):
+            yield f"{name} {stride}", grad.clone(), factor, target.repeat_interleave(stride)[::stride], expected
 
 
 def _row_stride(x: Tensor) -> Tensor:

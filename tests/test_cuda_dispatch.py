@@ -150,7 +150,7 @@ def compiled() -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     with torch.library._scoped_library("longtail_cuda", "IMPL") as kernels:
         for key in ("CUDA", "CPU"):
-            kernels.impl("scale_grad_", lambda grad, _: seen.append(grad), key)
+            kernels.impl("scale_grad_", lambda grad, *_: seen.append(grad), key)
         yield seen
 
 
@@ -159,12 +159,12 @@ def test_float64_goes_to_the_reference(compiled: list[Tensor]) -> None:
     assert scale is not None
     factor = torch.tensor([2.0, 3.0])
     single, double = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.float64)
-    scale(single, factor)
-    scale(double, factor.double())
+    scale(single, factor, None, -100)
+    scale(double, factor.double(), None, -100)
     assert [t.dtype for t in compiled] == [torch.float32]
     assert double.sum() == 4 * 2 + 4 * 3
     image = torch.ones(1, 4, 2, dtype=torch.float64)
-    scale(image, factor.double())
+    scale(image, factor.double(), None, -100)
     assert torch.equal(image, factor.double().expand(1, 4, 2))
 
 

@@ -193,3 +193,14 @@ def test_scale_grad(classes: int, dtype: torch.dtype) -> None:
                 assert_padding_untouched(actual, "gradient")
                 harness.run([harness.scaling(again, up, processors).otherwise()])
                 assert_same(again, actual)
+
+
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
+def test_scale_grad_leaves_ignored_rows_alone(dtype: torch.dtype) -> None:
+    for shape in ((12, 1), (12, 33), (12, 5003)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            for layout in ("contiguous", "row_stride", "offset"):
+                for processors in (1, 132):
+                    actual = cases.LAYOUTS[layout](grad)
+                    harness.run([harness.scaling(actual, up, processors, target)])
+                    assert_same(actual.clone(), expected, f"{name} {shape} {layout}")

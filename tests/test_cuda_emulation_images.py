@@ -261,6 +261,17 @@ def test_scale_grad(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     assert_same(actual, grad)
 
 
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
+def test_scale_grad_leaves_ignored_rows_alone(dtype: torch.dtype) -> None:
+    for shape in ((2, 5, 32), (3, 70, 7), (1, 1, 24)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            for layout in ("contiguous", "whole_vectors_apart", "offset"):
+                for processors in (1, 132):
+                    actual = LAYOUTS[layout](grad)
+                    harness.run([harness.scaling(actual, up, processors, target)])
+                    assert_same(actual.clone(), expected, f"{name} {shape} {layout}")
+
+
 def test_how_images_lie_is_seen() -> None:
     def aligned(shape: tuple[int, int, int], **strides: int) -> bool:
         rows = shape[0] * shape[2]

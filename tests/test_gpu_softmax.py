@@ -125,7 +125,7 @@ def test_more_than_2_31_elements(classes: int) -> None:
     assert_close(ops.softmax_loss_backward(up, logits, target, stats, *tail)[-3:], grad)
     ops.softmax_loss_and_grad_(up, logits, target, *tail)
     assert_close(logits[-3:], grad)
-    ops.scale_grad_(logits, torch.tensor(2.0, device="cuda").expand(rows))
+    ops.scale_grad_(logits, torch.tensor(2.0, device="cuda").expand(rows), None, -100)
     assert_close(logits[-3:], 2 * grad)
 
 
@@ -142,7 +142,7 @@ def test_opcheck(classes: int, name: str) -> None:
         "softmax_loss_backward": (up, logits, target, ops.softmax_loss(logits, target, *tail)[1], *tail),
         "softmax_loss_and_grad": (up, logits, target, *tail),
         "softmax_loss_and_grad_": (up, logits, target, *tail),
-        "scale_grad_": (logits, up),
+        "scale_grad_": (logits, up, target, -100),
     }[name]
     torch.library.opcheck(getattr(ops, name).default, arguments)
 

@@ -98,12 +98,12 @@ def test_modes_of_every_layout(layout: str, mode: str) -> None:
     assert_close(grad, torch.autograd.grad(expected, y, up)[0].double(), what="gradient", factor=3)
 
 
-@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("mode", ["backward", "forward"])
 def test_leaf_logits(mode: str) -> None:
     logits, target = cases.random_case(6, 9)
     leaf = logits.clone().requires_grad_()
     (longtail.cross_entropy(leaf, target, gradient=mode) * 2.5).backward()
-    assert torch.equal(leaf.detach(), logits) == (mode != "inplace"), "only inplace overwrites the logits"
+    assert_same(leaf.detach(), logits)
     _, expected = gradient(logits, target, torch.tensor(2.5), "backward")
     assert_close(leaf.grad, expected.double())
 

@@ -80,7 +80,7 @@ def test_opcheck(name: str, backend: str) -> None:
         if name == "softmax_loss_backward":
             args.insert(3, ops.softmax_loss(logits, *tail)[1])
         if name == "scale_grad_":
-            args = [torch.randn(2, 5, 3), up]
+            args = [torch.randn(2, 5, 3), up, tail[0], -100]
         results = torch.library.opcheck(getattr(ops, name).default, tuple(args))
     assert set(results.values()) == {"SUCCESS"}, results
 
@@ -92,8 +92,17 @@ def test_scale_grad(upstream: str, dtype: torch.dtype) -> None:
     wide = cases.vector_dtype(dtype)
     up = torch.ones((), dtype=wide).expand(600) if upstream == "ones" else cases.upstreams((600,), wide)[upstream]
     expected = grad.double() * up.double().reshape(2, 1, 300)
-    ops.scale_grad_(grad, up)
+    ops.scale_grad_(grad, up, None, -100)
     assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_scale_grad_leaves_ignored_rows_alone(backend: str, dtype: torch.dtype) -> None:
+    for name, grad, up, target, expected in cases.scalings((2, 7, 300), dtype):
+        with longtail.use_backend(backend):
+            ops.scale_grad_(grad, up, target, cases.IGNORE)
+        assert_same(grad, expected, name)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ for dtype in cases.DTYPES:
         vectors = (*tail[:3], -100)
         stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)
         torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tail[:2], -100, 1.3, 8.0)
-        torch.ops.longtail.scale_grad_(z, up)
+        torch.ops.longtail.scale_grad_(z, up, None, -100)
 print("within bounds")
 """
 

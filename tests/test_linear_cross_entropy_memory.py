@@ -38,7 +38,7 @@ def test_the_operator_makes_what_is_needed_and_reads_nothing_back(
     monkeypatch.setattr(linear_softmax_loss, "_counted", lambda *_: None)  # as on a GPU
     x, target = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
     weight, bias = torch.randn(CLASSES, FEATURES), torch.randn(CLASSES)
-    dtypes = [torch.float32] * 3
+    dtypes = [torch.float32] * 4
     options = cases.operator_options(CLASSES, {})
     with Calls() as calls:
         out = linear_softmax_loss.linear_softmax_loss_and_grad(

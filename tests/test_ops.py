@@ -11,7 +11,7 @@ from torch import Tensor
 import cases
 import longtail
 import naive
-from tolerances import assert_close
+from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
 NAMES = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_")
@@ -53,7 +53,9 @@ def test_opcheck_mean_denominator(weight: Tensor | None) -> None:
 
 @pytest.mark.parametrize("upstream", ["random", "stride0"])
 def test_opcheck_scale_grad(upstream: str) -> None:
-    opcheck(ops.scale_grad_, [torch.randn(4, 6), cases.upstreams((4,), torch.float32)[upstream]])
+    up = cases.upstreams((4,), torch.float32)[upstream]
+    for target in (None, torch.tensor([0, -100, 2, 2])):
+        opcheck(ops.scale_grad_, [torch.randn(4, 6), up, target, -100])
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
@@ -148,8 +150,17 @@ def test_scale_grad(upstream: str, dtype: torch.dtype) -> None:
     wide = cases.vector_dtype(dtype)
     up = torch.ones((), dtype=wide).expand(5) if upstream == "ones" else cases.upstreams((5,), wide)[upstream]
     expected = grad.double() * up.double()[:, None]
-    ops.scale_grad_(grad, up)
+    ops.scale_grad_(grad, up, None, -100)
     assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_scale_grad_leaves_ignored_rows_alone(backend: str, dtype: torch.dtype) -> None:
+    for name, grad, up, target, expected in cases.scalings((12, 33), dtype):
+        with longtail.use_backend(backend):
+            ops.scale_grad_(grad, up, target, cases.IGNORE)
+        assert_same(grad, expected, name)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
@@ -206,4 +217,6 @@ def test_inconsistent_arguments_raise(case: str) -> None:
 
 def test_scale_grad_of_wrong_length_raises() -> None:
     with pytest.raises((RuntimeError, ValueError)):
-        ops.scale_grad_(torch.ones(4, 3), torch.ones(3))
+        ops.scale_grad_(torch.ones(4, 3), torch.ones(3), None, -100)
+    with pytest.raises((RuntimeError, ValueError)):
+        ops.scale_grad_(torch.ones(4, 3), torch.ones(4), torch.zeros(3, dtype=torch.long), -100)

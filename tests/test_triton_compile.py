@@ -148,8 +148,9 @@ def test_the_scaling_of_a_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         grad = torch.zeros(shape, dtype=torch.bfloat16)
         rows = grad.numel() // shape[1]
         for factor in (torch.ones(rows), torch.ones(()).expand(rows)):
-            scale_grad.scale_grad_(grad, factor)
-    assert len({kernel.hash for kernel in compiled}) == 3
+            scale_grad.scale_grad_(grad, factor, None, -100)
+            scale_grad.scale_grad_(grad, factor, torch.zeros(rows, dtype=torch.long), -100)
+    assert len({kernel.hash for kernel in compiled}) == 6
     for kernel in compiled:
         assert local_memory(kernel, tmp_path) == 0
         assert accesses(kernel)["ld"] == accesses(kernel)["st"] > 0

@@ -151,11 +151,21 @@ def test_scale_grad(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for up in cases.upstreams((rows,), torch.float32).values():
         actual = grad.clone()
         with longtail.use_backend("triton"):
-            ops.scale_grad_(actual, up)
+            ops.scale_grad_(actual, up, None, -100)
         assert_close(actual, grad.double() * up.double().reshape(shape[0], 1, -1), factor=FACTOR[dtype])
     with longtail.use_backend("triton"):
-        ops.scale_grad_(actual := grad.clone(), torch.ones(()).expand(rows))
+        ops.scale_grad_(actual := grad.clone(), torch.ones(()).expand(rows), None, -100)
     assert_same(actual, grad)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=cases.name)
+def test_scale_grad_leaves_ignored_rows_alone(dtype: torch.dtype) -> None:
+    for shape in ((2, 5, 32), (3, 70, 7)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            with longtail.use_backend("triton"):
+                ops.scale_grad_(grad, up, target, cases.IGNORE)
+            assert_close(grad, expected.double(), what=f"{name} {shape}", factor=FACTOR[dtype])
 
 
 @interpreted

@@ -186,11 +186,21 @@ def test_scale_grad(classes: int, dtype: torch.dtype) -> None:
         for layout in ("contiguous", "row_stride", "offset"):
             actual = cases.LAYOUTS[layout](grad)
             with longtail.use_backend("triton"):
-                torch.ops.longtail.scale_grad_(actual, up)
+                torch.ops.longtail.scale_grad_(actual, up, None, -100)
             assert_close(actual, grad.double() * up.double()[:, None], what=name, factor=FACTOR[dtype])
     with longtail.use_backend("triton"):
-        torch.ops.longtail.scale_grad_(actual := grad.clone(), torch.ones(()).expand(6))
+        torch.ops.longtail.scale_grad_(actual := grad.clone(), torch.ones(()).expand(6), None, -100)
     assert_same(actual, grad)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=cases.name)
+def test_scale_grad_leaves_ignored_rows_alone(dtype: torch.dtype) -> None:
+    for shape in ((12, 3), (12, 33), (12, 5000)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            with longtail.use_backend("triton"):
+                torch.ops.longtail.scale_grad_(grad, up, target, cases.IGNORE)
+            assert_close(grad, expected.double(), what=f"{name} {shape}", factor=FACTOR[dtype])
 
 
 @interpreted
@@ -234,7 +244,8 @@ def test_wrong_arguments_raise() -> None:
         (ops.softmax_loss_and_grad, [up[:2], logits, target, *tail]),
         (ops.softmax_loss_and_grad_, [up, logits[:1].expand(3, 5), target, *tail]),
         (ops.softmax_loss_backward, [up, logits, target, torch.zeros(3, 4), *tail]),
-        (ops.scale_grad_, [logits, up[:2]]),
+        (ops.scale_grad_, [logits, up[:2], None, -100]),
+        (ops.scale_grad_, [logits, up, target[:2], -100]),
     ]
     with longtail.use_backend("triton"):
         for operator, arguments in wrong:

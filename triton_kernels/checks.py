@@ -48,8 +48,13 @@ def _check_vectors(logits: Tensor, vectors: dict[str, Tensor | None]) -> None:
             _check_contiguous(name, vector)
 
 
+def check_target(target: Tensor, like: Tensor) -> None:
+    """One class per row of ``like``, of any stride."""
+    _check("target", target, (images.row_count(like),), torch.int64, like.device)
+
+
 def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    _check("target", target, (images.row_count(logits),), torch.int64, logits.device)
+    check_target(target, logits)
     if logits.device.type == "cpu":  # Triton's interpreter has no assertions
         counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
         fallback._check_target(target, counted, logits.shape[1], ignore_index)

@@ -14,9 +14,11 @@ struct ScaleGradArgs {
   int64_t grad_stride, grad_class_stride;
   const void* grad_loss;  // [R] of T
   int64_t grad_loss_stride;
+  const int64_t* target;  // [R], or null
+  int64_t target_stride, ignore_index;
 };
 
-// Multiplies the rows [begin, end) of grad by grad_loss; where it is 1, nothing is touched.
+// Multiplies the rows [begin, end) of grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
 
 struct Kernels {

@@ -43,6 +43,14 @@ inline int64_t sigmoid_loss_rows(const SigmoidLossArgs& args, Pass pass, int64_t
   return -1;
 }
 
+// What multiplies a row: 1 where the target is ignored, whatever the upstream gradient.
+template <typename T>
+T scale_of(const ScaleGradArgs& args, int64_t row) {
+  const T factor = static_cast<const T*>(args.grad_loss)[row * args.grad_loss_stride];
+  if (factor == T(1) || args.target == nullptr) return factor;
+  return args.target[row * args.target_stride] == args.ignore_index ? T(1) : factor;
+}
+
 // Pixels [begin, end) of one class: grad[k] *= factor[k].
 template <typename Z, typename T>
 void scale_pixels(const ScaleGradArgs& args, int64_t begin, int64_t end) {
@@ -54,7 +62,7 @@ void scale_pixels(const ScaleGradArgs& args, int64_t begin, int64_t end) {
     if (n > kStretch) n = kStretch;
     bool ones = true;
     for (int64_t k = 0; k < n; ++k) {
-      factor[k] = static_cast<const T*>(args.grad_loss)[(row + k) * args.grad_loss_stride];
+      factor[k] = scale_of<T>(args, row + k);
       ones = ones && factor[k] == T(1);
     }
     for (int64_t j = 0; !ones && j < args.num_classes; ++j) {
@@ -71,7 +79,7 @@ template <typename Z, typename T>
 void scale_grad_of(const ScaleGradArgs& args, int64_t begin, int64_t end) {
   if (args.pixels > 0) return scale_pixels<Z, T>(args, begin, end);
   for (int64_t i = begin; i < end; ++i) {
-    const T factor = static_cast<const T*>(args.grad_loss)[i * args.grad_loss_stride];
+    const T factor = scale_of<T>(args, i);
     if (factor == T(1)) continue;
     Z* row = static_cast<Z*>(args.grad) + i * args.grad_stride;
     for (int64_t j = 0; j < args.num_classes; j += Vec<T>::kLanes) {

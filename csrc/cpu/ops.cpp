@@ -4,12 +4,22 @@
 namespace longtail {
 namespace {
 
-void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
+void scale_grad_(const Tensor& grad, const Tensor& grad_loss, const MaybeTensor& target, int64_t ignore_index) {
   const Layout layout = check_layout(grad, "grad");
   check_vector(grad_loss, "grad_loss", layout.rows, accumulate_type(grad));
-  const ScaleGradArgs args = {storage_of(grad),           layout.num_classes, layout.pixels,
-                              grad.mutable_data_ptr(),    layout.stride,      layout.class_stride,
-                              grad_loss.const_data_ptr(), grad_loss.stride(0)};
+  if (target) check_vector(*target, "target", layout.rows, ScalarType::Long);
+  ScaleGradArgs args = {};
+  args.storage = storage_of(grad);
+  args.num_classes = layout.num_classes;
+  args.pixels = layout.pixels;
+  args.grad = grad.mutable_data_ptr();
+  args.grad_stride = layout.stride;
+  args.grad_class_stride = layout.class_stride;
+  args.grad_loss = grad_loss.const_data_ptr();
+  args.grad_loss_stride = grad_loss.stride(0);
+  args.target = target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
+  args.target_stride = target ? target->stride(0) : 0;
+  args.ignore_index = ignore_index;
   const Kernels& kernel = kernels();
   torch::stable::parallel_for(0, layout.rows, grain(layout),
                               [&](int64_t begin, int64_t end) { kernel.scale_grad_rows(args, begin, end); });

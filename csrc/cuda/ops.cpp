@@ -128,14 +128,25 @@ std::tuple<Tensor, Tensor> softmax_loss_and_grad_inplace_op(const Tensor& grad_l
   return {out.loss, out.stats};
 }
 
-void scale_grad_op(const Tensor& grad, const Tensor& grad_loss) {
+void scale_grad_op(const Tensor& grad, const Tensor& grad_loss, const MaybeTensor& target, int64_t ignore_index) {
   const Layout layout = check_logits(grad, "grad");
   check_vector(grad_loss, "grad_loss", layout.rows, ScalarType::Float);
   check_device(grad_loss, "grad_loss", grad);
-  const ScaleGradArgs args = {
-      storage_of(grad),        layout.rows,   layout.num_classes,
-      grad.mutable_data_ptr(), layout.stride, static_cast<const float*>(grad_loss.const_data_ptr()),
-      grad_loss.stride(0),     layout.pixels, layout.class_stride};
+  if (target) check_vector(*target, "target", layout.rows, ScalarType::Long);
+  if (target) check_device(*target, "target", grad);
+  ScaleGradArgs args = {};
+  args.storage = storage_of(grad);
+  args.rows = layout.rows;
+  args.num_classes = layout.num_classes;
+  args.grad = grad.mutable_data_ptr();
+  args.grad_stride = layout.stride;
+  args.factor = static_cast<const float*>(grad_loss.const_data_ptr());
+  args.factor_stride = grad_loss.stride(0);
+  args.pixels = layout.pixels;
+  args.class_stride = layout.class_stride;
+  args.target = target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
+  args.target_stride = target ? target->stride(0) : 0;
+  args.ignore_index = ignore_index;
   const Launch on(grad);
   scale_grad(args, on.device, on.stream);
 }

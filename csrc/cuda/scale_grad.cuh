@@ -31,7 +31,8 @@ LONGTAIL_DEVICE void scale_vectors(Z* body, int64_t first, int64_t step, int64_t
 }
 
 // `lanes` threads per part of a row, `parts` parts of each row.
-// reads: factor [N] once per part; grad [N, C] once, except in rows whose factor is 1. writes: grad, likewise.
+// reads: factor [N], and target where it is not 1, once per part; grad [N, C] once, except in rows whose factor is 1 or
+//   whose target is ignored. writes: grad, likewise.
 // bytes: 4 N where the factors are 1, else 2 N C s for elements of s bytes: the least there is.
 template <typename Z>
 LONGTAIL_KERNEL(kScaleThreads, 4)
@@ -42,7 +43,7 @@ scale_grad_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int lanes, int64_t parts) 
   for (int64_t unit = static_cast<int64_t>(blockIdx.x) * teams + static_cast<int>(threadIdx.x) / lanes;
        unit < a.rows * parts; unit += step) {
     const int64_t row = parts == 1 ? unit : unit / parts, part = unit - row * parts;
-    const float factor = a.factor[row * a.factor_stride];
+    const float factor = scale_of(a, row);
     if (factor == 1.0f) continue;
     Z* grad = static_cast<Z*>(a.grad) + row * a.grad_stride;
     const int past = static_cast<int>(reinterpret_cast<uintptr_t>(grad) % 16);
@@ -62,7 +63,7 @@ void launch_scale_grad(const ScaleGradArgs& args, int processors, void* stream) 
   ScaleGradArgs a = args;
   const int64_t images = a.pixels > 0 ? a.rows / a.pixels : a.rows, image = a.num_classes * (a.rows / images);
   const bool whole = a.pixels == 0 || a.class_stride == a.pixels || a.num_classes == 1;
-  if (a.factor_stride == 0 && whole && (a.grad_stride == image || images == 1)) {
+  if (a.factor_stride == 0 && a.target == nullptr && whole && (a.grad_stride == image || images == 1)) {
     a.num_classes *= a.rows;  // one factor, no gaps: one long row
     a.rows = 1;
   } else if (a.pixels > 0) {

@@ -14,6 +14,8 @@ struct ScaleGradArgs {
   const float* factor;  // [N]; stride 0 when one value serves all rows
   int64_t factor_stride;
   int64_t pixels, class_stride;  // as in SoftmaxLossArgs
+  const int64_t* target;         // [N], or null where no row is ignored
+  int64_t target_stride, ignore_index;
 };
 
 }  // namespace gpu

@@ -11,9 +11,16 @@ namespace gpu {
 constexpr int kScalePixelsThreads = 256;
 constexpr int kScaleClasses = 4;  // of a thread, under way together
 
+// What multiplies a row: 1 where the target is ignored, whatever the upstream gradient.
+LONGTAIL_DEVICE float scale_of(const ScaleGradArgs& a, int64_t row) {
+  const float factor = a.factor[row * a.factor_stride];
+  if (factor == 1.0f || a.target == nullptr) return factor;
+  return a.target[row * a.target_stride] == a.ignore_index ? 1.0f : factor;
+}
+
 // A thread has a vector of pixels and `chunk` neighbouring classes of it, `chunks` of which are all classes.
-// reads: factor [N * P] once per chunk; grad [N, C, P] once, except for threads whose factors are all 1. writes: grad,
-//   likewise.
+// reads: factor [N * P], and target where it is not 1, once per chunk; grad [N, C, P] once, except for threads whose
+//   factors are all 1. writes: grad, likewise.
 // bytes: 4 N P per chunk where the factors are 1, else 2 N C P s for elements of s bytes: the least there is.
 template <typename Z, int kCount>
 LONGTAIL_KERNEL(kScalePixelsThreads, 4)
@@ -28,7 +35,7 @@ scale_pixels_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int chunk, int64_t chunk
     bool idle = true;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      factor[i] = a.factor[(row + i) * a.factor_stride];
+      factor[i] = scale_of(a, row + i);
       idle = idle && factor[i] == 1.0f;
     }
     if (idle) continue;

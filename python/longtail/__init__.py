@@ -4,6 +4,7 @@
 complement entropy, logit adjustment, margins, softcap and z-loss in the same single pass over the logits.
 """
 
+from . import operator_autograd as operator_autograd
 from . import reference, training
 from .class_balance import (
     class_counts,

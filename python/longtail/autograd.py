@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from . import images, ops
+from .kept_gradient import scale_rows_, take
 from .reference import accumulate_dtype
 
 # Inputs of SoftmaxLoss that precede the options of the operators.
-_LEADING = 5
+_LEADING = 7
 
 
 # What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
@@ -44,70 +45,65 @@ class RefuseSecondDerivative(torch.autograd.Function):
 
 
 class SoftmaxLoss(torch.autograd.Function):
-    """(logits, target, denominator, reduction, gradient, *options) -> (loss, stats[, grad]).
+    """(logits, target, denominator, divisor, factor, reduction, gradient, *options) -> (loss, stats[, grad]).
 
-    ``denominator``: 0-d divisor of the sum of the row losses, or None. ``options``: those of the operators, in order.
+    ``denominator``: 0-d divisor of the sum of the row losses, or None; ``factor``: of the gradient that forward makes;
+    ``divisor``: of the upstream gradient in backward, where None is what is left to divide by: nothing if forward made
+    the gradient, else ``denominator``. ``options``: those of the operators, in order.
     stats and grad are for the context alone and not differentiable.
     """
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        logits, target, denominator, reduction, gradient, *options = inputs
+        logits, target, denominator, _, factor, reduction, gradient, *options = inputs
         if gradient == "backward":
-            loss, *rest = ops.softmax_loss(logits, target, *options)
+            with ops.below_autograd():
+                loss, *rest = ops.softmax_loss(logits, target, *options)
         else:
-            factor = first_factor(logits, denominator)
             one_sweep = ops.softmax_loss_and_grad if gradient == "forward" else ops.softmax_loss_and_grad_
-            loss, *rest = one_sweep(factor, logits, target, *options)
+            with ops.below_autograd():
+                loss, *rest = one_sweep(of_rows(factor, logits), logits, target, *options)
             if gradient == "inplace" and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version(logits)
         return (reduce_loss(loss, denominator, reduction), *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, denominator, ctx.reduction, ctx.gradient = inputs[:_LEADING]
+        logits, target, denominator, divisor, _, ctx.reduction, ctx.gradient = inputs[:_LEADING]
         ctx.options = inputs[_LEADING + 4 :]
-        ctx.folded = is_folded(logits, denominator)
         # The gradient stays differentiable in name, so that differentiating through it meets the refusal below; under
         # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
         kept = 3 if torch.compiler.is_compiling() else 2
         ctx.mark_non_differentiable(*output[1:kept])
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
-            vectors = inputs[_LEADING : _LEADING + 4]
-            ctx.save_for_backward(logits, target, denominator, output[1], *vectors)
+            divisor = denominator if divisor is None else divisor
+            ctx.save_for_backward(logits, target, divisor, output[1], *inputs[_LEADING : _LEADING + 4])
         else:
-            ctx.save_for_backward(output[2] if ctx.gradient == "forward" else logits, denominator)
+            ctx.save_for_backward(output[2] if ctx.gradient == "forward" else logits, target, divisor)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad_output is None or not ctx.needs_input_grad[0]:
             return (None,) * len(ctx.needs_input_grad)
         if ctx.gradient == "backward":
-            logits, target, denominator, stats, *vectors = ctx.saved_tensors
-            upstream = rows_of(grad_output, denominator, ctx.reduction, images.row_count(logits))
+            logits, target, divisor, stats, *vectors = ctx.saved_tensors
+            upstream = rows_of(grad_output, divisor, ctx.reduction, images.row_count(logits))
             grad = ops.softmax_loss_backward(upstream, logits, target, stats, *vectors, *ctx.options)
             if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
                 grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
         else:
-            grad = scaled_gradient(ctx, grad_output)
+            grad = scaled_gradient(ctx, grad_output, ignore_index=ctx.options[0])
         return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
 SoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 
-def is_folded(logits: Tensor, denominator: Tensor | None) -> bool:
-    """Whether a gradient made in forward is divided by the mean's denominator there."""
-    # In float16 it could underflow before the loss scale multiplies it.
-    return denominator is not None and logits.dtype != torch.float16
-
-
-def first_factor(logits: Tensor, denominator: Tensor | None) -> Tensor:
-    """What multiplies the gradient of each row that is made in forward, [N] of stride 0."""
-    factor = torch.ones((), dtype=accumulate_dtype(logits), device=logits.device)
-    if denominator is not None and is_folded(logits, denominator):
-        factor = factor / denominator
+def of_rows(factor: Tensor | None, logits: Tensor) -> Tensor:
+    """What multiplies the gradient of each row that is made in forward, [rows] of stride 0; None is 1."""
+    if factor is None:
+        factor = torch.ones((), dtype=accumulate_dtype(logits), device=logits.device)
     return factor.expand(images.row_count(logits))
 
 
@@ -118,29 +114,26 @@ def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Ten
     return loss.sum() if denominator is None else loss.sum() / denominator
 
 
-def rows_of(grad_output: Tensor, denominator: Tensor | None, reduction: str, rows: int) -> Tensor:
+def differentiable_reduction(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:
+    """:func:`reduce_loss` for autograd to differentiate: a mean over nothing has the gradient 0, not 0 / 0."""
+    if denominator is None:
+        return reduce_loss(loss, None, reduction)
+    total, empty = loss.sum(), denominator == 0
+    return torch.where(empty, total.detach() / denominator, total / denominator.masked_fill(empty, 1))
+
+
+def rows_of(grad_output: Tensor, divisor: Tensor | None, reduction: str, rows: int) -> Tensor:
     """The upstream gradient of each row loss, [N]; of stride 0 where the loss was reduced."""
-    if reduction not in ("sum", "mean"):
-        return grad_output
-    return (grad_output if denominator is None else grad_output / denominator).expand(rows)
+    upstream = grad_output if divisor is None else grad_output / divisor
+    return upstream.expand(rows) if reduction in ("sum", "mean") else upstream
 
 
-def scaled_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+def scaled_gradient(ctx: Any, grad_output: Tensor, ignore_index: int | None) -> Tensor:
     """The gradient made in forward, times the upstream gradient, in place."""
-    try:
-        buffer, denominator = ctx.saved_tensors
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"longtail: gradient={ctx.gradient!r} keeps one gradient buffer, which has been handed out or overwritten: "
-            "backward can run once, and logits overwritten in place can not be changed before it. Use "
-            'gradient="backward" to keep the graph'
-        ) from error
+    buffer, target, divisor = take(ctx)
     grad = buffer.detach()  # in place, the buffer is the logits themselves, with their history
-    upstream = rows_of(grad_output, None if ctx.folded else denominator, ctx.reduction, images.row_count(grad))
-    if upstream.dim() == grad.dim():
-        grad.mul_(upstream)
-    else:
-        ops.scale_grad_(grad, upstream)
+    upstream = rows_of(grad_output, divisor, ctx.reduction, images.row_count(grad))
+    scale_rows_(grad, upstream, target, ignore_index)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grad)
     if torch.is_grad_enabled() and (grad_output.requires_grad or buffer.requires_grad):

@@ -11,68 +11,66 @@ from . import images, ops
 from .autograd import (
     SIGNATURE,
     RefuseSecondDerivative,
-    first_factor,
-    is_folded,
+    of_rows,
     reduce_loss,
     rows_of,
     scaled_gradient,
 )
 
 # Inputs of SigmoidLoss that precede the options of the operators, and the vectors among those.
-_LEADING = 5
+_LEADING = 7
 _VECTORS = 3
 
 
 class SigmoidLoss(torch.autograd.Function):
-    """(logits, target, denominator, reduction, gradient, *options) -> (loss[, grad]).
+    """(logits, target, denominator, divisor, factor, reduction, gradient, *options) -> (loss[, grad]).
 
-    ``denominator``: 0-d divisor of the sum of the losses, or None. ``reduction``: "elements", "rows" or "sum".
-    ``options``: those of the operators, in order. grad is for the context alone.
+    As in SoftmaxLoss. ``reduction``: "elements", "rows", "sum" or "mean". grad is for the context alone.
     """
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        logits, target, denominator, reduction, gradient, *options = inputs
+        logits, target, denominator, _, factor, reduction, gradient, *options = inputs
         elementwise = reduction == "elements"
-        if gradient == "backward":
-            outputs: tuple[Tensor, ...] = (ops.sigmoid_loss(logits, target, *options, elementwise),)
-        else:
-            factor = first_factor(logits, denominator)
-            if gradient == "forward":
-                outputs = ops.sigmoid_loss_and_grad(factor, logits, target, *options, elementwise)
+        with ops.below_autograd():
+            if gradient == "backward":
+                outputs: tuple[Tensor, ...] = (ops.sigmoid_loss(logits, target, *options, elementwise),)
+            elif gradient == "forward":
+                outputs = ops.sigmoid_loss_and_grad(of_rows(factor, logits), logits, target, *options, elementwise)
             else:
-                outputs = (ops.sigmoid_loss_and_grad_(factor, logits, target, *options, elementwise),)
-                if not torch.compiler.is_compiling():
-                    torch.autograd.graph.increment_version(logits)
+                upstream = of_rows(factor, logits)
+                outputs = (ops.sigmoid_loss_and_grad_(upstream, logits, target, *options, elementwise),)
+        if gradient == "inplace" and not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(logits)
         return (reduce_loss(outputs[0], denominator, reduction), *outputs[1:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, denominator, ctx.reduction, ctx.gradient = inputs[:_LEADING]
+        logits, target, denominator, divisor, _, ctx.reduction, ctx.gradient = inputs[:_LEADING]
         ctx.options = inputs[_LEADING + _VECTORS :]
-        ctx.folded = is_folded(logits, denominator)
         if torch.compiler.is_compiling():
             ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
-            ctx.save_for_backward(logits, target, denominator, *inputs[_LEADING : _LEADING + _VECTORS])
+            divisor = denominator if divisor is None else divisor
+            ctx.save_for_backward(logits, target, divisor, *inputs[_LEADING : _LEADING + _VECTORS])
         else:
-            ctx.save_for_backward(output[1] if ctx.gradient == "forward" else logits, denominator)
+            ctx.save_for_backward(output[1] if ctx.gradient == "forward" else logits, target, divisor)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad_output is None or not ctx.needs_input_grad[0]:
             return (None,) * len(ctx.needs_input_grad)
         if ctx.gradient == "backward":
-            logits, target, denominator, *vectors = ctx.saved_tensors
-            upstream = rows_of(grad_output, denominator, ctx.reduction, images.row_count(logits))
+            logits, target, divisor, *vectors = ctx.saved_tensors
+            upstream = rows_of(grad_output, divisor, ctx.reduction, images.row_count(logits))
             if ctx.reduction == "elements":
                 upstream = upstream.contiguous()
             grad = ops.sigmoid_loss_backward(upstream, logits, target, *vectors, *ctx.options)
             if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
                 grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
         else:
-            grad = scaled_gradient(ctx, grad_output)
+            grad = scaled_gradient(ctx, grad_output, ignore_index=ctx.options[1])
         return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 

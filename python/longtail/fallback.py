@@ -217,7 +217,9 @@ def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:
     logits.copy_(softmax_loss_apply(logits, *rest))
 
 
-def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
+def scale_grad_(grad: Tensor, grad_loss: Tensor, target: Tensor | None, ignore_index: int) -> None:
+    if target is not None:  # 0 times an infinite upstream gradient is NaN
+        grad_loss = grad_loss.masked_fill(target == ignore_index, 1.0)
     grad.mul_(grad_loss[:, None].to(grad.dtype) if grad.dtype == torch.float64 else grad_loss[:, None])
 
 

@@ -66,10 +66,13 @@ def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> 
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x, beta=0 if first else 1)
         return
+    if _by_blocks(grad):
+        _add_by_blocks(total.zero_() if first else total, grad.t(), x)
+        return
     # Some features at a time: a product in the half type is rounded once, and takes half of a chunk's memory at most.
     step = max(16, grad.shape[0] // 2)
     for begin in range(0, x.shape[1], step):
-        part = torch.mm(grad.t(), x[:, begin : begin + step])
+        part = _product(grad.t(), x[:, begin : begin + step])
         place = total[:, begin : begin + step]
         if first:
             place.copy_(part)
@@ -77,12 +80,51 @@ def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> 
             place.add_(part)
 
 
+def input_gradient(grad: Tensor, weight: Tensor, out: Tensor) -> None:
+    """``grad @ weight`` into ``out``, of any dtype."""
+    if _by_blocks(grad):
+        wide = torch.zeros_like(out, dtype=torch.promote_types(out.dtype, torch.float32))
+        _add_by_blocks(wide, grad, weight)
+        out.copy_(wide)
+    elif out.dtype == grad.dtype:
+        torch.mm(grad, weight, out=out)
+    else:
+        out.copy_(_product(grad, weight))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, of float16 on a GPU in float32, where a sum of many terms may be over 65504."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype == torch.float16 else torch.mm(a, b)
+
+
+def _by_blocks(grad: Tensor) -> bool:
+    """Whether a product of ``grad`` needs float32 where torch has no GEMM that takes float16 and gives it."""
+    return grad.dtype == torch.float16 and grad.device.type != "cuda"
+
+
+def _add_by_blocks(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b`` in the dtype of ``total``, to which some columns of ``a``, or rows, are converted at a time."""
+    m, k = a.shape
+    step = max(16, (1 << 22) // max(m, k, 1))
+    if m > k:
+        b = b.to(total.dtype)
+        for begin in range(0, m, step):
+            total[begin : begin + step].addmm_(a[begin : begin + step].to(total.dtype), b)
+    else:
+        for begin in range(0, k, step):
+            total.addmm_(a[:, begin : begin + step].to(total.dtype), b[begin : begin + step].to(total.dtype))
+
+
 def make_gradients(
-    input: Tensor, linear_weight: Tensor, total_dtype: torch.dtype, needs: tuple[bool, bool, bool]
+    input: Tensor,
+    linear_weight: Tensor,
+    input_dtype: torch.dtype,
+    total_dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Space for the gradients; that of the weight laid out as the weight, so that a parameter can keep it uncopied."""
     needs_input, needs_weight, needs_bias = needs
-    grad_input = input.new_empty(input.shape if needs_input else (0,))
+    grad_input = input.new_empty(input.shape if needs_input else (0,), dtype=input_dtype)
     if needs_weight:
         total = torch.empty_like(linear_weight, dtype=total_dtype)
     else:

@@ -130,7 +130,7 @@ def linear_softmax_loss_and_grad(
     finish = finish_options(g, weight.shape[0], options.weight, options.sample_weight, *coefficients)
     loss, row_grad = reference.finish(stats, **finish)
     packed = torch.stack(row_grad.times(grad_loss), 1)
-    grad_input, grad_weight, grad_bias = make_gradients(input, linear_weight, weight_grad_dtype, needs)
+    grad_input, grad_weight, grad_bias = make_gradients(input, linear_weight, input.dtype, weight_grad_dtype, needs)
     total = x.new_zeros(x.shape if needs[0] else (0,), dtype=arithmetic_dtype(dtype))
     for chunk in reversed(chunks):
         if chunk is not chunks[-1]:

@@ -12,9 +12,10 @@ from . import arguments
 from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 from .functional import check_options, cross_entropy
+from .kept_gradient import gradient_divisor, shares
 from .linear_autograd import Setting, linear_softmax_loss
 from .linear_chunks import arithmetic_dtype
-from .softmax_loss import mean_denominator, operator_options, row_stats
+from .softmax_loss import kept_size, mean_denominator, operator_options, row_stats
 
 GRADIENTS = ("auto", *arguments.GRADIENTS)
 
@@ -264,7 +265,13 @@ def _fused(
     keeps = any(needs) and reduction != "none" and gradient != "backward"
     setting = Setting(reduction, "forward" if keeps else "backward", chunk_size or 0, dtype, total_dtype, needs)
     x = input if input.dim() == 2 else input[None]
-    loss, stats = linear_softmax_loss(x, linear_weight, linear_bias, rows, denominator, setting, checked)
+    exact = vectors["weight"] is None and normalizer is None  # as in softmax_loss
+    divisor, factor = None if exact else gradient_divisor(denominator), None
+    if keeps:
+        size = kept_size(rows, num_classes, dtype, checked)
+        factor, divisor = shares(denominator if exact else divisor, size)
+    data = (x, linear_weight, linear_bias, rows)
+    loss, stats = linear_softmax_loss(*data, denominator, divisor, factor, setting, checked)
     if reduction == "none":
         loss = loss.reshape(shape)
     return (loss, row_stats(stats, rows, ignore_index, shape)) if return_stats else loss

@@ -19,6 +19,7 @@ from .linear_chunks import (
     arithmetic_dtype,
     as_matrix,
     chunk_rows,
+    input_gradient,
     make_gradients,
     make_logits,
     plain,
@@ -91,15 +92,19 @@ def linear_softmax_loss(
     target: Tensor,  # [N] int64
     chunk_size: int,
     dtype: torch.dtype,
+    total_dtype: torch.dtype,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits."""
+    """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits.
+
+    ``total_dtype``: for the operator's derivative alone.
+    """
     with plain(input.device):
         _check_target(target, options[4], linear_weight.shape[0])
         counted = _counted(target, options[4])
         if counted is not None:
             data = (input[counted], linear_weight, linear_bias, target[counted])
-            found = linear_softmax_loss(*data, chunk_size, dtype, *_of_rows(options, counted))
+            found = linear_softmax_loss(*data, chunk_size, dtype, total_dtype, *_of_rows(options, counted))
             return _among(found[0], counted, len(target)), _among(found[1], counted, len(target))
         loss, stats = _rows_out(input, dtype)
         weight = as_matrix(linear_weight, dtype)
@@ -118,6 +123,7 @@ def linear_softmax_loss_and_grad(
     chunk_size: int,
     dtype: torch.dtype,
     total_dtype: torch.dtype,
+    input_grad_dtype: torch.dtype,
     weight_grad_dtype: torch.dtype,
     needs_input: bool,
     needs_weight: bool,
@@ -126,7 +132,8 @@ def linear_softmax_loss_and_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`linear_softmax_loss`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
 
-    ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``.
+    ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``;
+    that of the input is in ``input_grad_dtype``.
     """
     needs = (needs_input, needs_weight, needs_bias)
     with plain(input.device):
@@ -134,7 +141,7 @@ def linear_softmax_loss_and_grad(
         counted = _counted(target, options[4])
         if counted is not None:
             part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted])
-            setting: Any = (chunk_size, dtype, total_dtype, weight_grad_dtype, *needs)
+            setting: Any = (chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *needs)
             found = linear_softmax_loss_and_grad(*part, *setting, *_of_rows(options, counted))
             spread = (_among(x, counted, len(target)) for x in found[: 2 + needs_input])
             return (*spread, *found[2 + needs_input :])  # type: ignore[return-value]
@@ -142,16 +149,14 @@ def linear_softmax_loss_and_grad(
             data = (grad_loss, input, linear_weight, linear_bias, target)
             return linear_classes.linear_softmax_loss_and_grad(*data, dtype, weight_grad_dtype, needs, *options)
         loss, stats = _rows_out(input, dtype)
-        grad_input, total, total_bias = make_gradients(input, linear_weight, total_dtype, needs)
+        grad_input, total, total_bias = make_gradients(input, linear_weight, input_grad_dtype, total_dtype, needs)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         for chunk in _chunks(input, weight, bias, target, chunk_size, options):
             rows, grad = chunk.rows, chunk.logits
             loss[rows], stats[rows] = ops.softmax_loss_and_grad_(grad_loss[rows], grad, chunk.target, *chunk.options)
-            if needs_input and grad_input.dtype == dtype:
-                torch.mm(grad, weight, out=grad_input[rows])
-            elif needs_input:
-                grad_input[rows] = torch.mm(grad, weight)
+            if needs_input:
+                input_gradient(grad, weight, grad_input[rows])
             if needs_weight:
                 add_weight_gradient(total, grad, chunk.input, rows.start == 0)
             if needs_bias:
@@ -166,12 +171,17 @@ def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _bias, _target, _chunk_size, dtype, _total_dtype, weight_grad_dtype, *needs = rest[:9]
-    return (*_rows_out(input, dtype), *make_gradients(input, linear_weight, weight_grad_dtype, tuple(needs)))
+    _bias, _target, _chunk_size, dtype, _total_dtype, *grad_dtypes = rest[:7]
+    return (*_rows_out(input, dtype), *make_gradients(input, linear_weight, *grad_dtypes, tuple(rest[7:10])))
 
 
-_DATA = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, int chunk_size, ScalarType dtype"
-_NEEDS = "ScalarType total_dtype, ScalarType weight_grad_dtype, bool needs_input, bool needs_weight, bool needs_bias"
+_DATA = (
+    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, int chunk_size, ScalarType dtype, "
+    "ScalarType total_dtype"
+)
+_NEEDS = (
+    "ScalarType input_grad_dtype, ScalarType weight_grad_dtype, bool needs_input, bool needs_weight, bool needs_bias"
+)
 _SCHEMAS = {
     "linear_softmax_loss": f"({_DATA}, {ops.OPTIONS}) -> (Tensor loss, Tensor stats)",
     "linear_softmax_loss_and_grad": (

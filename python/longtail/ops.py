@@ -7,6 +7,7 @@ Python owns the schemas. A shared library adds kernels under ``torch.ops.longtai
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,8 @@ SCHEMAS = {
     "sigmoid_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID_OPTIONS}, bool elementwise) -> Tensor loss"
     ),
-    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss) -> ()",
+    # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
+    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
 }
 
@@ -118,7 +120,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
-    "scale_grad_": lambda _grad, _grad_loss: None,
+    "scale_grad_": lambda *_: None,
     "mean_denominator": _fake_mean_denominator,
 }
 
@@ -129,6 +131,15 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"longtail::{_name}", _FAKES[_name], lib=_library)
 
 dispatch.load()
+
+
+def below_autograd() -> contextlib.AbstractContextManager[Any]:
+    """For our Functions, which differentiate: the operators' own formulas take time, and know no torch.func."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
 
 softmax_loss = torch.ops.longtail.softmax_loss.default
 softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default

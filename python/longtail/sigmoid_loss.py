@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .autograd import reduce_loss
+from .autograd import differentiable_reduction
 from .autograd_sigmoid import SigmoidLoss
 from .errors import ArgumentTypeError, ArgumentValueError
+from .kept_gradient import check_overwritable, gradient_divisor, shares, sigmoid_size
 
 REDUCTIONS = ("mean", "sum", "none", "rows")
 NORMALIZERS = ("elements", "rows", "positives")
@@ -181,21 +182,25 @@ def sigmoid_loss(
     over = "elements" if reduction == "none" else reduction
     if element_weight is not None:
         element_weight, over = _over_elements(element_weight, input, dtype), "elements"
+    check_overwritable(input, gradient)
     wants_grad = torch.is_grad_enabled() and at.logits.requires_grad
-    if not wants_grad:
-        gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
-    if wants_grad or not torch.compiler.is_compiling():
-        divisor = None if over == "elements" else denominator
-        loss, *_ = SigmoidLoss.apply(at.logits, at.target, divisor, over, gradient, *options)
-    else:  # torch.compile passes a context to the Function's forward where nothing requires grad
-        elementwise = over == "elements"
-        loss = ops.sigmoid_loss(at.logits, at.target, *options, elementwise)
-        loss = reduce_loss(loss, None if elementwise else denominator, over)
+    inner = None if over == "elements" else denominator
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):  # as in softmax_loss
+        loss = ops.sigmoid_loss(at.logits, at.target, *options, over == "elements")
+        loss = differentiable_reduction(loss, inner, over)
+    else:
+        mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
+        divisor, factor = None if normalizer is None else gradient_divisor(inner), None
+        if mode != "backward":
+            half = input.dtype == torch.float16
+            size = sigmoid_size(at.target, at.logits.shape[1], options) if half else None
+            factor, divisor = shares(inner if normalizer is None else divisor, size)
+        loss = SigmoidLoss.apply(at.logits, at.target, inner, divisor, factor, over, mode, *options)[0]
     if element_weight is not None:
         loss = at.restore(loss) * element_weight
         if reduction == "rows":
             return loss.sum(1) if loss.dim() > 1 else loss
-        return loss if reduction == "none" else reduce_loss(loss, denominator, "sum")
+        return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")
     if reduction == "none":
         return at.restore(loss)
     return loss.reshape(at.rows) if reduction == "rows" else loss

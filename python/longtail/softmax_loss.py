@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .autograd import SoftmaxLoss, reduce_loss
+from .autograd import SoftmaxLoss, differentiable_reduction, reduce_loss
 from .errors import ArgumentValueError
+from .fallback import finish_options
+from .kept_gradient import check_overwritable, gradient_divisor, shares, softmax_size
 
 
 class RowStats(NamedTuple):
@@ -88,6 +90,17 @@ def operator_options(
     )
 
 
+def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tuple[Any, ...]) -> Tensor | None:
+    """:func:`longtail.kept_gradient.softmax_size` for the operators' ``options``; None but for float16 logits."""
+    if dtype != torch.float16:
+        return None
+    weight, _, _, sample_weight, ignore_index, *numbers, scale, softcap, z_loss = options
+    g = target.clamp(0, max(num_classes - 1, 0))
+    weight = weight if num_classes else None
+    finish = finish_options(g, num_classes, weight, sample_weight, *numbers, z_loss)
+    return softmax_size(target != ignore_index, finish, scale, softcap)
+
+
 def softmax_loss(
     input: Tensor,
     target: Tensor,
@@ -132,15 +145,23 @@ def softmax_loss(
     denominator = None
     if reduction == "mean":
         denominator = mean_denominator(normalizer, rows.target, options[0], ignore_index, num_classes).to(dtype)
+    check_overwritable(input, gradient)
     wants_grad = torch.is_grad_enabled() and rows.logits.requires_grad
-    if not wants_grad:
-        gradient = "backward"  # nothing may be computed for a gradient, or overwritten by one
-    if wants_grad or not torch.compiler.is_compiling():
-        inputs = (rows.logits, rows.target, denominator, reduction, gradient, *options)
-        loss, stats, *_ = SoftmaxLoss.apply(*inputs)
-    else:  # torch.compile passes a context to the Function's forward where nothing requires grad
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
+        # The operator alone: it differentiates in an exported graph, and torch.compile passes a context to the
+        # Function's forward where nothing requires grad.
         loss, stats = ops.softmax_loss(rows.logits, rows.target, *options)
-        loss = reduce_loss(loss, denominator, reduction)
+        loss = differentiable_reduction(loss, denominator, reduction)
+    else:
+        mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
+        factor = None
+        exact = weight is None and normalizer is None  # 0 only where no row counts, and ignored rows need no divisor
+        divisor = None if exact else gradient_divisor(denominator)
+        if mode != "backward":
+            size = kept_size(rows.target, num_classes, input.dtype, options)
+            factor, divisor = shares(denominator if exact else divisor, size)
+        inputs = (rows.logits, rows.target, denominator, divisor, factor, reduction, mode)
+        loss, stats, *_ = SoftmaxLoss.apply(*inputs, *options)
     if reduction == "none":
         loss = loss.reshape(rows.shape)
     return (loss, row_stats(stats, rows.target, ignore_index, rows.shape)) if return_stats else loss

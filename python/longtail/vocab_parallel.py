@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from . import arguments, reference
-from .autograd import RefuseSecondDerivative, first_factor, is_folded, reduce_loss, rows_of, scaled_gradient
+from .autograd import RefuseSecondDerivative, of_rows, reduce_loss, rows_of, scaled_gradient
 from .distributed import Group, agree, process_group, untraced
 from .functional import check_options
+from .kept_gradient import check_overwritable, gradient_divisor, shares
 from .softmax_loss import row_stats
-from .vocab_shard import Shard, check_rows, class_vectors, make_shard, propose
+from .vocab_shard import IGNORED, Shard, check_rows, class_vectors, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -92,6 +93,7 @@ def vocab_parallel_cross_entropy(
     group = process_group(group)
     try:
         numbers = check_options(local_logits, target, ignore_index, reduction, normalizer, gradient, **options)
+        check_overwritable(local_logits, gradient)
         check_rows("local_logits", local_logits, target)
         vectors = class_vectors(local_logits, weight, class_bias, class_margin)
         wide = reference.accumulate_dtype(local_logits)
@@ -143,17 +145,18 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
                 denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64)
             denominator = denominator.to(loss.dtype)
         loss = reduce_loss(loss.masked_fill(ignored, 0.0), denominator, reduction)
+        divisor = gradient_divisor(denominator)
         ctx.mark_non_differentiable(found.stats)
         if gradient == "backward":
-            ctx.save_for_backward(logits, local_target, denominator, *found)
+            ctx.save_for_backward(logits, local_target, divisor, *found)
             return loss, found.stats
-        ctx.folded = is_folded(logits, denominator)
-        grad = shard.apply(logits, local_target, row_grad, first_factor(logits, denominator), gradient == "inplace")
+        factor, divisor = shares(divisor, shard.size(target, logits.dtype, found.w_g, found.weight_sum))
+        grad = shard.apply(logits, local_target, row_grad, of_rows(factor, logits), gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(logits, denominator)
+            ctx.save_for_backward(logits, local_target, divisor)
             return loss, found.stats
-        ctx.save_for_backward(grad, denominator)
+        ctx.save_for_backward(grad, local_target, divisor)
         return loss, found.stats, grad  # an output, so that differentiating through it meets the refusal
 
     @staticmethod
@@ -161,10 +164,10 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         if grad_output is None:
             return (None,) * 6
         if ctx.gradient != "backward":
-            return (scaled_gradient(ctx, grad_output), *(None,) * 5)
-        logits, local_target, denominator, *found = ctx.saved_tensors
+            return (scaled_gradient(ctx, grad_output, IGNORED), *(None,) * 5)
+        logits, local_target, divisor, *found = ctx.saved_tensors
         _, row_grad = ctx.shard.loss_and_row_grad(Gathered(*found))
-        upstream = rows_of(grad_output, denominator, ctx.reduction, logits.shape[0])
+        upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
         grad = ctx.shard.apply(logits, local_target, row_grad, upstream, inplace=False)
         if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
             grad = RefuseSecondDerivative.apply(grad, grad_output, logits)

@@ -12,6 +12,7 @@ from .autograd import reduce_loss, rows_of
 from .distributed import Group, agree, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
+from .kept_gradient import gradient_divisor, shares
 from .linear_autograd import Setting, guarded, kept_gradients
 from .linear_chunks import arithmetic_dtype, chunk_rows
 from .linear_cross_entropy import GRADIENTS, check_chunks, check_gathered, logits_dtype
@@ -156,26 +157,30 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         *data, denominator, setting, shard, sequence_parallel = inputs
         ctx.setting, ctx.shard, ctx.sequence_parallel = setting, shard, sequence_parallel
-        ctx.weight_dtype = data[1].dtype
+        ctx.gradient, ctx.dtypes, ctx.rows = setting.gradient, (data[0].dtype, data[1].dtype), slice(None)
+        if sequence_parallel:
+            ctx.rows = shard.local_rows(len(data[3]))
         ctx.set_materialize_grads(False)
         rows = len(data[3])
-        upstream = None
-        folded = setting.folds(denominator)
+        divisor, upstream = gradient_divisor(denominator), None
         if setting.gradient == "forward":
-            one = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
-            upstream = (one / denominator if folded else one).expand(rows)
+            factor, divisor = shares(divisor, shard.size_ahead(data[3], setting.dtype))
+            if factor is None:
+                factor = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
+            upstream = factor.expand(rows)
         loss, found, grads = sweep(data, setting, shard, sequence_parallel, upstream, None)
         if setting.reduction == "mean" and denominator is None:
             assert found.w_g is not None
             ignored = data[3] == shard.ignore_index
             denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64).to(loss.dtype)
+            late = gradient_divisor(denominator)
+            divisor = late if divisor is None else divisor * late
         loss = reduce_loss(loss, denominator, setting.reduction)
         ctx.mark_non_differentiable(found.stats)
         if grads is None:
-            ctx.save_for_backward(*data, denominator, *found)
+            ctx.save_for_backward(*data, divisor, *found)
             return loss, found.stats
-        ctx.divisor = None if folded else denominator
-        ctx.save_for_backward(None, *grads)
+        ctx.save_for_backward(data[3], divisor, *grads)
         return loss, found.stats, *grads
 
     @staticmethod
@@ -183,11 +188,10 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         rest = (None,) * 5
         if grad_output is None or not any(ctx.needs_input_grad):
             return (None, None, None, *rest)
-        if ctx.setting.gradient == "forward":
-            scale = grad_output if ctx.divisor is None else grad_output / ctx.divisor
-            return (*kept_gradients(ctx, scale), *rest)
-        *data, denominator, stats, w_g, weight_sum = ctx.saved_tensors
-        upstream = rows_of(grad_output, denominator, ctx.setting.reduction, len(data[3]))
+        if ctx.gradient == "forward":
+            return (*kept_gradients(ctx, grad_output, ctx.shard.ignore_index), *rest)
+        *data, divisor, stats, w_g, weight_sum = ctx.saved_tensors
+        upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
         known = Gathered(stats, w_g, weight_sum)
         grads = sweep(data, ctx.setting, ctx.shard, ctx.sequence_parallel, upstream, known).grads
         assert grads is not None

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from .distributed import Group, all_gather, all_reduce_async, reduce_scatter_async
 from .linear_autograd import Setting
-from .linear_chunks import add_weight_gradient, arithmetic_dtype, as_matrix, make_gradients, make_logits, plain
+from .linear_chunks import (
+    add_weight_gradient,
+    arithmetic_dtype,
+    as_matrix,
+    input_gradient,
+    make_gradients,
+    make_logits,
+    plain,
+)
 from .vocab_shard import Shard
 from .vocab_stats import Gathered
 
@@ -73,9 +81,8 @@ class _Sums:
 
     def __init__(self, data: Any, setting: Setting, group: Group, sequence_parallel: bool) -> None:
         input, linear_weight = data[:2]
-        self.input, self.total, self.total_bias = make_gradients(
-            input, linear_weight, setting.total_dtype, setting.needs
-        )
+        dtypes = setting.grad_dtypes(input, linear_weight)[0], setting.total_dtype
+        self.input, self.total, self.total_bias = make_gradients(input, linear_weight, *dtypes, setting.needs)
         if input.shape[0] == 0:
             self.total.zero_()
         self._needs, self._group, self._scatters = setting.needs, group, sequence_parallel
@@ -94,14 +101,12 @@ class _Sums:
     def _add_input(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
         if self._wait is not None:  # for the chunk before: its sum has had a chunk's work to hide behind
             self._wait()
+        partial = out.new_empty((grad.shape[0], weight.shape[1])) if self._scatters else out
+        input_gradient(grad, weight, partial)
         if self._scatters:
-            self._wait = reduce_scatter_async(torch.mm(grad, weight).to(out.dtype), out, self._group)
-            return
-        if out.dtype == grad.dtype:
-            torch.mm(grad, weight, out=out)
+            self._wait = reduce_scatter_async(partial, out, self._group)
         else:
-            out.copy_(torch.mm(grad, weight))
-        self._wait = all_reduce_async(out, self._group)
+            self._wait = all_reduce_async(out, self._group)
 
     def finished(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         if self._wait is not None:
@@ -148,7 +153,7 @@ def sweep(
                 factor = chunk.of(upstream).reshape(-1)
                 chunk.shard.apply(chunk.logits, chunk.local_target, row_grad, factor, inplace=True)
                 sums.add(chunk, weight)
-        grads = None if sums is None else sums.finished(setting.weight_grad_dtype(linear_weight))
+        grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[1])
         return Swept(loss.masked_fill_(target == shard.ignore_index, 0.0), whole, grads)
 
 

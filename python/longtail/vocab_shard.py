@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .distributed import Classes, Group, Proposal, agree
+from .distributed import Classes, Group, Proposal, agree, all_gather, sum_in_rank_order
 from .errors import ArgumentValueError
+from .kept_gradient import softmax_size
 from .softmax_loss import mean_denominator
 from .vocab_stats import Gathered, Traffic, gather
 
@@ -125,19 +126,51 @@ class Shard(NamedTuple):
             weight_sum = self.weight.sum(dtype=torch.float64)
         w_g = None
         if self.traffic.weight:
-            padded = torch.cat([self.weight, stats.new_zeros(1)])  # type: ignore[list-item]
-            w_g = padded[local_target.masked_fill(local_target < 0, ELSEWHERE)]
+            w_g = self._local_weights(local_target)
         found = gather(stats, w_g, weight_sum, target, self.classes, self.traffic, self.group)
         if self.whole_weight is not None:
             w_g = self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
             found = found._replace(w_g=w_g)
         return found
 
+    def _local_weights(self, local_target: Tensor) -> Tensor:
+        """The class weight of each row's target, 0 where another rank holds it."""
+        assert self.weight is not None
+        padded = torch.cat([self.weight, self.weight.new_zeros(1)])
+        return padded[local_target.masked_fill(local_target < 0, ELSEWHERE)]
+
+    def local_rows(self, rows: int) -> slice:
+        """This rank's of ``rows`` that sequence parallelism shares out evenly."""
+        part, rank = rows // len(self.classes.sizes), torch.distributed.get_rank(self.group)
+        return slice(part * rank, part * (rank + 1))
+
     def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, reference.RowGrad]:
         """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
         w_g = 1.0 if found.w_g is None else found.w_g
         v = 1.0 if self.sample_weight is None else self.sample_weight
         return reference.finish(found.stats, w_g, v, weight_sum=found.weight_sum, **self.finish)
+
+    def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Tensor | None:
+        """A bound of the gradient's elements, for float16 logits alone: the same on every rank, as the arguments are."""
+        if dtype != torch.float16:
+            return None
+        v = 1.0 if self.sample_weight is None else self.sample_weight
+        finish = {"w_g": 1.0 if w_g is None else w_g, "v": v, "weight_sum": weight_sum, **self.finish}
+        return softmax_size(target != self.ignore_index, finish, self.scale, self.softcap)
+
+    def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """:meth:`size` before the statistics are known: one more collective where ranks hold their own weights alone."""
+        if dtype != torch.float16:
+            return None
+        w_g, weight_sum = None, torch.full((), float(self.classes.total), device=target.device)
+        if self.whole_weight is not None:
+            w_g = self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
+            weight_sum = self.whole_weight.sum()
+        elif self.weight is not None:
+            own = torch.cat([self._local_weights(self.local_target(target)), self.weight.sum()[None]])
+            packed = sum_in_rank_order(all_gather(own, self.group))
+            w_g, weight_sum = packed[:-1], packed[-1]
+        return self.size(target, dtype, w_g, weight_sum)
 
     def apply(
         self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool

@@ -119,6 +119,7 @@ void resolve(T*& address, const std::vector<Buffer>& buffers) {
 void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(request.scaling.grad, buffers);
   resolve(request.scaling.factor, buffers);
+  resolve(request.scaling.target, buffers);
   SoftmaxLossArgs& a = request.args;
   resolve(a.logits, buffers);
   resolve(a.target, buffers);

@@ -54,7 +54,7 @@ SigmoidArgs = _structure(
 Scaling = _structure(
     "Scaling",
     "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor,"
-    "int64 factor_stride pixels class_stride",
+    "int64 factor_stride pixels class_stride, pointer target, int64 target_stride ignore_index",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
@@ -107,11 +107,13 @@ class Launch:
         return [x for name, x in self.fields.items() if name in POINTERS and x is not None]
 
 
-def scaling(grad: Tensor, factor: Tensor, processors: int) -> Launch:
+def scaling(grad: Tensor, factor: Tensor, processors: int, target: Tensor | None = None) -> Launch:
     """grad [N, C] times factor [N], or [N, C, P] times [N * P], in place, on a device of so many multiprocessors."""
     fields = {"storage": STORAGES.index(grad.dtype), "rows": len(factor), "num_classes": grad.shape[1]}
     fields |= {"pixels": grad.shape[2], "class_stride": grad.stride(1)} if grad.dim() == 3 else {}
     fields |= {"grad": grad, "grad_stride": grad.stride(0), "factor": factor, "factor_stride": factor.stride(0)}
+    if target is not None:
+        fields |= {"target": target, "target_stride": target.stride(0), "ignore_index": -100}
     return Launch(fields, processors=processors, kind=SCALING)
 
 

@@ -1,0 +1,110 @@
+"""Promise: an exported graph differentiates, and so does a call of the operators themselves."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cases
+import longtail
+from tolerances import assert_close
+
+ROWS, FEATURES, CLASSES = 6, 8, 13
+TARGET = torch.tensor([0, cases.IGNORE, 2, 6, 12, 3])
+WEIGHT = torch.rand(CLASSES, generator=cases.generator(1)) + 0.5
+
+
+class Classifier(nn.Module):
+    """A linear layer and one of the losses."""
+
+    def __init__(self, loss: str, mode: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(FEATURES, CLASSES)
+        self.loss, self.mode = loss, mode
+
+    def forward(self, x: Tensor, target: Tensor) -> Any:
+        weight, bias, mode = self.linear.weight, self.linear.bias, self.mode
+        if self.loss == "linear":
+            return longtail.linear_cross_entropy(x, weight, target, linear_bias=bias, gradient=mode)
+        z = self.linear(x) * 1.0
+        if self.loss == "softmax":
+            options = {"weight": WEIGHT, "complement_gamma": -1.0, "focal_gamma": 2.0}
+            return longtail.cross_entropy(z, target, gradient=mode, **options)
+        if self.loss == "rows":
+            return longtail.cross_entropy(z, target, gradient=mode, reduction="none").square().sum()
+        if self.loss == "images":
+            z = z.t().reshape(1, CLASSES, 2, 3)
+            return longtail.cross_entropy(z, target.reshape(1, 2, 3), gradient=mode, return_stats=True)[0]
+        if self.loss == "sigmoid":
+            return longtail.sigmoid_focal_loss(z, target, gradient=mode, reduction="mean", weight=WEIGHT)
+        hot = nn.functional.one_hot(target.clamp(min=0), CLASSES).float()
+        return longtail.sigmoid_cross_entropy(z, hot, gradient=mode, reduction="none").square().sum()
+
+
+LOSSES = ("softmax", "rows", "images", "sigmoid", "elements", "linear")
+
+
+def outcome(module: nn.Module, *data: Tensor) -> list[Tensor]:
+    loss = module(*data)
+    return [loss.detach(), *torch.autograd.grad(loss * 2.5, list(module.parameters()))]
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_exported_module_trains(loss: str, mode: str, strict: bool, decomposed: bool) -> None:
+    x = torch.randn(ROWS, FEATURES, generator=cases.generator(0))
+    module = Classifier(loss, mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (x, TARGET), strict=strict)
+        if decomposed:
+            program = program.run_decompositions()
+        exported = program.module()
+    other = torch.randn(ROWS, FEATURES, generator=cases.generator(5))
+    for got, want in zip(outcome(exported, other, TARGET), outcome(module, other, TARGET), strict=True):
+        assert want.abs().max() > 0
+        assert_close(got, want.double(), factor=4)
+
+
+def _arguments(operator: str, seed: int = 0) -> tuple[list[Any], int]:
+    """Arguments of an operator in float64, and which of them is differentiated in."""
+    x, target = torch.randn(ROWS, FEATURES, dtype=torch.float64, generator=cases.generator(seed)), TARGET
+    z = torch.randn(ROWS, CLASSES, dtype=torch.float64, generator=cases.generator(seed + 1))
+    options = cases.operator_options(CLASSES, cases.options("mixed", CLASSES, target, torch.float64))
+    binary = (None, None, None, False, cases.IGNORE, 0.25, 2.0)
+    up, wide = [torch.ones(ROWS, dtype=torch.float64)], torch.float64
+    weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64, generator=cases.generator(7))
+    linear = [x, weight, None, target, 4, wide, wide]
+    return {
+        "softmax_loss": ([z, target, *options], 0),
+        "softmax_loss_and_grad": ([*up, z, target, *options], 1),
+        "sigmoid_loss": ([z, target, *binary, False], 0),
+        "sigmoid_loss_and_grad": ([*up, z, target, *binary, True], 1),
+        "linear_softmax_loss": ([*linear, *options], 0),
+    }[operator]
+
+
+OPERATORS = ("softmax_loss", "softmax_loss_and_grad", "sigmoid_loss", "sigmoid_loss_and_grad", "linear_softmax_loss")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_differentiate(operator: str) -> None:
+    arguments, place = _arguments(operator)
+
+    def losses(value: Tensor) -> Tensor:
+        given = [value if i == place else x for i, x in enumerate(arguments)]
+        result = getattr(torch.ops.longtail, operator)(*given)
+        return result if isinstance(result, Tensor) else result[0]
+
+    value = arguments[place].requires_grad_()
+    assert torch.autograd.gradcheck(losses, value)
+    (grad,) = torch.autograd.grad(losses(value).square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(grad.square().sum(), value)
