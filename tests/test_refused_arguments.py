@@ -90,6 +90,20 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     },
 }
 
+
+def sharded(t: dict[str, Tensor], **given: Any) -> Any:
+    """The loss of DTensors: of logits, or with ``chunk_size`` of the projection."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    if "chunk_size" in given:
+        x, w = DTensor.from_local(t["x"], mesh, [Replicate()]), DTensor.from_local(t["w"], mesh, [Shard(0)])
+        return longtail.linear_cross_entropy(x, w, t["t"], **given).full_tensor()
+    return longtail.cross_entropy(DTensor.from_local(t["z"], mesh, [Shard(1)]), t["t"], **given).full_tensor()
+
+
+OF_NUMBERS = FUNCTIONS | {"dtensor": (sharded, SOFTMAX | {"chunk_size"})}
+
 # option -> values that float32 does not hold, though float64 does
 BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "softcap": (1e300, 3.5e38, 1e-39, 1e-50),
@@ -110,9 +124,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_numbers_that_do_not_fit(name: str) -> None:
-    function, options = FUNCTIONS[name]
+    function, options = OF_NUMBERS[name]
     for table, dtypes in ((BEYOND_FLOAT32, cases.DTYPES[1:]), (REFUSED, cases.DTYPES)):
         for dtype in dtypes:
             data = tensors(dtype)
@@ -128,10 +142,10 @@ def _named(name: str, option: str) -> str:
     return softmax_focal.get(name, option) if option == "gamma" else option
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_numbers_that_fit(name: str) -> None:
     """float64 holds them; what float32 takes for 0 where 0 is as good; the ends of its range."""
-    function, options = FUNCTIONS[name]
+    function, options = OF_NUMBERS[name]
     wide, single = tensors(torch.float64), tensors()
     for option in sorted(options & BEYOND_FLOAT32.keys() - {"gamma"}):
         for value in BEYOND_FLOAT32[option]:
