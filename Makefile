@@ -15,6 +15,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu"
 
 # What another torch could break, beside that torch in an environment of its own: make test-torch-2.10.0, the oldest.
+# (The interpreter of its Triton, 3.6, fails with numpy 2.4.)
 TORCH_TESTS := $(addprefix tests/test_,$(addsuffix .py,compile_func default_device dtensor errors gradients images \
     linear_cross_entropy ops refused_arguments semantics shard_ops sigmoid_ops sigmoid_semantics triton_interpreter \
     triton_launch vocab_parallel))
@@ -23,7 +24,7 @@ test-torch-%:
 	LONGTAIL_CUDA=0 $(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*
 
 test-torch: $(VENV)/.package
-	$(BIN)/python -m pip install --quiet hypothesis pytest pytest-benchmark pytest-xdist
+	$(BIN)/python -m pip install --quiet hypothesis "numpy<2.4" pytest pytest-benchmark pytest-xdist
 	$(BIN)/python -m pytest -m "not gpu" $(TORCH_TESTS)
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).

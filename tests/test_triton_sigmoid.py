@@ -96,6 +96,25 @@ def test_half_precision(shape: tuple[int, ...], dtype: torch.dtype, kind: str, e
 
 
 @interpreted
+@pytest.mark.parametrize(("alpha", "gamma"), [(None, 0.0), (None, 0.5), (0.25, 2.0)])
+def test_infinite_logits_and_nan_targets(alpha: float | None, gamma: float) -> None:
+    """Surely right: 0. Surely wrong, or soft: inf, with a finite gradient. A target of NaN: NaN."""
+    inf = torch.inf
+    z = torch.tensor([[inf, -inf, inf, -inf], [inf, -inf, 1.0, 0.0]])
+    y = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.3, 0.3, torch.nan, 0.0]])
+    tail = (None, None, None, False, None, alpha, gamma)
+    with longtail.use_backend("triton"):
+        loss = ops.sigmoid_loss(z, y, *tail, True)
+        grad = ops.sigmoid_loss_backward(torch.ones(2, 4), z, y, *tail)
+    assert loss[0].tolist() == [0.0, 0.0, inf, inf]
+    assert loss[1, :2].tolist() == [inf, inf]
+    assert grad[0, :2].tolist() == [0.0, 0.0]
+    for found in (loss, grad):
+        assert found.isnan().nonzero().tolist() == [[1, 2]]
+    assert grad[y.isfinite()].isfinite().all()
+
+
+@interpreted
 @pytest.mark.parametrize("gamma", cases.GAMMAS)
 def test_saturation(gamma: float) -> None:
     """Every margin on both sides, for both targets, in value and gradient, with nothing clipped."""

@@ -205,7 +205,7 @@ def _joined_classes(proposals: list[Proposal]) -> Classes:
     _check_equal("whether class_start is given", [p.class_start is not None for p in proposals])
     _check_equal("num_classes", [p.num_classes for p in proposals])
     num_classes = proposals[0].num_classes
-    if num_classes is None and len(proposals) > 1 and sum(sizes):
+    if num_classes is None and len(proposals) > 1 and any(sizes):
         raise ArgumentValueError(
             f"num_classes is None, expected the number of classes of all {len(proposals)} ranks together: without it a "
             f"rank that passes all classes looks like one that passes its share. The ranks pass {list(sizes)} classes"
