@@ -271,7 +271,7 @@ def test_float16_linear_loss_and_gradient_scaler_do_not_underflow(mode: str) -> 
 @pytest.mark.parametrize("name", ["softmax", "softmax_images", "sigmoid", "elements"])
 def test_inplace_on_a_leaf_is_refused(name: str) -> None:
     """As torch refuses every operation in place there: the parameter would be its own gradient."""
-    make, target, values, _ = inputs(name)
+    _, target, values, _ = inputs(name)
     function = {"softmax": longtail.cross_entropy}.get(name.split("_")[0], longtail.sigmoid_focal_loss)
     options = {"ignore_index": -1} if name == "elements" else {}
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import images, ops
+from . import ops
 from .errors import ArgumentValueError
 
 TOP = 2.0**12
@@ -93,8 +93,8 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
         refused = input.is_leaf or (input._is_view() and input._base is not None and input._base.is_leaf)
     if refused:
         raise ArgumentValueError(
-            'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, or '
-            'what torch.func.grad differentiates in. Expected the result of an operation; use gradient="forward"'
+            'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, '
+            'or what torch.func.grad differentiates in. Expected the result of an operation, or gradient="forward"'
         )
 
 
@@ -107,9 +107,9 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
         RuntimeError: there has been one before, or the logits were overwritten since.
     """
     text = (
-        f"longtail: gradient={ctx.gradient!r} keeps one gradient, which has been handed out or overwritten: backward can "
-        'run once, and logits overwritten in place can not be changed before it. Use gradient="backward" to keep the '
-        "graph"
+        f"longtail: gradient={ctx.gradient!r} keeps one gradient, which has been handed out or overwritten: backward "
+        'can run once, and logits overwritten in place can not be changed before it. Use gradient="backward" to keep '
+        "the graph"
     )
     if not torch.compiler.is_compiling():
         if getattr(ctx, "spent", False):
@@ -122,7 +122,7 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def scale_rows_(grad: Tensor, upstream: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    """``grad`` [N, C] or [N, C, P] times ``upstream``, [rows] or of its shape; 0 where ``target`` is ignored, always."""
+    """``grad`` [N, C] or [N, C, P] times ``upstream``, [rows] or of its shape; always 0 where ``target`` is ignored."""
     by_row = target.dim() == 1
     if upstream.dim() != grad.dim():
         ops.scale_grad_(grad, upstream, target if by_row else None, -100 if ignore_index is None else ignore_index)

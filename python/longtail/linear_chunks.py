@@ -103,7 +103,7 @@ def _by_blocks(grad: Tensor) -> bool:
 
 
 def _add_by_blocks(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` in the dtype of ``total``, to which some columns of ``a``, or rows, are converted at a time."""
+    """``total += a @ b`` in the dtype of ``total``, to which some rows or columns of ``a`` are converted at a time."""
     m, k = a.shape
     step = max(16, (1 << 22) // max(m, k, 1))
     if m > k:
