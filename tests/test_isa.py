@@ -133,14 +133,20 @@ def supported() -> list[str]:
     """Names of the instruction sets that this machine runs."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         return ["neon"]
-    best = torch.backends.cpu.get_cpu_capability().lower()
-    names = ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best.split("_")[0], 1)]
     try:
         with open("/proc/cpuinfo") as cpuinfo:
-            bf16 = "avx512_bf16" in cpuinfo.read()
-    except OSError:
-        bf16 = False
-    return [*names, "avx512_bf16"] if bf16 and names[-1] == "avx512" else names
+            flags = next(set(line.split()) for line in cpuinfo if line.startswith("flags"))
+    except OSError:  # what torch uses, which its environment can lower
+        best = torch.backends.cpu.get_cpu_capability().lower()
+        return ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best, 1)]
+    needed = {
+        "baseline": set(),
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx512_bf16": {"avx512_bf16"},
+    }
+    runs = [needed[name] <= flags for name in needed]
+    return [name for i, name in enumerate(needed) if all(runs[: i + 1])]
 
 
 def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ class Plan(NamedTuple):
     """How many rows a chunk has where nobody says: a share of all rows within a budget, but not less than pays."""
 
     share: int
-    """A chunk takes at most one row in this many, so that with GEMM workspaces it is under an eighth of the logits."""
+    """A chunk takes at most one row in this many; the GEMMs' workspaces, other ones on each processor, come on top."""
     least: int
     """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
     budget: int
