@@ -6,13 +6,25 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test test-gpu bench gpu lint format clean
+.PHONY: demo test test-torch test-gpu bench gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu"
+
+# What another torch could break, beside that torch in an environment of its own: make test-torch-2.10.0, the oldest.
+TORCH_TESTS := $(addprefix tests/test_,$(addsuffix .py,compile_func default_device dtensor errors gradients images \
+    linear_cross_entropy ops refused_arguments semantics shard_ops sigmoid_ops sigmoid_semantics triton_interpreter \
+    triton_launch vocab_parallel))
+
+test-torch-%:
+	LONGTAIL_CUDA=0 $(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*
+
+test-torch: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet hypothesis pytest pytest-benchmark pytest-xdist
+	$(BIN)/python -m pytest -m "not gpu" $(TORCH_TESTS)
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).
 test-gpu: $(VENV)/.test

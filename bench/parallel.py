@@ -106,7 +106,7 @@ def contenders(logits: Tensor, target: Tensor, classes: int) -> list[Contender]:
     def ours(gradient: str, **options: Any) -> Step:
         def step() -> tuple[Tensor, Tensor]:
             x = logits.detach().requires_grad_()
-            loss = longtail.vocab_parallel_cross_entropy(x, target, gradient=gradient, **options)
+            loss = longtail.vocab_parallel_cross_entropy(x, target, num_classes=classes, gradient=gradient, **options)
             (grad,) = torch.autograd.grad(loss, x)
             return loss.detach(), grad
 

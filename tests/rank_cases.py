@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ def cross_entropy_case(
     given = localised(options, begin, end) if local_vectors else options
     start = begin if order is not None else None
     got, stats = longtail.vocab_parallel_cross_entropy(
-        local * 1.0, target, group=group, class_start=start, reduction=reduction, gradient=gradient,
-        return_stats=True, **given,
+        local * 1.0, target, group=group, class_start=start, num_classes=classes, reduction=reduction,
+        gradient=gradient, return_stats=True, **given,
     )  # fmt: skip
     factor = 4.0 if dtype.itemsize >= 4 else 6.0
     assert_close(got, loss, what="loss", factor=factor)
@@ -100,21 +101,37 @@ def disagreeing(group: Any, odd: dict[str, Any], rank: int, target_value: int | 
     starts = mine.pop("starts", None)
     if starts is not None or "class_start" in odd:
         mine.setdefault("class_start", 4 * dist.get_rank(group))
+    mine.setdefault("num_classes", 4 * dist.get_world_size(group))
+    return raised_by(lambda: longtail.vocab_parallel_cross_entropy(logits, target, group=group, **mine))
+
+
+def raised_by(call: Callable[[], Any]) -> tuple[str, str]:
     try:
-        longtail.vocab_parallel_cross_entropy(logits, target, group=group, **mine)
+        call()
     except Exception as error:
         return type(error).__name__, str(error)
     return "", "nothing was raised"
 
 
+def all_logits_on_every_rank(group: Any, num_classes: int | None) -> tuple[str, str]:
+    data = (torch.randn(6, 4), torch.arange(6) % 4)
+    return raised_by(lambda: longtail.vocab_parallel_cross_entropy(*data, group=group, num_classes=num_classes))
+
+
+def all_weights_on_every_rank(group: Any, num_classes: int | None) -> tuple[str, str]:
+    data = (torch.randn(6, 3), torch.randn(4, 3), torch.arange(6) % 4)
+    return raised_by(lambda: longtail.vocab_parallel_linear_cross_entropy(*data, group=group, num_classes=num_classes))
+
+
 def calls_after_a_mistake(group: Any) -> None:
     """A mistake that every rank makes leaves the group in order."""
     logits, target = torch.randn(4, 3), torch.tensor([0, 5, 3, 1])
-    for wrong in ({"label_smoothing": 2.0}, {"class_start": 0}):
+    shared = {"group": group, "num_classes": 6}
+    for wrong in ({"label_smoothing": 2.0}, {"class_start": 0}, {"num_classes": 3}):
         try:
-            longtail.vocab_parallel_cross_entropy(logits, target, group=group, **wrong)
+            longtail.vocab_parallel_cross_entropy(logits, target, **shared | wrong)
         except ValueError:
-            longtail.vocab_parallel_cross_entropy(logits, target, group=group)
+            longtail.vocab_parallel_cross_entropy(logits, target, **shared)
         else:
             raise AssertionError(f"{wrong} was accepted")
 
@@ -159,9 +176,9 @@ def linear_case(
             part.requires_grad_(letter in trains)
     given = localised(options, begin, end) if local_vectors else options
     got, stats = longtail.vocab_parallel_linear_cross_entropy(
-        parts[0], parts[1], target, linear_bias=parts[2], group=group, reduction=reduction, gradient=gradient,
-        chunk_size=chunk_size, sequence_parallel=sequence_parallel, accumulate_dtype=accumulate_dtype,
-        return_stats=True, **given,
+        parts[0], parts[1], target, linear_bias=parts[2], group=group, num_classes=classes, reduction=reduction,
+        gradient=gradient, chunk_size=chunk_size, sequence_parallel=sequence_parallel,
+        accumulate_dtype=accumulate_dtype, return_stats=True, **given,
     )  # fmt: skip
     assert got.dtype == cases.vector_dtype(dtype)
     close_in_norm(got.detach(), loss.detach(), dtype, "loss")

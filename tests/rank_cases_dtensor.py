@@ -152,9 +152,10 @@ def compiled(group: Any) -> None:
     placed = [(logits, Shard(1)), (x, Replicate()), (w, Shard(0))]
     z, x_, w_ = (distribute_tensor(value, mesh, [place]).requires_grad_() for value, place in placed)
     local_z, local_w = (value.detach().to_local().clone().requires_grad_() for value in (z, w_))
+    shared = {"group": group, "num_classes": 8}
     uses: list[Any] = [
-        (lambda a: longtail.vocab_parallel_cross_entropy(a * 2, target, group=group) * 3, [local_z]),
-        (lambda a: longtail.vocab_parallel_linear_cross_entropy(x * 2, a * 2, target, group=group) * 3, [local_w]),
+        (lambda a: longtail.vocab_parallel_cross_entropy(a * 2, target, **shared) * 3, [local_z]),
+        (lambda a: longtail.vocab_parallel_linear_cross_entropy(x * 2, a * 2, target, **shared) * 3, [local_w]),
         (lambda a: longtail.cross_entropy(a * 2, target) * 3, [z]),
         (lambda a, b: longtail.linear_cross_entropy(a * 2, b * 2, target) * 3, [x_, w_]),
     ]

@@ -121,7 +121,7 @@ def test_gradient_of_class_probabilities(shape: tuple[int, ...], options: str) -
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3), (2, 5, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3), (2, 5, 0), (0, 0), (2, 0, 0), (0, 0, 0)], ids=str)
 def test_nothing_to_do(shape: tuple[int, ...], reduction: str) -> None:
     x = torch.zeros(shape, requires_grad=True)
     target = torch.zeros((shape[0], *shape[2:]), dtype=torch.long)

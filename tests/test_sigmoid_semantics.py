@@ -118,7 +118,7 @@ def test_nothing_counts(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (0, 5, 3), (2, 5, 0), (4, 0, 3), (0, 1)])
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (0, 5, 3), (2, 5, 0), (4, 0, 3), (4, 0, 0), (0, 1)])
 def test_empty(shape: tuple[int, ...], mode: str) -> None:
     x = torch.zeros(shape, requires_grad=True)
     for reduction in ("none", "sum", "mean"):

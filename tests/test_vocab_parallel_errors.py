@@ -25,7 +25,7 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "overlap": ({"class_start": 3}, "ArgumentValueError", "overlap: [0, 4) on rank 0, [3, 7) on rank 1"),
     "gap": ({"class_start": 5}, "ArgumentValueError", "leave out [4, 5): [0, 4) on rank 0, [5, 9) on rank 1"),
     "negative": ({"class_start": -1}, "ArgumentValueError", "rank 1: class_start is -1"),
-    "num_classes": ({"num_classes": 8}, "ArgumentValueError", "num_classes: None on rank 0, 8 on rank 1"),
+    "num_classes": ({"num_classes": 9}, "ArgumentValueError", "num_classes: 8 on rank 0, 9 on rank 1"),
     "weight_alone": ({"weight": torch.ones(4)}, "ArgumentValueError", "whether weight is given: False on rank 0"),
     "weight_rank": ({"weight": torch.ones(4, 1)}, "ArgumentValueError", "rank 1: weight has shape [4, 1]"),
     "sample_weight": ({"sample_weight": torch.ones(3)}, "ArgumentValueError", "rank 1: sample_weight has shape [3]"),
@@ -53,15 +53,23 @@ def test_a_mistake_of_all_ranks_leaves_them_in_step(ranks: Ranks) -> None:
     ranks.run(2, rank_cases.calls_after_a_mistake)
 
 
+@pytest.mark.parametrize(("num_classes", "text"), [(None, "num_classes is None"), (4, "the ranks hold 8 classes")])
+def test_ranks_that_each_pass_all_classes(ranks: Ranks, num_classes: int | None, text: str) -> None:
+    """Or forget to say how many there are: a loss that is log(world size) too large would look like any other."""
+    for case in (rank_cases.all_logits_on_every_rank, rank_cases.all_weights_on_every_rank):
+        results = ranks.run(2, case, num_classes)
+        assert len(set(results)) == 1, results
+        assert results[0][0] == "ArgumentValueError"
+        assert text in results[0][1]
+
+
 def test_no_process_group() -> None:
     with pytest.raises(ValueError, match="init_process_group"):
         longtail.vocab_parallel_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))
 
 
 def proposal(size: int, **changes: Any) -> Proposal:
-    return Proposal(
-        **({"class_start": None, "size": size, "num_classes": None, "options": (), "lengths": ()} | changes)
-    )
+    return Proposal(**({"class_start": None, "size": size, "num_classes": 5, "options": (), "lengths": ()} | changes))
 
 
 def test_lengths_of_class_vectors() -> None:
@@ -89,4 +97,7 @@ def test_ranges_of_classes() -> None:
         joined([proposal(3, num_classes=6), proposal(2, num_classes=6)])
     with pytest.raises(ValueError, match="whether class_start is given"):
         joined([proposal(3, class_start=0), proposal(2)])
-    assert joined([proposal(0), proposal(0)]).classes.total == 0
+    with pytest.raises(ValueError, match=r"num_classes is None, .* all 2 ranks .* \[3, 2\] classes"):
+        joined([proposal(3, num_classes=None), proposal(2, num_classes=None)])
+    assert joined([proposal(3, num_classes=None)]).classes.total == 3
+    assert joined([proposal(0, num_classes=None), proposal(0, num_classes=None)]).classes.total == 0

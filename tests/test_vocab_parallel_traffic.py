@@ -66,7 +66,7 @@ def test_traffic_of_cross_entropy(
     options = cases.options(option_set, classes, target, dtype)
     logits.requires_grad_()
     with Traffic() as traffic:
-        loss = longtail.vocab_parallel_cross_entropy(logits, target, **options)
+        loss = longtail.vocab_parallel_cross_entropy(logits, target, num_classes=LOCAL * WORLD, **options)
     numbers = 3 + MORE[option_set] + (local_vectors and "weight" in options)
     itemsize = 8 if dtype == torch.float64 else 4
     assert traffic.seen == [("allgather_base", (ROWS * numbers + 1) * itemsize)]
@@ -80,20 +80,21 @@ def test_agreement_once_a_configuration(agreements: list[Any]) -> None:
     logits = torch.randn(ROWS, LOCAL)
     target = torch.arange(ROWS)
     for gamma in (0.0, 2.0, 0.0, 2.0):
-        longtail.vocab_parallel_cross_entropy(logits, target, focal_gamma=gamma)
+        longtail.vocab_parallel_cross_entropy(logits, target, num_classes=LOCAL * WORLD, focal_gamma=gamma)
     assert [dict(p.options)["focal_gamma"] for p in agreements] == [0.0, 2.0]
-    longtail.vocab_parallel_cross_entropy(logits[:5], target[:5])
+    longtail.vocab_parallel_cross_entropy(logits[:5], target[:5], num_classes=LOCAL * WORLD)
     assert len(agreements) == 3
 
 
 def test_a_normalizer_may_change_with_every_step(agreements: list[Any]) -> None:
     logits, x, weight = torch.randn(ROWS, LOCAL), torch.randn(ROWS, 3), torch.randn(LOCAL, 3)
     target = torch.arange(ROWS)
+    classes = LOCAL * WORLD
     for normalizer in (5, 6.0, torch.tensor(7)):
-        longtail.vocab_parallel_cross_entropy(logits, target, normalizer=normalizer)
-        longtail.vocab_parallel_linear_cross_entropy(x, weight, target, normalizer=normalizer)
+        longtail.vocab_parallel_cross_entropy(logits, target, num_classes=classes, normalizer=normalizer)
+        longtail.vocab_parallel_linear_cross_entropy(x, weight, target, num_classes=classes, normalizer=normalizer)
     assert len(agreements) == 2
-    longtail.vocab_parallel_cross_entropy(logits, target, normalizer="count")
+    longtail.vocab_parallel_cross_entropy(logits, target, num_classes=classes, normalizer="count")
     assert len(agreements) == 3
 
 
@@ -101,7 +102,8 @@ def test_the_bytes_do_not_depend_on_the_vocabulary(agreements: list[Any]) -> Non
     sent = []
     for local in (10, 5000):
         with Traffic() as traffic:
-            longtail.vocab_parallel_cross_entropy(torch.randn(ROWS, local), torch.arange(ROWS))
+            logits = torch.randn(ROWS, local)
+            longtail.vocab_parallel_cross_entropy(logits, torch.arange(ROWS), num_classes=local * WORLD)
         sent.append(traffic.seen)
     assert sent[0] == sent[1]
     assert math.isclose(sent[0][0][1], 12 * ROWS, abs_tol=4)
@@ -119,7 +121,7 @@ def test_traffic_of_the_linear_loss(agreements: list[Any], gradient: str, sequen
     with Traffic() as forward:
         loss = longtail.vocab_parallel_linear_cross_entropy(
             x, weight, torch.arange(ROWS), gradient=gradient, chunk_size=ROWS // chunks,
-            sequence_parallel=sequence_parallel,
+            sequence_parallel=sequence_parallel, num_classes=LOCAL * WORLD,
         )  # fmt: skip
     with Traffic() as backward:
         loss.backward()

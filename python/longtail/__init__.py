@@ -29,9 +29,12 @@ from .modules import (
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
 )
+from .no_vmap import refuse_vmap as _refuse_vmap
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
+
+_refuse_vmap()
 
 __version__ = "0.1.0"
 

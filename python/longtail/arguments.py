@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import NamedTuple
 
@@ -39,21 +40,62 @@ def legacy_reduction(reduction: str, size_average: bool | None, reduce: bool | N
     return said
 
 
-def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high]; tensors are refused, because their gradient would be lost."""
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    dtype: torch.dtype = torch.float64,
+    vanishes: bool = True,
+) -> float:
+    """A number in [low, high] that is finite in ``dtype``; tensors are refused, because their gradient would be lost.
+
+    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0.
+    """
     # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
-    if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or hasattr(value, "__float__")):
+    if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or _is_real(value)):
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
-    number = float(value)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
     if not (low <= number <= high and -math.inf < number < math.inf):
-        raise ArgumentValueError(f"{name} is {number}, expected a finite number in [{low}, {high}]")
+        raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
+    limits = torch.finfo(dtype)
+    if not -limits.max <= number <= limits.max:
+        raise ArgumentValueError(f"{name} is {value}, expected at most {limits.max:.2g} in size, which {dtype} holds")
+    if not vanishes and number != 0 and -limits.tiny < number < limits.tiny:
+        raise ArgumentValueError(
+            f"{name} is {value}, expected at least {limits.tiny:.2g} in size, which {dtype} tells from 0"
+        )
     return number
 
 
+def _is_real(value: object) -> bool:
+    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    return hasattr(value, "__float__") and not is_complex
+
+
+def check_integer(name: str, value: object, low: int = -(2**63), expected: str = "an int") -> None:
+    """An int of at least ``low`` that int64 holds; ``expected``: what may be passed."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+    if not low <= value <= 2**63 - 1:
+        raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
+
+
 def check_tensors(**tensors: object) -> None:
+    """Each is a tensor with strides: not sparse, nested or of MKL-DNN."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}, expected a Tensor")
+        if value.is_nested:
+            raise ArgumentTypeError(
+                f"{name} is a nested tensor, expected a plain one: {name}.to_padded_tensor(padding), with ignore_index "
+                "as the padding of targets, or all rows in one, by torch.cat(list(nested.unbind()))"
+            )
+        if value.layout != torch.strided:
+            raise ArgumentTypeError(f"{name} has layout {value.layout}, expected torch.strided: {name}.to_dense()")
 
 
 def check_logits(input: Tensor) -> None:
@@ -124,14 +166,19 @@ def laid_out(input: Tensor) -> Tensor:
         if p > 1:
             return input if input.stride(2) == 1 and apart else input.contiguous()
     if input.dim() > 2:
-        input = input.movedim(1, -1).reshape(-1, c)
+        input = input.movedim(1, -1).flatten(0, -2)  # flatten knows the number of rows of no classes
     if (input.stride(1) != 1 and c > 1) or (input.stride(0) < c and input.shape[0] > 1):
         input = input.contiguous()
     return input
 
 
-def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...]) -> None:
-    """``normalizer`` is None, one of ``words``, a number >= 0 or a 0-d tensor, and goes with the mean alone."""
+def check_normalizer(
+    normalizer: object, reduction: str, words: tuple[str, ...], dtype: torch.dtype = torch.float64
+) -> None:
+    """``normalizer`` is None, one of ``words``, a number >= 0 or a 0-d tensor, and goes with the mean alone.
+
+    ``dtype``: in which it divides.
+    """
     if normalizer is None:
         return
     if reduction != "mean":
@@ -141,12 +188,16 @@ def check_normalizer(normalizer: object, reduction: str, words: tuple[str, ...])
             named = ", ".join(map(repr, words))
             raise ValueError(f"normalizer is {normalizer!r}, expected {named}, a number, a 0-d tensor or None")
     elif isinstance(normalizer, Tensor):
+        check_tensors(normalizer=normalizer)
+        if normalizer.is_complex():
+            raise ArgumentTypeError(f"normalizer has dtype {normalizer.dtype}, expected a real one")
         if normalizer.dim() != 0:
             raise ArgumentValueError(f"normalizer has shape {list(normalizer.shape)}, expected a 0-d tensor")
         if normalizer.requires_grad:
             raise ArgumentValueError("normalizer requires grad, but the loss is not differentiable in it")
     else:
-        check_number("normalizer", normalizer, 0.0)  # 0: a Trainer's step in which nothing counts
+        # 0: a Trainer's step in which nothing counts
+        check_number("normalizer", normalizer, 0.0, dtype=dtype, vanishes=False)
 
 
 def given_normalizer(normalizer: str | float | Tensor | None, device: torch.device) -> Tensor | None:

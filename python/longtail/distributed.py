@@ -204,6 +204,12 @@ def _joined_classes(proposals: list[Proposal]) -> Classes:
     sizes = tuple(p.size for p in proposals)
     _check_equal("whether class_start is given", [p.class_start is not None for p in proposals])
     _check_equal("num_classes", [p.num_classes for p in proposals])
+    num_classes = proposals[0].num_classes
+    if num_classes is None and len(proposals) > 1 and any(sizes):
+        raise ArgumentValueError(
+            f"num_classes is None, expected the number of classes of all {len(proposals)} ranks together: without it a "
+            f"rank that passes all classes looks like one that passes its share. The ranks pass {list(sizes)} classes"
+        )
     starts = tuple(sum(sizes[:rank]) if p.class_start is None else p.class_start for rank, p in enumerate(proposals))
     ranges = sorted((start, start + size, rank) for rank, (start, size) in enumerate(zip(starts, sizes, strict=True)))
     ranges = [r for r in ranges if r[0] < r[1]]
@@ -214,7 +220,6 @@ def _joined_classes(proposals: list[Proposal]) -> Classes:
             fault = "overlap" if start < covered else f"leave out [{covered}, {start})"
             raise ArgumentValueError(f"the ranks' classes {fault}: {shown}")
         covered = stop
-    num_classes = proposals[0].num_classes
     if num_classes not in (None, covered):
         raise ArgumentValueError(f"num_classes is {num_classes}, but the ranks hold {covered} classes: {shown}")
     return Classes(starts, sizes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import arguments
+from . import arguments, reference
 from .distributed import is_dtensor
 from .errors import ArgumentTypeError
 from .softmax_loss import probability_cross_entropy, softmax_loss
@@ -32,19 +34,22 @@ def check_options(
     arguments.check_logits(input)
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     arguments.check_choice("gradient", gradient, arguments.GRADIENTS)
-    arguments.check_normalizer(normalizer, reduction, ("count",))
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}, expected an int")
-    if softcap is not None and arguments.check_number("softcap", softcap) <= 0:
-        raise ValueError(f"softcap is {softcap}, expected a positive number or None")
-    check = arguments.check_number
+    dtype = reference.accumulate_dtype(input)
+    arguments.check_normalizer(normalizer, reduction, ("count",), dtype)
+    arguments.check_integer("ignore_index", ignore_index)
+    check = functools.partial(arguments.check_number, dtype=dtype)
+    if softcap is not None:
+        softcap = check("softcap", softcap, vanishes=False)
+        if softcap <= 0:
+            raise ValueError(f"softcap is {softcap}, expected a positive number or None")
+    largest = torch.finfo(dtype).max / 2  # its gradient has 2 z_loss
     return {
         "label_smoothing": check("label_smoothing", label_smoothing, 0.0, 1.0),
         "focal_gamma": check("focal_gamma", focal_gamma, 0.0),
         "complement_gamma": check("complement_gamma", complement_gamma),
-        "scale": check("scale", scale),
-        "softcap": None if softcap is None else float(softcap),
-        "z_loss": check("z_loss", z_loss),
+        "scale": check("scale", scale, vanishes=False),
+        "softcap": softcap,
+        "z_loss": check("z_loss", z_loss, -largest, largest),
     }
 
 
@@ -115,12 +120,15 @@ def cross_entropy(
     :func:`longtail.vocab_parallel_cross_entropy`.
 
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
-    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch.
+    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch. A class of
+    probability 0 whose logit is -inf contributes 0, where torch gives NaN; one of positive probability, which label
+    smoothing makes of all, gives inf.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors, as
-            torch raises).
+        TypeError: an argument has the wrong type or dtype; a tensor is sparse, nested or of MKL-DNN.
+        ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds, such as a
+            softcap of 1e300 or 1e-50 in float32; a constant requires grad; "inplace" on a leaf that requires grad (all
+            are also RuntimeErrors, as torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     reduction = arguments.legacy_reduction(reduction, size_average, reduce)

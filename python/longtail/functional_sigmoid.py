@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import arguments
 from .class_balance import Counts, effective_number_weight
+from .errors import ArgumentValueError
 from .functional import cross_entropy
 from .sigmoid_loss import along_classes, sigmoid_loss
 
@@ -43,7 +44,7 @@ def sigmoid_focal_loss(
             any shape, where (N,) means N binary problems. Contiguous and channels-last images are read as they lie.
         targets: int64 or uint8 class indices, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
             shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
-            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise.
+            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise. NaN gives a loss of NaN.
         alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)
             leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
         gamma: >= 0; 0 is binary cross-entropy.
@@ -62,6 +63,9 @@ def sigmoid_focal_loss(
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`.
+        ValueError: on the CPU, a target of an element is neither in [0, 1] nor ignored (255 in a mask); names its
+            index and value. On a GPU an assertion on the device for integers; floats are not looked at there, nor
+            anything under torch.compile.
     """
     return sigmoid_loss(
         *(inputs, targets),
@@ -106,11 +110,13 @@ def sigmoid_cross_entropy(
         TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
     """
     element_weight = None
-    if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape == target.shape:
-        if isinstance(weight, Tensor) and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
+    given = {"input": input, "target": target, "weight": weight, "pos_weight": pos_weight}
+    arguments.check_tensors(**{name: x for name, x in given.items() if x is not None or name in ("input", "target")})
+    if input.shape == target.shape:
+        if weight is not None and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
             along = along_classes(weight, input)
             element_weight, weight = (weight, None) if along is None else (None, along)
-        if isinstance(pos_weight, Tensor) and pos_weight.dim() != 1:
+        if pos_weight is not None and pos_weight.dim() != 1:
             pos_weight = pos_weight if (along := along_classes(pos_weight, input)) is None else along
     return sigmoid_loss(
         *(input, target),
@@ -208,6 +214,13 @@ def balanced(
     if softmax:
         return cross_entropy(input, target, weight, reduction=reduction, focal_gamma=focal_gamma, **options)
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_tensors(input=input, target=target)
+    if input.shape == target.shape:
+        raise ArgumentValueError(
+            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
+            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
+            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
+        )
     return sigmoid_loss(
         *(input, target),
         weight=weight,

@@ -85,8 +85,9 @@ def linear_cross_entropy(
     module that ``fully_shard`` wraps, where they are.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype; a DTensor with an ``input`` that is none.
-        ValueError: a shape, device or value does not fit; a constant requires grad (both are also RuntimeErrors).
+        TypeError: an argument has the wrong type, dtype or layout; a DTensor with an ``input`` that is none.
+        ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds; a parameter is
+            empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     arguments.check_choice("gradient", gradient, GRADIENTS)
@@ -126,9 +127,22 @@ def linear_cross_entropy(
         data = (input, linear_weight, linear_bias, target)
         return _fused(data, gradient, chunk_size, accumulate_dtype, return_stats, vectors, options)
     bias = None if linear_bias is None else linear_bias.flatten()
+    check_chunks(chunk_size, accumulate_dtype, logits_dtype(input, linear_weight, linear_bias))
+    if target.shape != logits_shape:
+        input = _cleared(input, target, logits_shape, options["ignore_index"])
     logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
     mode = "backward" if gradient == "auto" else gradient
     return cross_entropy(logits, target, gradient=mode, return_stats=return_stats, **vectors, **options)
+
+
+def check_gathered(name: str, parameter: Tensor) -> None:
+    """Refuses what DeepSpeed's ZeRO-3 and FSDP leave of a parameter outside its module."""
+    if parameter.shape == (0,):
+        raise ArgumentValueError(
+            f"{name} is empty (shape [0]), as parameters that ZeRO-3 or FSDP share out are outside the forward of "
+            "their module: gather it around the call and the backward, by deepspeed.zero.GatheredParameters, or call "
+            "the loss inside the forward of the module that owns it"
+        )
 
 
 def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor) -> torch.Size:
@@ -146,6 +160,7 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
             )
     if input.dim() not in (1, 2):
         raise ArgumentValueError(f"expected input with dimensionality 1 or 2, got {input.dim()}")
+    check_gathered("linear_weight", linear_weight)
     if linear_weight.dim() < 2:
         raise ArgumentValueError(f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}")
     if input.shape[-1] != linear_weight.shape[-1]:
@@ -155,6 +170,7 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
         )
     outputs = linear_weight.shape[:-1]
     if linear_bias is not None and linear_bias.shape != outputs:
+        check_gathered("linear_bias", linear_bias)
         raise ArgumentValueError(f"expected linear_bias shape {tuple(outputs)}, got {tuple(linear_bias.shape)}")
     if len(outputs) > 1 and input.dim() == 1:
         raise ArgumentValueError(
@@ -164,13 +180,23 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
     return input.shape[:-1] + outputs
 
 
+def _cleared(input: Tensor, target: Tensor, logits_shape: torch.Size, ignore_index: int) -> Tensor:
+    """``input`` (N, D) without the rows that ``ignore_index`` names throughout: their 0 gradients could meet an inf."""
+    arguments.check_integer("ignore_index", ignore_index)
+    expected = logits_shape[:1] + logits_shape[2:]
+    if target.shape != expected:
+        raise ArgumentValueError(
+            f"target has shape {list(target.shape)}, expected {list(expected)} (class indices) or {list(logits_shape)} "
+            "(class probabilities)"
+        )
+    ignored = arguments.class_indices(target, input) == ignore_index
+    return input.masked_fill(ignored.flatten(1).all(1)[:, None], 0.0)
+
+
 def check_chunks(chunk_size: int | None, accumulate_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients add up, for logits of ``dtype``."""
     if chunk_size is not None:
-        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-            raise TypeError(f"chunk_size is a {type(chunk_size).__name__}, expected an int or None")
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
+        arguments.check_integer("chunk_size", chunk_size, 1, "an int or None")
     if accumulate_dtype is None:
         return torch.float32 if dtype.itemsize < 4 else dtype
     if not isinstance(accumulate_dtype, torch.dtype):
@@ -184,7 +210,7 @@ def logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
     """The dtype of the GEMMs: the common one, or that of autocast."""
     device_type = input.device.type
     parameters = {"linear_weight": linear_weight} | ({} if linear_bias is None else {"linear_bias": linear_bias})
-    known = torch.amp.is_autocast_available(device_type)  # not that of meta tensors
+    known = device_type != "meta"  # torch 2.10 can not trace torch.amp.is_autocast_available
     autocast = known and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
     for name, parameter in parameters.items():
         if parameter.device != input.device:

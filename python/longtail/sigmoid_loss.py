@@ -24,11 +24,8 @@ class Layout(NamedTuple):
     target: Tensor
     shape: torch.Size
     rows: torch.Size
-
-    @property
-    def dense(self) -> bool:
-        """Whether there is a target for each element, not a class for each row."""
-        return self.target.is_floating_point()
+    dense: bool
+    """Whether there is a target for each element, not a class for each row. No property: torch 2.10 traces none."""
 
     def restore(self, loss: Tensor) -> Tensor:
         """Losses of the elements in the input's shape."""
@@ -41,7 +38,7 @@ def layout(input: Tensor, target: Tensor) -> Layout:
     """Class indices have the input's shape without the classes; a target of the input's shape is one per element."""
     if input.shape != target.shape:
         rows = arguments.rows(input, target)
-        return Layout(rows.logits, rows.target, input.shape, rows.shape)
+        return Layout(rows.logits, rows.target, input.shape, rows.shape, False)
     if target.device != input.device:
         raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
     if target.is_complex():
@@ -53,13 +50,47 @@ def layout(input: Tensor, target: Tensor) -> Layout:
         target = target.to(wide)
     if input.dim() <= 1 or input.shape[1] == 1:  # one class: all rows are pixels of one image
         flat = input.reshape(1, 1, -1).contiguous(), target.reshape(1, 1, -1).contiguous()
-        return Layout(*flat, input.shape, input.shape[:1] + input.shape[2:])
+        return Layout(*flat, input.shape, input.shape[:1] + input.shape[2:], True)
     logits = arguments.laid_out(input)
     if logits.dim() == 3:
         target = arguments.laid_out(target.contiguous())
     elif input.dim() > 2:
-        target = target.movedim(1, -1).reshape(-1, input.shape[1])
-    return Layout(logits, arguments.laid_out(target), input.shape, input.shape[:1] + input.shape[2:])
+        target = target.movedim(1, -1).flatten(0, -2)
+    return Layout(logits, arguments.laid_out(target), input.shape, input.shape[:1] + input.shape[2:], True)
+
+
+def _check_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> None:
+    """Targets of elements, ``y`` in the dtype of the arithmetic, lie in [0, 1] or are ignored; NaN makes a loss of NaN.
+
+    On a GPU only integers are looked at, by an assertion on the device: of floats it would cost a third of the loss.
+    """
+    on_gpu = y.device.type == "cuda" and not target.is_floating_point()
+    if target.dtype == torch.bool or y.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if not on_gpu and y.device.type != "cpu":
+        return
+    low, high = y.aminmax()
+    if on_gpu:
+        if ignore_index is not None:
+            low, high = y.masked_fill(y == ignore_index, 0.0).aminmax()
+        torch._assert_async((low >= 0) & (high <= 1), "longtail: a target is not in [0, 1]")
+        return
+    try:
+        fits = not (low.item() < 0 or high.item() > 1)
+    except RuntimeError:  # what is traced has no values
+        return
+    if fits:
+        return
+    y = target.to(y.dtype)
+    bad = (y < 0) | (y > 1)
+    if ignore_index is not None:
+        bad &= y != ignore_index
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise ArgumentValueError(
+            f"target {target[tuple(place)].item()} at index {place} is out of bounds: expected 0 <= target <= 1"
+            + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
+        )
 
 
 def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
@@ -129,11 +160,13 @@ def sigmoid_loss(
     ``element_weight`` broadcasts over ``input``: it costs passes over the losses of the elements.
     """
     _check_options(input, target, reduction, ignore_index, normalizer, gradient)
-    gamma = arguments.check_number("gamma", gamma, 0.0)
+    gamma = arguments.check_number("gamma", gamma, 0.0, dtype=reference.accumulate_dtype(input))
     if alpha is not None:
         alpha = arguments.check_number("alpha", alpha, high=1.0)
         alpha = None if alpha < 0 else alpha
     at, dtype = layout(input, target), reference.accumulate_dtype(input)
+    if at.dense:
+        _check_elements(target, at.target, ignore_index)
     if class_weight_by_target and (at.dense or weight is None):
         raise ValueError("class_weight_by_target needs class indices as targets, and weight")
     if not at.dense and ignore_index is None:
@@ -180,6 +213,6 @@ def _check_options(
     arguments.check_logits(input)
     arguments.check_choice("reduction", reduction, REDUCTIONS)
     arguments.check_choice("gradient", gradient, arguments.GRADIENTS)
-    arguments.check_normalizer(normalizer, reduction, NORMALIZERS)
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}, expected an int or None")
+    arguments.check_normalizer(normalizer, reduction, NORMALIZERS, reference.accumulate_dtype(input))
+    if ignore_index is not None:
+        arguments.check_integer("ignore_index", ignore_index, expected="an int or None")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import arguments, ops, reference
 from .autograd import SoftmaxLoss, differentiable_reduction
+from .errors import ArgumentValueError
 from .fallback import finish_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares, softmax_size
 
@@ -179,7 +180,14 @@ def probability_cross_entropy(
     normalizer: str | float | Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """Class-probability targets, by torch's own function over the effective logits (about 20 passes)."""
+    """Class-probability targets in plain PyTorch, over the effective logits (about 20 passes).
+
+    :func:`torch.nn.functional.cross_entropy`, but for a class of probability 0 at a logit of -inf: torch gives NaN.
+    """
+    if ignore_index >= 0:
+        raise ArgumentValueError(f"ignore_index is {ignore_index}, expected none: target holds class probabilities")
+    if target.device != input.device:
+        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
     dtype = reference.accumulate_dtype(input)
     dim = 0 if input.dim() == 1 else 1
     column = [1] * input.dim()
@@ -191,16 +199,28 @@ def probability_cross_entropy(
     u = reference.capped_logits(input.to(dtype), options["scale"], options["softcap"] or 0.0)
     if bias is not None:
         u = u + bias.view(column)
-    if weight is not None:
-        weight = weight.to(dtype)
-    loss = F.cross_entropy(u, target.to(dtype), weight, None, ignore_index, None, "none", options["label_smoothing"])
+    y, smoothing = target.to(dtype), options["label_smoothing"]
+    if smoothing:
+        y = y * (1 - smoothing) + smoothing / max(per_class.numel(), 1)
+    log_prob = F.log_softmax(u, dim)
+    absent = (y == 0) & (log_prob == -torch.inf)  # of the others the gradient by y is needed too
+    terms = log_prob.masked_fill(absent, 0.0) * y
+    if weight is not None:  # here, as in torch, the loss is differentiable in it
+        arguments.check_tensors(weight=weight)
+        if weight.shape != per_class:
+            raise ArgumentValueError(f"weight has shape {list(weight.shape)}, expected {list(per_class)}")
+        if weight.device != input.device:
+            raise ArgumentValueError(f"weight is on {weight.device}, expected {input.device} as the input")
+        terms = terms * weight.to(dtype).view(column)
+    loss = -terms.sum(dim)
     if v is not None:
         loss = loss * v.view(row_shape)
     if options["z_loss"]:
         loss = loss + options["z_loss"] * u.logsumexp(dim).square()
     if reduction != "mean":
         return loss.sum() if reduction == "sum" else loss
-    if normalizer is None or isinstance(normalizer, str):
-        count = loss.numel()
-        return loss.sum() / (count if normalizer is None else max(count, 1))
-    return loss.sum() / normalizer
+    given = arguments.given_normalizer(normalizer, input.device)
+    if given is not None:
+        return loss.sum() / given.to(dtype)
+    count = loss.numel() if input.numel() else 0  # without classes too: torch's mean is NaN then
+    return loss.sum() / (count if normalizer is None else max(count, 1))

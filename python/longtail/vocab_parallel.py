@@ -61,7 +61,8 @@ def vocab_parallel_cross_entropy(
             same way on every rank.
         group: a ``torch.distributed`` process group. Default: the default group.
         class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
-        num_classes: C. Default: the sum of the C_local.
+        num_classes: C, the sum of the C_local. Required where the group has more than one rank: ranks that each pass
+            the logits of all classes would otherwise get a wrong loss, about log(world size) too large, without a word.
         gradient: "backward"; "forward" makes the gradient with the loss, and "inplace" writes it over
             ``local_logits``. They pass over the logits three times as "backward" does, and save memory only.
         ignore_index, reduction, label_smoothing, focal_gamma, complement_gamma, scale, softcap, z_loss, sample_weight,
@@ -75,8 +76,8 @@ def vocab_parallel_cross_entropy(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device or value does not fit; the ranks' classes overlap or leave some out, or their
-            options differ: on every rank, with the same text; no process group.
+        ValueError: a shape, device or value does not fit; the ranks' classes overlap, leave some out or are not
+            num_classes, or their options differ: on every rank, with the same text; no process group.
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
         torch.distributed.DistBackendError, RuntimeError: another rank is gone (torch.distributed's own error, at the
             latest after the group's timeout).

@@ -15,7 +15,7 @@ from .functional import check_options
 from .kept_gradient import gradient_divisor, shares
 from .linear_autograd import Setting, guarded, kept_gradients
 from .linear_chunks import arithmetic_dtype, chunk_rows
-from .linear_cross_entropy import GRADIENTS, check_chunks, logits_dtype
+from .linear_cross_entropy import GRADIENTS, check_chunks, check_gathered, logits_dtype
 from .softmax_loss import row_stats
 from .vocab_parallel_sweep import sweep
 from .vocab_shard import check_rows, class_vectors, make_shard, propose
@@ -123,6 +123,7 @@ def _check_data(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, row_ranks: int
 ) -> None:
     arguments.check_tensors(linear_weight=linear_weight)
+    check_gathered("linear_weight", linear_weight)
     if input.dim() != 2 or linear_weight.dim() != 2 or input.shape[1] != linear_weight.shape[1]:
         raise ArgumentValueError(
             f"input has shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, expected (N, D) and "
@@ -140,6 +141,7 @@ def _check_data(
     if linear_bias is not None:
         arguments.check_tensors(linear_bias=linear_bias)
         if linear_bias.shape != linear_weight.shape[:1]:
+            check_gathered("linear_bias", linear_bias)
             raise ArgumentValueError(
                 f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
             )

@@ -37,7 +37,9 @@ def class_vectors(
     vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
     found = {}
     for name, value in vectors.items():
-        if isinstance(value, Tensor) and value.dim() != 1:
+        if value is not None:
+            arguments.check_tensors(**{name: value})
+        if value is not None and value.dim() != 1:
             raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected one dimension")
         shape = torch.Size() if value is None else value.shape
         found[name] = arguments.vector(name, value, shape, input, reference.accumulate_dtype(input))
@@ -53,10 +55,8 @@ def propose(
 ) -> Proposal:
     """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
     for name, value in (("class_start", class_start), ("num_classes", num_classes)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise TypeError(f"{name} is a {type(value).__name__}, expected an int or None")
-        if value is not None and value < 0:
-            raise ArgumentValueError(f"{name} is {value}, expected at least 0")
+        if value is not None:
+            arguments.check_integer(name, value, 0, "an int or None")
     same = same | {"normalizer": kind_of(same["normalizer"])}
     lengths = tuple((name, None if v is None else len(v)) for name, v in vectors.items())
     return Proposal(class_start, size, num_classes, tuple(same.items()), lengths)

@@ -1,0 +1,207 @@
+"""Promise: what no loss can compute with is refused by name, alike by every function, and not taken for something else.
+
+Numbers that the arithmetic's dtype does not hold, integers that int64 does not hold, and tensors without strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import cases
+import longtail
+from tolerances import assert_close
+
+N, C, D = 6, 5, 4
+SOFTMAX = {"label_smoothing", "focal_gamma", "complement_gamma", "scale", "softcap", "z_loss", "normalizer"}
+SOFTMAX |= {"ignore_index", "weight", "class_bias", "class_margin", "sample_weight"}
+SIGMOID = {"gamma", "normalizer", "ignore_index", "weight", "pos_weight", "sample_weight"}
+LINEAR = SOFTMAX | {"chunk_size", "linear_weight", "linear_bias"}
+PARALLEL = {"class_start", "num_classes"}
+NOT_FOR_PROBABILITIES = {"focal_gamma", "complement_gamma", "class_margin", "ignore_index"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    g = cases.generator(0)
+    x, w, z = (torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in ((N, D), (C, D), (N, C)))
+    y = torch.rand(N, C, generator=g).to(dtype)
+    return {"x": x, "w": w, "z": z, "y": y, "p": y.softmax(1), "t": torch.arange(N) % C, "b": torch.zeros(C).to(dtype)}
+
+
+def linear(function: Callable[..., Any], k: bool = False) -> Callable[..., Any]:
+    def call(t: dict[str, Tensor], **given: Any) -> Any:
+        x, target = given.pop("input", t["x"]), given.pop("target", t["t"][:, None] if k else t["t"])
+        w, b = given.pop("linear_weight", t["w"]), given.pop("linear_bias", t["b"])
+        if k and isinstance(w, Tensor) and w.layout == torch.strided and not w.is_nested:
+            w, b = w[:, None], b if b is not t["b"] else b[:, None]
+        return function(x, w, target, linear_bias=b, **given)
+
+    return call
+
+
+def plain(function: Callable[..., Any], target: str, *more: Any, **fixed: Any) -> Callable[..., Any]:
+    return lambda t, **given: function(
+        given.pop("input", t["z"]), given.pop("target", t[target]), *more, **fixed, **given
+    )
+
+
+COUNTS = [9, 5, 3, 2, 1]
+SHARDED = {"class_start": 0, "num_classes": C}
+FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "cross_entropy": (plain(longtail.cross_entropy, "t"), SOFTMAX),
+    "probabilities": (plain(longtail.cross_entropy, "p"), SOFTMAX - NOT_FOR_PROBABILITIES),
+    "focal": (plain(longtail.focal_loss, "t"), SOFTMAX - {"focal_gamma"} | {"gamma"}),
+    "complement": (plain(longtail.complement_cross_entropy, "t"), SOFTMAX - {"complement_gamma"} | {"gamma"}),
+    "entropy": (plain(longtail.complement_entropy, "t"), {"scale", "softcap", "normalizer", "ignore_index"}),
+    "linear": (linear(longtail.linear_cross_entropy), LINEAR),
+    "linear_k": (linear(longtail.linear_cross_entropy, k=True), LINEAR - {"sample_weight"}),
+    "parallel": (
+        lambda t, **given: plain(longtail.vocab_parallel_cross_entropy, "t")(t, **(SHARDED | given)),
+        SOFTMAX | PARALLEL,
+    ),
+    "parallel_linear": (
+        lambda t, **given: linear(longtail.vocab_parallel_linear_cross_entropy)(t, **(SHARDED | given)),
+        LINEAR | PARALLEL,
+    ),
+    "sigmoid": (plain(longtail.sigmoid_focal_loss, "t", reduction="mean"), SIGMOID),
+    "sigmoid_elements": (plain(longtail.sigmoid_focal_loss, "y", reduction="mean"), SIGMOID),
+    "binary": (plain(longtail.binary_focal_loss, "y"), SIGMOID),
+    "sigmoid_cross_entropy": (plain(longtail.sigmoid_cross_entropy, "y"), SIGMOID),
+    **{
+        f"balanced_{loss}": (plain(longtail.class_balanced_loss, "t", COUNTS, 0.9, loss), of)
+        for loss, of in (
+            ("softmax", SOFTMAX - {"focal_gamma", "weight"}),
+            ("softmax_focal", SOFTMAX - {"focal_gamma", "weight"} | {"gamma"}),
+            ("sigmoid", SIGMOID - {"gamma", "weight"}),
+            ("focal", SIGMOID - {"weight"}),
+        )
+    },
+}
+
+# option -> values that float32 does not hold, though float64 does
+BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
+    "softcap": (1e300, 3.5e38, 1e-39, 1e-50),
+    "scale": (1e300, -1e300, 1e-50, -1e-39),
+    "z_loss": (2e38, -1e300),
+    "complement_gamma": (1e300, -1e39),
+    "focal_gamma": (1e300,),
+    "gamma": (1e300,),
+    "normalizer": (1e300, 1e-50, 10**39),
+}
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "softcap": (1e400, "high"),
+    "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True),
+    "ignore_index": (2**70, -(2**63) - 1, True, 1.5),
+    "chunk_size": (2**70, 0, True),
+    "class_start": (2**70, -1, True),
+    "num_classes": (2**70, -1, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numbers_that_do_not_fit(name: str) -> None:
+    function, options = FUNCTIONS[name]
+    for table, dtypes in ((BEYOND_FLOAT32, cases.DTYPES[1:]), (REFUSED, cases.DTYPES)):
+        for dtype in dtypes:
+            data = tensors(dtype)
+            for option in sorted(options & table.keys()):
+                for value in table[option]:
+                    with pytest.raises((ValueError, TypeError), match=rf"\b{_named(name, option)} (is|has)\b"):
+                        function(data, **{option: value})
+
+
+def _named(name: str, option: str) -> str:
+    """The option that the public one stands for."""
+    softmax_focal = {"focal": "focal_gamma", "balanced_softmax_focal": "focal_gamma", "complement": "complement_gamma"}
+    return softmax_focal.get(name, option) if option == "gamma" else option
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numbers_that_fit(name: str) -> None:
+    """float64 holds them; what float32 takes for 0 where 0 is as good; the ends of its range."""
+    function, options = FUNCTIONS[name]
+    wide, single = tensors(torch.float64), tensors()
+    for option in sorted(options & BEYOND_FLOAT32.keys() - {"gamma"}):
+        for value in BEYOND_FLOAT32[option]:
+            assert not function(wide, **{option: value}).isnan(), (option, value)
+    for option in options & {"label_smoothing", "z_loss", "focal_gamma", "complement_gamma"}:
+        assert torch.equal(function(single, **{option: 1e-50}), function(single, **{option: 0.0}))
+    for option, value in (("softcap", 3.4e38), ("softcap", 1.2e-38), ("scale", 1.2e-38), ("scale", 0.0)):
+        if option in options:
+            wanted = function(
+                {k: v.double() if v.is_floating_point() else v for k, v in single.items()}, **{option: value}
+            )
+            assert_close(function(single, **{option: value}), wanted, factor=4)
+
+
+def odd(kind: str, like: Tensor) -> Tensor:
+    """A tensor that kernels cannot read."""
+    if kind == "sparse":
+        return like.to_sparse()
+    if kind == "mkldnn":
+        return like.float().to_mkldnn()
+    return torch.nested.nested_tensor([like, like], layout=torch.jagged if kind == "jagged" else torch.strided)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["sparse", "mkldnn", "nested", "jagged"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tensors_without_strides(name: str, kind: str) -> None:
+    function, options = FUNCTIONS[name]
+    data = tensors()
+    vectors = {k: torch.ones(C) for k in ("weight", "class_bias", "class_margin", "pos_weight")}
+    vectors |= {"sample_weight": torch.ones(N), "linear_weight": data["w"], "linear_bias": data["b"]}
+    given = {k: v for k, v in vectors.items() if k in options} | {"input": data["z"], "target": data["t"]}
+    for argument, value in given.items():
+        with pytest.raises(TypeError, match=rf"{argument} (is a nested tensor|has layout torch\.[a-z_]+), expected"):
+            function(data, **{argument: odd(kind, value)})
+
+
+@pytest.mark.parametrize("gradient", cases.MODES)
+@pytest.mark.parametrize("name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements"])
+def test_jacrev_names_what_to_use(name: str, gradient: str) -> None:
+    data = tensors()
+    argument = data["x" if name == "linear" else "z"]
+    jacobian = torch.func.jacrev(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))
+    with pytest.raises(RuntimeError, match=r"no rule for vmap, which torch.func.jacrev.*torch.func.grad.*reference"):
+        jacobian(argument)
+
+
+def test_parameters_that_are_shared_out() -> None:
+    """Outside the forward of their module, ZeRO-3 and FSDP leave an empty tensor of them."""
+    data, empty = tensors(), nn.Parameter(torch.empty(0))
+    for name in ("linear", "linear_k", "parallel_linear"):
+        for argument in ("linear_weight", "linear_bias"):
+            if (name, argument) != ("linear_k", "linear_weight"):
+                with pytest.raises(ValueError, match=rf"{argument} is empty .*gather it.*GatheredParameters"):
+                    FUNCTIONS[name][0](data, **{argument: empty})
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "focal"])
+def test_class_balanced_loss_names_its_own_arguments(loss: str) -> None:
+    data = tensors()
+    for call in (longtail.class_balanced_loss, lambda z, y, n, *rest: longtail.ClassBalancedLoss(n, *rest)(z, y)):
+        with pytest.raises(ValueError, match=r"target has the input's shape.*class indices") as error:
+            call(data["z"], data["y"], COUNTS, 0.9, loss)
+        assert "class_weight_by_target" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "linear", "linear_k", "parallel", "sigmoid", "balanced_focal"])
+def test_targets_of_other_integers(name: str) -> None:
+    data = tensors()
+    target = data["t"][:, None] if name == "linear_k" else data["t"]
+    for dtype in (torch.int32, torch.int16, torch.bool):
+        with pytest.raises(TypeError, match=f"target has dtype {dtype}, expected int64 or uint8"):
+            FUNCTIONS[name][0](data, target=target.to(dtype))
