@@ -45,7 +45,8 @@ def softmax_mixed(logits: Tensor, **options: Any) -> Tensor:
     return loss
 
 
-def probabilities(logits: Tensor, gradient: str, **options: Any) -> Tensor:
+def probabilities(logits: Tensor, **options: Any) -> Tensor:
+    options["gradient"] = "backward"  # the only one
     return longtail.cross_entropy(logits, elements(logits, None), class_bias=torch.rand(4).to(logits.dtype), **options)
 
 
@@ -65,7 +66,8 @@ def element_weighted(logits: Tensor, **options: Any) -> Tensor:
     return sigmoid(longtail.sigmoid_cross_entropy, elements, None, logits, weight=weight, ignore_index=-1, **options)
 
 
-def class_balanced(loss: str, logits: Tensor, normalizer: str | None = None, **options: Any) -> Tensor:
+def class_balanced(loss: str, logits: Tensor, **options: Any) -> Tensor:
+    options.pop("normalizer", None)  # "rows" is the default
     return longtail.class_balanced_loss(logits, indices(logits, torch.int64), [4, 3, 2, 1], 0.9, loss, **options)
 
 
