@@ -109,8 +109,10 @@ def cross_entropy(
         gradient: "backward" (3 passes over the logits); "forward" (2 passes: the gradient is made with the loss and
             kept); "inplace" (2 passes, no extra memory: the gradient overwrites ``input``, or the copy that a strided
             layout needs. What saved the logits before raises in its backward; what reads them after reads the
-            gradient, without an error). The last two allow one backward, and round the gradient before a gradient
-            scaler multiplies it; for float16 the mean's denominator is therefore applied in backward.
+            gradient, without an error; refused of a leaf that requires grad). The last two allow one backward, and
+            round the gradient before a gradient scaler multiplies it: of float16 logits it is therefore kept at one
+            size, whatever weights and counts are, and the rest is applied in backward. An exported graph knows
+            "backward" alone.
         return_stats: also return :class:`longtail.RowStats`.
 
     A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on
