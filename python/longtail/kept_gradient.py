@@ -37,7 +37,7 @@ def shares(divisor: Tensor | None, size: Tensor | None) -> Shares:
     """
     if size is None:
         return Shares(None if divisor is None else divisor.reciprocal(), None)
-    factor = TOP / size.masked_fill(size == 0, 1.0)
+    factor = (TOP / size.masked_fill(size == 0, 1.0)).log2().floor().exp2()  # a power of 2, which rounds nothing
     return Shares(factor, (1.0 if divisor is None else divisor) * factor)
 
 
@@ -74,9 +74,9 @@ def sigmoid_size(target: Tensor, num_classes: int, options: tuple[Any, ...]) -> 
 
 
 def _largest(values: Tensor, counted: Tensor) -> Tensor:
-    """The largest of ``values`` among ``counted``, which broadcast; 0 of none."""
+    """The largest finite one of ``values`` among ``counted``, which broadcast; 0 of none."""
     values, counted = torch.broadcast_tensors(values, counted)
-    return values.new_zeros(()) if values.numel() == 0 else values.where(counted, 0.0).amax()
+    return values.new_zeros(()) if values.numel() == 0 else values.where(counted & values.isfinite(), 0.0).amax()
 
 
 def check_overwritable(input: Tensor, gradient: str) -> None:
