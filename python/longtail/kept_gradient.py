@@ -133,5 +133,5 @@ def scale_rows_(grad: Tensor, upstream: Tensor, target: Tensor, ignore_index: in
     if ignore_index is not None:
         ignored = target == ignore_index
         if by_row:
-            ignored = ignored[:, None] if grad.dim() == 2 else ignored.view(grad.shape[0], 1, -1)
+            ignored = ignored[:, None] if grad.dim() == 2 else ignored.view(grad.shape[0], 1, grad.shape[2])
         grad.masked_fill_(ignored, 0.0)

@@ -30,6 +30,8 @@ class LinearCrossEntropyLoss(_Loss):
     """
 
     _function = staticmethod(linear_cross_entropy)
+    chunk_size: int | None
+    accumulate_dtype: torch.dtype | None
 
     def __init__(
         self,

@@ -41,10 +41,28 @@ class _Loss(nn.Module):
     _function: Any
     _passes_on_to: Any = None  # the function that gets the **options of _function
     _sets: tuple[str, ...] = ()  # what _function gives to that one itself
+
+    # For type checkers; a module has those that its function takes.
     weight: Tensor | None
+    class_bias: Tensor | None
+    class_margin: Tensor | None
+    pos_weight: Tensor | None
+    sample_weight: Tensor | None
     reduction: str
     normalizer: str | float | Tensor | None
     gradient: str
+    ignore_index: int | None
+    label_smoothing: float
+    gamma: float
+    focal_gamma: float
+    complement_gamma: float
+    alpha: float | None
+    balanced: bool
+    class_weight_by_target: bool
+    scale: float
+    softcap: float | None
+    z_loss: float
+    return_stats: bool
 
     def __init__(self, accepted: dict[str, Any] | None = None, /, **options: Any) -> None:
         super().__init__()
@@ -339,7 +357,6 @@ class ClassBalancedLoss(_Loss):
     volume: PerClass | None
     empty: str
     loss: str
-    gamma: float
 
     def __init__(
         self,
