@@ -149,9 +149,11 @@ def test_layouts(layout: str, kind: str, mode: str) -> None:
         logits, target = logits[:1].expand(6, 17), target[:1].expand(target.shape)
     lay = cases.LAYOUTS[layout]
     up = torch.randn(6, 17, generator=cases.generator(2))
-    expected = gradient(logits.contiguous(), target.contiguous(), up, "backward")
+    options = {"ignore_index": cases.IGNORE}
+    expected = gradient(logits.contiguous(), target.contiguous(), up, "backward", **options)
     x = logits.contiguous().requires_grad_()
-    loss = longtail.sigmoid_focal_loss(lay(x * 1.0), target if kind == "class" else lay(target), gradient=mode)
+    y = target if kind == "class" else lay(target)
+    loss = longtail.sigmoid_focal_loss(lay(x * 1.0), y, gradient=mode, **options)
     assert_close(loss, expected[0].double())
     if layout != "expanded":
         assert_close(torch.autograd.grad(loss, x, up)[0], expected[1].double())
