@@ -6,16 +6,19 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from emulation.build import COMPILER, ROOT
 
 SCRIPT_HEAD = """
 import os, sys
 import numpy as np, torch
 import torch.nn.functional as F
 sys.path.insert(0, {tests!r})
-import cases, longtail, naive, test_shard_ops
+import cases, limit_cases, longtail, naive, test_shard_ops
 from tolerances import assert_close
 """
 
@@ -128,6 +131,17 @@ for dtype in cases.DTYPES:
 print("within bounds")
 """
 
+LIMITS = """
+for dtype in cases.DTYPES:
+    for shape in ((0, 2), (0, 9), (0, 67), (0, 1030), (0, 9, 3), (0, 33, 16)):
+        limit_cases.check_operators(shape, dtype, factor=2)
+print("right at the limits")
+"""
+
+FLAGS = {"baseline": [], "neon": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
+
 
 def supported() -> list[str]:
     """Names of the instruction sets that this machine runs."""
@@ -178,6 +192,27 @@ def test_sums_over_a_vocabulary_keep_their_digits(isa: str) -> None:
     done = run(isa, SUM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sums well" in done.stdout
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_rows_at_the_limits(isa: str) -> None:
+    done = run(isa, LIMITS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right at the limits" in done.stdout
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize("isa", supported())
+def test_no_arithmetic_is_undefined(isa: str, tmp_path: Path) -> None:
+    name = "baseline" if isa == "neon" else isa
+    sources = [str(ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp"), str(ROOT / "tests" / "cpu_undefined.cpp")]
+    flags = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
+    flags += [*FLAGS[isa], f"-DLONGTAIL_KERNELS=kernels_{name}"]
+    built = subprocess.run([COMPILER, *flags, *sources, "-o", tmp_path / "odd"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([tmp_path / "odd"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{isa} is defined\n"
 
 
 @pytest.mark.parametrize("isa", supported())

@@ -77,10 +77,12 @@ Tensor new_loss(SigmoidLossArgs& args, const Tensor& logits) {
 
 void run(const SigmoidLossArgs& args, Pass pass, const Tensor& logits, const Tensor& target) {
   const Kernels& kernel = kernels();
+  const auto ignore_index = args.ignoring ? std::optional(args.ignore_index) : std::nullopt;
+  check_targets_first(args, target, ignore_index, 0);
   const int64_t bad = parallel_rows(check_layout(logits, "logits"), [&](int64_t begin, int64_t end) {
     return kernel.sigmoid_loss_rows(args, pass, begin, end);
   });
-  check_target(bad, target, args.num_classes, args.ignoring ? std::optional(args.ignore_index) : std::nullopt);
+  check_target(bad, target, args.num_classes, ignore_index);
 }
 
 Tensor sigmoid_loss(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS, bool elementwise) {

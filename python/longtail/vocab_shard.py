@@ -177,7 +177,8 @@ class Shard(NamedTuple):
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
         packed = torch.stack(row_grad.times(upstream), 1)
-        options = (packed, self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        weight = self.weight if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
+        options = (packed, weight, self.class_bias, IGNORED, self.scale, self.softcap)
         if not inplace:
             return ops.softmax_loss_apply(logits, local_target, *options)
         ops.softmax_loss_apply_(logits, local_target, *options)
