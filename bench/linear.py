@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import longtail
+from longtail.experiments.output import print_table
 from longtail.peak_memory import PeakMemory, return_freed_memory
 
 from . import eager, results
@@ -208,15 +207,14 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
 
 def _show(rows: Sequence[Row]) -> None:
     first = rows[0]
-    table = Table(title=f"N, D, C = {first.N}, {first.D}, {first.C}, {first.dtype} on {first.device}")
-    for heading in ("contender", "ms", "20 %", "80 %", "of the GEMMs", "extra MB", "of the logits"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
+    headings = (("contender",), ("ms", "20 %", "80 %", "of the GEMMs"), ("extra MB", "of the logits"))
+    lines = []
     for row in rows:
         times = [f"{ms:.0f}" if ms is not None else "" for ms in (row.median_ms, row.p20_ms, row.p80_ms)]
         peak = "" if row.peak_extra_MB is None else f"{row.peak_extra_MB:.1f}"
         share = "" if row.peak_of_logits is None else f"{row.peak_of_logits:.3f}"
-        table.add_row(row.contender, *times, f"{row.time_of_gemms:.2f}", peak, share)
-    Console(width=120).print(table)
+        lines.append((row.contender, *times, f"{row.time_of_gemms:.2f}", peak, share))
+    print_table(f"N, D, C = {first.N}, {first.D}, {first.C}, {first.dtype} on {first.device}", headings, lines)
 
 
 def main() -> None:

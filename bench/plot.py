@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,23 @@ def _grid(rows: Sequence[TextRow], path: Path, quantity: str, value: Callable[[T
             axes[i][j].set_title(f"{shape[0]} x {shape[1]}, {dtype}")
     for axis in axes[-1]:
         axis.set_xlabel(quantity)
-    last = max(rows, key=lambda row: row["date"])
-    figure.suptitle(
-        f"{last['device']} ({last['cpu']}, {last['threads']} threads, {last['isa']})\n"
-        f"torch {last['torch']}, longtail {last['longtail']}, commit {last['commit']}, {last['date'][:10]}",
-        fontsize=10,
-    )
+    figure.suptitle(caption(rows), fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def caption(rows: Sequence[TextRow]) -> str:
+    """The machine of the rows, which is one, and what they were measured with and when, which need not be."""
+    device, cpu, threads, isa = _machine(rows[0])
+    sources = Counter(
+        f"torch {row['torch']}, longtail {row['longtail']}, commit {row['commit']}, {row['date'][:10]}" for row in rows
+    )
+    lines = [
+        f"{source}: {count} of {len(rows)} rows" if len(sources) > 1 else source
+        for source, count in sources.most_common()
+    ]
+    return "\n".join((f"{device} ({cpu}, {threads} threads, {isa})", *lines))
 
 
 def _loss(row: TextRow) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+
+from longtail.experiments.output import print_notes, print_table
 
 from . import suite
 from .goals import outcomes
@@ -79,20 +80,20 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    """The rows of one problem; columns without any value are left out."""
+def _print_problem(rows: Sequence[Row]) -> None:
+    """A table of the rows of one problem; columns without any value are left out."""
     first, cells = rows[0], [_cells(row) for row in rows]
     used = [i for i in range(len(HEADINGS)) if any(line[i] for line in cells)]
-    table = Table(title=f"{first.section}: {first.N} x {first.C} {first.dtype} on {first.device}")
-    table.add_column("loss")
-    table.add_column("contender", no_wrap=True)
-    for i in used:
-        table.add_column(HEADINGS[i], justify="right")
-    for row, line in zip(rows, cells, strict=True):
-        if row.contender in ("copy", "eager") and row is not first:
-            table.add_section()
-        table.add_row(row.loss, label(row.loss, row.contender, row.gradient), *(line[i] for i in used))
-    return table
+    names = [label(row.loss, row.contender, row.gradient) for row in rows]
+    print_table(
+        f"{first.section}: {first.N} x {first.C} {first.dtype} on {first.device}",
+        (("loss: contender",), *((HEADINGS[i],) for i in used)),
+        [
+            (f"{row.loss}: {name}" if row.loss else name, *(line[i] for i in used))
+            for row, name, line in zip(rows, names, cells, strict=True)
+        ],
+        sections=[i for i, row in enumerate(rows) if row.contender in ("copy", "eager") and i],
+    )
 
 
 LEGEND = (
@@ -104,20 +105,16 @@ LEGEND = (
 def print_report(rows: Iterable[Row]) -> None:
     """One table per problem, then the goals."""
     rows = list(rows)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
     for _, group in itertools.groupby(rows, key=lambda row: (row.section, row.dtype, row.N, row.C)):
-        console.print(_table(list(group)))
+        _print_problem(list(group))
+        print()
     if rows:
-        console.print(LEGEND, highlight=False, soft_wrap=True)
+        print_notes([LEGEND])
     found = outcomes(rows)
     if not found:
         return
-    table = Table(title="Goals (worst case, where several count)")
-    for heading, justify in (("goal", "left"), ("measured", "right"), ("wanted", "right"), ("met", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for outcome in found:
-        wanted = f"{outcome.bound} {outcome.limit:g}"
-        table.add_row(outcome.what, f"{outcome.measured:.2f}", wanted, "yes" if outcome.met else "no")
-    console.print(table)
+    print_table(
+        "Goals (worst case, where several count)",
+        (("goal",), ("measured", "wanted", "met")),
+        [(x.what, f"{x.measured:.2f}", f"{x.bound} {x.limit:g}", "yes" if x.met else "no") for x in found],
+    )

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import longtail
+from longtail.experiments.output import print_table
 from longtail.peak_memory import PeakMemory, return_freed_memory
 
 from . import results
@@ -181,15 +180,15 @@ def measure(size: int, rounds: int, budget: int, most: int, vocabulary: int, dev
 
 def _show(rows: Sequence[Row]) -> None:
     first = rows[0]
-    table = Table(title=f"a step of {first.N} tokens, vocabulary {first.C}, on {first.device}")
-    for heading in ("contender", "ms", "20 %", "80 %", "over plain", "extra MB", f"tokens in {first.budget_MB:.0f} MB"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right")
+    memory = ("extra MB", f"tokens in {first.budget_MB:.0f} MB")
+    lines = []
     for row in rows:
         times = [f"{ms:.0f}" if ms is not None else "" for ms in (row.median_ms, row.p20_ms, row.p80_ms)]
         peak = "" if row.peak_extra_MB is None else f"{row.peak_extra_MB:.0f}"
         more = ">= " if row.largest_batch == row.largest_tried else ""
-        table.add_row(row.contender, *times, f"{row.speedup_over_plain:.2f}", peak, f"{more}{row.largest_batch}")
-    Console(width=120).print(table)
+        lines.append((row.contender, *times, f"{row.speedup_over_plain:.2f}", peak, f"{more}{row.largest_batch}"))
+    title = f"a step of {first.N} tokens, vocabulary {first.C}, on {first.device}"
+    print_table(title, (("contender",), ("ms", "20 %", "80 %", "over plain"), memory), lines)
 
 
 def main() -> None:

@@ -171,47 +171,54 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
   const T log_miss = -(maximum(zero, -margin) + tail);  // log(1 - p_g)
   const T p = select(wrong, farther, nearer);
   const T miss = select(wrong, nearer, farther);
-  const T lse = s.u_g + nll;
 
   const T kept = T(Scalar(1) - o.label_smoothing) * w_g;
-  const T smooth = T(o.label_smoothing / o.num_classes), weight_sum = T(o.weight_sum);
-  const bool smoothing = o.label_smoothing != Scalar(0);
   const bool focusing = o.focal_gamma != Scalar(0);
-  T ce = kept * nll;
-  if (smoothing) ce = ce + smooth * (weight_sum * nll - s.U);
   T vF = v * T(o.cross_entropy_coefficient);
   T log_focal = T(o.focal_gamma) * log_miss;
   if (focusing) vF = vF * exp_cut(log_focal, ExpRange<Scalar>::kLowest);
-  const T kappa = v * T(o.complement_coefficient) * w_g;
-
-  RowLoss<T> row;
-  // Complement entropy alone: a target at -inf must not turn 0 * inf into NaN.
-  row.loss = o.cross_entropy_coefficient != Scalar(0) ? vF * ce : zero * s.d;
-  if (o.complement_coefficient != Scalar(0)) row.loss = row.loss + kappa * (log_d - mean_shift);
-  T z_term = zero;
-  if (o.z_loss != Scalar(0)) {
-    row.loss = row.loss + T(o.z_loss) * lse * lse;
-    z_term = T(Scalar(2) * o.z_loss) * lse;
+  // An option that is off is left out, not multiplied by 0: weights may be infinite, or NaN.
+  T ce = kept * nll, by_nll = kept, by_target = -kept * miss;  // CE and its derivatives by l and by u_g
+  T S = zero;
+  if (o.label_smoothing != Scalar(0)) {
+    const T smooth = T(o.label_smoothing / o.num_classes), weight_sum = T(o.weight_sum);
+    ce = ce + smooth * (weight_sum * nll - s.U);
+    by_nll = by_nll + smooth * weight_sum;
+    by_target = smooth * (weight_sum * p - w_g) + by_target;
+    S = -vF * smooth;
   }
-  // Derivative of the focal factor times CE; p * CE tends to 0 with p.
-  T focal_term = zero;
-  if (focusing) focal_term = T(o.focal_gamma) * vF * select(p == zero, zero, p * ce);
-
-  row.grad.m = finite_max(s.m);
-  row.grad.b = -kappa * inverse_d;
-  row.grad.a = ((vF * (kept + smooth * weight_sum) + z_term) * miss + focal_term) * inverse_d - row.grad.b * mean_shift;
-  row.grad.S = -vF * smooth;
-  row.grad.target = vF * (smooth * (weight_sum * p - w_g) - kept * miss) - focal_term + z_term * p;
-  return row;
+  T loss = vF * ce, a = vF * by_nll * miss, target = vF * by_target, b = zero;
+  if (focusing) {
+    // Derivative of the focal factor times CE; p * CE tends to 0 with p.
+    const T focal_term = T(o.focal_gamma) * vF * select(p == zero, zero, p * ce);
+    a = a + focal_term;
+    target = target - focal_term;
+  }
+  // Complement entropy alone, which the target's logit has no part in: an infinite one neither, but NaN shows.
+  if (o.cross_entropy_coefficient == Scalar(0)) loss = a = target = select(s.u_g == s.u_g, zero * s.d, s.u_g);
+  if (o.z_loss != Scalar(0)) {
+    const T lse = maximum(s.u_g, s.m + log_d) + tail;  // u_g + nll has no digits left where l is far above u_g
+    const T z_term = T(Scalar(2) * o.z_loss) * lse;
+    loss = loss + T(o.z_loss) * lse * lse;
+    a = a + z_term * miss;
+    target = target + z_term * p;
+  }
+  if (o.complement_coefficient != Scalar(0)) {
+    const T kappa = v * T(o.complement_coefficient) * w_g;
+    loss = loss + kappa * (log_d - mean_shift);
+    b = -kappa * inverse_d;
+  }
+  return {loss, {finite_max(s.m), a * inverse_d - b * mean_shift, b, S, target}};
 }
 
 // ---- Apply: the gradient of one element ----
 
+// b and S stay 0 where their options are off, whatever the upstream gradient.
 template <typename T>
 LONGTAIL_INLINE void scale_grad(RowGrad<T>& g, T upstream) {
   g.a = g.a * upstream;
-  g.b = g.b * upstream;
-  g.S = g.S * upstream;
+  g.b = select(g.b == T(0), g.b, g.b * upstream);
+  g.S = select(g.S == T(0), g.S, g.S * upstream);
   g.target = g.target * upstream;
 }
 

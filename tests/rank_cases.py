@@ -214,6 +214,10 @@ def counting(group: Any) -> None:
     seen = torch.cat([torch.arange(40 * r, 40 * r + 30 + r) for r in range(world)])
     counts = longtail.class_counts(target[seen], 5, ignore_index=4)
     assert torch.equal(longtail.class_counts(target[mine], 5, ignore_index=4, reduce=True, group=group), counts)
+    rows = torch.nn.functional.one_hot(target, 5) * 0.5  # multi-hot and soft; rank 0 has no batch at all
+    batches = iter([rows[40 * rank :][:40]] if rank else [])
+    soft = longtail.class_counts(batches, 5, reduce=True, group=group)
+    assert_same(soft, rows[40:].sum(0, dtype=torch.float64) if world > 1 else torch.zeros(5, dtype=torch.int64))
     training = [1000, 200, 50, 10, 3]
     alone, together = (longtail.training.LongTailAccuracy(training) for _ in range(2))
     alone.update(correct[seen], target[seen])

@@ -287,3 +287,12 @@ def fsdp_recipe(group: Any) -> None:
     for mine_, other in zip(sharded.parameters(), plain.parameters(), strict=True):
         assert isinstance(mine_, DTensor)
         assert_close(mine_.full_tensor().detach(), other.detach(), what="parameter", factor=64)
+
+
+def inplace_on_a_leaf(group: Any) -> None:
+    mesh = mesh_of(group, 1)
+    x = distribute_tensor(torch.randn(4, 6), mesh, [Shard(1)]).requires_grad_()
+    before = x.to_local().detach().clone()
+    with pytest.raises(ValueError, match="leaf that requires grad"):
+        longtail.cross_entropy(x, torch.arange(4), gradient="inplace")
+    assert torch.equal(x.to_local(), before)

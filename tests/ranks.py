@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 LARGEST = 4
-SECONDS = 60  # for one case: a hang becomes a failure
+SECONDS = 180  # for one case, at a busy machine too: a hang becomes a failure
 GRACE = 5  # for the others, once one has failed
 
 
@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def join(rank: int, world: int, port: int, timeout: float = 60) -> None:
+def join(rank: int, world: int, port: int, timeout: float = SECONDS) -> None:
     """Makes this process one rank of a new default group."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)

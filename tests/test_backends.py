@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 import cases
 import longtail
+from longtail import dispatch
 from tolerances import assert_close
 
 
@@ -113,7 +116,7 @@ def run(backend: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -132,6 +135,66 @@ def test_the_environment_is_checked() -> None:
     assert "LONGTAIL_BACKEND" in done.stderr
     assert "gpux" in done.stderr
     assert "reference" in done.stderr
+
+
+@pytest.fixture
+def no_cpu_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = dict(dispatch._kernels)
+    dispatch._kernels.clear()
+    dispatch._warn_of_plain_pytorch.cache_clear()
+    monkeypatch.setitem(dispatch._missing, "cpu", "built without a C++ compiler. Reinstall with g++")
+    yield
+    dispatch._warn_of_plain_pytorch.cache_clear()
+    dispatch._kernels.clear()
+    dispatch._kernels.update(before)
+
+
+TARGET = torch.tensor([0, 3])
+CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda z: longtail.cross_entropy(z, TARGET),
+    "sigmoid": lambda z: longtail.sigmoid_focal_loss(z, TARGET).sum(),
+    "linear": lambda z: longtail.linear_cross_entropy(z, torch.ones(5, 4), TARGET),
+    "compiled": torch.compile(lambda z: longtail.focal_loss(z, TARGET), fullgraph=True, backend="aot_eager"),
+}
+
+
+def said_of_plain_pytorch(call: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(w.message) for w in caught if w.category is RuntimeWarning and "plain PyTorch" in str(w.message)]
+
+
+@pytest.mark.usefixtures("no_cpu_library")
+@pytest.mark.parametrize("name", CALLS)
+def test_the_lack_of_kernels_is_said_once(name: str) -> None:
+    def step() -> None:
+        CALLS[name](torch.zeros(2, 4, requires_grad=True)).backward()
+
+    with longtail.use_backend("reference"):
+        assert said_of_plain_pytorch(step) == [], "it was asked for"
+    (text,) = said_of_plain_pytorch(step)
+    assert "on cpu tensors" in text
+    assert "cpu: built without a C++ compiler. Reinstall with g++. LONGTAIL_BACKEND=reference silences" in text
+    for other in CALLS.values():
+        assert said_of_plain_pytorch(lambda call=other: call(torch.zeros(2, 4))) == []  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("no_cpu_library")
+def test_the_lack_of_kernels_is_said_of_devices_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lookup(device: str) -> list[str]:
+        return said_of_plain_pytorch(lambda: dispatch.kernel("softmax_loss", torch.device(device)))
+
+    why = {"cuda": "no library", "triton": "not installed"}
+    monkeypatch.setattr(dispatch, "_why_missing", why.get)
+    assert ["cuda: no library; triton: not installed" in text for text in lookup("cuda")] == [True]
+    assert lookup("mps") == lookup("cuda") == []
+
+
+def test_kernels_warn_of_nothing() -> None:
+    dispatch._kernels.clear()
+    for call in CALLS.values():
+        assert said_of_plain_pytorch(lambda call=call: call(torch.zeros(2, 4))) == []  # type: ignore[misc]
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from longtail import class_counts, counting
+import longtail
+from longtail import class_counts, counting, effective_number_weight
 
 
 @given(labels=st.lists(st.integers(0, 6), max_size=60))
@@ -128,3 +129,78 @@ def test_class_counts_of_a_data_loader():
 
 def test_class_counts_alone_is_reduced_already():
     assert class_counts([0, 1, 1], 2, reduce=True).tolist() == [1, 2]
+
+
+MULTI_HOT = [[1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
+SOFT = [[0.5, 0.0, 1.0], [0.0, 0.25, 1.0], [1.0, 0.0, 0.0], [-100.0, 0.0, -100.0]]
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 22])
+def test_class_counts_of_multi_hot_rows(monkeypatch, chunk):
+    monkeypatch.setattr(counting, "CHUNK", chunk)
+    bools, floats = torch.tensor(MULTI_HOT).bool(), torch.tensor(MULTI_HOT).float()
+    cases = {torch.int64: [bools, bools.numpy(), bools.tolist(), iter([bools[:1], bools[1:]])]}
+    cases[torch.float64] = [floats, floats.half(), floats.numpy()[:, ::-1][:, ::-1], floats.tolist(), iter([floats])]
+    cases[torch.float64].append(DataLoader(TensorDataset(floats, floats), batch_size=3))
+    for dtype, ways in cases.items():
+        for targets in ways:
+            counts = class_counts(targets, 3)
+            assert counts.dtype == dtype
+            assert counts.tolist() == [2, 0, 3]
+    images = floats[:, :, None, None].expand(4, 3, 2, 5)
+    assert class_counts(images, 3).tolist() == [20, 0, 30]
+    assert class_counts(images > 0, 3).tolist() == [20, 0, 30]
+    assert class_counts(SOFT, 3, ignore_index=-100).tolist() == [1.5, 0.25, 2.0]
+    assert class_counts(SOFT, 3, ignore_index=-100, reduce=True).tolist() == [1.5, 0.25, 2.0]
+    assert class_counts(torch.empty(0, 3), 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan"), float("inf")])
+def test_class_counts_of_wrong_multi_hot_rows(monkeypatch, value):
+    for chunk in (3, 1 << 22):
+        monkeypatch.setattr(counting, "CHUNK", chunk)
+        targets = torch.zeros(4, 3)
+        targets[2, 1] = value
+        with pytest.raises(ValueError, match=rf"targets\[2, 1\] = {value} is no multi-hot target, expected a number"):
+            class_counts(targets, 3)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 2, 3)])
+def test_class_counts_of_floats_that_are_no_rows_of_the_classes(shape):
+    with pytest.raises(TypeError, match=r"expected integers, or multi-hot rows of shape \[N, 3\]"):
+        class_counts(torch.zeros(shape), 3)
+
+
+def test_class_counts_of_integers_that_could_be_multi_hot():
+    """Nothing but 0 and 1 in rows as wide as there are classes; maps of the classes 0 and 1 are another matter."""
+    for targets in (
+        torch.tensor(MULTI_HOT),
+        torch.tensor(MULTI_HOT, dtype=torch.uint8),
+        np.array(MULTI_HOT),
+        MULTI_HOT,
+    ):
+        with pytest.raises(
+            ValueError, match=r"expected targets\.bool\(\) for multi-hot rows, targets\.flatten\(\) for"
+        ):
+            class_counts(targets, 3)
+    targets = torch.tensor(MULTI_HOT)
+    assert class_counts(targets.flatten(), 3).tolist() == [7, 5, 0]
+    assert class_counts(targets, 4).tolist() == [7, 5, 0, 0]
+    assert class_counts(targets[None], 4).tolist() == [7, 5, 0, 0]
+    assert class_counts([[0, 1, 0], [1, 2, 0]], 3).tolist() == [3, 2, 1]
+
+
+def test_class_counts_for_the_weights_of_a_multi_label_loss():
+    targets = torch.tensor(MULTI_HOT).float()
+    weight = effective_number_weight(class_counts(targets, 3), 0.9, "clamp")
+    torch.testing.assert_close(weight, effective_number_weight([2, 1, 3], 0.9))
+
+
+@pytest.mark.parametrize("targets", [torch.tensor(MULTI_HOT), torch.tensor(MULTI_HOT).float(), MULTI_HOT])
+def test_training_aids_refuse_multi_hot_rows(targets):
+    with pytest.raises((TypeError, ValueError), match=r"targets (have|are)"):
+        longtail.training.ClassBalancedSampler(targets)
+    with pytest.raises((TypeError, ValueError), match=r"targets (have|are)"):
+        longtail.training.long_tailed_indices(targets, 10.0)
+    with pytest.raises((TypeError, ValueError), match=r"targets (have|are)"):
+        longtail.training.StreamingClassFrequency(3).update(targets)

@@ -88,7 +88,7 @@ def test_launches_that_a_gpu_refuses(toys: ctypes.CDLL, clusters: int, cluster: 
 def sanitized(flavour: str, case: str) -> subprocess.CompletedProcess[str]:
     program = build.linked(flavour, "toy_kernels")
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run([program, case], env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run([program, case], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 REPORTS = {

@@ -127,3 +127,4 @@ def test_importing_longtail_imports_no_dtensor() -> None:
 
 def test_overwritten_dtensors_and_mixtures(ranks: Ranks) -> None:
     ranks.run(2, rank_cases_dtensor.inplace_overwrites_what_others_saved)
+    ranks.run(2, rank_cases_dtensor.inplace_on_a_leaf)

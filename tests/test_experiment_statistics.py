@@ -36,11 +36,20 @@ def test_pairing_matters():
 
 def test_equal_differences_and_single_seeds():
     assert paired_comparison([1.0, 2.0], [1.0, 2.0]) == (0.0, 0.0, 1.0)
-    assert paired_comparison([1.5, 2.5], [1.0, 2.0]) == (0.5, 0.0, 0.0)
-    single = paired_comparison([1.0], [0.5])
-    assert single.difference == 0.5
-    assert math.isnan(single.p)
-    assert math.isnan(single.half_width)
+    untested = {
+        "one pair": ([1.0], [0.5], 0.5),
+        "one pair of equals": ([1.0], [1.0], 0.0),
+        "equal differences": ([1.5, 2.5], [1.0, 2.0], 0.5),
+        "equal differences but for rounding": ([0.1 + 0.3, 0.2 + 0.3, 0.7 + 0.3], [0.1, 0.2, 0.7], 0.3),
+        "NaN": ([1.0, math.nan], [1.0, 2.0], math.nan),
+        "NaN in both": ([math.nan] * 3, [math.nan] * 3, math.nan),
+    }
+    for what, (treated, control, difference) in untested.items():
+        found = paired_comparison(treated, control)
+        assert found.difference == pytest.approx(difference, nan_ok=True), what
+        assert math.isnan(found.p), what
+        assert math.isnan(found.half_width), what
+    assert mean_and_std([1.0, math.nan]) == pytest.approx((math.nan, math.nan), nan_ok=True)
     with pytest.raises(ValueError, match="got 2 and 1 values"):
         paired_comparison([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="got 0 and 0 values"):

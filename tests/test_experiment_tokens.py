@@ -233,7 +233,7 @@ def test_quick_command_writes_every_row_and_the_picture(tmp_path, capsys):
         for name in ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference"):
             assert float(row[name]) < 1e-5
         assert float(row["tokens_per_second"]) == pytest.approx(1024e3 / float(row["step_ms"]), rel=1e-4)
-        assert row["perplexity_overall"][:5] == plain["perplexity_overall"][:5]
+        assert float(row["perplexity_overall"]) == pytest.approx(float(plain["perplexity_overall"]), rel=1e-3)
     for row in rows:
         assert row["vocabulary"] == "1024"
         for fact in ("longtail", "torch", "python", "cpu", "commit", "date", "corpus", "train_coverage"):

@@ -117,15 +117,93 @@ def test_trainer_with_gradient_accumulation_equals_the_plain_loop(
     assert_equal_models(model, expected)
 
 
-def test_trainer_evaluates(tmp_path: Path) -> None:
-    """The loss of the whole set, from batches of one size each; the last prediction of a row has no label."""
+@pytest.mark.parametrize("way", ["compute_loss_func", "loss_function"])
+@pytest.mark.parametrize("own", [False, True], ids=["plain", "its own"])
+def test_trainer_evaluates(tmp_path: Path, own: bool, way: str) -> None:
+    """Plain cross-entropy of the whole set, from batches of one size each, unless another loss is given.
+
+    The last prediction of a row has no label.
+    """
     model, data = tiny("LlamaForCausalLM"), [{**examples()[0]}, {**examples()[5]}]
-    compute = ComputeLoss(longtail.FocalLoss(gamma=2.0), shift_labels=True)
-    got = trainer(model, tmp_path, data, compute).evaluate(eval_dataset=data)["eval_loss"]
+    loss = longtail.FocalLoss(gamma=2.0)
+    choice = {"evaluation_loss": loss} if own else {}
+    if way == "compute_loss_func":
+        got = trainer(model, tmp_path, data, ComputeLoss(loss, shift_labels=True, **choice)).evaluate(data)
+    else:
+        with set_loss_function(model, loss, **choice):
+            got = trainer(model, tmp_path, data).evaluate(data)
     logits = model(input_ids=torch.stack([row["input_ids"] for row in data])).logits[:, :-1].flatten(0, 1)
     target = torch.stack([row["labels"] for row in data])[:, 1:].flatten()
-    want = longtail.reference.cross_entropy(logits, target, focal_gamma=2.0)
-    assert got == pytest.approx(want.item(), rel=1e-6)
+    want = longtail.reference.cross_entropy(logits, target, focal_gamma=2.0 if own else 0.0)
+    assert got["eval_loss"] == pytest.approx(want.item(), rel=1e-6)
+
+
+class OwnLoss(transformers.Trainer):
+    """As TRL's SFTTrainer: the model's logits, and a loss of its own."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+def fused_forward(model: Any) -> None:
+    """The newer SFTTrainer's way: the labels go in, and a loss comes out that is not the model's loss function."""
+    forward = model.forward
+
+    def fused(input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> Any:
+        outputs = forward(input_ids=input_ids)
+        if labels is not None:
+            outputs.loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return outputs
+
+    model.forward = fused
+
+
+UNUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "smoothing": (r"\(its label_smoothing_factor is 0.1\).* label_smoothing=0.1 to the loss", {}),
+    "own": (r"OwnLoss computes a loss of its own, not that of the model: pass compute_loss_func=ComputeLoss\(loss", {}),
+    "fused": (r"Trainer computes a loss of its own, not that of the model: pass compute_loss_func=", {}),
+    "function": (r"Trainer computes a loss of its own", {"compute_loss_func": lambda *_, **__: torch.zeros(())}),
+}
+
+
+@pytest.mark.parametrize("evaluate", [False, True], ids=["train", "evaluate"])
+@pytest.mark.parametrize("way", UNUSED)
+def test_a_loss_function_that_the_trainer_does_not_use(way: str, evaluate: bool, tmp_path: Path) -> None:
+    model, data = tiny("LlamaForCausalLM"), examples()
+    message, given = UNUSED[way]
+    handle = set_loss_function(model, longtail.FocalLoss(gamma=2.0))
+    model(input_ids=data[0]["input_ids"][None])  # logits alone, outside of a trainer
+    if way == "fused":
+        fused_forward(model)
+    options = arguments(tmp_path, max_steps=1, label_smoothing_factor=0.1 if way == "smoothing" else 0.0)
+    kind = OwnLoss if way == "own" else transformers.Trainer
+    run = kind(model=model, args=options, train_dataset=data, eval_dataset=data, **given)
+    with pytest.raises(ValueError, match=message):
+        run.evaluate() if evaluate else run.train()
+    assert run.predict([{"input_ids": data[0]["input_ids"]}]).predictions.shape == (1, LENGTH, VOCABULARY)
+    handle.remove()
+    if way != "function":
+        run.evaluate() if evaluate else run.train()
+
+
+@pytest.mark.parametrize("evaluate", [False, True], ids=["train", "evaluate"])
+def test_label_smoothing_beside_compute_loss_is_refused(evaluate: bool, tmp_path: Path) -> None:
+    compute = ComputeLoss(longtail.CrossEntropyLoss(), shift_labels=True)
+    run = trainer(tiny("LlamaForCausalLM"), tmp_path, examples(), compute, label_smoothing_factor=0.2)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0.2, expected 0: .*Give label_smoothing=0.2 to"):
+        run.evaluate(examples()) if evaluate else run.train()
+
+
+def test_label_smoothing_of_the_loss_is_the_trainers(tmp_path: Path) -> None:
+    """The remedy that the errors name."""
+    expected, model = tiny("LlamaForCausalLM"), tiny("LlamaForCausalLM")
+    trainer(expected, tmp_path, examples(), label_smoothing_factor=0.2).train()
+    with set_loss_function(model, longtail.CrossEntropyLoss(label_smoothing=0.2)):
+        trainer(model, tmp_path, examples()).train()
+    for got, want in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)  # theirs sums in float32
 
 
 def test_compute_loss_of_sequences() -> None:

@@ -6,16 +6,19 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from emulation.build import COMPILER, ROOT
 
 SCRIPT_HEAD = """
 import os, sys
 import numpy as np, torch
 import torch.nn.functional as F
 sys.path.insert(0, {tests!r})
-import cases, longtail, naive, test_shard_ops
+import cases, limit_cases, longtail, naive, test_shard_ops
 from tolerances import assert_close
 """
 
@@ -128,19 +131,36 @@ for dtype in cases.DTYPES:
 print("within bounds")
 """
 
+LIMITS = """
+for dtype in cases.DTYPES:
+    for shape in ((0, 2), (0, 9), (0, 67), (0, 1030), (0, 9, 3), (0, 33, 16)):
+        limit_cases.check_operators(shape, dtype, factor=2)
+print("right at the limits")
+"""
+
+FLAGS = {"baseline": [], "neon": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
+
 
 def supported() -> list[str]:
     """Names of the instruction sets that this machine runs."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         return ["neon"]
-    best = torch.backends.cpu.get_cpu_capability().lower()
-    names = ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best.split("_")[0], 1)]
     try:
         with open("/proc/cpuinfo") as cpuinfo:
-            bf16 = "avx512_bf16" in cpuinfo.read()
-    except OSError:
-        bf16 = False
-    return [*names, "avx512_bf16"] if bf16 and names[-1] == "avx512" else names
+            flags = next(set(line.split()) for line in cpuinfo if line.startswith("flags"))
+    except OSError:  # what torch uses, which its environment can lower
+        best = torch.backends.cpu.get_cpu_capability().lower()
+        return ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best, 1)]
+    needed = {
+        "baseline": set(),
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx512_bf16": {"avx512_bf16"},
+    }
+    runs = [needed[name] <= flags for name in needed]
+    return [name for i, name in enumerate(needed) if all(runs[: i + 1])]
 
 
 def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +192,27 @@ def test_sums_over_a_vocabulary_keep_their_digits(isa: str) -> None:
     done = run(isa, SUM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sums well" in done.stdout
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_rows_at_the_limits(isa: str) -> None:
+    done = run(isa, LIMITS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right at the limits" in done.stdout
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize("isa", supported())
+def test_no_arithmetic_is_undefined(isa: str, tmp_path: Path) -> None:
+    name = "baseline" if isa == "neon" else isa
+    sources = [str(ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp"), str(ROOT / "tests" / "cpu_undefined.cpp")]
+    flags = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
+    flags += [*FLAGS[isa], f"-DLONGTAIL_KERNELS=kernels_{name}"]
+    built = subprocess.run([COMPILER, *flags, *sources, "-o", tmp_path / "odd"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([tmp_path / "odd"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{isa} is defined\n"
 
 
 @pytest.mark.parametrize("isa", supported())

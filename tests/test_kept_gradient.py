@@ -215,6 +215,21 @@ def test_float16_gradients_of_extreme_options(shape: str, name: str, mode: str) 
 
 
 @pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_float16_rows_and_columns_with_a_weight_that_is_not_finite_stand_alone(value: float, mode: str) -> None:
+    z, weight = torch.randn(8, 4, generator=cases.generator(5)).half(), torch.ones(4)
+    weight[2] = value
+    rows = torch.arange(8) % 4 != 2
+    with_weight = gradient(softmax(TAIL[:8], weight=weight, reduction="sum"), z, mode)
+    assert_same(with_weight[rows], gradient(softmax(TAIL[:8], reduction="sum"), z, "backward")[rows])
+    assert not with_weight[~rows].isfinite().all()
+    columns = gradient(sigmoid(TAIL[:8], weight=weight, reduction="sum"), z, mode)
+    without = gradient(sigmoid(TAIL[:8], reduction="sum"), z, "backward")
+    assert_same(columns[:, weight == 1], without[:, weight == 1])
+    assert not columns[:, 2].isfinite().any()
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("elements", [False, True])
 @pytest.mark.parametrize("name", ["pos_weight", "weight", "by_target", "gamma", "tiny"])
 def test_float16_gradients_of_extreme_sigmoid_options(name: str, elements: bool, mode: str) -> None:
@@ -271,7 +286,7 @@ def test_float16_linear_loss_and_gradient_scaler_do_not_underflow(mode: str) -> 
 @pytest.mark.parametrize("name", ["softmax", "softmax_images", "sigmoid", "elements"])
 def test_inplace_on_a_leaf_is_refused(name: str) -> None:
     """As torch refuses every operation in place there: the parameter would be its own gradient."""
-    make, target, values, _ = inputs(name)
+    _, target, values, _ = inputs(name)
     function = {"softmax": longtail.cross_entropy}.get(name.split("_")[0], longtail.sigmoid_focal_loss)
     options = {"ignore_index": -1} if name == "elements" else {}
 

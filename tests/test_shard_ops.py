@@ -63,10 +63,11 @@ def run_shards(
         cross_entropy_coefficient=1.0,
         z_loss=options.get("z_loss", 0.0),
     )
-    packed = torch.stack([row_grad.m, *(x * up for x in row_grad[1:])], 1)
+    packed = torch.stack(row_grad.times(up), 1)
     grads = []
     for z, local, vectors in shards:
-        args = (z, local, packed, vectors["weight"], vectors["class_bias"], cases.IGNORE, scale, softcap)
+        omega = vectors["weight"] if smoothing else None
+        args = (z, local, packed, omega, vectors["class_bias"], cases.IGNORE, scale, softcap)
         if inplace:
             ops.softmax_loss_apply_(*args)
             grads.append(z)

@@ -167,7 +167,8 @@ def finish(s, o, classes, weight_sum, w_g, v):
     log_d = tl.log(d)
     inverse_d = tl.where(alone, 0.0, 1.0 / d)
     mean_shift = s.t * inverse_d
-    margin = (s.m - s.u_g) + log_d  # l - u_g
+    # l - u_g; a target at +inf has no probability (inf - inf), as in torch.
+    margin = tl.where(s.u_g == float("inf"), float("nan"), (s.m - s.u_g) + log_d)
     # softplus and sigmoid of both signs of the margin from one exp and one log1p, each with full relative precision.
     e, _ = exp_cut(-tl.abs(margin))
     tail = log1p(e)
@@ -177,35 +178,50 @@ def finish(s, o, classes, weight_sum, w_g, v):
     log_miss = -(maximum(-margin, 0.0) + tail)  # log(1 - p_g)
     p = tl.where(wrong, e * nearer, nearer)
     miss = tl.where(wrong, nearer, e * nearer)
-    kept, ce, smooth = w_g, w_g * nll, 0.0
+    vF = v * o.cross_entropy_coefficient
+    if o.focal_gamma is not None:
+        vF *= exp_cut(o.focal_gamma * log_miss)[0]
+    # CE and its derivatives by l and by u_g.
+    ce, by_nll, by_target = w_g * nll, w_g, -w_g * miss
+    zero = tl.zeros_like(inverse_d)
+    b, S = zero, zero
     if o.label_smoothing is not None:
         kept, smooth = (1.0 - o.label_smoothing) * w_g, o.label_smoothing / classes
         ce = kept * nll + smooth * (weight_sum * nll - s.U)
-    vF = v * o.cross_entropy_coefficient
-    focal_term = 0.0  # derivative of the focal factor times CE; p * CE tends to 0 with p
+        by_nll = kept + smooth * weight_sum
+        by_target = smooth * (weight_sum * p - w_g) - kept * miss
+        S = -vF * smooth
+    loss, a, target = vF * ce, vF * by_nll * miss, vF * by_target
     if o.focal_gamma is not None:
-        vF *= exp_cut(o.focal_gamma * log_miss)[0]
+        # Derivative of the focal factor times CE; p * CE tends to 0 with p.
         focal_term = o.focal_gamma * vF * tl.where(p == 0.0, 0.0, p * ce)
-    # Complement entropy alone: a target at -inf must not turn 0 * inf into NaN.
-    loss = tl.where(o.cross_entropy_coefficient != 0.0, vF * ce, 0.0 * s.d)
-    b = 0.0 * inverse_d
+        a += focal_term
+        target -= focal_term
+    # Complement entropy alone, which the target's logit has no part in: an infinite one neither, but NaN shows.
+    crossing = o.cross_entropy_coefficient != 0.0
+    nothing = tl.where(s.u_g == s.u_g, 0.0 * s.d, s.u_g)
+    loss = tl.where(crossing, loss, nothing)
+    a = tl.where(crossing, a, nothing)
+    target = tl.where(crossing, target, nothing)
+    if o.z_loss is not None:
+        lse = maximum(s.u_g, s.m + log_d) + tail  # u_g + nll has no digits left where l is far above u_g
+        z_term = 2.0 * o.z_loss * lse
+        loss += o.z_loss * lse * lse
+        a += z_term * miss
+        target += z_term * p
     if o.complement_coefficient is not None:
         kappa = v * o.complement_coefficient * w_g
         loss += kappa * (log_d - mean_shift)
         b = -kappa * inverse_d
-    z_term = 0.0
-    if o.z_loss is not None:
-        lse = s.u_g + nll
-        loss += o.z_loss * lse * lse
-        z_term = 2.0 * o.z_loss * lse
-    a = ((vF * (kept + smooth * weight_sum) + z_term) * miss + focal_term) * inverse_d - b * mean_shift
-    target = vF * (smooth * (weight_sum * p - w_g) - kept * miss) - focal_term + z_term * p
-    return loss, RowGrad(finite_max(s.m), a, b, -vF * smooth, target)
+    return loss, RowGrad(finite_max(s.m), a * inverse_d - b * mean_shift, b, S, target)
 
 
 @triton.jit
 def scale_grad(grad, upstream):
-    return RowGrad(grad.m, grad.a * upstream, grad.b * upstream, grad.S * upstream, grad.target * upstream)
+    """b and S stay 0 where their options are off, whatever the upstream gradient."""
+    b = tl.where(grad.b == 0.0, grad.b, grad.b * upstream)
+    S = tl.where(grad.S == 0.0, grad.S, grad.S * upstream)
+    return RowGrad(grad.m, grad.a * upstream, b, S, grad.target * upstream)
 
 
 @triton.jit

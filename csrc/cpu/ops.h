@@ -78,15 +78,35 @@ inline void check_target(int64_t row, const Tensor& target, int64_t num_classes,
 
 // `rows(begin, end)` on torch's threads; each call returns a row with a bad target, or -1. Returns the first such row.
 template <typename Rows>
-int64_t parallel_rows(const Layout& layout, const Rows& rows) {
+int64_t parallel_rows(int64_t count, int64_t grain, const Rows& rows) {
   std::atomic<int64_t> bad_row{-1};
-  torch::stable::parallel_for(0, layout.rows, grain(layout), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const int64_t bad = rows(begin, end);
     int64_t seen = bad_row.load();
     while (bad >= 0 && (seen < 0 || bad < seen) && !bad_row.compare_exchange_weak(seen, bad)) {
     }
   });
   return bad_row.load();
+}
+
+template <typename Rows>
+int64_t parallel_rows(const Layout& layout, const Rows& rows) {
+  return parallel_rows(layout.rows, grain(layout), rows);
+}
+
+// All targets at once, for what overwrites its logits: the loops find a bad one after they have written. `lowest`: -1
+// where that is a target too.
+template <typename Args>
+void check_targets_first(const Args& args, const Tensor& target, std::optional<int64_t> ignore_index, int64_t lowest) {
+  if (args.grad == nullptr || args.grad != args.logits || args.target == nullptr) return;
+  const int64_t bad = parallel_rows(target.size(0), 32768, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = args.target[i * args.target_stride];
+      if ((g < lowest || g >= args.num_classes) && g != ignore_index) return i;
+    }
+    return int64_t(-1);
+  });
+  check_target(bad, target, args.num_classes, ignore_index);
 }
 
 }  // namespace longtail

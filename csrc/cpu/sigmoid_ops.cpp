@@ -38,7 +38,7 @@ SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const Sigm
   args.pos_weight = vector_data(o.pos_weight, "pos_weight", layout.num_classes, dtype);
   args.sample_weight = vector_data(o.sample_weight, "sample_weight", layout.rows, dtype);
   args.class_weight_by_target = o.class_weight_by_target;
-  check(!o.class_weight_by_target || (args.target && args.weight),
+  check(!o.class_weight_by_target || (target.scalar_type() == ScalarType::Long && o.weight.has_value()),
         "class_weight_by_target needs class indices and weight");
   args.ignoring = o.ignore_index.has_value();
   args.ignore_index = o.ignore_index.value_or(0);
@@ -77,10 +77,12 @@ Tensor new_loss(SigmoidLossArgs& args, const Tensor& logits) {
 
 void run(const SigmoidLossArgs& args, Pass pass, const Tensor& logits, const Tensor& target) {
   const Kernels& kernel = kernels();
+  const auto ignore_index = args.ignoring ? std::optional(args.ignore_index) : std::nullopt;
+  check_targets_first(args, target, ignore_index, 0);
   const int64_t bad = parallel_rows(check_layout(logits, "logits"), [&](int64_t begin, int64_t end) {
     return kernel.sigmoid_loss_rows(args, pass, begin, end);
   });
-  check_target(bad, target, args.num_classes, args.ignoring ? std::optional(args.ignore_index) : std::nullopt);
+  check_target(bad, target, args.num_classes, ignore_index);
 }
 
 Tensor sigmoid_loss(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS, bool elementwise) {

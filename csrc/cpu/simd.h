@@ -35,12 +35,14 @@ template <>
 struct Native<double> {
   typedef double Value __attribute__((vector_size(LONGTAIL_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(LONGTAIL_VECTOR_BYTES)));
+  typedef uint64_t Unsigned __attribute__((vector_size(LONGTAIL_VECTOR_BYTES)));
 };
 
 template <typename T>
 struct Vec {
   using Value = typename Native<T>::Value;
   using Bits = typename Native<T>::Bits;
+  using Unsigned = typename Native<T>::Unsigned;  // whose arithmetic wraps around
   static constexpr int kLanes = LONGTAIL_VECTOR_BYTES / sizeof(T);
   Value v;
 

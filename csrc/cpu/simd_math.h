@@ -19,7 +19,7 @@ LONGTAIL_INLINE Vec<float> exp(Vec<float> x) {
   q = q * r + Vec<float>(0x1.555492p-3f);
   q = q * r + Vec<float>(0x1.fffffcp-2f);
   const Vec<float> p = (q * r * r + r) + Vec<float>(1.0f);
-  const auto exponent = ((Vec<float>::Bits)z.v << 23) + 0x3f800000;
+  const auto exponent = ((Vec<float>::Unsigned)z.v << 23) + 0x3f800000;
   return p * Vec<float>((Vec<float>::Value)exponent);  // a multiplication, not an integer add: NaN must survive
 }
 
@@ -36,7 +36,7 @@ LONGTAIL_INLINE Vec<double> exp(Vec<double> x) {
   Vec<double> q = inverse_factorial[0];
   for (int i = 1; i < 12; ++i) q = q * r + Vec<double>(inverse_factorial[i]);
   const Vec<double> p = (q * r * r + r) + Vec<double>(1.0);
-  const auto exponent = ((Vec<double>::Bits)z.v << 52) + 0x3ff0000000000000;
+  const auto exponent = ((Vec<double>::Unsigned)z.v << 52) + 0x3ff0000000000000;
   return p * Vec<double>((Vec<double>::Value)exponent);
 }
 
@@ -71,8 +71,9 @@ LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
 // minimax polynomial (relative error 6e-9).
 LONGTAIL_INLINE Vec<float> log(Vec<float> x) {
   using Bits = Vec<float>::Bits;
-  const Bits k = ((Bits)x.v - 0x3f3504f3) >> 23;
-  const Vec<float> f = Vec<float>((Vec<float>::Value)((Bits)x.v - (k << 23))) - Vec<float>(1.0f);
+  using Unsigned = Vec<float>::Unsigned;
+  const Bits k = (Bits)((Unsigned)x.v - 0x3f3504f3) >> 23;
+  const Vec<float> f = Vec<float>((Vec<float>::Value)((Unsigned)x.v - ((Unsigned)k << 23))) - Vec<float>(1.0f);
   const float c[] = {-0.07634496688842773f, 0.1276157647371292f,  -0.13160182535648346f, 0.14201757311820984f,
                      -0.16623356938362122f, 0.20001226663589478f, -0.2500081956386566f,  0.3333333134651184f};
   Vec<float> q = c[0];

@@ -90,6 +90,7 @@ void run(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const Tensor& t
   if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.softcap != 0.0)) {
     scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
   }
+  check_targets_first(args, target, args.ignore_index, pass == Pass::apply ? -1 : 0);
   const int64_t bad = parallel_rows(check_layout(logits, "logits"), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<char[]> scratch(scratch_bytes ? new char[scratch_bytes] : nullptr);
     return kernel.softmax_loss_rows(args, pass, begin, end, scratch.get());

@@ -40,7 +40,7 @@ SigmoidLossArgs make_args(const Tensor& logits, const Tensor& target, const Sigm
   args.pos_weight = vector(o.pos_weight, "pos_weight", layout.num_classes, logits);
   args.sample_weight = vector(o.sample_weight, "sample_weight", layout.rows, logits);
   args.class_weight_by_target = o.class_weight_by_target;
-  check(!o.class_weight_by_target || (target.scalar_type() == ScalarType::Long && args.weight),
+  check(!o.class_weight_by_target || (target.scalar_type() == ScalarType::Long && o.weight.has_value()),
         "class_weight_by_target needs class indices and weight");
   args.ignoring = o.ignore_index.has_value();
   args.ignore_index = o.ignore_index.value_or(0);

@@ -97,6 +97,13 @@ def info_lines() -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    try:
+        _run(arguments, parser)
+    except KeyboardInterrupt:
+        parser.exit(130, f"longtail {arguments.command}: interrupted\n")
+
+
+def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if arguments.command == "demo":
         run_demo(arguments, parser)
         return

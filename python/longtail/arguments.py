@@ -30,13 +30,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
-def legacy_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+def legacy_reduction(reduction: str, size_average: bool | None, reduce: bool | None, stacklevel: int = 3) -> str:
     """What torch's deprecated ``size_average`` and ``reduce`` say; ``reduction`` where both are None."""
     if size_average is None and reduce is None:
         return reduction
     averages, reduces = size_average is None or size_average, reduce is None or reduce
     said = ("mean" if averages else "sum") if reduces else "none"
-    warnings.warn(f'size_average and reduce are deprecated, pass reduction="{said}"', stacklevel=3)
+    warnings.warn(f'size_average and reduce are deprecated, pass reduction="{said}"', stacklevel=stacklevel)
     return said
 
 

@@ -33,43 +33,62 @@ __all__ = [
 
 
 Counts: TypeAlias = Tensor | Sequence[float] | Array
+PerClass: TypeAlias = float | Tensor | Sequence[float] | Array
 Empty: TypeAlias = Literal["error", "zero", "clamp"]
 
 
-def effective_number(samples_per_class: Counts, beta: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Effective number ``(1 - beta^n) / (1 - beta)`` (Cui et al. 2019); [C], 0 for an empty class.
+def effective_number(
+    samples_per_class: Counts,
+    beta: PerClass | None = None,
+    *,
+    volume: PerClass | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Effective number ``(1 - beta_c^n_c) / (1 - beta_c)``; [C], 0 for an empty class.
+
+    The expected volume of n samples drawn from a class of volume N, ``beta = (N - 1) / N`` (Cui et al. 2019,
+    section 3: definition 1, proposition 1). Exactly one of ``beta`` and ``volume`` is given.
 
     Args:
         samples_per_class: counts n, [C].
-        beta: in [0, 1]; 1 means its limit, ``n`` itself.
+        beta: in [0, 1]; 1 means its limit, ``n`` itself. A number, or one for each class: a tensor, sequence or array
+            [C] (float64 near 1, where float32 has few digits of ``1 - beta``).
+        volume: N >= 1, the number of unique prototypes: 1 is ``beta = 0``, infinity ``beta = 1``. A number, or [C].
         dtype: of the result.
 
     Raises:
-        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta is out of range.
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta or volume is out of range, or of
+            another length; both of them are given, or neither.
     """
     counts, device = checked_counts(samples_per_class)
-    return _finish(_effective_number(counts, beta), dtype, device)
+    return _finish(_effective_number(counts, beta, volume), dtype, device)
 
 
 def effective_number_weight(
-    samples_per_class: Counts, beta: float, empty: Empty = "error", *, dtype: torch.dtype = torch.float32
+    samples_per_class: Counts,
+    beta: PerClass | None = None,
+    empty: Empty = "error",
+    *,
+    volume: PerClass | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Class-balanced weights, ``1 / effective_number``, scaled to sum to C (Cui et al. 2019, section 4); [C].
 
     Args:
         samples_per_class: counts [C].
-        beta: in [0, 1]; 0 gives all ones, 1 inverse frequency. There is no default: what helps depends on the
-            data, and a wrong value is worse than no weights at all.
+        beta: in [0, 1]; 0 gives all ones, 1 inverse frequency. A number, or one for each class, [C]. There is no
+            default: what helps depends on the data, and a wrong value is worse than no weights at all.
         empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
             (counted as 1).
+        volume: instead of beta, as in :func:`effective_number`.
         dtype: of the result.
 
     Raises:
-        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta is out of range; a class is empty.
+        TypeError, ValueError: as :func:`effective_number`; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
-    return _finish(_balanced(_effective_number(counts, beta), 1.0), dtype, device)
+    return _finish(_balanced(_effective_number(counts, beta, volume), 1.0), dtype, device)
 
 
 def inverse_frequency_weight(
@@ -146,35 +165,48 @@ def ldam_margin(
 
 def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
     """Counts as float64 [C] on the CPU, and the device they came from."""
-    if isinstance(samples_per_class, Tensor):
-        if samples_per_class.dtype == torch.bool or samples_per_class.is_complex():
-            raise TypeError(f"samples_per_class has dtype {samples_per_class.dtype}, expected real numbers")
-        device = samples_per_class.device
-        counts = samples_per_class.detach().to("cpu", torch.float64)
-    else:
-        device = torch.device("cpu")
-        counts = _counts_from_sequence(samples_per_class)
+    counts = _vector("samples_per_class", samples_per_class)
     if counts.dim() != 1 or counts.numel() < 1:
         raise ValueError(f"samples_per_class has shape {list(counts.shape)}, expected [C] with C >= 1")
-    wrong = ~(torch.isfinite(counts) & (counts >= 0))
-    if wrong.any():
-        c = int(wrong.nonzero()[0])
-        raise ValueError(f"samples_per_class[{c}] is {counts[c].item():g}, expected a finite count >= 0")
-    return counts, device
+    _check_each("samples_per_class", counts, torch.isfinite(counts) & (counts >= 0), "a finite count >= 0")
+    return counts, samples_per_class.device if isinstance(samples_per_class, Tensor) else torch.device("cpu")
 
 
-def _counts_from_sequence(samples_per_class: Sequence[float] | Array) -> Tensor:
-    """float64 tensor of a sequence or array; by way of a list: torch refuses arrays with negative strides."""
-    plain = samples_per_class.tolist() if hasattr(samples_per_class, "tolist") else samples_per_class
+def _vector(name: str, values: Counts, expected: str = "a tensor, sequence or array") -> Tensor:
+    """float64 on the CPU; of sequences and arrays by way of a list: torch refuses arrays with negative strides."""
+    if isinstance(values, Tensor):
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers")
+        return values.detach().to("cpu", torch.float64)
+    plain = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(plain, (str, bytes)) or not isinstance(plain, Sequence):
-        kind = type(samples_per_class).__name__
-        raise TypeError(f"samples_per_class is a {kind}, expected a tensor, sequence or array")
-    for c, n in enumerate(plain):
-        if isinstance(n, (list, tuple)):
-            raise ValueError(f"samples_per_class[{c}] is a {type(n).__name__}, expected one number per class")
-        if isinstance(n, (bool, complex)) or not hasattr(n, "__float__"):
-            raise TypeError(f"samples_per_class[{c}] is {n!r}, expected a real number")
-    return torch.tensor([float(n) for n in plain], dtype=torch.float64, device="cpu")
+        raise TypeError(f"{name} is a {type(values).__name__}, expected {expected}")
+    for c, x in enumerate(plain):
+        if isinstance(x, (list, tuple)):
+            raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
+        if isinstance(x, (bool, complex)) or not hasattr(x, "__float__"):
+            raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
+    return torch.tensor([float(x) for x in plain], dtype=torch.float64, device="cpu")
+
+
+def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None:
+    if not right.all():
+        c = int((~right).nonzero()[0])
+        raise ValueError(f"{name}[{c}] is {values[c].item():g}, expected {expected}")
+
+
+def _per_class(name: str, value: PerClass, counts: Tensor, low: float, high: float) -> Tensor:
+    """A number, or one for each class, as float64 [C] on the CPU: the same arithmetic for both."""
+    if getattr(value, "ndim", None) == 0 or not hasattr(value, "__len__"):
+        limit = high == math.inf and value == high
+        return torch.full_like(counts, high if limit else check_number(name, value, low, high))
+    values = _vector(name, value, "a number, tensor, sequence or array")  # type: ignore[arg-type]
+    if values.shape != counts.shape:
+        raise ValueError(
+            f"{name} has shape {list(values.shape)}, expected a number or {list(counts.shape)} as samples_per_class"
+        )
+    _check_each(name, values, (values >= low) & (values <= high), f"a number in [{low:g}, {high:g}]")
+    return values
 
 
 def _without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tensor:
@@ -197,14 +229,18 @@ def _without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tens
     return counts
 
 
-def _effective_number(counts: Tensor, beta: float) -> Tensor:
-    beta = check_number("beta", beta, 0.0, 1.0)
-    if beta == 1.0:
-        return counts
-    if beta == 0.0:
-        return (counts > 0).to(counts.dtype)
-    log_beta = math.log(beta)
-    return torch.expm1(counts * log_beta) / math.expm1(log_beta)
+def _effective_number(counts: Tensor, beta: PerClass | None, volume: PerClass | None) -> Tensor:
+    if (beta is None) == (volume is None):
+        given = "neither" if beta is None else "both"
+        raise TypeError(f"expected exactly one of beta and volume, got {given}")
+    if volume is not None:
+        log_beta = torch.log1p(-1 / _per_class("volume", volume, counts, 1.0, math.inf))
+    else:
+        assert beta is not None
+        log_beta = _per_class("beta", beta, counts, 0.0, 1.0).log()
+    number = torch.expm1(counts * log_beta) / torch.expm1(log_beta)
+    # The limits, where that is 0 / 0 or holds 0 * inf: beta = 1, and no samples.
+    return torch.where((log_beta == 0) | (counts == 0), counts, number)
 
 
 def _relative(numbers_per_class: Tensor, power: float) -> Tensor:

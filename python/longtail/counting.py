@@ -24,7 +24,7 @@ class Array(Protocol):
     def tolist(self) -> Any: ...
 
 
-Targets: TypeAlias = Tensor | Sequence[int] | Array | DataLoader[Any] | Iterator[Any]
+Targets: TypeAlias = Tensor | Sequence[Any] | Array | DataLoader[Any] | Iterator[Any]
 
 
 def class_counts(
@@ -32,20 +32,25 @@ def class_counts(
     num_classes: int,
     ignore_index: int | None = None,
     *,
-    get_target: Callable[[Any], Tensor | Sequence[int] | Array] | None = None,
+    get_target: Callable[[Any], Tensor | Sequence[Any] | Array] | None = None,
     reduce: bool = False,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Number of targets of each class, int64 [num_classes], on the device of ``targets`` (loaders: the CPU).
+    """Number of targets of each class, [num_classes], on the device of ``targets`` (loaders: the CPU).
+
+    Integers are class indices, and their counts int64. Floating-point or bool targets (N, C) or (N, C, d1, ...) with
+    ``C = num_classes`` are multi-hot: their sums over all dimensions but the classes', float64 of floating-point
+    targets (0, 1, or soft in between), int64 of bools. Integers (N, C) that hold nothing but 0 and 1 could be either,
+    and are refused: ``targets.bool()`` is multi-hot, ``targets.flatten()`` indices.
 
     Tensors and numpy arrays of any integer dtype and shape are read a chunk at a time, so that token files larger than
     memory can be counted: ``class_counts(numpy.memmap("train.bin", dtype="uint16", mode="r"), vocab_size)``.
 
     Args:
-        targets: integers of any shape; a tensor, sequence or array. Or a ``DataLoader`` or an iterator, whose batches
-            are gone through once.
+        targets: integers of any shape, or multi-hot rows; a tensor, sequence or array. Or a ``DataLoader`` or an
+            iterator, whose batches are gone through once.
         num_classes: at least 1.
-        ignore_index: a value that is not counted, or None.
+        ignore_index: a value that is not counted, of multi-hot rows too, or None.
         get_target: takes the targets out of a batch of a loader. Default: the second of a tuple or list, "labels" of
             a mapping, a tensor or array itself.
         reduce: add up over the ranks of ``group`` (a collective call), each having counted its own shard. A process
@@ -53,35 +58,47 @@ def class_counts(
         group: default all ranks.
 
     Raises:
-        IndexError: a target is out of range; names the first one and its place.
-        TypeError: the targets are not integers, or there is no telling where a batch has them.
+        IndexError: a class index is out of range; names the first one and its place.
+        TypeError: the targets are neither integers nor multi-hot, or there is no telling where a batch has them.
+        ValueError: a multi-hot target is not in [0, 1]; integers (N, C) hold nothing but 0 and 1.
     """
     check_positive_int("num_classes", num_classes)
     if isinstance(targets, DataLoader | Iterator):
         counts = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         for batch in targets:
             found = get_target(batch) if get_target is not None else _target_of(batch)
-            counts += _counts(found, num_classes, ignore_index).cpu()
+            counts = counts + _counts(found, num_classes, ignore_index).cpu()
     else:
         counts = _counts(targets, num_classes, ignore_index)
-    return all_reduce_sum(counts, group) if reduce else counts
+    return _over_ranks(counts, group) if reduce else counts
+
+
+def _over_ranks(counts: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum over ranks, of which some may hold integers and some float64: a rank without batches, for one."""
+    soft = counts.new_full((1,), float(counts.is_floating_point()), dtype=torch.float64)
+    total = all_reduce_sum(torch.cat([counts.double(), soft]), group)  # counts are exact to 2^53
+    return total[:-1] if total[-1] > 0 else total[:-1].to(torch.int64)
 
 
 def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
     """Targets of any kind as an int64 tensor of the same shape."""
-    if isinstance(targets, Tensor):
-        labels = targets.detach()
-    elif _is_numpy(targets):
-        labels = _from_numpy(targets)
-    else:
-        try:
-            plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
-            labels = torch.tensor(plain, dtype=None if plain != [] else torch.int64, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"targets make no tensor ({error}), expected integers") from error
+    labels = _as_tensor(targets)
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"targets have dtype {labels.dtype}, expected integers")
     return labels.to(torch.int64)
+
+
+def _as_tensor(targets: Tensor | Sequence[Any] | Array) -> Tensor:
+    """Targets of any kind as a tensor of the same shape; arrays of integers as int64."""
+    if isinstance(targets, Tensor):
+        return targets.detach()
+    if _is_numpy(targets):
+        return _from_numpy(targets)
+    try:
+        plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
+        return torch.tensor(plain, dtype=None if plain != [] else torch.int64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"targets make no tensor ({error}), expected integers") from error
 
 
 def check_positive_int(name: str, value: int) -> None:
@@ -94,29 +111,60 @@ def check_positive_int(name: str, value: int) -> None:
 def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> Tensor:
     """Counts of one tensor, array or sequence, by chunks of its first dimension."""
     if not (isinstance(targets, Tensor) or _is_numpy(targets)):
-        targets = integer_labels(targets)
-    if len(targets.shape) == 0:
-        return _count_chunk(integer_labels(targets), 0, num_classes, ignore_index)
+        targets = _as_tensor(targets)
+    shape = tuple(targets.shape)
+    if len(shape) == 0:
+        return count_indices(_as_tensor(targets), num_classes, ignore_index)
     device = targets.device if isinstance(targets, Tensor) else "cpu"
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    step = max(1, CHUNK // max(1, math.prod(targets.shape[1:])))
-    for start in range(0, max(1, targets.shape[0]), step):  # once at least: the dtype of nothing is checked too
-        counts += _count_chunk(integer_labels(targets[start : start + step]), start, num_classes, ignore_index)
+    step = max(1, CHUNK // max(1, math.prod(shape[1:])))
+    multi_hot = False
+    for start in range(0, max(1, shape[0]), step):  # once at least: the dtype of nothing is checked too
+        chunk = _as_tensor(targets[start : start + step])
+        multi_hot = chunk.dtype == torch.bool or chunk.is_floating_point()
+        count = _sum_chunk if multi_hot else count_indices
+        counts = counts + count(chunk, num_classes, ignore_index, start)
+    rows = not multi_hot and len(shape) == 2 and shape[1] == num_classes > 1
+    if rows and counts[:2].any() and not counts[2:].any():
+        raise ValueError(
+            f"targets are integers of shape {list(shape)} that hold nothing but 0 and 1, which could be multi-hot rows "
+            "or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
+        )
     return counts
 
 
-def _count_chunk(labels: Tensor, start: int, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Counts of int64 labels that begin at row ``start`` of the targets."""
+def count_indices(targets: Tensor, num_classes: int, ignore_index: int | None, start: int = 0) -> Tensor:
+    """Counts of class indices, which begin at row ``start`` of the targets."""
+    labels = integer_labels(targets)
     kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
     wrong = kept & ((labels < 0) | (labels >= num_classes))
     if wrong.any():
-        position = tuple(wrong.nonzero()[0].tolist())
-        value = labels[position].item()
-        if position:
-            position = (start + position[0], *position[1:])
-        where = f"targets[{', '.join(map(str, position))}]" if position else "targets"
-        raise IndexError(f"{where} = {value} is out of range, expected 0 to {num_classes - 1}")
+        raise IndexError(f"{_first(wrong, labels, start)} is out of range, expected 0 to {num_classes - 1}")
     return torch.bincount(labels[kept], minlength=num_classes)
+
+
+def _sum_chunk(targets: Tensor, num_classes: int, ignore_index: int | None, start: int) -> Tensor:
+    """Sums over everything but the classes, int64 of bools and float64 of floats, that begin at row ``start``."""
+    if targets.dim() < 2 or targets.shape[1] != num_classes:
+        raise TypeError(
+            f"targets have dtype {targets.dtype}, expected integers, or multi-hot rows of shape [N, {num_classes}]"
+        )
+    values = targets if targets.dtype == torch.bool else targets.double()
+    if ignore_index is not None:
+        values = values.masked_fill(targets == ignore_index, 0)
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        raise ValueError(f"{_first(wrong, values, start)} is no multi-hot target, expected a number in [0, 1]")
+    return values.sum([d for d in range(values.dim()) if d != 1])
+
+
+def _first(wrong: Tensor, values: Tensor, start: int) -> str:
+    """The first wrong value and its place, in targets of which ``values`` are the rows from ``start`` on."""
+    position = tuple(wrong.nonzero()[0].tolist())
+    value = values[position].item()
+    if not position:
+        return f"targets = {value}"
+    return f"targets[{', '.join(map(str, (start + position[0], *position[1:])))}] = {value}"
 
 
 def _is_numpy(targets: object) -> bool:
@@ -125,10 +173,11 @@ def _is_numpy(targets: object) -> bool:
 
 
 def _from_numpy(array: Any) -> Tensor:
-    """A copy as int64, whatever byte order, strides and write protection the array has."""
-    if array.dtype.kind not in "iu":
+    """A copy as int64, float64 or bool, whatever byte order, strides and write protection the array has."""
+    kinds = {"i": "int64", "u": "int64", "f": "float64", "b": "bool"}
+    if array.dtype.kind not in kinds:
         raise TypeError(f"targets have dtype {array.dtype}, expected integers")
-    return torch.as_tensor(array.astype("int64"), device="cpu")
+    return torch.as_tensor(array.astype(kinds[array.dtype.kind]), device="cpu")
 
 
 def _target_of(batch: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import demo
-from .experiments.output import progress_bar
+from .experiments.output import print_table, progress_bar
 
 _EXTRAS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
 
@@ -28,30 +28,15 @@ def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Re
 
 def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], backend: str) -> None:
     """The table, and below it what its columns mean."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    title = "Long-tailed digits: test accuracy in %, and time of the loss per step in µs"
-    # All columns fit into a terminal of 80 characters, without the padding.
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if console.width >= 100 else 0)
-    table.add_column("loss")
-    for heading in ("overall", "balanced", "many", "medium", "few", "fused", "plain", "ratio"):
-        table.add_column(heading, justify="right")
+    accuracies, lines = ("overall", "balanced", "many", "medium", "few"), []
     for result in results:
-        accuracies = (
-            mean_and_spread([getattr(s, group) for s in result.scores])
-            for group in ("overall", "balanced", "many", "medium", "few")
-        )
+        cells = (mean_and_spread([getattr(s, group) for s in result.scores]) for group in accuracies)
         fused, plain = result.time
         times = (f"{fused * 1e6:.0f}", f"{plain * 1e6:.0f}", f"{plain / fused:.1f}")
-        table.add_row(demo.LOSSES[result.loss], *accuracies, *times)
-    console.print(table)
-    for line in _legend(plan, splits[0].counts(), backend):
-        console.print(line, highlight=False, soft_wrap=True)
+        lines.append((demo.LOSSES[result.loss], *cells, *times))
+    title = "Long-tailed digits: test accuracy in %, and time of the loss per step in µs"
+    groups = (("loss",), accuracies, ("fused", "plain", "ratio"))
+    print_table(title, groups, lines, _legend(plan, splits[0].counts(), backend))
 
 
 def spread(values: list[float]) -> float:

@@ -9,6 +9,7 @@ import glob
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -171,9 +172,25 @@ def kernel(op: str, device: torch.device) -> Callable[..., Any]:
     key = (op, device.type, _forced)
     found = _kernels.get(key)
     if found is None:
-        name, found = _implementation(selected(device), op)
+        chosen = selected(device)
+        if chosen == "reference" and _forced is None:
+            _warn_of_plain_pytorch(device.type)
+        name, found = _implementation(chosen, op)
         _kernels[key] = found = images.through_rows(op, found) if name == "reference" else found
     return found
+
+
+@functools.cache
+def _warn_of_plain_pytorch(device_type: str) -> None:
+    """Says once that kernels for such a device exist, and why they do not run; nothing where there are none."""
+    reasons = [f"{name}: {_why_missing(name)}" for name in NAMES if _DEVICES[name] == device_type]
+    if reasons:
+        warnings.warn(
+            f"longtail computes in plain PyTorch on {device_type} tensors, much slower than by its kernels. "
+            f"{'; '.join(reasons)}. LONGTAIL_BACKEND=reference silences this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _after_cuda() -> str:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from . import arguments, functional, ops, reference
 from .distributed import Group, Proposal, agree, all_gather, sum_in_rank_order, untraced
 from .errors import ArgumentTypeError, ArgumentValueError
+from .kept_gradient import check_overwritable
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
 from .vocab_shard import kind_of
@@ -274,12 +275,18 @@ def cross_entropy(
         "class_margin": class_margin,
         "sample_weight": sample_weight,
     }
+
+    def others() -> dict[str, Any]:
+        check_overwritable(input, gradient)
+        return {}
+
     g, given = local_problem(
         *(layout, input, num_classes, target, vectors, numbers),
         ignore_index=ignore_index,
         reduction=reduction,
         normalizer=normalizer,
         gradient=gradient,
+        others=others,
     )
     given["return_stats"] = return_stats
     if gradient == "inplace" and torch.is_grad_enabled() and input.requires_grad:

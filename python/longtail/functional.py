@@ -109,8 +109,10 @@ def cross_entropy(
         gradient: "backward" (3 passes over the logits); "forward" (2 passes: the gradient is made with the loss and
             kept); "inplace" (2 passes, no extra memory: the gradient overwrites ``input``, or the copy that a strided
             layout needs. What saved the logits before raises in its backward; what reads them after reads the
-            gradient, without an error). The last two allow one backward, and round the gradient before a gradient
-            scaler multiplies it; for float16 the mean's denominator is therefore applied in backward.
+            gradient, without an error; refused of a leaf that requires grad). The last two allow one backward, and
+            round the gradient before a gradient scaler multiplies it: of float16 logits it is therefore kept at one
+            size, whatever weights and counts are, and the rest is applied in backward. An exported graph knows
+            "backward" alone.
         return_stats: also return :class:`longtail.RowStats`.
 
     A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on
@@ -127,7 +129,8 @@ def cross_entropy(
     Raises:
         TypeError: an argument has the wrong type or dtype; a tensor is sparse, nested or of MKL-DNN.
         ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds, such as a
-            softcap of 1e300 or 1e-50 in float32; a constant requires grad (all are also RuntimeErrors, as torch raises).
+            softcap of 1e300 or 1e-50 in float32; a constant requires grad; "inplace" on a leaf that requires grad (all
+            are also RuntimeErrors, as torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
     reduction = arguments.legacy_reduction(reduction, size_average, reduce)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import arguments
-from .class_balance import Counts, effective_number_weight
+from .class_balance import Counts, PerClass, effective_number_weight
 from .errors import ArgumentValueError
 from .functional import cross_entropy
 from .sigmoid_loss import along_classes, sigmoid_loss
@@ -145,8 +145,8 @@ def binary_focal_loss(
     >>> binary_focal_loss(z, y)                       # focal loss, eq. 4
     >>> binary_focal_loss(z, y, alpha=0.25)           # alpha-balanced focal loss, eq. 5
 
-    ``options``: sample_weight (for (N,) logits of their shape), ignore_index, normalizer, gradient, as in
-    :func:`sigmoid_focal_loss`.
+    ``options``: sample_weight (for (N,) logits of their shape), weight and pos_weight (for (N,) logits [1]),
+    ignore_index, normalizer, gradient, as in :func:`sigmoid_focal_loss`.
 
     Raises:
         ValueError: the target's shape is not the input's.
@@ -154,19 +154,29 @@ def binary_focal_loss(
     arguments.check_tensors(input=input, target=target)
     if input.shape != target.shape:
         raise ValueError(f"target has shape {list(target.shape)}, expected {list(input.shape)} as the input")
-    return sigmoid_loss(input, target, alpha=alpha, gamma=gamma, reduction=reduction, **options)
+    return sigmoid_loss(
+        *(input, target),
+        alpha=alpha,
+        gamma=gamma,
+        reduction=reduction,
+        element_weight=None,
+        class_weight_by_target=False,
+        **options,
+    )
 
 
 def class_balanced_loss(
     input: Tensor,
     target: Tensor,
     samples_per_class: Counts,
-    beta: float,
+    beta: PerClass | None = None,
     loss: str = "softmax",
     gamma: float = 2.0,
     *,
+    volume: PerClass | None = None,
     empty: str = "error",
     reduction: str = "mean",
+    normalizer: str | float | Tensor | None = "rows",
     **options: Any,
 ) -> Tensor:
     """Class-balanced losses (Cui et al. 2019, eq. 11-13): the weight of its target class multiplies each row.
@@ -179,40 +189,49 @@ def class_balanced_loss(
         target: class indices (N,) or (N, d1, ...). For several labels in a row pass the weights to
             :func:`sigmoid_focal_loss` as ``weight``, by column.
         samples_per_class: training samples of each class, [C].
-        beta: in [0, 1]; the paper tries 0.9, 0.99, 0.999, 0.9999.
+        beta: in [0, 1], a number or one for each class, [C]; the paper tries 0.9, 0.99, 0.999, 0.9999.
         loss: "softmax", "softmax_focal", "sigmoid" (binary cross-entropy of all C classes, summed) or "focal" (sigmoid
             focal loss, summed, without alpha: the class weights stand in its place).
-        gamma: of the two focal losses.
+        gamma: >= 0, of the two focal losses.
+        volume: instead of beta, N >= 1 of ``beta = (N - 1) / N``, a number or [C], as in ``effective_number``.
         empty: what to do with classes without samples, as in ``effective_number_weight``.
-        reduction: "mean" over the counted rows (the paper's number of positives; at least 1), "sum" or "none" (rows).
-        options: of :func:`longtail.cross_entropy` or :func:`sigmoid_focal_loss`.
+        reduction: "mean", "sum" or "none" (rows).
+        normalizer: what "mean" divides by: "rows" (the counted rows, the paper's number of positives; at least 1), or
+            whatever the function of the options takes; None is its own mean.
+        options: of :func:`longtail.cross_entropy` or, but for ``class_weight_by_target``, of
+            :func:`sigmoid_focal_loss`; alpha is None.
 
     Raises:
         TypeError, ValueError, IndexError: as ``effective_number_weight`` and :func:`longtail.cross_entropy`; or
             ``loss`` is none of the four.
     """
-    weight = effective_number_weight(samples_per_class, beta, empty)  # type: ignore[arg-type]
-    return balanced(input, target, weight.to(input.device), loss=loss, gamma=gamma, reduction=reduction, **options)
+    weight = effective_number_weight(samples_per_class, beta, empty, volume=volume)  # type: ignore[arg-type]
+    return balanced(
+        *(input, target, weight.to(input.device), loss, gamma), reduction=reduction, normalizer=normalizer, **options
+    )
 
 
 def balanced(
     input: Tensor,
     target: Tensor,
     weight: Tensor,
+    loss: str = "softmax",
+    gamma: float = 2.0,
     *,
-    loss: str,
-    gamma: float,
     reduction: str = "mean",
+    normalizer: str | float | Tensor | None = "rows",
     **options: Any,
 ) -> Any:
     """:func:`class_balanced_loss` for given class weights [C]."""
     arguments.check_choice("loss", loss, CLASS_BALANCED)
-    softmax = loss in ("softmax", "softmax_focal")
-    if reduction == "mean":
-        options.setdefault("normalizer", "count" if softmax else "rows")
+    gamma = arguments.check_number("gamma", gamma, 0.0)
     focal_gamma = gamma if loss in ("focal", "softmax_focal") else 0.0
+    softmax = loss in ("softmax", "softmax_focal")
+    if isinstance(normalizer, str) and normalizer == "rows":
+        normalizer = None if reduction != "mean" else "count" if softmax else "rows"
     if softmax:
-        return cross_entropy(input, target, weight, reduction=reduction, focal_gamma=focal_gamma, **options)
+        options |= {"reduction": reduction, "normalizer": normalizer}
+        return cross_entropy(input, target, weight, None, reduce=None, focal_gamma=focal_gamma, **options)
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     arguments.check_tensors(input=input, target=target)
     if input.shape == target.shape:
@@ -224,8 +243,10 @@ def balanced(
     return sigmoid_loss(
         *(input, target),
         weight=weight,
+        element_weight=None,
         class_weight_by_target=True,
         gamma=focal_gamma,
         reduction="rows" if reduction == "none" else reduction,
+        normalizer=normalizer,
         **options,
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import images, ops
+from . import ops
 from .errors import ArgumentValueError
 
 TOP = 2.0**12
@@ -37,7 +37,7 @@ def shares(divisor: Tensor | None, size: Tensor | None) -> Shares:
     """
     if size is None:
         return Shares(None if divisor is None else divisor.reciprocal(), None)
-    factor = TOP / size.masked_fill(size == 0, 1.0)
+    factor = (TOP / size.masked_fill(size == 0, 1.0)).log2().floor().exp2()  # a power of 2, which rounds nothing
     return Shares(factor, (1.0 if divisor is None else divisor) * factor)
 
 
@@ -74,9 +74,9 @@ def sigmoid_size(target: Tensor, num_classes: int, options: tuple[Any, ...]) -> 
 
 
 def _largest(values: Tensor, counted: Tensor) -> Tensor:
-    """The largest of ``values`` among ``counted``, which broadcast; 0 of none."""
+    """The largest finite one of ``values`` among ``counted``, which broadcast; 0 of none."""
     values, counted = torch.broadcast_tensors(values, counted)
-    return values.new_zeros(()) if values.numel() == 0 else values.where(counted, 0.0).amax()
+    return values.new_zeros(()) if values.numel() == 0 else values.where(counted & values.isfinite(), 0.0).amax()
 
 
 def check_overwritable(input: Tensor, gradient: str) -> None:
@@ -93,8 +93,8 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
         refused = input.is_leaf or (input._is_view() and input._base is not None and input._base.is_leaf)
     if refused:
         raise ArgumentValueError(
-            'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, or '
-            'what torch.func.grad differentiates in. Expected the result of an operation; use gradient="forward"'
+            'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, '
+            'or what torch.func.grad differentiates in. Expected the result of an operation, or gradient="forward"'
         )
 
 
@@ -107,9 +107,9 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
         RuntimeError: there has been one before, or the logits were overwritten since.
     """
     text = (
-        f"longtail: gradient={ctx.gradient!r} keeps one gradient, which has been handed out or overwritten: backward can "
-        'run once, and logits overwritten in place can not be changed before it. Use gradient="backward" to keep the '
-        "graph"
+        f"longtail: gradient={ctx.gradient!r} keeps one gradient, which has been handed out or overwritten: backward "
+        'can run once, and logits overwritten in place can not be changed before it. Use gradient="backward" to keep '
+        "the graph"
     )
     if not torch.compiler.is_compiling():
         if getattr(ctx, "spent", False):
@@ -122,7 +122,7 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def scale_rows_(grad: Tensor, upstream: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    """``grad`` [N, C] or [N, C, P] times ``upstream``, [rows] or of its shape; 0 where ``target`` is ignored, always."""
+    """``grad`` [N, C] or [N, C, P] times ``upstream``, [rows] or of its shape; always 0 where ``target`` is ignored."""
     by_row = target.dim() == 1
     if upstream.dim() != grad.dim():
         ops.scale_grad_(grad, upstream, target if by_row else None, -100 if ignore_index is None else ignore_index)
@@ -133,5 +133,5 @@ def scale_rows_(grad: Tensor, upstream: Tensor, target: Tensor, ignore_index: in
     if ignore_index is not None:
         ignored = target == ignore_index
         if by_row:
-            ignored = ignored[:, None] if grad.dim() == 2 else ignored.view(grad.shape[0], 1, -1)
+            ignored = ignored[:, None] if grad.dim() == 2 else ignored.view(grad.shape[0], 1, grad.shape[2])
         grad.masked_fill_(ignored, 0.0)

@@ -63,7 +63,7 @@ def linear_softmax_loss(
 
 
 class LinearSoftmaxLoss(torch.autograd.Function):
-    """(input, linear_weight, linear_bias, target, denominator, divisor, factor, setting, *options) -> (loss, stats, ...).
+    """(input, linear_weight, linear_bias, target, denominator, divisor, factor, setting, *options) -> (loss, stats).
 
     In mode "forward" the gradients of input, weight and bias follow, for the context alone.
     """

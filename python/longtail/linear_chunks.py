@@ -14,7 +14,7 @@ class Plan(NamedTuple):
     """How many rows a chunk has where nobody says: a share of all rows within a budget, but not less than pays."""
 
     share: int
-    """A chunk takes at most one row in this many, so that with GEMM workspaces it is under an eighth of the logits."""
+    """A chunk takes at most one row in this many; the GEMMs' workspaces, other ones on each processor, come on top."""
     least: int
     """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
     budget: int
@@ -103,7 +103,7 @@ def _by_blocks(grad: Tensor) -> bool:
 
 
 def _add_by_blocks(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` in the dtype of ``total``, to which some columns of ``a``, or rows, are converted at a time."""
+    """``total += a @ b`` in the dtype of ``total``, to which some rows or columns of ``a`` are converted at a time."""
     m, k = a.shape
     step = max(16, (1 << 22) // max(m, k, 1))
     if m > k:

@@ -98,7 +98,10 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: _Options) -
             )
         )
         weight = chunk.vectors[0]
-        omega.append(found[0].new_tensor(len(chunk.linear_weight)) if weight is None else weight.sum())
+        if weight is None or not smooths:
+            omega.append(found[0].new_tensor(len(chunk.linear_weight)))
+        else:
+            omega.append(weight.sum())
     owner = target.masked_fill(target == options.ignore_index, 0) // len(chunks[0].linear_weight)
     columns = dict(enumerate(torch.stack(found).unbind(2)))
     return combine_shards(columns, torch.stack(omega), owner)
@@ -136,7 +139,9 @@ def linear_softmax_loss_and_grad(
         if chunk is not chunks[-1]:
             make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
         grad = chunk.logits
-        ops.softmax_loss_apply_(grad, chunk.target, packed, *chunk.vectors[:2], IGNORED, options.scale, options.softcap)
+        weights = chunk.vectors[0] if options.label_smoothing else None  # times 0 otherwise, which may be NaN
+        data = (grad, chunk.target, packed, weights, chunk.vectors[1])
+        ops.softmax_loss_apply_(*data, IGNORED, options.scale, options.softcap)
         if needs[0]:
             total += torch.mm(grad, chunk.linear_weight)
         if grad_weight.dtype == dtype:

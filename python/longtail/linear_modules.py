@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import arguments
 from .linear_cross_entropy import linear_cross_entropy
 from .modules import _Loss
 
@@ -29,6 +30,8 @@ class LinearCrossEntropyLoss(_Loss):
     """
 
     _function = staticmethod(linear_cross_entropy)
+    chunk_size: int | None
+    accumulate_dtype: torch.dtype | None
 
     def __init__(
         self,
@@ -63,12 +66,15 @@ class LinearCrossEntropyLoss(_Loss):
     def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
         """The loss of features ``input`` and ``target``; keyword arguments override options."""
         outputs = (self.num_classes, *self.out_features)
-        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         bias = None if self.linear.bias is None else self.linear.bias.reshape(outputs)
         weight = self.linear.weight.reshape(*outputs, self.linear.in_features)
-        return linear_cross_entropy(
-            *(input, weight, target), linear_bias=bias, **{**vectors, **self.options, **overrides}
-        )
+        return linear_cross_entropy(*(input, weight, target), linear_bias=bias, **{**self._options(), **overrides})
+
+    def _call_on_nothing(self, **options: Any) -> None:
+        accumulates = options.get("accumulate_dtype")  # fits at least the logits of the same dtype
+        dtype = accumulates if accumulates in arguments.DTYPES else torch.float64
+        nothing, one = (torch.empty(shape, device="meta", dtype=dtype) for shape in ((0, 1), (1, 1)))
+        linear_cross_entropy(nothing, one, nothing[:, 0].long(), **options)
 
     def extra_repr(self) -> str:
         own = f"in_features={self.linear.in_features}, num_classes={self.num_classes}"

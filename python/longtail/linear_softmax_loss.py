@@ -171,8 +171,9 @@ def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _bias, _target, _chunk_size, dtype, _total_dtype, *grad_dtypes = rest[:7]
-    return (*_rows_out(input, dtype), *make_gradients(input, linear_weight, *grad_dtypes, tuple(rest[7:10])))
+    _bias, _target, _chunk_size, dtype, _total_dtype, input_grad_dtype, weight_grad_dtype, *needs = rest[:10]
+    grads = make_gradients(input, linear_weight, input_grad_dtype, weight_grad_dtype, tuple(needs))
+    return (*_rows_out(input, dtype), *grads)
 
 
 _DATA = (

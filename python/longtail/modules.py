@@ -1,51 +1,152 @@
-"""The losses as modules. Class vectors are buffers: they follow ``.to(device)`` and stand in the ``state_dict``."""
+"""The losses as modules: options are attributes, class vectors buffers that stand in the ``state_dict``.
+
+Construction takes what the function takes. What is written to an attribute is checked as the function checks it
+(vectors for their type alone), by a call with no rows, and holds from the next call on.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import arguments, functional, functional_sigmoid
-from .class_balance import Counts, effective_number_weight
+from .class_balance import Counts, PerClass, effective_number_weight
+from .errors import ArgumentTypeError
+from .sigmoid_loss import sigmoid_loss
 
-_DATA = {"input", "target", "linear_weight", "linear_bias"}  # of a call, never options
+_DATA = {"input", "target", "inputs", "targets", "linear_weight", "linear_bias", "element_weight"}  # never options
+_LEGACY = ("size_average", "reduce")  # another way to say the reduction
 _VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
+_MADE_OF = ("samples_per_class", "beta", "volume", "empty")  # the weights of ClassBalancedLoss
+
+
+def _options_of(function: Callable[..., Any], passes_on_to: Any = None, sets: Iterable[str] = ()) -> dict[str, Any]:
+    """Names and defaults of what ``function`` takes besides the data.
+
+    Its ``**options`` go to ``passes_on_to``, to which it gives ``sets`` itself.
+    """
+    found = inspect.signature(function).parameters.values()
+    own = {p.name: p.default for p in found if p.name not in _DATA and p.kind is not p.VAR_KEYWORD}
+    passed_on = {} if passes_on_to is None else _options_of(passes_on_to)
+    return own | {name: default for name, default in passed_on.items() if name not in (*own, *sets)}
 
 
 class _Loss(nn.Module):
     """Keeps the options of one function and calls it."""
 
     _function: Any
+    _passes_on_to: Any = None  # the function that gets the **options of _function
+    _sets: tuple[str, ...] = ()  # what _function gives to that one itself
 
-    def __init__(self, **options: Any) -> None:
+    # For type checkers; a module has those that its function takes.
+    weight: Tensor | None
+    class_bias: Tensor | None
+    class_margin: Tensor | None
+    pos_weight: Tensor | None
+    sample_weight: Tensor | None
+    reduction: str
+    normalizer: str | float | Tensor | None
+    gradient: str
+    ignore_index: int | None
+    label_smoothing: float
+    gamma: float
+    focal_gamma: float
+    complement_gamma: float
+    alpha: float | None
+    balanced: bool
+    class_weight_by_target: bool
+    scale: float
+    softcap: float | None
+    z_loss: float
+    return_stats: bool
+
+    def __init__(self, accepted: dict[str, Any] | None = None, /, **options: Any) -> None:
         super().__init__()
-        known = set(inspect.signature(type(self)._function).parameters)
-        if "options" in known:
-            known |= set(inspect.signature(functional.cross_entropy).parameters)
-        unknown = sorted(options.keys() - (known - _DATA))
+        if accepted is None:
+            accepted = _options_of(type(self)._function, type(self)._passes_on_to, self._sets)
+        unknown = sorted(options.keys() - accepted.keys())
         if unknown:
             raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
-        for name in _VECTORS:
-            if name in options:
-                self.register_buffer(name, options.pop(name))
-        self.options = options
+        size_average, reduce = (options.pop(name, None) for name in _LEGACY)
+        if size_average is not None or reduce is not None:
+            reduction = options.get("reduction", accepted["reduction"])
+            options["reduction"] = arguments.legacy_reduction(reduction, size_average, reduce, stacklevel=4)
+        self._set_options({name: default for name, default in accepted.items() if name not in _LEGACY}, options)
+
+    def _set_options(self, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+        self._defaults = defaults
+        for name, default in defaults.items():
+            value = options.get(name, default)
+            if name in _VECTORS:
+                self._check(name, value)
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_defaults", ()):
+            self._check(name, value)
+        super().__setattr__(name, value)
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raises what the function raises of this option alone; what depends on the input is left to the call."""
+        default = self._defaults[name]
+        if value is default or (type(value) is type(default) and not _differ(value, default)):
+            return
+        if name in (*_VECTORS, "sample_weight"):
+            if value is not None:
+                arguments.check_tensors(**{name: value})
+                if not value.is_floating_point():
+                    raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
+        elif not (name == "normalizer" and isinstance(value, Tensor)):
+            self._call_on_nothing(**{"reduction": "mean" if name == "normalizer" else "sum", name: value})
+
+    def _call_on_nothing(self, **options: Any) -> None:
+        """The function of no rows, and of one class: it checks what it is given, and computes nothing."""
+        if "class_weight_by_target" in options:
+            options["weight"] = torch.ones(1, device="meta", dtype=torch.float64)
+        logits, target = (torch.empty(shape, device="meta", dtype=torch.float64) for shape in ((0, 1), (0,)))
+        type(self)._function(logits, target.long(), **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._defaults}
 
     def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
         """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
-        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        return type(self)._function(input, target, **{**vectors, **self.options, **overrides})
+        return type(self)._function(input, target, **{**self._options(), **overrides})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that the constructor names, and others where they are not the default; no class vectors."""
+        named = inspect.signature(type(self).__init__).parameters
+        return {
+            name: value
+            for name, value in self._options().items()
+            if name not in _VECTORS and (name in named or _differ(value, self._defaults[name]))
+        }
 
     def extra_repr(self) -> str:
-        vectors = [f"{name}=[{buffer.numel()}]" for name, buffer in self._buffers.items() if buffer is not None]
-        return ", ".join([*vectors, *(f"{name}={value!r}" for name, value in self.options.items())])
+        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        return ", ".join(f"{name}={_shown(value)}" for name, value in (vectors | self.options).items())
+
+
+def _differ(value: Any, default: Any) -> bool:
+    return value is not default and (isinstance(value, Tensor) or value != default)
+
+
+def _shown(value: Any) -> str:
+    return f"[{value.numel()}]" if isinstance(value, Tensor) and value.dim() else repr(value)
 
 
 class CrossEntropyLoss(_Loss):
     """:func:`longtail.cross_entropy` as a module; a drop-in for :class:`torch.nn.CrossEntropyLoss`.
 
-    ``options``: the keyword-only arguments of the function.
+    ``options``: the keyword-only arguments of the function. Each option is an attribute, of this and of every other
+    loss module: written, it is checked, and holds from the next call on.
     """
 
     _function = staticmethod(functional.cross_entropy)
@@ -68,7 +169,9 @@ class CrossEntropyLoss(_Loss):
             class_bias=class_bias,
             class_margin=class_margin,
             ignore_index=ignore_index,
-            reduction=arguments.legacy_reduction(reduction, size_average, reduce),
+            size_average=size_average,
+            reduce=reduce,
+            reduction=reduction,
             label_smoothing=label_smoothing,
             **options,
         )
@@ -78,6 +181,8 @@ class FocalLoss(_Loss):
     """:func:`longtail.focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
 
     _function = staticmethod(functional.focal_loss)
+    _passes_on_to = staticmethod(functional.cross_entropy)
+    _sets = ("focal_gamma",)
 
     def __init__(
         self,
@@ -134,6 +239,8 @@ class ComplementCrossEntropyLoss(_Loss):
     """:func:`longtail.complement_cross_entropy` as a module. ``options``: the function's keyword-only arguments."""
 
     _function = staticmethod(functional.complement_cross_entropy)
+    _passes_on_to = staticmethod(functional.cross_entropy)
+    _sets = ("complement_gamma",)
 
     def __init__(
         self,
@@ -181,6 +288,7 @@ class SigmoidCrossEntropyLoss(_Loss):
     """:func:`longtail.sigmoid_cross_entropy` as a module, for :class:`torch.nn.BCEWithLogitsLoss`."""
 
     _function = staticmethod(functional_sigmoid.sigmoid_cross_entropy)
+    _passes_on_to = staticmethod(sigmoid_loss)
 
     def __init__(
         self,
@@ -191,17 +299,35 @@ class SigmoidCrossEntropyLoss(_Loss):
         pos_weight: Tensor | None = None,
         **options: Any,
     ) -> None:
-        reduction = arguments.legacy_reduction(reduction, size_average, reduce)
-        super().__init__(weight=weight, pos_weight=pos_weight, reduction=reduction, **options)
+        super().__init__(
+            weight=weight,
+            size_average=size_average,
+            reduce=reduce,
+            reduction=reduction,
+            pos_weight=pos_weight,
+            **options,
+        )
 
 
 class BinaryFocalLoss(_Loss):
     """:func:`longtail.binary_focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
 
     _function = staticmethod(functional_sigmoid.binary_focal_loss)
+    _passes_on_to = staticmethod(sigmoid_loss)
+    _sets = ("class_weight_by_target",)
 
     def __init__(self, alpha: float | None = None, gamma: float = 2.0, reduction: str = "mean", **options: Any) -> None:
         super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, **options)
+
+    def _call_on_nothing(self, **options: Any) -> None:
+        nothing = torch.empty(0, device="meta", dtype=torch.float64)
+        type(self)._function(nothing, nothing, **options)
+
+
+def _balanced_options(loss: str) -> dict[str, Any]:
+    if loss in ("softmax", "softmax_focal"):
+        return _options_of(functional_sigmoid.balanced, functional.cross_entropy, ("focal_gamma", *_LEGACY))
+    return _options_of(functional_sigmoid.balanced, sigmoid_loss, ("class_weight_by_target",))
 
 
 class ClassBalancedLoss(_Loss):
@@ -212,23 +338,34 @@ class ClassBalancedLoss(_Loss):
 
     Args:
         samples_per_class: training samples of each class, [C].
-        beta: in [0, 1]; 0 is the unweighted loss, 1 inverse frequency. There is no default: what helps depends on the
-            data (the paper tries 0.9, 0.99, 0.999, 0.9999).
+        beta: in [0, 1], a number or one for each class; 0 is the unweighted loss, 1 inverse frequency. There is no
+            default: what helps depends on the data (the paper tries 0.9, 0.99, 0.999, 0.9999).
         loss: "softmax", "softmax_focal", "sigmoid" or "focal".
         gamma: of the two focal losses.
+        volume: instead of beta, N >= 1 of ``beta = (N - 1) / N``, a number or [C].
         empty: what to do with classes without samples, as in ``effective_number_weight``.
-        options: further arguments of :func:`longtail.cross_entropy` or :func:`longtail.sigmoid_focal_loss`.
+        options: further arguments of :func:`longtail.class_balanced_loss`, the options of that loss among them.
+
+    ``samples_per_class``, ``beta``, ``volume`` and ``empty`` can be written too: the weights are computed anew, where
+    they lie and in their dtype (writing beta unsets volume, and the other way round). Write a new object: a list
+    changed in place is not seen. ``loss`` can be written where no option is set that the new one lacks.
     """
 
     _function = staticmethod(functional_sigmoid.balanced)
+    samples_per_class: Counts
+    beta: PerClass | None
+    volume: PerClass | None
+    empty: str
+    loss: str
 
     def __init__(
         self,
         samples_per_class: Counts,
-        beta: float,
+        beta: PerClass | None = None,
         loss: str = "softmax",
         gamma: float = 2.0,
         *,
+        volume: PerClass | None = None,
         empty: str = "error",
         **options: Any,
     ) -> None:
@@ -236,9 +373,52 @@ class ClassBalancedLoss(_Loss):
         for name in ("weight", "focal_gamma", "class_weight_by_target"):
             if name in options:
                 raise TypeError(f"ClassBalancedLoss sets {name} itself (from samples_per_class, beta, loss and gamma)")
-        weight = effective_number_weight(samples_per_class, beta, empty)  # type: ignore[arg-type]
-        super().__init__(weight=weight, loss=loss, gamma=gamma, **options)
-        self.beta = beta
+        made_of = {"samples_per_class": samples_per_class, "beta": beta, "volume": volume, "empty": empty}
+        weight = effective_number_weight(**made_of)  # type: ignore[arg-type]
+        super().__init__(_balanced_options(loss), weight=weight, loss=loss, gamma=gamma, **options)
+        self.__dict__ |= made_of
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _MADE_OF:
+            self._make_weight(name, value)
+        elif name == "loss" and "loss" in self.__dict__:
+            self._change_loss(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _make_weight(self, name: str, value: Any) -> None:
+        made_of = {other: getattr(self, other) for other in _MADE_OF} | {name: value}
+        if name in ("beta", "volume") and value is not None:
+            made_of["volume" if name == "beta" else "beta"] = None
+        self.weight = effective_number_weight(**made_of).to(self.weight)
+        self.__dict__ |= made_of
+
+    def _change_loss(self, loss: str) -> None:
+        """Each family has options of its own: the set ones are kept, where the other takes them."""
+        options = self._changed_options()
+        del options["weight"]
+        made_of = {name: getattr(self, name) for name in _MADE_OF}
+        ClassBalancedLoss(**made_of, **{**options, "loss": loss})  # raises what does not go together
+        options |= {"weight": self.weight, "loss": loss}
+        for name in self._defaults:
+            delattr(self, name)
+        self._set_options(_balanced_options(loss), options)
+
+    def _changed_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self._options().items() if _differ(value, self._defaults[name])}
+
+    def _call_on_nothing(self, **options: Any) -> None:
+        weight = torch.ones(1, device="meta", dtype=torch.float64)
+        super()._call_on_nothing(**{"weight": weight, "loss": self.__dict__.get("loss", "softmax"), **options})
+
+    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
+        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
+        other = overrides.get("loss", self.loss) != self.loss  # of which not every option may be known
+        options = self._changed_options() if other else self._options()
+        return functional_sigmoid.balanced(input, target, **{**options, **overrides})
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}, {super().extra_repr()}"
+        given = "beta" if self.volume is None else "volume"
+        value = getattr(self, given)
+        per_class = "[C]" if hasattr(value, "__len__") else repr(value)
+        return f"{given}={per_class}, {super().extra_repr()}"

@@ -34,8 +34,12 @@ class RowGrad(NamedTuple):
     target: Tensor
 
     def times(self, upstream: Tensor) -> RowGrad:
-        """Of the row's loss times ``upstream`` [N]: all but m, which is no coefficient."""
-        return RowGrad(self.m, *(x * upstream for x in self[1:]))
+        """Of the row's loss times ``upstream`` [N]: all but m, which is no coefficient.
+
+        b and S stay 0 where their options are off, whatever ``upstream`` is.
+        """
+        b, S = (torch.where(x == 0, x, x * upstream) for x in (self.b, self.S))
+        return RowGrad(self.m, self.a * upstream, b, S, self.target * upstream)
 
 
 def accumulate_dtype(logits: Tensor) -> torch.dtype:
@@ -120,7 +124,10 @@ def posterior(stats: Tensor) -> Posterior:
     log_d = safe_d.log()
     margin = torch.where(u_g == torch.inf, torch.nan, (m - u_g) + log_d)  # inf - inf: no probability, as in torch
     nll = -F.logsigmoid(-margin)  # softplus; F.softplus turns linear at 20 and loses digits there
-    return Posterior(nll, F.logsigmoid(margin), u_g + nll, log_d - t / safe_d)
+    log_miss = F.logsigmoid(margin)
+    # From the larger side: u_g + nll has no digits left where l is far above u_g.
+    lse = torch.where(margin > 0, (m + log_d) - log_miss, u_g + nll)
+    return Posterior(nll, log_miss, lse, log_d - t / safe_d)
 
 
 def finish(
@@ -144,31 +151,40 @@ def finish(
     ``loss = v (cross_entropy_coefficient F CE + complement_coefficient w_g H) + z_loss lse^2``.
     """
     nll, log_miss, lse, entropy = posterior(stats)
-    m, d, t, U = stats[:, 0], stats[:, 1], stats[:, 2], stats[:, 4]
+    m, d, t, u_g, U = stats.unbind(1)
     p, miss = (-nll).exp(), log_miss.exp()
-    smooth = label_smoothing / num_classes
-    ce = (1 - label_smoothing) * w_g * nll
-    if label_smoothing:
-        ce = ce + smooth * (weight_sum * nll - U)
+    inverse_d = torch.where(d == 0, 0.0, 1 / d)
     focal = (focal_gamma * log_miss).exp() if focal_gamma else torch.ones_like(nll)
     vF = v * cross_entropy_coefficient * focal
-    kappa = v * complement_coefficient * w_g
-
-    loss = vF * ce if cross_entropy_coefficient else d * 0.0
-    if complement_coefficient:
-        loss = loss + kappa * entropy
+    # An option that is off is left out, not multiplied by 0: weights may be infinite, or NaN.
+    kept = (1 - label_smoothing) * w_g
+    ce, by_nll, by_target = kept * nll, kept, -kept * miss  # CE and its derivatives by l and by u_g
+    b = S = torch.zeros_like(nll)
+    if label_smoothing:
+        smooth = label_smoothing / num_classes
+        ce = ce + smooth * (weight_sum * nll - U)
+        by_nll = by_nll + smooth * weight_sum
+        by_target = by_target + smooth * (weight_sum * p - w_g)
+        S = -vF * smooth
+    loss, a, at_target = vF * ce, vF * by_nll * miss, vF * by_target
+    if focal_gamma:
+        p_ce = torch.where(p == 0, 0.0, p * ce)  # tends to 0 with p, where ce is infinite
+        a = a + focal_gamma * vF * p_ce
+        at_target = at_target - focal_gamma * vF * p_ce
+    if not cross_entropy_coefficient:
+        # Complement entropy alone, which the target's logit has no part in: an infinite one neither, but NaN shows, and
+        # does so again in a derivative.
+        undefined = u_g.masked_fill(~u_g.isnan(), 0.0)
+        loss = a = at_target = d * undefined * undefined
     if z_loss:
         loss = loss + z_loss * lse * lse
-
-    p_ce = torch.where(p == 0, 0.0, p * ce)  # tends to 0 with p, where ce is infinite
-    focal_term = focal_gamma * vF * p_ce if focal_gamma else torch.zeros_like(nll)
-    z_term = 2 * z_loss * lse if z_loss else torch.zeros_like(nll)
-    inverse_d = torch.where(d == 0, 0.0, 1 / d)
-    b = -kappa * inverse_d
-    a = ((vF * ((1 - label_smoothing) * w_g + smooth * weight_sum) + z_term) * miss + focal_term) * inverse_d
-    target = vF * (smooth * (weight_sum * p - w_g) - (1 - label_smoothing) * w_g * miss) - focal_term + z_term * p
-    grad = RowGrad(torch.where(m == -torch.inf, 0.0, m), a - b * t * inverse_d, b, -vF * smooth, target)
-    return loss, grad
+        a = a + 2 * z_loss * lse * miss
+        at_target = at_target + 2 * z_loss * lse * p
+    if complement_coefficient:
+        kappa = v * complement_coefficient * w_g
+        loss = loss + kappa * entropy
+        b = -kappa * inverse_d
+    return loss, RowGrad(torch.where(m == -torch.inf, 0.0, m), a * inverse_d - b * t * inverse_d, b, S, at_target)
 
 
 def apply(grad: RowGrad, u: Tensor, target: Tensor, omega: Tensor | None = None, smoothing: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .autograd import SoftmaxLoss, differentiable_reduction, reduce_loss
+from .autograd import SoftmaxLoss, differentiable_reduction
 from .errors import ArgumentValueError
 from .fallback import finish_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares, softmax_size
@@ -94,10 +94,11 @@ def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tup
     """:func:`longtail.kept_gradient.softmax_size` for the operators' ``options``; None but for float16 logits."""
     if dtype != torch.float16:
         return None
-    weight, _, _, sample_weight, ignore_index, *numbers, scale, softcap, z_loss = options
+    weight, _, _, sample_weight, ignore_index = options[:5]
+    scale, softcap, z_loss = options[9:]
     g = target.clamp(0, max(num_classes - 1, 0))
-    weight = weight if num_classes else None
-    finish = finish_options(g, num_classes, weight, sample_weight, *numbers, z_loss)
+    coefficients: Any = (*options[5:9], z_loss)
+    finish = finish_options(g, num_classes, weight if num_classes else None, sample_weight, *coefficients)
     return softmax_size(target != ignore_index, finish, scale, softcap)
 
 

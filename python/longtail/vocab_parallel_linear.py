@@ -174,6 +174,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
             ignored = data[3] == shard.ignore_index
             denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64).to(loss.dtype)
             late = gradient_divisor(denominator)
+            assert late is not None
             divisor = late if divisor is None else divisor * late
         loss = reduce_loss(loss, denominator, setting.reduction)
         ctx.mark_non_differentiable(found.stats)

@@ -151,7 +151,7 @@ class Shard(NamedTuple):
         return reference.finish(found.stats, w_g, v, weight_sum=found.weight_sum, **self.finish)
 
     def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Tensor | None:
-        """A bound of the gradient's elements, for float16 logits alone: the same on every rank, as the arguments are."""
+        """A bound of the gradient's elements, for float16 logits alone; the same on every rank if the arguments are."""
         if dtype != torch.float16:
             return None
         v = 1.0 if self.sample_weight is None else self.sample_weight
@@ -159,7 +159,7 @@ class Shard(NamedTuple):
         return softmax_size(target != self.ignore_index, finish, self.scale, self.softcap)
 
     def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """:meth:`size` before the statistics are known: one more collective where ranks hold their own weights alone."""
+        """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone."""
         if dtype != torch.float16:
             return None
         w_g, weight_sum = None, torch.full((), float(self.classes.total), device=target.device)
@@ -177,7 +177,8 @@ class Shard(NamedTuple):
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
         packed = torch.stack(row_grad.times(upstream), 1)
-        options = (packed, self.weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        weight = self.weight if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
+        options = (packed, weight, self.class_bias, IGNORED, self.scale, self.softcap)
         if not inplace:
             return ops.softmax_loss_apply(logits, local_target, *options)
         ops.softmax_loss_apply_(logits, local_target, *options)

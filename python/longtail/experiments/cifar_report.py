@@ -17,7 +17,12 @@ def print_report(rows: Sequence[Row]) -> None:
     print_table(
         f"{first['dataset']}, imbalance factor {first['imbalance_factor']:g}, {first['train_images']} training images, "
         f"{first['epochs']} epochs: test error in %",
-        ("loss", "last epoch", "best epoch", "published", "acc many", "acc medium", "acc few", "published in"),
+        (
+            ("loss",),
+            ("last epoch", "best epoch", "published"),
+            ("acc many", "acc medium", "acc few"),
+            ("published in",),
+        ),
         map(_cells, rows),
         notes(rows),
     )

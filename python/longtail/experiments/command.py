@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,7 +13,10 @@ from ..class_balance import class_counts
 from ..command_line import Parser, existing_folder, imbalance_factor, positive_int, writable_folder
 from .cifar import METHODS
 from .cifar_data import DATASETS
-from .output import missing_packages
+from .output import Row, missing_packages
+
+Finished: TypeAlias = "tuple[list[Row], Any, str]"
+"""The rows of a run, the module that reports them, and what the files are called by."""
 
 
 def add_command(commands: Any) -> None:
@@ -92,14 +95,18 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if missing:
         parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
     try:
-        RUNNERS[arguments.experiment](arguments)
+        finished = RUNNERS[arguments.experiment](arguments)
+    except KeyboardInterrupt:
+        kept = "its checkpoints are kept, the same command goes on from them"
+        parser.exit(130, f"{prog}: interrupted: {kept if arguments.experiment == 'cifar' else 'no result is kept'}\n")
     except AssertionError as error:
         parser.exit(1, f"{prog}: nothing written: {error}\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"{prog}: error: {error}\n")
+    _finish(arguments, *finished)
 
 
-def _run_digits(arguments: argparse.Namespace) -> None:
+def _run_digits(arguments: argparse.Namespace) -> Finished:
     from . import digits, digits_report
     from .output import progress_bar
 
@@ -110,10 +117,10 @@ def _run_digits(arguments: argparse.Namespace) -> None:
     digits.check(plan)
     with progress_bar(len(plan.tasks())) as advance:
         rows = digits.summarize(plan, digits.run(plan, advance))
-    _finish(arguments, rows, digits_report)
+    return rows, digits_report, "digits"
 
 
-def _run_tokens(arguments: argparse.Namespace) -> None:
+def _run_tokens(arguments: argparse.Namespace) -> Finished:
     from . import tokens, tokens_data, tokens_model, tokens_report
     from .output import progress_bar
 
@@ -128,10 +135,10 @@ def _run_tokens(arguments: argparse.Namespace) -> None:
         together = tokens.train_together(corpus, steps, arguments.seed, advance)
         others = tokens.train_variants(corpus, steps, arguments.seed, advance)
     sequences = 32 if arguments.quick else tokens.HELD_OUT_SEQUENCES
-    _finish(arguments, tokens.rows_of(corpus, together, others, arguments.seed, sequences), tokens_report)
+    return tokens.rows_of(corpus, together, others, arguments.seed, sequences), tokens_report, "tokens"
 
 
-def _run_cifar(arguments: argparse.Namespace) -> None:
+def _run_cifar(arguments: argparse.Namespace) -> Finished:
     from . import cifar, cifar_data, cifar_report
     from .output import progress_bar
 
@@ -141,7 +148,7 @@ def _run_cifar(arguments: argparse.Namespace) -> None:
     names = list(dict.fromkeys(arguments.loss or METHODS))
     with progress_bar(len(names) * plan.epochs) as advance:
         rows = [cifar.row_of(cifar.train(plan, name, images, arguments.output, advance)) for name in names]
-    _finish(arguments, rows, cifar_report, f"{plan.dataset}_{plan.imbalance_factor:g}")
+    return rows, cifar_report, f"{plan.dataset}_{plan.imbalance_factor:g}"
 
 
 def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[str, int]) -> dict[str, Any]:
@@ -150,18 +157,18 @@ def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[s
     return {**quick, **given} if arguments.quick else given
 
 
-def _finish(arguments: argparse.Namespace, rows: Any, report: Any, name: str = "") -> None:
+def _finish(arguments: argparse.Namespace, rows: list[Row], report: Any, name: str) -> None:
     """Writes the rows first: a table that fails to print takes no result with it."""
     from .output import write_csv
 
-    csv_path = arguments.output / f"experiment_{name or arguments.experiment}.csv"
+    csv_path = arguments.output / f"experiment_{name}.csv"
     write_csv(csv_path, rows)
     report.print_report(rows)
     report.draw(rows, csv_path.with_suffix(".png"))
     print(f"wrote {csv_path} and {csv_path.with_suffix('.png')}")
 
 
-RUNNERS: dict[str, Callable[[argparse.Namespace], None]] = {
+RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {
     "digits": _run_digits,
     "tokens": _run_tokens,
     "cifar": _run_cifar,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
@@ -142,6 +143,16 @@ def _prepared_process() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, which a terminal sends to all: it is for the one that waits."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(plan: Plan, advance: Advance) -> dict[Task, Outcome]:
     """Trains everything, in ``plan.jobs`` processes of one thread each; the outcomes do not depend on their number."""
     outcomes = {}
@@ -159,7 +170,9 @@ def _outcomes(plan: Plan) -> Iterator[Outcome]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_prepare_process)
     try:
-        yield from pool.map(train, plan.tasks())
+        with _interrupts_ignored():
+            outcomes = pool.map(train, plan.tasks())
+        yield from outcomes
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -223,5 +236,5 @@ def _figures(plan: Plan, outcomes: dict[Task, Outcome], factor: float, method: M
         for name in ("difference", "half_width", "p"):
             figures[f"{metric}_{name}"] = getattr(compared, name, None)
         figures |= {f"{metric}_p_holm": None, f"{metric}_verdict": ""}
-        figures[f"{metric}_by_seed"] = " ".join(f"{value:.4f}" for value in values)
+        figures[f"{metric}_by_seed"] = " ".join(f"{value:.4f}" for value in values if not math.isnan(value))
     return figures

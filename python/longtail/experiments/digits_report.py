@@ -7,9 +7,9 @@ from pathlib import Path
 
 from . import digits
 from .methods import CROSS_ENTROPY
-from .output import Row, origin, plotting, print_table
+from .output import Row, origin, plotting, print_notes, print_table
 
-HEADINGS = ("method", "balanced", "difference", "p", "", "few-shot", "difference", "p", "", "train")
+HEADINGS = (("method",), ("balanced", "difference", "p", ""), ("few-shot", "difference", "p", ""), ("train",))
 
 
 def print_report(rows: Sequence[Row]) -> None:
@@ -19,13 +19,16 @@ def print_report(rows: Sequence[Row]) -> None:
         title = f"Digits, imbalance factor {factor:g}, {own[0]['train_images']} training images: accuracy in %"
         print_table(title, HEADINGS, map(_cells, own), _findings(own))
         print()
-    print("\n".join(notes(rows)))
+    print_notes(notes(rows))
 
 
 def _cells(row: Row) -> list[str]:
     cells = [str(row["method"])]
     for metric in digits.TESTED:
         mean, std = _percent(row, f"{metric}_mean"), _percent(row, f"{metric}_std")
+        if mean != mean:  # no class is few-shot
+            cells += ["-", "", "", ""]
+            continue
         cells.append(f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}")
         if row["method"] == CROSS_ENTROPY.name:
             cells += ["", "", ""]
@@ -53,6 +56,9 @@ def _findings(rows: Sequence[Row]) -> list[str]:
             verdict: [str(row["method"]) for row in rows if row[f"{metric}_verdict"] == verdict]
             for verdict in ("better", "worse", "no difference shown")
         }
+        if not any(names.values()):
+            lines.append(f"{what}: not tested.")
+            continue
         for verdict in ("better", "worse"):
             lines.append(f"{what}, {verdict}: {'; '.join(names[verdict]) or 'none'}.")
         lines.append(f"{what}, no difference shown: {len(names['no difference shown'])} of {len(rows) - 1} methods.")
@@ -112,7 +118,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                         linewidth=0.9,
                     )
             control = next(r for r in rows if r["imbalance_factor"] == factor and r["method"] == CROSS_ENTROPY.name)
-            label = f"factor {factor:g} (cross-entropy {_percent(control, f'{metric}_mean'):.1f} %)"
+            mean = _percent(control, f"{metric}_mean")
+            known = "no such class" if mean != mean else f"cross-entropy {mean:.1f} %"
+            label = f"factor {factor:g} ({known})"
             axis.plot([], [], "o", color=colour, label=label)
         title = {"balanced": "balanced accuracy", "few": "few-shot accuracy"}[metric]
         axis.set_xlabel(f"{title}: difference to cross-entropy in percentage points")

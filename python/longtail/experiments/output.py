@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..provenance import provenance
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
 PACKAGES = {"matplotlib": "matplotlib", "rich": "rich", "scipy": "scipy", "sklearn": "scikit-learn"}
 """Modules of the extra ``experiments``, and what they are installed as."""
@@ -68,23 +70,92 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Value]]) -> None:
         writer.writerows({name: text_of(value) for name, value in row.items()} for row in rows)
 
 
-def print_table(title: str, headings: Sequence[str], lines: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> None:
-    """A table, its first column left-aligned, and notes under it."""
-    from rich.box import SIMPLE_HEAD
+def make_console() -> Console:
+    """A console on stdout, as wide as the terminal; a file or a pipe gets wide lines, or ``COLUMNS`` of them."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 150
-    table: Table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if console.width >= 100 else 0)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    return console
+
+
+def print_table(
+    title: str,
+    groups: Sequence[Sequence[str]],
+    lines: Iterable[Sequence[str]],
+    notes: Iterable[str] = (),
+    sections: Container[int] = (),
+) -> None:
+    """A table and notes under it.
+
+    Where the console is too narrow, groups of columns go into a table below: no number is cut off.
+
+    Args:
+        groups: the headings. The first group is one column of names, which stands left in every table; those of any
+            other group stay together.
+        lines: the cells.
+        sections: indices of lines with a rule above them.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    console, lines = make_console(), [tuple(line) for line in lines]
+    headings = [heading for group in groups for heading in group]
+    widths = [max(map(cell_width, column)) for column in zip(headings, *lines, strict=True)]
+    for columns, name_width, padding in _tables(groups, widths, console.width):
+        table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, padding))
+        for i in columns:
+            width = widths[i] if i else name_width
+            table.add_column(headings[i], justify="right" if i else "left", overflow="fold", width=width)
+        for number, line in enumerate(lines):
+            if number in sections:
+                table.add_section()
+            table.add_row(*(line[i] for i in columns))
+        console.print(table)
+    print_notes(notes)
+
+
+def cell_width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _tables(
+    groups: Sequence[Sequence[str]], widths: Sequence[int], available: int
+) -> Iterator[tuple[list[int], int, int]]:
+    """What fits into a line: columns, the width of the first one, and the padding of all."""
+
+    def total(columns: Sequence[int], padding: int) -> int:
+        return sum(widths[i] for i in columns) + 2 * padding * len(columns) + len(columns) - 1
+
+    every = list(range(len(widths)))
+    for padding in (1, 0):
+        if total(every, padding) <= available:
+            yield every, widths[0], padding
+            return
+    starts = [sum(map(len, groups[:i])) for i in range(len(groups) + 1)]
+    blocks = [list(range(*ends)) for ends in itertools.pairwise(starts)][1:]
+    shared = [0]
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
+        shared += block
+        if following is None or total([*shared, *following], 0) > available:
+            rest = available - total(shared, 0) + widths[0]
+            yield shared, min(widths[0], max(rest, LEAST_NAME)), 0
+            shared = [0]
+
+
+LEAST_NAME = 8
+"""Columns that a name is given, whatever stands beside it."""
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Lines of text, broken between words."""
+    console = make_console()
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, emoji=False)
 
 
 def plotting() -> Any:

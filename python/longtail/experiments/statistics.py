@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,19 +13,22 @@ class Comparison(NamedTuple):
     """Paired differences ``treated - control`` over the seeds."""
 
     difference: float  # mean
-    half_width: float  # of its two-sided 95 % confidence interval; NaN for fewer than two pairs
-    p: float  # two-sided, of the paired t-test; NaN for fewer than two pairs
+    half_width: float  # of its two-sided 95 % confidence interval; NaN where there is no test
+    p: float  # two-sided, of the paired t-test; NaN where there is none
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); the latter is NaN for a single value."""
+    """Mean and sample standard deviation (n - 1); the latter is NaN for a single value, both where a value is."""
+    if any(map(math.isnan, values)):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def paired_comparison(treated: Sequence[float], control: Sequence[float]) -> Comparison:
     """Student's paired t-test, two-sided: ``t = mean(d) / (std(d) / sqrt(n))`` with n - 1 degrees of freedom.
 
-    Differences that are all equal have no spread to judge by: p is 1 if they are 0, else 0.
+    Equal results differ by 0 and have p = 1. There is no test of a single pair, of NaN, or of differences that are not
+    0 but equal up to rounding: without a spread t is infinite, whatever n.
 
     Raises:
         ValueError: the numbers of values differ, or there are none.
@@ -34,12 +38,12 @@ def paired_comparison(treated: Sequence[float], control: Sequence[float]) -> Com
     from scipy import stats
 
     mean, spread = mean_and_std([a - b for a, b in zip(treated, control, strict=True)])
-    n = len(treated)
-    if n == 1:
+    n, rounding = len(treated), 4 * sys.float_info.epsilon * max(map(abs, (*treated, *control)))
+    if n > 1 and mean == spread == 0:
+        return Comparison(0.0, 0.0, 1.0)
+    if not (n > 1 and spread > rounding):  # NaN too
         return Comparison(mean, math.nan, math.nan)
     error = spread / math.sqrt(n)
-    if error == 0:
-        return Comparison(mean, 0.0, float(mean == 0))
     p = 2 * stats.t.sf(abs(mean) / error, n - 1)
     return Comparison(mean, float(error * stats.t.ppf(0.975, n - 1)), float(p))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tokens, tokens_model
-from .output import Row, origin, plotting, print_table
+from .output import Row, origin, plotting, print_notes, print_table
 
 DIFFERENCES = ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference")
 GROUPS = ("overall", "head", "mid", "tail")
@@ -21,26 +21,20 @@ def print_report(rows: Sequence[Row]) -> None:
         f"One objective, cross-entropy over {first['vocabulary']} tokens, three ways; whole training steps of "
         f"{first['tokens_per_step']} tokens",
         (
-            "loss",
-            "ms",
-            "tokens/s",
-            "over plain",
-            "peak MB",
-            "loss off",
-            "gradient off",
-            "early loss off",
-            "any loss off",
+            ("loss",),
+            ("ms", "tokens/s", "over plain", "peak MB"),
+            ("loss off", "gradient off", "early loss off", "any loss off"),
         ),
         (_speed_cells(row, speed[0]) for row in speed),
     )
     print()
     print_table(
         f"Perplexity and accuracy in % on held-out text after {first['steps']} steps",
-        ("objective, evaluated by", *(f"ppl {g}" for g in GROUPS), *(f"acc {g}" for g in GROUPS)),
+        (("objective, evaluated by",), [f"ppl {g}" for g in GROUPS], [f"acc {g}" for g in GROUPS]),
         map(_quality_cells, rows),
     )
     print()
-    print("\n".join(notes(rows)))
+    print_notes(notes(rows))
 
 
 def _number(row: Row, name: str) -> float:

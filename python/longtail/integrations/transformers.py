@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 try:
     from transformers import PreTrainedModel, TrainerCallback
@@ -18,6 +22,7 @@ except ImportError as error:
         f"{error}; longtail.integrations.transformers needs pip install 'longtail[transformers]'"
     ) from error
 
+from ..functional import cross_entropy
 from .reweighting import WeightSchedule, set_weight
 
 __all__ = ["ComputeLoss", "DeferredReweightingCallback", "LossFunctionHandle", "set_loss_function"]
@@ -43,36 +48,74 @@ class ComputeLoss:
     ``normalizer``: gradient accumulation gives what one large batch gives. Class weights then do not enter the
     denominator (nor do they with ``normalizer="count"``). Without it the mean is the loss's own.
 
+    Under ``torch.no_grad``, as in the Trainer's ``evaluate`` and ``predict``, ``evaluation_loss`` is computed instead:
+    the adjusted losses of long-tailed training are no measure of a model, and do not compare with those of other runs.
+
     Args:
         loss: a loss module of longtail, with ``reduction="mean"`` and ``ignore_index=-100``; its buffers follow the
             logits' device. Or any ``loss(logits, labels, normalizer=...)``, such as a ``functools.partial`` of
             :func:`longtail.cross_entropy`.
         shift_labels: True for causal language models (the logits of a token predict the next one), False for masked
             language models and for the classification of sequences, tokens and images.
+        evaluation_loss: what is computed where no gradient is wanted, as ``loss``; plain cross-entropy by default. Pass
+            the loss itself to have it there too.
 
     Called with outputs (a ``ModelOutput``, or a tuple that begins with the logits) of logits (B, C) or (B, L, C) and
     labels (B,) or (B, L), it returns a 0-d tensor.
 
     Raises:
-        ValueError: there are no labels; shapes do not match; the loss has another reduction or ignore_index, or
-            returns statistics.
+        ValueError: there are no labels; shapes do not match; a loss has another reduction or ignore_index, or
+            returns statistics; the Trainer has a ``label_smoothing_factor``, which it does not apply to a
+            ``compute_loss_func``: ``label_smoothing`` is an option of the loss.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], *, shift_labels: bool) -> None:
-        options = getattr(loss, "options", {})
-        for name, needed in (("reduction", "mean"), ("ignore_index", IGNORE_INDEX), ("return_stats", False)):
-            if options.get(name, needed) != needed:
-                raise ValueError(f"the loss has {name}={options[name]!r}, expected {name}={needed!r}")
+    def __init__(
+        self, loss: Callable[..., Tensor], *, shift_labels: bool, evaluation_loss: Callable[..., Tensor] = cross_entropy
+    ) -> None:
+        for one in (loss, evaluation_loss):
+            options = getattr(one, "options", {})
+            for name, needed in (("reduction", "mean"), ("ignore_index", IGNORE_INDEX), ("return_stats", False)):
+                if options.get(name, needed) != needed:
+                    raise ValueError(f"the loss has {name}={options[name]!r}, expected {name}={needed!r}")
         self.loss = loss
+        self.evaluation_loss = evaluation_loss
         self.shift_labels = shift_labels
 
+    def current_loss(self) -> Callable[..., Tensor]:
+        """``loss`` where gradients are wanted, else ``evaluation_loss``."""
+        return self.loss if torch.is_grad_enabled() else self.evaluation_loss
+
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | float | None = None) -> Tensor:
+        factor = label_smoothing_factor(trainer_at_work())
+        if factor:
+            raise ValueError(
+                f"the Trainer's label_smoothing_factor is {factor}, expected 0: it is not applied to a "
+                f"compute_loss_func. Give label_smoothing={factor} to the loss"
+            )
         if labels is None:
             raise ValueError('labels are None, expected inputs with "labels"')
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if self.shift_labels:
             labels = shifted(labels)
-        return flat_loss(self.loss, logits, labels, num_items_in_batch)
+        return flat_loss(self.current_loss(), logits, labels, num_items_in_batch)
+
+
+def trainer_at_work() -> Any:
+    """The trainer, of transformers or built on it, in whose ``compute_loss`` this is called; None outside of one.
+
+    Neither a ``compute_loss_func`` nor a model is told of it.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "compute_loss" and hasattr(frame.f_locals.get("self"), "compute_loss_func"):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+def label_smoothing_factor(trainer: Any) -> float:
+    """That of a trainer's arguments; 0 without one."""
+    return getattr(getattr(trainer, "args", None), "label_smoothing_factor", 0.0)
 
 
 def shifted(labels: Tensor) -> Tensor:
@@ -99,14 +142,16 @@ def flat_loss(
 class LossFunctionHandle:
     """Returned by :func:`set_loss_function`: ``remove()`` gives the model its own loss back. Also a context manager."""
 
-    def __init__(self, model: PreTrainedModel, before: Callable[..., Any] | None) -> None:
+    def __init__(self, model: PreTrainedModel, before: Callable[..., Any] | None, hook: RemovableHandle) -> None:
         self._model: PreTrainedModel | None = model
         self._before = before
+        self._hook = hook
 
     def remove(self) -> None:
         """Gives the model the loss that it had before; a second call does nothing."""
         if self._model is None:
             return
+        self._hook.remove()
         if self._before is None:
             del self._model._loss_function
         else:
@@ -120,7 +165,9 @@ class LossFunctionHandle:
         self.remove()
 
 
-def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> LossFunctionHandle:
+def set_loss_function(
+    model: PreTrainedModel, loss: Callable[..., Tensor], *, evaluation_loss: Callable[..., Tensor] = cross_entropy
+) -> LossFunctionHandle:
     """Makes ``model(..., labels=labels).loss`` the given loss, for this model object alone.
 
     Labels are shifted where the model's own loss shifts them, ``num_items_in_batch`` becomes the ``normalizer``, and
@@ -129,15 +176,21 @@ def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> Lo
         with set_loss_function(model, longtail.FocalLoss(gamma=2.0)):
             Trainer(model, ...).train()
 
+    A trainer may compute a loss of its own from the model's outputs: with ``label_smoothing_factor``, with a
+    ``compute_loss_func``, or as TRL's ``SFTTrainer`` does. That is an error in its first step: there use
+    :class:`ComputeLoss`. It is not seen where the model is compiled, or called by ``model.forward`` (PEFT).
+
     Args:
         model: whose own loss is that of a causal or masked language model, or of the classification of sequences,
             images (of one class each) or tokens.
         loss: as in :class:`ComputeLoss`. Not a part of the model afterwards: neither in its ``state_dict`` nor among
             its modules.
+        evaluation_loss: as in :class:`ComputeLoss`: under ``torch.no_grad`` plain cross-entropy by default.
 
     Raises:
         TypeError: the model has no ``loss_function``.
-        ValueError: its forward does not use it, or the model's own loss is of another kind.
+        ValueError: its forward does not use it, or the model's own loss is of another kind; in training, the trainer
+            does not use it.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model is a {type(model).__name__}, expected a transformers.PreTrainedModel")
@@ -148,8 +201,32 @@ def set_loss_function(model: PreTrainedModel, loss: Callable[..., Tensor]) -> Lo
     if own not in _SHIFTS_LABELS:
         names = ", ".join(known.__name__ for known in _SHIFTS_LABELS)
         raise ValueError(f"the model's loss is {getattr(own, '__name__', own)}, expected one of {names}")
-    model.loss_function = _ModelLoss(own, ComputeLoss(loss, shift_labels=_SHIFTS_LABELS[own]))
-    return LossFunctionHandle(model, before)
+    compute = ComputeLoss(loss, shift_labels=_SHIFTS_LABELS[own], evaluation_loss=evaluation_loss)
+    model.loss_function = _ModelLoss(own, compute)
+    return LossFunctionHandle(model, before, model.register_forward_hook(_check_that_it_was_used))
+
+
+_progress = threading.local()  # DataParallel's replicas run in threads
+
+
+def _check_that_it_was_used(_model: nn.Module, _inputs: Any, _outputs: Any) -> None:
+    """A hook after the model's forward.
+
+    Raises:
+        ValueError: it was called to compute a loss, which was not ours.
+    """
+    if torch.compiler.is_compiling():
+        return
+    used, _progress.used = getattr(_progress, "used", False), False
+    trainer = None if used else trainer_at_work()
+    if trainer is None:
+        return
+    factor = label_smoothing_factor(trainer)
+    reason = f" (its label_smoothing_factor is {factor})" if factor else ""
+    remedy = "pass compute_loss_func=ComputeLoss(loss, shift_labels=...) to it instead of set_loss_function"
+    if factor:
+        remedy += f", label_smoothing={factor} to the loss, and no label_smoothing_factor"
+    raise ValueError(f"{type(trainer).__name__} computes a loss of its own{reason}, not that of the model: {remedy}")
 
 
 class _ModelLoss:
@@ -173,7 +250,8 @@ class _ModelLoss:
         elif self.compute.shift_labels:
             labels = shifted(labels)
         overrides = {"ignore_index": given["ignore_index"]} if "ignore_index" in given else {}
-        return flat_loss(self.compute.loss, logits, labels, given.get("num_items_in_batch"), **overrides)
+        _progress.used = True
+        return flat_loss(self.compute.current_loss(), logits, labels, given.get("num_items_in_batch"), **overrides)
 
 
 class DeferredReweightingCallback(TrainerCallback):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_number
-from ..class_balance import effective_number_weight, inverse_frequency_weight, logit_adjustment
-from ..counting import check_positive_int, class_counts
+from ..class_balance import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
+from ..counting import check_positive_int, class_counts, integer_labels
 from ..ranks import all_reduce_sum
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class StreamingClassFrequency(nn.Module):
         """Adds a batch.
 
         Args:
-            target: integers of any shape.
+            target: class indices of any shape. Of multi-hot rows pass ``target.nonzero()[:, 1]``.
             reduce: add up the counts of this batch over the ranks of ``group`` first (a collective call), so that all
                 ranks hold the same estimate, of the global batches. A process without ``torch.distributed`` is alone.
             group: default all ranks.
@@ -81,6 +81,7 @@ class StreamingClassFrequency(nn.Module):
         Raises:
             IndexError: a target is out of range (on a GPU: a device assertion).
             TypeError: the targets are not integers.
+            ValueError: integers (N, C) hold nothing but 0 and 1 (on a GPU this is not looked at).
         """
         counts = self._batch_counts(target)
         if reduce:
@@ -111,12 +112,12 @@ class StreamingClassFrequency(nn.Module):
         return (self.frequency() * size).clamp(min=check_number("min_count", min_count, 0.0))
 
     def effective_number_weight(
-        self, beta: float, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+        self, beta: PerClass | None = None, num_samples: float | None = None, min_count: float = 1.0, **options: Any
     ) -> Tensor:
         """:func:`longtail.effective_number_weight` of :meth:`counts`, [C] on the buffers' device.
 
         Saturated for classes with far more than 1 / (1 - beta) samples: fix ``num_samples``, or the weights change with
-        the length of training. ``options``: empty, dtype.
+        the length of training. ``options``: empty, volume, dtype.
         """
         return self._made_by(effective_number_weight, num_samples, min_count, beta=beta, **options)
 
@@ -148,7 +149,7 @@ class StreamingClassFrequency(nn.Module):
     def _batch_counts(self, target: Tensor) -> Tensor:
         """float64 [C] on the buffers' device; sums of ones, so exact in any order of atomic additions."""
         if self.mean_counts.device.type == "cpu":
-            return class_counts(target, self.num_classes, self.ignore_index).cpu().double()
+            return class_counts(integer_labels(target), self.num_classes, self.ignore_index).cpu().double()
         return counts_without_sync(target.to(self.mean_counts.device), self.num_classes, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingClassFrequency:

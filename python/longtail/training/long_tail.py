@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import check_choice, check_number, check_tensors
 from ..class_balance import Counts, checked_counts
-from ..counting import Array, check_positive_int, class_counts, integer_labels
+from ..counting import Array, check_positive_int, class_counts, count_indices, integer_labels
 from ..ranks import all_reduce_sum
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class LongTailAccuracy:
         if correct.shape != target.shape:
             raise ValueError(f"correct has shape {list(correct.shape)}, expected {list(target.shape)}, as target")
         num_classes = self._seen.numel()
-        self._seen += class_counts(target, num_classes, self.ignore_index).cpu()
-        self._correct += class_counts(target[correct], num_classes, self.ignore_index).cpu()
+        self._seen += count_indices(target, num_classes, self.ignore_index).cpu()
+        self._correct += count_indices(target[correct], num_classes, self.ignore_index).cpu()
 
     def compute(self, *, reduce: bool = False, group: ProcessGroup | None = None) -> LongTailScores:
         """The scores of everything seen since construction or ``reset``.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..arguments import check_choice
+from ..arguments import check_choice, check_number
 from ..class_balance import effective_number
 from ..counting import Array, check_positive_int, class_counts, integer_labels
 from ..ranks import rank_and_world_size
@@ -150,7 +150,7 @@ def _shares(counts: Tensor, mode: str, beta: float | None) -> Tensor:
     if mode == "square_root":
         sizes = sizes.sqrt()
     elif beta is not None:
-        sizes = sizes / effective_number(counts, beta, dtype=torch.float64)
+        sizes = sizes / effective_number(counts, check_number("beta", beta, 0.0, 1.0), dtype=torch.float64)
     else:
         sizes = torch.ones_like(sizes)
     return sizes / sizes.sum()

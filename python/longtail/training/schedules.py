@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_number
-from ..class_balance import Counts, Empty, effective_number_weight
+from ..class_balance import Counts, Empty, PerClass, effective_number_weight
 
 
 class DeferredReweighting:
@@ -20,9 +20,10 @@ class DeferredReweighting:
 
     Args:
         samples_per_class: training samples of each class, [C]; the weights lie on its device.
-        beta: in [0, 1], of :func:`longtail.effective_number_weight`.
+        beta: in [0, 1], a number or [C], of :func:`longtail.effective_number_weight`; None where ``volume`` is given.
         epoch: the first epoch, counted from 0, that is re-weighted (where the ramp begins).
         ramp_epochs: 0 switches at once.
+        volume: instead of beta, as in :func:`longtail.effective_number`.
         empty: what to do with classes without samples, as in ``effective_number_weight``; with "zero" they have
             weight 0 from the start.
         dtype: of the weights.
@@ -34,15 +35,16 @@ class DeferredReweighting:
     def __init__(
         self,
         samples_per_class: Counts,
-        beta: float,
+        beta: PerClass | None,
         epoch: float,
         ramp_epochs: float = 0,
         *,
+        volume: PerClass | None = None,
         empty: Empty = "error",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.before = effective_number_weight(samples_per_class, 0.0, empty, dtype=dtype)
-        self.after = effective_number_weight(samples_per_class, beta, empty, dtype=dtype)
+        self.after = effective_number_weight(samples_per_class, beta, empty, volume=volume, dtype=dtype)
         self.epoch = check_number("epoch", epoch, 0.0)
         self.ramp_epochs = check_number("ramp_epochs", ramp_epochs, 0.0)
 

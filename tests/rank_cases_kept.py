@@ -1,0 +1,120 @@
+"""Gradients that are made in forward and kept, over real ranks: what each rank does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import cases
+import longtail
+from rank_cases import local_range
+from tolerances import assert_close, assert_same
+
+SIZES = [5, 8]
+CLASSES, FEATURES = sum(SIZES), 6
+WEIGHT = torch.logspace(0, 5, CLASSES)  # one rank's are of order 1, the other's of 1e5
+TARGET = torch.tensor([0, cases.IGNORE, 2, 12, 11, 4, cases.IGNORE, 7])
+ROWS = len(TARGET)
+KINDS = ("logits", "linear", "sequence_parallel")
+
+
+class Problem:
+    """One loss, over the ranks of ``group`` or of one process that holds everything; what it is differentiated in."""
+
+    def __init__(self, group: Any, kind: str, dtype: torch.dtype) -> None:
+        g = cases.generator(5)
+        self.group, self.kind = group, kind
+        self.classes = slice(0, CLASSES) if group is None else slice(*local_range(group, SIZES))
+        self.rows = slice(0, ROWS)
+        if kind == "sequence_parallel" and group is not None:
+            share = ROWS // len(SIZES)
+            self.rows = slice(share * dist.get_rank(group), share * (dist.get_rank(group) + 1))
+        self.weight = torch.randn(CLASSES, FEATURES, generator=g).to(dtype)[self.classes].clone()
+        width = CLASSES if kind == "logits" else FEATURES
+        self.x = torch.randn(ROWS, width, generator=g).to(dtype)
+        self.x = self.x[:, self.classes] if kind == "logits" else self.x[self.rows]
+        self.x = self.x.clone().requires_grad_()
+
+    def loss(self, target: Tensor = TARGET, gradient: str = "backward", **options: Any) -> Tensor:
+        over = {} if self.group is None else {"group": self.group, "num_classes": CLASSES}
+        if self.kind == "logits":
+            call = longtail.cross_entropy if self.group is None else longtail.vocab_parallel_cross_entropy
+            return call(self.x * 1.0, target, gradient=gradient, **over, **options)
+        if self.group is None:
+            return longtail.linear_cross_entropy(self.x, self.weight, target, gradient=gradient, **options)
+        return longtail.vocab_parallel_linear_cross_entropy(
+            *(self.x, self.weight, target),
+            sequence_parallel=self.kind == "sequence_parallel",
+            gradient=gradient,
+            **over,
+            **options,
+        )
+
+    def gradient(self, upstream: float = 1.0, **options: Any) -> Tensor:
+        value = self.loss(**options)
+        return torch.autograd.grad(value, self.x, torch.full_like(value, upstream))[0]
+
+
+def extreme_weights(group: Any, kind: str, mode: str, local: bool, smoothing: float) -> None:
+    """float16 against float64 of one process, and the error of float16 in one process."""
+    mine = Problem(group, kind, torch.float16)
+    truth, eager = (
+        Problem(None, kind, dtype).gradient(weight=WEIGHT, label_smoothing=smoothing)
+        for dtype in (torch.float64, torch.float16)
+    )
+    weight = WEIGHT[mine.classes].clone() if local else WEIGHT
+    grad = mine.gradient(gradient=mode, weight=weight, label_smoothing=smoothing)
+    place = (slice(None), mine.classes) if kind == "logits" else mine.rows
+    assert truth.abs().max() > 1e-2
+    assert_close(grad, truth[place].half().double(), eager=eager[place], factor=8)
+
+
+def upstream_that_is_not_finite(group: Any, kind: str, mode: str, upstream: float) -> None:
+    problem = Problem(group, kind, torch.float32)
+    grad = problem.gradient(upstream, gradient=mode)
+    ignored = (TARGET == cases.IGNORE)[problem.rows]
+    assert (grad[ignored] == 0).all()
+    assert not grad[~ignored].isfinite().any()
+
+
+def nothing_counts(group: Any, kind: str, mode: str, dtype: torch.dtype) -> None:
+    zeros = torch.zeros(ROWS, dtype=torch.long)
+    no_weight = torch.ones(CLASSES)
+    no_weight[0] = 0
+    for options in (
+        {"target": torch.full_like(TARGET, cases.IGNORE)},
+        {"target": zeros, "weight": no_weight},
+        {"target": zeros, "weight": no_weight[slice(*local_range(group, SIZES))].clone()},
+        {"normalizer": 0},
+    ):
+        grad = Problem(group, kind, dtype).gradient(2.5, gradient=mode, **options)
+        assert_same(grad, torch.zeros_like(grad), str(list(options)))
+
+
+def handed_out_once(group: Any, kind: str, mode: str) -> None:
+    expected = Problem(group, kind, torch.float32).gradient(3.0)
+    for hooks in (
+        torch.autograd.graph.save_on_cpu(),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    ):
+        problem = Problem(group, kind, torch.float32)
+        with hooks:
+            value = problem.loss(gradient=mode)
+        (first,) = torch.autograd.grad(value, problem.x, torch.tensor(3.0), retain_graph=True)
+        assert_close(first, expected.double(), factor=4)
+        kept = first.clone()
+        with pytest.raises(RuntimeError, match="run once"):
+            torch.autograd.grad(value, problem.x, torch.tensor(3.0))
+        assert_same(first, kept)
+
+
+def inplace_on_a_leaf(group: Any) -> None:
+    local = Problem(group, "logits", torch.float32).x
+    before = local.detach().clone()
+    with pytest.raises(ValueError, match="leaf that requires grad"):
+        longtail.vocab_parallel_cross_entropy(local, TARGET, group=group, num_classes=CLASSES, gradient="inplace")
+    assert_same(local.detach(), before)
