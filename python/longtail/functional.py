@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ def check_options(
         "softcap": softcap,
         "z_loss": check("z_loss", z_loss, -largest, largest),
     }
+
+
+def check_gamma(input: Tensor, gamma: float, low: float = 0.0) -> float:
+    """A gamma that :func:`cross_entropy` knows by another name: its error has the name that was passed."""
+    arguments.check_tensors(input=input)
+    arguments.check_logits(input)
+    return arguments.check_number("gamma", gamma, low, dtype=reference.accumulate_dtype(input))
 
 
 def cross_entropy(
@@ -211,7 +219,7 @@ def focal_loss(
     Arguments, ``options`` and errors as :func:`cross_entropy`, whose ``focal_gamma`` is ``gamma`` here.
     """
     options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return cross_entropy(input, target, weight, focal_gamma=gamma, **options)
+    return cross_entropy(input, target, weight, focal_gamma=check_gamma(input, gamma), **options)
 
 
 def complement_cross_entropy(
@@ -230,7 +238,7 @@ def complement_cross_entropy(
     ``options`` and errors as :func:`cross_entropy`, whose ``complement_gamma`` is ``gamma`` here.
     """
     options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return cross_entropy(input, target, weight, complement_gamma=gamma, **options)
+    return cross_entropy(input, target, weight, complement_gamma=check_gamma(input, gamma, -math.inf), **options)
 
 
 def complement_entropy(

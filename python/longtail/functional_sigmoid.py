@@ -9,7 +9,7 @@ from torch import Tensor
 from . import arguments
 from .class_balance import Counts, PerClass, effective_number_weight
 from .errors import ArgumentValueError
-from .functional import cross_entropy
+from .functional import check_gamma, cross_entropy
 from .sigmoid_loss import along_classes, sigmoid_loss
 
 CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
@@ -224,22 +224,22 @@ def balanced(
 ) -> Any:
     """:func:`class_balanced_loss` for given class weights [C]."""
     arguments.check_choice("loss", loss, CLASS_BALANCED)
-    gamma = arguments.check_number("gamma", gamma, 0.0)
+    arguments.check_tensors(input=input, target=target)
+    gamma = check_gamma(input, gamma)
     focal_gamma = gamma if loss in ("focal", "softmax_focal") else 0.0
     softmax = loss in ("softmax", "softmax_focal")
+    if loss != "softmax" and input.shape == target.shape:
+        raise ArgumentValueError(
+            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
+            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
+            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
+        )
     if isinstance(normalizer, str) and normalizer == "rows":
         normalizer = None if reduction != "mean" else "count" if softmax else "rows"
     if softmax:
         options |= {"reduction": reduction, "normalizer": normalizer}
         return cross_entropy(input, target, weight, None, reduce=None, focal_gamma=focal_gamma, **options)
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-    arguments.check_tensors(input=input, target=target)
-    if input.shape == target.shape:
-        raise ArgumentValueError(
-            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
-            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
-            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
-        )
     return sigmoid_loss(
         *(input, target),
         weight=weight,
