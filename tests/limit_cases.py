@@ -17,15 +17,13 @@ INF, NAN = torch.inf, torch.nan
 # (the target's logit, what is added to the other logits)
 TARGETS = [(x, 0.0) for x in (0.0, 20.0, 100.0, 1e4, -20.0, -100.0, -1e4, -1e18, -INF, NAN, INF)]
 TARGETS += [(1e3, 1e3), (980.0, 1e3), (-1e4, 1e3), (-1e18, -1e3), (-INF, -1e3), (0.0, -INF), (-INF, -INF)]
-# What is off is left out: a weight that no target has says nothing. (options, the weight of the class without targets)
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"z_loss": 0.02},
-    {"focal_gamma": 2.0, "z_loss": 0.02},
-    {"complement_gamma": -1.0},
-    {"focal_gamma": 0.5, "complement_gamma": 2.0, "z_loss": 0.01},
-]
-WEIGHTS = (None, 0.7, INF, -INF, NAN)
+ALL: dict[str, Any] = {"focal_gamma": 0.5, "complement_gamma": 2.0, "z_loss": 0.01}
+ENTROPY = {"complement_gamma": 1.0, "cross_entropy": False}
+# (options, the weight of the class without targets, which has no say)
+OPTIONS: list[tuple[dict[str, Any], float | None]] = [
+    ({"z_loss": 0.02}, None), ({"focal_gamma": 2.0, "z_loss": 0.02}, 0.7), (ALL, None), (ENTROPY, None),
+    ({}, INF), ({}, NAN), (ALL, INF), (ALL, -INF), (ENTROPY, NAN),
+]  # fmt: skip
 
 
 def rows(classes: int, dtype: torch.dtype, repeated: int = 1) -> tuple[Tensor, Tensor]:
@@ -91,14 +89,11 @@ def truth(
 def problems(classes: int, dtype: torch.dtype, repeated: int = 1) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
     """(name, (logits, target, options as of cases.options, cross_entropy_coefficient), loss, gradient)."""
     logits, target = rows(classes, dtype, repeated)
-    for odd in WEIGHTS if classes > 2 else WEIGHTS[:1]:
-        weight = weights(classes, odd, dtype)
-        for options in OPTIONS:
-            loss, grad = truth(logits, target, weight, **options)
-            yield f"{options} {odd}", (logits, target, {**options, "weight": weight}, 1.0), loss, grad
-        entropy = {"complement_gamma": 1.0}
-        loss, grad = truth(logits, target, weight, **entropy, cross_entropy=False)
-        yield f"entropy {odd}", (logits, target, {**entropy, "weight": weight}, 0.0), loss, grad
+    for options, odd in OPTIONS:
+        weight = weights(classes, odd if classes > 2 else None, dtype)
+        loss, grad = truth(logits, target, weight, **options)
+        coefficient = float(options.get("cross_entropy", True))
+        yield f"{options} {odd}", (logits, target, {**options, "weight": weight}, coefficient), loss, grad
 
 
 def check(

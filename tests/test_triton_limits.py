@@ -15,8 +15,11 @@ pytest.importorskip("triton")
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", FACTOR, ids=cases.name)
-@pytest.mark.parametrize("shape", [(0, 2), (0, 9), (0, 67), (0, 4099), (0, 9, 3), (0, 9, 16), (0, 150, 1)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(s, d) for d in FACTOR for s in ((0, 2), (0, 9), (0, 9, 3))]
+    + [(s, torch.float32) for s in ((0, 4099), (0, 150, 1))],
+)
 def test_operators(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with longtail.use_backend("triton"):
         limit_cases.check_operators(shape, dtype, factor=2 * FACTOR[dtype])

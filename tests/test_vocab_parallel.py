@@ -50,6 +50,19 @@ def test_gradient_modes(ranks: Ranks, dtype: torch.dtype, gradient: str) -> None
     check(ranks, SHARDS[2], "weight", dtype, local_vectors=True, gradient=gradient)
 
 
+@pytest.mark.parametrize("odd", [torch.inf, torch.nan])
+@pytest.mark.parametrize("gradient", cases.MODES)
+def test_a_weight_of_no_target_has_no_say(ranks: Ranks, gradient: str, odd: float) -> None:
+    _, target = cases.random_case(7, 13, seed=7)
+    absent = min(set(range(13)) - set(target.tolist()))
+    weight = torch.rand(13, generator=cases.generator(1), dtype=torch.float64) + 0.5
+    weight[absent] = odd
+    for option_set in ("plain", "complement"):
+        for local_vectors in (False, True):
+            extra = {"weight": weight}
+            check(ranks, SHARDS[2], option_set, local_vectors=local_vectors, gradient=gradient, extra=extra)
+
+
 def test_ranges_in_any_order(ranks: Ranks) -> None:
     check(ranks, [4, 0, 9], "mixed", order=[2, 1, 0])
     check(ranks, [2, 3, 4, 5], "smoothing_weight", order=[3, 0, 2, 1], local_vectors=True)
