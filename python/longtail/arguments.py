@@ -15,6 +15,8 @@ from .errors import ArgumentTypeError, ArgumentValueError
 REDUCTIONS = ("mean", "sum", "none")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
+# Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
+LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
 
 
 class Rows(NamedTuple):
@@ -61,12 +63,12 @@ def check_number(
         number = math.inf
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
-    limits = torch.finfo(dtype)
-    if not -limits.max <= number <= limits.max:
-        raise ArgumentValueError(f"{name} is {value}, expected at most {limits.max:.2g} in size, which {dtype} holds")
-    if not vanishes and number != 0 and -limits.tiny < number < limits.tiny:
+    largest, smallest = LIMITS[dtype]
+    if not -largest <= number <= largest:
+        raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")
+    if not vanishes and number != 0 and -smallest < number < smallest:
         raise ArgumentValueError(
-            f"{name} is {value}, expected at least {limits.tiny:.2g} in size, which {dtype} tells from 0"
+            f"{name} is {value}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
         )
     return number
 

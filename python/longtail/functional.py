@@ -6,7 +6,6 @@ import functools
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import arguments, reference
@@ -43,7 +42,7 @@ def check_options(
         softcap = check("softcap", softcap, vanishes=False)
         if softcap <= 0:
             raise ValueError(f"softcap is {softcap}, expected a positive number or None")
-    largest = torch.finfo(dtype).max / 2  # its gradient has 2 z_loss
+    largest = arguments.LIMITS[dtype][0] / 2  # its gradient has 2 z_loss
     return {
         "label_smoothing": check("label_smoothing", label_smoothing, 0.0, 1.0),
         "focal_gamma": check("focal_gamma", focal_gamma, 0.0),
