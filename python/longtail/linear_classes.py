@@ -98,8 +98,8 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: _Options) -
             )
         )
         weight = chunk.vectors[0]
-        unit = weight is None or not smooths
-        omega.append(found[0].new_tensor(len(chunk.linear_weight)) if unit else weight.sum())
+        total = weight.sum() if weight is not None and smooths else found[0].new_tensor(len(chunk.linear_weight))
+        omega.append(total)
     owner = target.masked_fill(target == options.ignore_index, 0) // len(chunks[0].linear_weight)
     columns = dict(enumerate(torch.stack(found).unbind(2)))
     return combine_shards(columns, torch.stack(omega), owner)
