@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cases
 from longtail.images import to_images
-from tolerances import assert_close
+from tolerances import assert_close, assert_same
 
 INF, NAN = torch.inf, torch.nan
 # (the target's logit, what is added to the other logits)
@@ -121,3 +121,24 @@ def check_operators(shape: tuple[int, ...], dtype: torch.dtype, factor: float = 
         third, _ = ops.softmax_loss_and_grad_(up, written := z.clone(), target, *tail)
         grads = [x.movedim(1, 2).reshape(logits.shape) if images else x for x in (back, both, written)]
         check(f"{name} {shape} {dtype}", (first, second, third), grads, loss, grad * -1.25, factor)
+
+
+def check_weights_of_positives(dtype: torch.dtype) -> None:
+    """A pos_weight of a class that is in no target has no say in the sigmoid operators, to the bit."""
+    ops, classes = torch.ops.longtail, 7
+    z = torch.randn(5, classes, generator=cases.generator(1)).to(dtype)
+    target = torch.arange(5)
+    up = torch.full((5,), 1.5, dtype=cases.vector_dtype(dtype))
+    soft = F.one_hot(target, classes).to(dtype) * 0.75
+    for y in (target, F.one_hot(target, classes).to(dtype), soft):
+        for gamma in (0.0, 1.5, 2.0):
+            results = []
+            for odd in (1.0, INF, NAN):
+                options = (None, weights(classes, odd, dtype), None, False, None, 0.25, gamma)
+                loss, grad = ops.sigmoid_loss_and_grad(up, z, y, *options, False)
+                back = ops.sigmoid_loss_backward(up, z, y, *options)
+                results.append((loss, grad, back, ops.sigmoid_loss(z, y, *options, True)))
+            for got in results[1:]:
+                for one, expected in zip(got, results[0], strict=True):
+                    assert expected.isfinite().all()
+                    assert_same(one, expected, f"{y.dtype} target, gamma {gamma}")

@@ -135,6 +135,11 @@ LIMITS = """
 for dtype in cases.DTYPES:
     for shape in ((0, 2), (0, 9), (0, 67), (0, 1030), (0, 9, 3), (0, 33, 16)):
         limit_cases.check_operators(shape, dtype, factor=2)
+    limit_cases.check_weights_of_positives(dtype)
+    for shape in ((12, 33), (2, 7, 300)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            torch.ops.longtail.scale_grad_(grad, up, target, cases.IGNORE)
+            assert_close(grad, expected.double(), what=name)
 print("right at the limits")
 """
 

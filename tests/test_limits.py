@@ -110,6 +110,13 @@ def test_a_weight_of_no_target_has_no_say_in_the_linear_loss(backend: str, chunk
                 assert_same(one, other, f"{dtype} {gradient}")
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_weight_of_no_positive_has_no_say(backend: str, dtype: torch.dtype) -> None:
+    with longtail.use_backend(backend):
+        limit_cases.check_weights_of_positives(dtype)
+
+
 @pytest.mark.parametrize("odd", [torch.inf, torch.nan])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_under_label_smoothing_every_weight_shows(backend: str, odd: float) -> None:

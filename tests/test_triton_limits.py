@@ -37,6 +37,13 @@ def test_shards(dtype: torch.dtype) -> None:
             limit_cases.check(f"{name} {dtype}", [got], [got_grad], loss, grad * -1.25, factor=4 * FACTOR[dtype])
 
 
+@interpreted
+@pytest.mark.parametrize("dtype", FACTOR, ids=cases.name)
+def test_a_weight_of_no_positive_has_no_say(dtype: torch.dtype) -> None:
+    with longtail.use_backend("triton"):
+        limit_cases.check_weights_of_positives(dtype)
+
+
 @starts_it
 def test_in_a_process_of_its_own() -> None:
     rerun(__file__)

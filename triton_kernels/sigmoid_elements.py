@@ -92,6 +92,7 @@ def block(
         pos_weight = 1.0
         if x.pos_weight is not None:
             pos_weight = tl.load(x.pos_weight + classes, mask=real, other=0.0)
+            pos_weight = tl.where(y == 0.0, 1.0, pos_weight)  # says nothing of negatives, even if it is infinite
         element = soft_element(logistic(z), y, pos_weight, o.gamma, FOCUS)
         factor = row.factor * column
         if o.alpha is not None:

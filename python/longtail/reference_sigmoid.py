@@ -57,8 +57,9 @@ def elements(
     """Losses and slopes of logits z and targets y of one shape; ``factor`` and ``pos_weight`` broadcast."""
     x, rest = logistic(z), 1 - y
     factor = factor if alpha is None else factor * (alpha * y + (1 - alpha) * rest)
-    cost = pos_weight * _product(y, x.minus) + _product(rest, x.plus)
-    slope = rest * x.p - pos_weight * y * x.q
+    # A weight of positives says nothing of negatives, even if it is infinite.
+    cost = torch.where(y == 0, 0.0, pos_weight * _product(y, x.minus)) + _product(rest, x.plus)
+    slope = rest * x.p - torch.where(y == 0, 0.0, pos_weight * y * x.q)
     if not gamma:
         return Element(factor * cost, factor * slope)
     soft = (y != 0) & (y != 1)
