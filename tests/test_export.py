@@ -108,3 +108,11 @@ def test_operators_differentiate(operator: str) -> None:
     (grad,) = torch.autograd.grad(losses(value).square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives"):
         torch.autograd.grad(grad.square().sum(), value)
+
+
+def test_operators_refuse_constants_that_require_grad() -> None:
+    arguments, _ = _arguments("softmax_loss")
+    arguments[2].requires_grad_()
+    loss = torch.ops.longtail.softmax_loss(*arguments)[0].sum()
+    with pytest.raises(RuntimeError, match=r"softmax_loss is not differentiable in its argument 2"):
+        loss.backward()

@@ -2,7 +2,7 @@
 
 "backward": forward reads the logits once; backward reads them once and writes the gradient once (3 passes).
 "forward": loss and gradient in one sweep (2 passes); backward multiplies by the upstream gradient, which costs a scalar
-read when it is 1. "inplace": as "forward", written over the logits.
+read when it is 1 (of float16 logits always a pass more). "inplace": as "forward", written over the logits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import images, ops
-from .kept_gradient import scale_rows_, take
+from .kept_gradient import own, scale_rows_, take
 from .reference import accumulate_dtype
 
 # Inputs of SoftmaxLoss that precede the options of the operators.
@@ -131,7 +131,7 @@ def rows_of(grad_output: Tensor, divisor: Tensor | None, reduction: str, rows: i
 def scaled_gradient(ctx: Any, grad_output: Tensor, ignore_index: int | None) -> Tensor:
     """The gradient made in forward, times the upstream gradient, in place."""
     buffer, target, divisor = take(ctx)
-    grad = buffer.detach()  # in place, the buffer is the logits themselves, with their history
+    grad = own(buffer)
     upstream = rows_of(grad_output, divisor, ctx.reduction, images.row_count(grad))
     scale_rows_(grad, upstream, target, ignore_index)
     if not torch.compiler.is_compiling():

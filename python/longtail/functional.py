@@ -260,8 +260,8 @@ def complement_entropy(
     r"""Complement entropy :math:`H = -\sum_{j \ne g} q_j \log q_j`, q the softmax over the wrong classes.
 
     Chen et al. 2019 (COT), eq. 2, which maximises it: descend on its negative. ``balanced`` divides by C - 1 (Kim et
-    al. 2021, eq. 3). The gradient with respect to the target's logit is 0. Integer targets only. Arguments and errors
-    as :func:`cross_entropy`.
+    al. 2021, eq. 3). The target's logit has no part in it: its gradient is 0, infinite ones change nothing, but NaN
+    shows in loss and gradient. Integer targets only. Arguments and errors as :func:`cross_entropy`.
     """
     options = check_options(
         *(input, target, ignore_index, reduction, normalizer, gradient), scale=scale, softcap=softcap

@@ -11,10 +11,13 @@ from torch import Tensor
 from . import ops
 from .errors import ArgumentValueError
 
-TOP = 2.0**12
-"""About the largest element of a kept float16 gradient: as far from underflow as the bounds below allow."""
+TOP = 12
+"""A kept float16 gradient's largest element is about 2 to this: as far from underflow as the bounds below allow."""
 
 _LARGEST_HALF = 65504.0
+
+Size = Tensor | float
+"""A bound of the elements of the gradient of the losses' sum; a number where it does not depend on the data."""
 
 
 class Shares(NamedTuple):
@@ -29,23 +32,39 @@ def gradient_divisor(denominator: Tensor | None) -> Tensor | None:
     return None if denominator is None else denominator.masked_fill(denominator == 0, torch.inf)
 
 
-def shares(divisor: Tensor | None, size: Tensor | None) -> Shares:
-    """``divisor``: of the mean's gradient. ``size``: for float16 alone, a bound of the gradient of the losses' sum.
+def shares(divisor: Tensor | None, size: Size | None, device: torch.device) -> Shares:
+    """``divisor``: of the mean's gradient. ``size``: for float16 alone, on ``device``.
 
     float16 holds the gradient at one size whatever the weights and the number of rows are, and leaves the mean to
     backward, where a gradient scaler multiplies: it neither overflows nor underflows where eager float16 does not.
     """
     if size is None:
         return Shares(None if divisor is None else divisor.reciprocal(), None)
-    factor = (TOP / size.masked_fill(size == 0, 1.0)).log2().floor().exp2()  # a power of 2, which rounds nothing
+    if not isinstance(size, Tensor):
+        size = torch.full((), size, device=device)
+    # A power of 2, which rounds nothing, and which float32 holds.
+    exponent = (TOP - size.masked_fill(size == 0, 1.0).log2()).floor().clamp(-126, 127)
+    factor = exponent.exp2()
     return Shares(factor, (1.0 if divisor is None else divisor) * factor)
 
 
-def softmax_size(counted: Tensor, finish: dict[str, Any], scale: float, softcap: float) -> Tensor:
-    """A bound of the elements of the gradient of float16 logits, 0-d, over the ``counted`` rows [N].
+def function_shares(
+    denominator: Tensor | None, counted: bool, keeps: bool, size: Size | None, device: torch.device
+) -> Shares:
+    """What our Functions take beside ``denominator``, a tensor of its own or None where that is what divides.
 
-    ``finish``: what :func:`longtail.reference.finish` takes. The bound is several times too small only where focal
-    factor and smoothing meet logits that lie a hundred nats apart on average.
+    ``counted``: it counts rows, and is 0 only where all are ignored, whose gradients need no divisor. ``keeps``:
+    forward makes the gradient; ``size``: as in :func:`shares`.
+    """
+    divisor = None if counted else gradient_divisor(denominator)
+    return shares(denominator if counted else divisor, size, device) if keeps else Shares(None, divisor)
+
+
+def softmax_size(counted: Tensor, finish: dict[str, Any], scale: float, softcap: float) -> Size:
+    """The size of float16 gradients over the ``counted`` rows [N]; ``finish``: what :func:`reference.finish` takes.
+
+    Too small, so that they may overflow, only where focal factor and smoothing meet logits that lie thousands of nats
+    apart on average.
     """
     smoothing, w_g = finish["label_smoothing"], finish["w_g"]
     smoothed = (1 - smoothing) * w_g
@@ -56,21 +75,24 @@ def softmax_size(counted: Tensor, finish: dict[str, Any], scale: float, softcap:
     row = abs(row * finish["v"])
     if finish["z_loss"]:  # of the log-sum-exp, which neither weights nor the number of rows make smaller
         row = row + 2 * abs(finish["z_loss"]) * (softcap or abs(scale) * _LARGEST_HALF)
-    return _largest(torch.ones((), device=counted.device) * (row * abs(scale)), counted)
+    row = row * abs(scale)
+    return _largest(row, counted) if isinstance(row, Tensor) else row
 
 
-def sigmoid_size(target: Tensor, num_classes: int, options: tuple[Any, ...]) -> Tensor:
+def sigmoid_size(target: Tensor, num_classes: int, options: tuple[Any, ...]) -> Size:
     """As :func:`softmax_size`, of the sigmoid family; ``options`` as its operators take them."""
     weight, pos_weight, sample_weight, by_target, ignore_index, _, gamma = options
-    one = torch.ones((), device=target.device)
-    row = one if sample_weight is None else sample_weight.abs()
-    if by_target and num_classes:
-        row = row * weight[target.clamp(0, num_classes - 1)].abs()
-    column = one if weight is None or by_target else weight.abs()
-    if pos_weight is not None:
-        column = column * pos_weight.abs().clamp(min=1)
-    counted = one.bool() if target.is_floating_point() else target != ignore_index
-    return _largest(row, counted) * _largest(column, one.bool()) * (1 + gamma)
+    every = torch.ones((), dtype=torch.bool, device=target.device)
+    size: Size = 1 + gamma
+    if sample_weight is not None or (by_target and num_classes):
+        row = every.float() if sample_weight is None else sample_weight.abs()
+        if by_target and num_classes:
+            row = row * weight[target.clamp(0, num_classes - 1)].abs()
+        size = size * _largest(row, every if target.is_floating_point() else target != ignore_index)
+    if pos_weight is not None or (weight is not None and not by_target):
+        column = every.float() if weight is None or by_target else weight.abs()
+        size = size * _largest(column if pos_weight is None else column * pos_weight.abs().clamp(min=1), every)
+    return size
 
 
 def _largest(values: Tensor, counted: Tensor) -> Tensor:
@@ -87,10 +109,10 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
     """
     if gradient != "inplace" or not (input.requires_grad and torch.is_grad_enabled()):
         return
-    if torch.compiler.is_compiling():
-        refused = input.is_leaf and not torch.compiler.is_exporting()  # an exported graph overwrites nothing
-    else:
-        refused = input.is_leaf or (input._is_view() and input._base is not None and input._base.is_leaf)
+    base = input._base
+    refused = input.is_leaf or (base is not None and base.is_leaf)
+    if torch.compiler.is_exporting():
+        refused = False  # an exported graph overwrites nothing
     if refused:
         raise ArgumentValueError(
             'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, '
@@ -107,18 +129,29 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
         RuntimeError: there has been one before, or the logits were overwritten since.
     """
     text = (
-        f"longtail: gradient={ctx.gradient!r} keeps one gradient, which has been handed out or overwritten: backward "
-        'can run once, and logits overwritten in place can not be changed before it. Use gradient="backward" to keep '
-        "the graph"
+        f"longtail: gradient={ctx.gradient!r} (the fused linear loss's default too) keeps one gradient, which has been "
+        "handed out or overwritten: backward can run once, and logits overwritten in place can not be changed before "
+        'it. Use gradient="backward" to keep the graph'
     )
-    if not torch.compiler.is_compiling():
-        if getattr(ctx, "spent", False):
-            raise RuntimeError(text)
-        ctx.spent = True
+    if getattr(ctx, "spent", False):
+        raise RuntimeError(text)
     try:
-        return tuple(ctx.saved_tensors)
+        saved = tuple(ctx.saved_tensors)
     except RuntimeError as error:
+        if type(error) is not RuntimeError:  # such as of memory, by a hook
+            raise
         raise RuntimeError(text) from error
+    if not torch.compiler.is_compiling():
+        ctx.spent = True
+    return saved
+
+
+def own(buffer: Tensor) -> Tensor:
+    """A kept gradient to be multiplied in place, without its history: in place, the logits themselves.
+
+    A copy under torch.compile, whose graphs may run backward again, and which drops copies that nobody needs.
+    """
+    return buffer.clone() if torch.compiler.is_compiling() else buffer.detach()
 
 
 def scale_rows_(grad: Tensor, upstream: Tensor, target: Tensor, ignore_index: int | None) -> None:

@@ -7,15 +7,14 @@ makes the logits again (three more): any upstream gradient, any number of times.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .autograd import RefuseSecondDerivative, differentiable_reduction, reduce_loss, rows_of
-from .kept_gradient import take
+from .autograd import SIGNATURE, RefuseSecondDerivative, differentiable_reduction, reduce_loss, rows_of
+from .kept_gradient import own, take
 from .linear_chunks import arithmetic_dtype
 from .linear_softmax_loss import loss_and_grad_operator, loss_operator
 
@@ -36,10 +35,11 @@ class Setting(NamedTuple):
     needs: tuple[bool, bool, bool]
     """Whether input, weight and bias need a gradient."""
 
-    def grad_dtypes(self, input: Tensor, linear_weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """Of the gradients of the input, and of weight and bias: float16 ones that backward multiplies round there."""
-        waits = self.gradient == "forward" and self.dtype == torch.float16
-        return (self.total_dtype,) * 2 if waits else (input.dtype, linear_weight.dtype)
+    def grad_dtypes(self, input: Tensor, linear_weight: Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        """Of sums over chunks, of the input's gradient, of that of weight and bias; rounded in backward if float16."""
+        if self.gradient == "forward" and self.dtype == torch.float16:
+            return (torch.promote_types(self.total_dtype, torch.float32),) * 3
+        return self.total_dtype, input.dtype, linear_weight.dtype
 
 
 def linear_softmax_loss(
@@ -109,16 +109,13 @@ class LinearSoftmaxLoss(torch.autograd.Function):
         return (*grads, *nothing[len(grads) :])
 
 
-# As in SoftmaxLoss: what Function.apply binds arguments against at every call.
-LinearSoftmaxLoss.forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)]
-)
+LinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 
 def _loss_and_grad(
     grad_loss: Tensor, data: Any, setting: Setting, needs: tuple[bool, ...], options: tuple[Any, ...]
 ) -> Any:
-    dtypes = (setting.dtype, setting.total_dtype, *setting.grad_dtypes(*data[:2]))
+    dtypes = (setting.dtype, *setting.grad_dtypes(*data[:2]))
     with ops.below_autograd():
         return loss_and_grad_operator(grad_loss, *data, setting.chunk_size, *dtypes, *needs, *options)
 
@@ -153,7 +150,7 @@ def kept_gradients(ctx: Any, grad_output: Tensor, ignore_index: int) -> list[Ten
         if not need:
             grads.append(None)
             continue
-        grad = buffer.detach()
+        grad = own(buffer)
         if i == 0:
             _scale_(grad, scale, target[ctx.rows], ignore_index)
         else:

@@ -12,7 +12,7 @@ from . import arguments
 from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 from .functional import check_options, cross_entropy
-from .kept_gradient import gradient_divisor, shares
+from .kept_gradient import function_shares
 from .linear_autograd import Setting, linear_softmax_loss
 from .linear_chunks import arithmetic_dtype
 from .softmax_loss import kept_size, mean_denominator, operator_options, row_stats
@@ -266,11 +266,9 @@ def _fused(
     keeps = any(needs) and reduction != "none" and gradient != "backward"
     setting = Setting(reduction, "forward" if keeps else "backward", chunk_size or 0, dtype, total_dtype, needs)
     x = input if input.dim() == 2 else input[None]
-    exact = vectors["weight"] is None and normalizer is None  # as in softmax_loss
-    divisor, factor = None if exact else gradient_divisor(denominator), None
-    if keeps:
-        size = kept_size(rows, num_classes, dtype, checked)
-        factor, divisor = shares(denominator if exact else divisor, size)
+    counted = vectors["weight"] is None and normalizer is None
+    size = kept_size(rows, num_classes, dtype, checked) if keeps else None
+    factor, divisor = function_shares(denominator, counted, keeps, size, input.device)
     data = (x, linear_weight, linear_bias, rows)
     loss, stats = linear_softmax_loss(*data, denominator, divisor, factor, setting, checked)
     if reduction == "none":

@@ -11,7 +11,7 @@ from . import arguments, ops, reference
 from .autograd import differentiable_reduction
 from .autograd_sigmoid import SigmoidLoss
 from .errors import ArgumentTypeError, ArgumentValueError
-from .kept_gradient import check_overwritable, gradient_divisor, shares, sigmoid_size
+from .kept_gradient import check_overwritable, function_shares, sigmoid_size
 
 REDUCTIONS = ("mean", "sum", "none", "rows")
 NORMALIZERS = ("elements", "rows", "positives")
@@ -190,14 +190,15 @@ def sigmoid_loss(
         loss = differentiable_reduction(loss, inner, over)
     else:
         mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
-        divisor, factor = None if normalizer is None else gradient_divisor(inner), None
-        if mode != "backward":
-            half = input.dtype == torch.float16
-            size = sigmoid_size(at.target, at.logits.shape[1], options) if half else None
-            factor, divisor = shares(inner if normalizer is None else divisor, size)
+        keeps = mode != "backward"
+        half = keeps and input.dtype == torch.float16
+        size = sigmoid_size(at.target, at.logits.shape[1], options) if half else None
+        factor, divisor = function_shares(inner, normalizer is None, keeps, size, input.device)
         loss = SigmoidLoss.apply(at.logits, at.target, inner, divisor, factor, over, mode, *options)[0]
     if element_weight is not None:
         loss = at.restore(loss) * element_weight
+        if ignore_index is not None:  # 0, whatever the weight
+            loss = loss.masked_fill(at.restore(at.target == ignore_index), 0.0)
         if reduction == "rows":
             return loss.sum(1) if loss.dim() > 1 else loss
         return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")

@@ -11,8 +11,7 @@ from torch import Tensor
 from . import arguments, ops, reference
 from .autograd import SoftmaxLoss, differentiable_reduction
 from .errors import ArgumentValueError
-from .fallback import finish_options
-from .kept_gradient import check_overwritable, gradient_divisor, shares, softmax_size
+from .kept_gradient import Size, check_overwritable, function_shares, softmax_size
 
 
 class RowStats(NamedTuple):
@@ -90,15 +89,23 @@ def operator_options(
     )
 
 
-def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tuple[Any, ...]) -> Tensor | None:
+def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tuple[Any, ...]) -> Size | None:
     """:func:`longtail.kept_gradient.softmax_size` for the operators' ``options``; None but for float16 logits."""
     if dtype != torch.float16:
         return None
-    weight, _, _, sample_weight, ignore_index = options[:5]
+    weight, _, _, sample_weight, ignore_index, smoothing = options[:6]
     scale, softcap, z_loss = options[9:]
-    g = target.clamp(0, max(num_classes - 1, 0))
-    coefficients: Any = (*options[5:9], z_loss)
-    finish = finish_options(g, num_classes, weight if num_classes else None, sample_weight, *coefficients)
+    finish = {
+        "w_g": 1.0 if weight is None or num_classes == 0 else weight[target.clamp(0, num_classes - 1)],
+        "v": 1.0 if sample_weight is None else sample_weight,
+        "weight_sum": num_classes if weight is None or not smoothing else weight.sum(),
+        "num_classes": num_classes,
+        "label_smoothing": smoothing,
+        "focal_gamma": options[6],
+        "complement_coefficient": options[7],
+        "cross_entropy_coefficient": options[8],
+        "z_loss": z_loss,
+    }
     return softmax_size(target != ignore_index, finish, scale, softcap)
 
 
@@ -155,12 +162,9 @@ def softmax_loss(
         loss = differentiable_reduction(loss, denominator, reduction)
     else:
         mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
-        factor = None
-        exact = weight is None and normalizer is None  # 0 only where no row counts, and ignored rows need no divisor
-        divisor = None if exact else gradient_divisor(denominator)
-        if mode != "backward":
-            size = kept_size(rows.target, num_classes, input.dtype, options)
-            factor, divisor = shares(denominator if exact else divisor, size)
+        keeps, counted = mode != "backward", weight is None and normalizer is None
+        size = kept_size(rows.target, num_classes, input.dtype, options) if keeps else None
+        factor, divisor = function_shares(denominator, counted, keeps, size, input.device)
         inputs = (rows.logits, rows.target, denominator, divisor, factor, reduction, mode)
         loss, stats, *_ = SoftmaxLoss.apply(*inputs, *options)
     if reduction == "none":
@@ -211,7 +215,7 @@ def probability_cross_entropy(
             raise ArgumentValueError(f"weight has shape {list(weight.shape)}, expected {list(per_class)}")
         if weight.device != input.device:
             raise ArgumentValueError(f"weight is on {weight.device}, expected {input.device} as the input")
-        terms = terms * weight.to(dtype).view(column)
+        terms = (terms * weight.to(dtype).view(column)).masked_fill(absent, 0.0)
     loss = -terms.sum(dim)
     if v is not None:
         loss = loss * v.view(row_shape)
@@ -221,6 +225,6 @@ def probability_cross_entropy(
         return loss.sum() if reduction == "sum" else loss
     given = arguments.given_normalizer(normalizer, input.device)
     if given is not None:
-        return loss.sum() / given.to(dtype)
+        return differentiable_reduction(loss, given.to(dtype), reduction)
     count = loss.numel() if input.numel() else 0  # without classes too: torch's mean is NaN then
     return loss.sum() / (count if normalizer is None else max(count, 1))

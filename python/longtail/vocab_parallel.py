@@ -150,7 +150,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         if gradient == "backward":
             ctx.save_for_backward(logits, local_target, divisor, *found)
             return loss, found.stats
-        factor, divisor = shares(divisor, shard.size(target, logits.dtype, found.w_g, found.weight_sum))
+        factor, divisor = shares(divisor, shard.size(target, logits.dtype, found.w_g, found.weight_sum), logits.device)
         grad = shard.apply(logits, local_target, row_grad, of_rows(factor, logits), gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)

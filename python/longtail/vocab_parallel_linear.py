@@ -68,7 +68,8 @@ def vocab_parallel_linear_cross_entropy(
         gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The default chunk_size is
             that for the largest C_local; with ``sequence_parallel`` it is rounded to a multiple of P.
 
-    The gradient of the input is summed over the ranks in the input's dtype, by torch.distributed: it is the same on
+    The gradient of the input is summed over the ranks in the input's dtype (float16 that is kept for backward: in
+    ``accumulate_dtype``), by torch.distributed: it is the same on
     every rank, but its last bits depend on how the backend orders the sum.
 
     Raises:
@@ -164,7 +165,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         rows = len(data[3])
         divisor, upstream = gradient_divisor(denominator), None
         if setting.gradient == "forward":
-            factor, divisor = shares(divisor, shard.size_ahead(data[3], setting.dtype))
+            factor, divisor = shares(divisor, shard.size_ahead(data[3], setting.dtype), data[0].device)
             if factor is None:
                 factor = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
             upstream = factor.expand(rows)

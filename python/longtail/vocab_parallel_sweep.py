@@ -81,8 +81,9 @@ class _Sums:
 
     def __init__(self, data: Any, setting: Setting, group: Group, sequence_parallel: bool) -> None:
         input, linear_weight = data[:2]
-        dtypes = setting.grad_dtypes(input, linear_weight)[0], setting.total_dtype
-        self.input, self.total, self.total_bias = make_gradients(input, linear_weight, *dtypes, setting.needs)
+        total_dtype, input_dtype, _ = setting.grad_dtypes(input, linear_weight)
+        found = make_gradients(input, linear_weight, input_dtype, total_dtype, setting.needs)
+        self.input, self.total, self.total_bias = found
         if input.shape[0] == 0:
             self.total.zero_()
         self._needs, self._group, self._scatters = setting.needs, group, sequence_parallel
@@ -153,7 +154,7 @@ def sweep(
                 factor = chunk.of(upstream).reshape(-1)
                 chunk.shard.apply(chunk.logits, chunk.local_target, row_grad, factor, inplace=True)
                 sums.add(chunk, weight)
-        grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[1])
+        grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
         return Swept(loss.masked_fill_(target == shard.ignore_index, 0.0), whole, grads)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import arguments, ops, reference
 from .distributed import Classes, Group, Proposal, agree, all_gather, sum_in_rank_order
 from .errors import ArgumentValueError
-from .kept_gradient import softmax_size
+from .kept_gradient import Size, softmax_size
 from .softmax_loss import mean_denominator
 from .vocab_stats import Gathered, Traffic, gather
 
@@ -150,7 +150,7 @@ class Shard(NamedTuple):
         v = 1.0 if self.sample_weight is None else self.sample_weight
         return reference.finish(found.stats, w_g, v, weight_sum=found.weight_sum, **self.finish)
 
-    def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Tensor | None:
+    def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Size | None:
         """A bound of the gradient's elements, for float16 logits alone; the same on every rank if the arguments are."""
         if dtype != torch.float16:
             return None
@@ -158,7 +158,7 @@ class Shard(NamedTuple):
         finish = {"w_g": 1.0 if w_g is None else w_g, "v": v, "weight_sum": weight_sum, **self.finish}
         return softmax_size(target != self.ignore_index, finish, self.scale, self.softcap)
 
-    def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Size | None:
         """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone."""
         if dtype != torch.float16:
             return None
