@@ -71,6 +71,23 @@ def test_ignored_elements(kind: str, mode: str) -> None:
     assert_same(grad[~ignored], other_grad[~ignored])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "rows", "none"])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_weights_of_ignored_elements(mode: str, reduction: str, value: float) -> None:
+    logits, target = torch.randn(4, 3, generator=cases.generator(0)), torch.ones(4, 3)
+    target[1] = cases.IGNORE
+    results = []
+    for weight in (torch.tensor([[1.0], [value], [2.0], [0.5]]), torch.tensor([[1.0], [1.0], [2.0], [0.5]])):
+        x = logits.clone().requires_grad_()
+        loss = longtail.sigmoid_cross_entropy(
+            x * 1.0, target, weight, reduction=reduction, ignore_index=cases.IGNORE, gradient=mode
+        )
+        results.append([loss.detach(), *torch.autograd.grad(loss.sum(), x)])
+    for got, expected in zip(*results, strict=True):
+        assert_same(got, expected)
+
+
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5)])
