@@ -17,6 +17,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
+SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
 class Rows(NamedTuple):
@@ -52,8 +53,11 @@ def check_number(
 ) -> float:
     """A number in [low, high] that is finite in ``dtype``; tensors are refused, because their gradient would be lost.
 
-    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0.
+    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0. A traced number stays
+    the symbol it is, without bounds that it would have to prove.
     """
+    if isinstance(value, SYMBOLS):
+        return value  # type: ignore[return-value]
     # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
     if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or _is_real(value)):
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
@@ -63,6 +67,8 @@ def check_number(
         number = math.inf
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
+    if torch.compiler.is_compiling():
+        return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
         raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")
@@ -209,4 +215,5 @@ def given_normalizer(normalizer: str | float | Tensor | None, device: torch.devi
     if normalizer is None or isinstance(normalizer, str):
         return None
     # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
-    return torch.ones((), dtype=torch.float64, device=device) * float(normalizer)
+    number = normalizer if isinstance(normalizer, SYMBOLS) else float(normalizer)
+    return torch.ones((), dtype=torch.float64, device=device) * number

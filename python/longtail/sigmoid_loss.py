@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_ind
         counted = ops.mean_denominator(at.target, None, -100 if ignore_index is None else ignore_index, num_classes)
         return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
     if normalizer == "rows":
-        return torch.full((), max(at.rows.numel(), 1), dtype=torch.float64, device=device)
+        return torch.full((), max(math.prod(at.rows), 1), dtype=torch.float64, device=device)
     if normalizer == "positives":
         total = at.target.sum(dtype=torch.float64)
         if ignore_index is not None:
