@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -152,6 +153,20 @@ def test_numbers_that_fit(name: str) -> None:
                 {k: v.double() if v.is_floating_point() else v for k, v in single.items()}, **{option: value}
             )
             assert_close(function(single, **{option: value}), wanted, factor=4)
+
+
+INTEGERS = {"ignore_index": -1, "chunk_size": 2, "class_start": 0, "num_classes": C}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_integers_of_numpy(name: str) -> None:
+    function, options = OF_NUMBERS[name]
+    for option in options & INTEGERS.keys():
+        wanted = function(tensors(), **{option: INTEGERS[option]})
+        for kind in (np.int64, np.int8):
+            assert torch.equal(function(tensors(), **{option: kind(INTEGERS[option])}), wanted)
+        with pytest.raises(TypeError, match=f"{option} is a"):
+            function(tensors(), **{option: np.bool_(True)})
 
 
 def odd(kind: str, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import warnings
 from typing import NamedTuple
 
@@ -86,8 +87,15 @@ def _is_real(value: object) -> bool:
 
 def check_integer(name: str, value: object, low: int = -(2**63), expected: str = "an int") -> None:
     """An int of at least ``low`` that int64 holds; ``expected``: what may be passed."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+    if isinstance(value, torch.SymInt):
+        return
+    if not isinstance(value, int):
+        # numpy's integers; torch.compile makes tensors of them
+        if isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling():
+            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+        value = operator.index(value)
+    if isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} is a bool, expected {expected}")
     if not low <= value <= 2**63 - 1:
         raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
 
