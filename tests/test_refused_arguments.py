@@ -192,14 +192,33 @@ def test_tensors_without_strides(name: str, kind: str) -> None:
             function(data, **{argument: odd(kind, value)})
 
 
+def batched(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda a: torch.func.vmap(function)(a.expand(3, *a.shape))
+
+
+NO_VMAP = (RuntimeError, r"no rule for vmap, which torch.func.jacrev.*torch.func.grad.*reference")
+FORWARD_MODE = (NotImplementedError, "jvp")  # torch's own words
+TRANSFORMS: dict[str, tuple[Callable[..., Any], tuple[type[Exception], str]]] = {
+    "vmap": (batched, NO_VMAP),
+    "vmap_of_grad": (lambda f: batched(torch.func.grad(f)), NO_VMAP),
+    "grad_of_vmap": (lambda f: torch.func.grad(lambda a: batched(f)(a).sum()), NO_VMAP),
+    "jacrev": (torch.func.jacrev, NO_VMAP),
+    "jacfwd": (torch.func.jacfwd, FORWARD_MODE),
+    "hessian": (torch.func.hessian, FORWARD_MODE),
+    "jvp": (lambda f: lambda a: torch.func.jvp(f, (a,), (a,)), FORWARD_MODE),
+}
+
+
 @pytest.mark.parametrize("gradient", cases.MODES)
-@pytest.mark.parametrize("name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements"])
-def test_jacrev_names_what_to_use(name: str, gradient: str) -> None:
-    data = tensors()
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements", "sigmoid_cross_entropy"]
+)
+def test_transforms_are_refused_with_advice(name: str, transform: str, gradient: str) -> None:
+    data, (transformed, (error, text)) = tensors(), TRANSFORMS[transform]
     argument = data["x" if name == "linear" else "z"]
-    jacobian = torch.func.jacrev(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))
-    with pytest.raises(RuntimeError, match=r"no rule for vmap, which torch.func.jacrev.*torch.func.grad.*reference"):
-        jacobian(argument)
+    with pytest.raises(error, match=text):
+        transformed(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))(argument)
 
 
 def test_parameters_that_are_shared_out() -> None:
