@@ -116,8 +116,9 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "normalizer": (1e300, 1e-50, 10**39),
 }
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "softcap": (1e400, "high"),
-    "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True),
+    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, (np.array([0.1, 0.2]), "high")),
+    "softcap": (1e400, np.array(["high"])),
+    "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
     "ignore_index": (2**70, -(2**63) - 1, True, 1.5),
     "chunk_size": (2**70, 0, True),
     "class_start": (2**70, -1, True),

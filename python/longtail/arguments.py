@@ -66,6 +66,8 @@ def check_number(
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         number = math.inf
+    except (TypeError, ValueError) as error:  # an array of several
+        raise ArgumentTypeError(f"{name} is {value!r}, expected a number") from error
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
     if torch.compiler.is_compiling():
