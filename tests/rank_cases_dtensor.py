@@ -125,19 +125,19 @@ def refused(group: Any, placed: str, shape: tuple[int, ...] = (6, 8), **changes:
     return "nothing was raised"
 
 
-def refused_by_one(_group: Any, odd: dict[str, Any], rank: int, linear: bool = False) -> str:
+def refused_by_one(_group: Any, odd: dict[str, Any], rank: int, loss: str = "cross_entropy") -> str:
     """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the others."""
     mesh = mesh_2d()
     given = {"target": torch.arange(6), **(odd if dist.get_rank() == rank else {})}
     target = given.pop("target")
     try:
-        if linear:
+        if loss == "linear":
             x = distribute_tensor(torch.randn(6, 3), mesh, [Shard(0), Replicate()])
             weight = distribute_tensor(torch.randn(8, 3), mesh, [Replicate(), Shard(0)])
             longtail.linear_cross_entropy(x, weight, target, **given)
         else:
             x = distribute_tensor(torch.randn(6, 8), mesh, [Shard(0), Shard(1)])
-            longtail.cross_entropy(x, target, **given)
+            getattr(longtail, loss)(x, target, **given)
     except (ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was raised"

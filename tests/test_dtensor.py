@@ -89,23 +89,32 @@ def test_refused(ranks: Ranks, case: str) -> None:
         assert text in result
 
 
-ODD: dict[str, tuple[dict[str, Any], bool, str]] = {
-    "bad_option": ({"label_smoothing": 2.0}, False, "label_smoothing is 2.0"),
-    "option": ({"focal_gamma": 2.0}, False, "disagree on focal_gamma"),
-    "normalizer": ({"normalizer": "count"}, False, "disagree on normalizer"),
-    "weight_alone": ({"weight": torch.ones(8)}, False, "disagree on whether weight is given"),
-    "bias_dtype": ({"class_bias": torch.ones(8, dtype=torch.int64)}, False, "class_bias has dtype torch.int64"),
-    "target_rows": ({"target": torch.arange(5)}, False, "target has shape [5], expected [6]"),
-    "chunk_size": ({"chunk_size": 0}, True, "chunk_size is 0"),
-    "reduction": ({"reduction": "sum"}, True, "disagree on reduction"),
+ODD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "bad_option": ({"label_smoothing": 2.0}, "cross_entropy", "label_smoothing is 2.0"),
+    "option": ({"focal_gamma": 2.0}, "cross_entropy", "disagree on focal_gamma"),
+    "normalizer": ({"normalizer": "count"}, "cross_entropy", "disagree on normalizer"),
+    "weight_alone": ({"weight": torch.ones(8)}, "cross_entropy", "disagree on whether weight is given"),
+    "bias_dtype": (
+        {"class_bias": torch.ones(8, dtype=torch.int64)},
+        "cross_entropy",
+        "class_bias has dtype torch.int64",
+    ),
+    "target_rows": ({"target": torch.arange(5)}, "cross_entropy", "target has shape [5], expected [6]"),
+    "chunk_size": ({"chunk_size": 0}, "linear", "chunk_size is 0"),
+    "reduction": ({"reduction": "sum"}, "linear", "disagree on reduction"),
+    "gradient": ({"gradient": "nowhere"}, "cross_entropy", "gradient is 'nowhere'"),
+    "linear_gradient": ({"gradient": "nowhere"}, "linear", "gradient is 'nowhere'"),
+    "focal_loss": ({"gamma": -1.0}, "focal_loss", "focal_gamma is -1.0"),
+    "complement": ({"gamma": float("nan")}, "complement_cross_entropy", "complement_gamma is nan"),
+    "gamma_of_text": ({"gamma": "two"}, "complement_cross_entropy", "complement_gamma is a str"),
 }
 
 
 @pytest.mark.parametrize("case", ODD)
 def test_a_rank_that_differs(ranks: Ranks, case: str) -> None:
     """Every rank of the mesh hears of it, not only those of its row or column."""
-    odd, linear, text = ODD[case]
-    results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 2, linear)
+    odd, loss, text = ODD[case]
+    results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 2, loss)
     assert all(text in result for result in results), results
 
 

@@ -39,7 +39,7 @@ def case(shape: tuple[int, ...], dtype: torch.dtype, value: float) -> tuple[Tens
 def values(dtype: torch.dtype) -> list[float]:
     outside = [2] if dtype == torch.uint8 else [2, -1]
     if dtype.is_floating_point:
-        outside += [1 + torch.finfo(dtype).eps, -1e-3, torch.inf]
+        outside += [1.02, -1e-2, torch.inf]
     return [*outside, 255] if dtype != torch.int8 else outside
 
 
@@ -69,6 +69,40 @@ def test_ignored_targets_may_lie_outside(name: str, dtype: torch.dtype, shape: t
         loss = FUNCTIONS[name](z, y, ignore_index=value, reduction="none")
         assert loss[SHAPES[shape]] == 0
         assert (loss != 0).sum() == loss.numel() - 1
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rounded_targets_count_as_the_bound(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], backend: str
+) -> None:
+    """The softmax summed, a bicubic resize, an average: a focal factor of their negative 1 - p_t would be NaN."""
+    eps = torch.finfo(dtype).eps
+    for value, bound in ((1 + eps, 1), (1 + max(eps, 9e-4), 1), (-eps, 0), (-9e-4, 0), (-1e-12, 0)):
+        for options in ({}, {"ignore_index": -1}):
+            results = []
+            for given in (value, bound):
+                z, y = case(shape, dtype, given)
+                if options:
+                    y.view(-1)[0] = -1
+                z = z.mul(9).to(dtype).requires_grad_()
+                with longtail.use_backend(backend):
+                    loss = FUNCTIONS[name](z, y, reduction="sum", **options)
+                results.append((loss.detach(), *torch.autograd.grad(loss, z)))
+            for one, other in zip(*results, strict=True):
+                assert_same(one, other)
+
+
+def test_a_sum_of_probabilities_trains() -> None:
+    p = torch.randn(500, 50, generator=cases.generator(0)).softmax(1).sum(1)
+    assert p.max() > 1
+    z = torch.full((500,), 20.0, requires_grad=True)
+    for gamma in (0.0, 0.5, 2.0):
+        loss = longtail.binary_focal_loss(z, p, gamma=gamma)
+        assert 0 <= loss < 1e-3
+        assert torch.autograd.grad(loss, z)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,6 +72,48 @@ def test_exported_module_trains(loss: str, mode: str, strict: bool, decomposed: 
     for got, want in zip(outcome(exported, other, TARGET), outcome(module, other, TARGET), strict=True):
         assert want.abs().max() > 0
         assert_close(got, want.double(), factor=4)
+
+
+def _hot(target: Tensor) -> Tensor:
+    return nn.functional.one_hot(target, CLASSES).float()
+
+
+# Calls whose denominator depends on the number of rows.
+OF_THE_BATCH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rows": lambda z, t: longtail.cross_entropy(z, t, normalizer=z.shape[0]),
+    "half_the_rows": lambda z, t: longtail.cross_entropy(z, t, normalizer=z.shape[0] / 2),
+    "probabilities": lambda z, t: longtail.cross_entropy(z, _hot(t), normalizer=z.shape[0] * 1.5),
+    "linear": lambda z, t: longtail.linear_cross_entropy(z, z.new_ones(4, CLASSES), t % 4, normalizer=z.shape[0]),
+    "sigmoid": lambda z, t: longtail.sigmoid_focal_loss(z, t, reduction="mean", normalizer=z.shape[0]),
+    "sigmoid_mean": lambda z, t: longtail.sigmoid_focal_loss(z, t, reduction="mean"),
+    "elements": lambda z, t: longtail.sigmoid_focal_loss(z, _hot(t), reduction="mean", normalizer=z.shape[0] / 2),
+    "elements_mean": lambda z, t: longtail.sigmoid_focal_loss(z, _hot(t), reduction="mean"),
+    "elements_rows": lambda z, t: longtail.sigmoid_focal_loss(z, _hot(t), reduction="mean", normalizer="rows"),
+}
+
+
+class Loss(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = OF_THE_BATCH[name]
+
+    def forward(self, z: Tensor, target: Tensor) -> Tensor:
+        return self.function(z, target)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", OF_THE_BATCH)
+def test_exported_batch_of_any_size(name: str, strict: bool) -> None:
+    def batch(rows: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(rows, CLASSES, generator=cases.generator(rows)), torch.arange(rows) % CLASSES
+
+    rows = torch.export.Dim("rows")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = {"z": {0: rows}, "target": {0: rows}}
+        program = torch.export.export(Loss(name), batch(6), dynamic_shapes=shapes, strict=strict)
+    for size in (2, 9):
+        assert_close(program.module()(*batch(size)), Loss(name)(*batch(size)).double())
 
 
 def _arguments(operator: str, seed: int = 0) -> tuple[list[Any], int]:

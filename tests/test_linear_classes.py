@@ -28,7 +28,7 @@ def operator(by_classes: bool, data: Data, upstream: Tensor, needs: tuple[bool, 
     x, weight, bias, target = data
     values = cases.operator_options(weight.shape[0], options)
     if not by_classes:
-        dtypes = [torch.float64] * 3
+        dtypes = [torch.float64] * 4
         return linear_softmax_loss.linear_softmax_loss_and_grad(
             upstream, x, weight, bias, target, 7, *dtypes, *needs, *values
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -115,8 +116,9 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "normalizer": (1e300, 1e-50, 10**39),
 }
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "softcap": (1e400, "high"),
-    "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True),
+    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, (np.array([0.1, 0.2]), "high")),
+    "softcap": (1e400, np.array(["high"])),
+    "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
     "ignore_index": (2**70, -(2**63) - 1, True, 1.5),
     "chunk_size": (2**70, 0, True),
     "class_start": (2**70, -1, True),
@@ -154,6 +156,20 @@ def test_numbers_that_fit(name: str) -> None:
             assert_close(function(single, **{option: value}), wanted, factor=4)
 
 
+INTEGERS = {"ignore_index": -1, "chunk_size": 2, "class_start": 0, "num_classes": C}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_integers_of_numpy(name: str) -> None:
+    function, options = OF_NUMBERS[name]
+    for option in options & INTEGERS.keys():
+        wanted = function(tensors(), **{option: INTEGERS[option]})
+        for kind in (np.int64, np.int8):
+            assert torch.equal(function(tensors(), **{option: kind(INTEGERS[option])}), wanted)
+        with pytest.raises(TypeError, match=f"{option} is a"):
+            function(tensors(), **{option: np.bool_(True)})
+
+
 def odd(kind: str, like: Tensor) -> Tensor:
     """A tensor that kernels cannot read."""
     if kind == "sparse":
@@ -177,14 +193,33 @@ def test_tensors_without_strides(name: str, kind: str) -> None:
             function(data, **{argument: odd(kind, value)})
 
 
+def batched(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda a: torch.func.vmap(function)(a.expand(3, *a.shape))
+
+
+NO_VMAP = (RuntimeError, r"no rule for vmap, which torch.func.jacrev.*torch.func.grad.*reference")
+FORWARD_MODE = (NotImplementedError, "jvp")  # torch's own words
+TRANSFORMS: dict[str, tuple[Callable[..., Any], tuple[type[Exception], str]]] = {
+    "vmap": (batched, NO_VMAP),
+    "vmap_of_grad": (lambda f: batched(torch.func.grad(f)), NO_VMAP),
+    "grad_of_vmap": (lambda f: torch.func.grad(lambda a: batched(f)(a).sum()), NO_VMAP),
+    "jacrev": (torch.func.jacrev, NO_VMAP),
+    "jacfwd": (torch.func.jacfwd, FORWARD_MODE),
+    "hessian": (torch.func.hessian, FORWARD_MODE),
+    "jvp": (lambda f: lambda a: torch.func.jvp(f, (a,), (a,)), FORWARD_MODE),
+}
+
+
 @pytest.mark.parametrize("gradient", cases.MODES)
-@pytest.mark.parametrize("name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements"])
-def test_jacrev_names_what_to_use(name: str, gradient: str) -> None:
-    data = tensors()
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements", "sigmoid_cross_entropy"]
+)
+def test_transforms_are_refused_with_advice(name: str, transform: str, gradient: str) -> None:
+    data, (transformed, (error, text)) = tensors(), TRANSFORMS[transform]
     argument = data["x" if name == "linear" else "z"]
-    jacobian = torch.func.jacrev(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))
-    with pytest.raises(RuntimeError, match=r"no rule for vmap, which torch.func.jacrev.*torch.func.grad.*reference"):
-        jacobian(argument)
+    with pytest.raises(error, match=text):
+        transformed(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))(argument)
 
 
 def test_parameters_that_are_shared_out() -> None:

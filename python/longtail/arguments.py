@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import warnings
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
+SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
 class Rows(NamedTuple):
@@ -52,8 +54,11 @@ def check_number(
 ) -> float:
     """A number in [low, high] that is finite in ``dtype``; tensors are refused, because their gradient would be lost.
 
-    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0.
+    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0. A traced number stays
+    the symbol it is, without bounds that it would have to prove.
     """
+    if isinstance(value, SYMBOLS):
+        return value  # type: ignore[return-value]
     # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
     if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or _is_real(value)):
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
@@ -61,8 +66,12 @@ def check_number(
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         number = math.inf
+    except (TypeError, ValueError) as error:  # an array of several
+        raise ArgumentTypeError(f"{name} is {value!r}, expected a number") from error
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
+    if torch.compiler.is_compiling():
+        return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
         raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")
@@ -80,8 +89,15 @@ def _is_real(value: object) -> bool:
 
 def check_integer(name: str, value: object, low: int = -(2**63), expected: str = "an int") -> None:
     """An int of at least ``low`` that int64 holds; ``expected``: what may be passed."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+    if isinstance(value, torch.SymInt):
+        return
+    if not isinstance(value, int):
+        # numpy's integers; torch.compile makes tensors of them
+        if isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling():
+            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+        value = operator.index(value)
+    if isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} is a bool, expected {expected}")
     if not low <= value <= 2**63 - 1:
         raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
 
@@ -209,4 +225,5 @@ def given_normalizer(normalizer: str | float | Tensor | None, device: torch.devi
     if normalizer is None or isinstance(normalizer, str):
         return None
     # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
-    return torch.ones((), dtype=torch.float64, device=device) * float(normalizer)
+    number = normalizer if isinstance(normalizer, SYMBOLS) else float(normalizer)
+    return torch.ones((), dtype=torch.float64, device=device) * number

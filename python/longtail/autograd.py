@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import images, ops
 from .kept_gradient import own, scale_rows_, take
+from .no_vmap import refuse
 from .reference import accumulate_dtype
 
 # Inputs of SoftmaxLoss that precede the options of the operators.
@@ -52,6 +53,8 @@ class SoftmaxLoss(torch.autograd.Function):
     the gradient, else ``denominator``. ``options``: those of the operators, in order.
     stats and grad are for the context alone and not differentiable.
     """
+
+    vmap = staticmethod(refuse)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from .autograd import (
     rows_of,
     scaled_gradient,
 )
+from .no_vmap import refuse
 
 # Inputs of SigmoidLoss that precede the options of the operators, and the vectors among those.
 _LEADING = 7
@@ -27,6 +28,8 @@ class SigmoidLoss(torch.autograd.Function):
 
     As in SoftmaxLoss. ``reduction``: "elements", "rows", "sum" or "mean". grad is for the context alone.
     """
+
+    vmap = staticmethod(refuse)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:

@@ -132,12 +132,8 @@ class OverwritableLocal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: DTensor) -> Tensor:
-        ctx.mesh, ctx.placements, ctx.shape, ctx.stride = (
-            input.device_mesh,
-            input.placements,
-            input.shape,
-            input.stride(),
-        )
+        ctx.mesh, ctx.placements = input.device_mesh, input.placements
+        ctx.shape, ctx.stride = input.shape, input.stride()
         torch.autograd.graph.increment_version(input)  # whoever saved the DTensor has to learn that it changes
         return input.to_local().data
 

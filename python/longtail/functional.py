@@ -54,7 +54,12 @@ def check_options(
 
 
 def check_gamma(input: Tensor, gamma: float, low: float = 0.0) -> float:
-    """A gamma that :func:`cross_entropy` knows by another name: its error has the name that was passed."""
+    """A gamma that :func:`cross_entropy` knows by another name: its error has the name that was passed.
+
+    Of DTensors it is left to the check that the ranks agree on: one that raised alone would leave the others waiting.
+    """
+    if is_dtensor(input):
+        return gamma
     arguments.check_tensors(input=input)
     arguments.check_logits(input)
     return arguments.check_number("gamma", gamma, low, dtype=reference.accumulate_dtype(input))

@@ -64,8 +64,9 @@ def sigmoid_focal_loss(
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`.
         ValueError: on the CPU, a target of an element is neither in [0, 1] nor ignored (255 in a mask); names its
-            index and value. On a GPU an assertion on the device for integers; floats are not looked at there, nor
-            anything under torch.compile.
+            index and value. Floats up to 1e-3 (bfloat16: 2^-7) beyond, as rounding makes them, count as 0 or 1. On a
+            GPU an assertion on the device for integers; floats are not looked at there, nor anything under
+            torch.compile.
     """
     return sigmoid_loss(
         *(inputs, targets),

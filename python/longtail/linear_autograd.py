@@ -17,6 +17,7 @@ from .autograd import SIGNATURE, RefuseSecondDerivative, differentiable_reductio
 from .kept_gradient import own, take
 from .linear_chunks import arithmetic_dtype
 from .linear_softmax_loss import loss_and_grad_operator, loss_operator
+from .no_vmap import refuse
 
 # Inputs of LinearSoftmaxLoss that precede the options of the operators.
 _LEADING = 8
@@ -67,6 +68,8 @@ class LinearSoftmaxLoss(torch.autograd.Function):
 
     In mode "forward" the gradients of input, weight and bias follow, for the context alone.
     """
+
+    vmap = staticmethod(refuse)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:

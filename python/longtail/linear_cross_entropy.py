@@ -91,7 +91,6 @@ def linear_cross_entropy(
             empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
-    arguments.check_choice("gradient", gradient, GRADIENTS)
     options: dict[str, Any] = {
         "ignore_index": -100 if ignore_index is None else ignore_index,
         "reduction": reduction,
@@ -121,6 +120,7 @@ def linear_cross_entropy(
             vectors=vectors,
             options=options,
         )
+    arguments.check_choice("gradient", gradient, GRADIENTS)
     logits_shape = _check_data(input, linear_weight, linear_bias, target)
     if target.shape == logits_shape and ignore_index is not None:
         raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")

@@ -1,4 +1,7 @@
-"""What torch.func's vmap, and jacrev, jacfwd and hessian by way of it, say of the operators: nothing batches them."""
+"""What torch.func's vmap, and jacrev by way of it, say of the losses: nothing batches them.
+
+Forward mode (jvp, jacfwd, hessian) is left to torch's own error: torch.compile takes no Function that has a ``jvp``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import torch
 from . import ops
 
 
-def _refuse(_info: Any, _in_dims: Any, *_arguments: Any) -> NoReturn:
+def refuse(_info: Any, _in_dims: Any, *_arguments: Any) -> NoReturn:
     raise RuntimeError(
-        "longtail: the fused losses have no rule for vmap, which torch.func.jacrev, jacfwd and hessian use too. Rows "
-        "are the batch already: torch.func.grad and vjp of a sum give the gradient of every row in one call. "
+        "longtail: the fused losses have no rule for vmap, which torch.func.jacrev uses too. Rows are the batch "
+        "already: torch.func.grad and vjp of a sum give the gradient of every row in one call. "
         "longtail.reference.cross_entropy and longtail.reference.sigmoid_loss are plain PyTorch, which vmap takes"
     )
 
@@ -23,4 +26,4 @@ _library = torch.library.Library("longtail", "FRAGMENT")
 def refuse_vmap() -> None:
     """Registers the refusal for every operator."""
     for name in (*ops.SCHEMAS, "linear_softmax_loss", "linear_softmax_loss_and_grad"):
-        torch.library.register_vmap(f"longtail::{name}", _refuse, lib=_library)
+        torch.library.register_vmap(f"longtail::{name}", refuse, lib=_library)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from .kept_gradient import check_overwritable, function_shares, sigmoid_size
 
 REDUCTIONS = ("mean", "sum", "none", "rows")
 NORMALIZERS = ("elements", "rows", "positives")
+SLACK = 1e-3  # how far rounding may carry a soft target out of [0, 1], or the spacing of its dtype if that is more
 
 
 class Layout(NamedTuple):
@@ -59,38 +61,42 @@ def layout(input: Tensor, target: Tensor) -> Layout:
     return Layout(logits, arguments.laid_out(target), input.shape, input.shape[:1] + input.shape[2:], True)
 
 
-def _check_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> None:
-    """Targets of elements, ``y`` in the dtype of the arithmetic, lie in [0, 1] or are ignored; NaN makes a loss of NaN.
+def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Tensor:
+    """Targets of elements, ``y`` as they are laid out, lie in [0, 1] or are ignored; NaN makes a loss of NaN.
 
-    On a GPU only integers are looked at, by an assertion on the device: of floats it would cost a third of the loss.
+    What rounding puts beside [0, 1], where a focal factor would be NaN, counts as 0 or 1. On a GPU only integers are
+    looked at, by an assertion on the device: of floats it would cost a third of the loss.
     """
     on_gpu = y.device.type == "cuda" and not target.is_floating_point()
     if target.dtype == torch.bool or y.numel() == 0 or torch.compiler.is_compiling():
-        return
+        return y
     if not on_gpu and y.device.type != "cpu":
-        return
+        return y
     low, high = y.aminmax()
     if on_gpu:
         if ignore_index is not None:
             low, high = y.masked_fill(y == ignore_index, 0.0).aminmax()
         torch._assert_async((low >= 0) & (high <= 1), "longtail: a target is not in [0, 1]")
-        return
+        return y
     try:
         fits = not (low.item() < 0 or high.item() > 1)
     except RuntimeError:  # what is traced has no values
-        return
+        return y
     if fits:
-        return
-    y = target.to(y.dtype)
-    bad = (y < 0) | (y > 1)
+        return y
+    given = target.to(y.dtype)
+    slack = max(SLACK, torch.finfo(target.dtype).eps) if target.is_floating_point() else 0.0
+    bad = (given < -slack) | (given > 1 + slack)
     if ignore_index is not None:
-        bad &= y != ignore_index
+        bad &= given != ignore_index
     if bad.any():
         place = bad.nonzero()[0].tolist()
         raise ArgumentValueError(
             f"target {target[tuple(place)].item()} at index {place} is out of bounds: expected 0 <= target <= 1"
             + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
         )
+    clamped = y.clamp(0, 1)
+    return clamped if ignore_index is None else torch.where(y == ignore_index, y, clamped)
 
 
 def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
@@ -103,7 +109,7 @@ def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_ind
         counted = ops.mean_denominator(at.target, None, -100 if ignore_index is None else ignore_index, num_classes)
         return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
     if normalizer == "rows":
-        return torch.full((), max(at.rows.numel(), 1), dtype=torch.float64, device=device)
+        return torch.full((), max(math.prod(at.rows), 1), dtype=torch.float64, device=device)
     if normalizer == "positives":
         total = at.target.sum(dtype=torch.float64)
         if ignore_index is not None:
@@ -166,7 +172,8 @@ def sigmoid_loss(
         alpha = None if alpha < 0 else alpha
     at, dtype = layout(input, target), reference.accumulate_dtype(input)
     if at.dense:
-        _check_elements(target, at.target, ignore_index)
+        checked = _checked_elements(target, at.target, ignore_index)
+        at = Layout(at.logits, checked, at.shape, at.rows, True)
     if class_weight_by_target and (at.dense or weight is None):
         raise ValueError("class_weight_by_target needs class indices as targets, and weight")
     if not at.dense and ignore_index is None:
@@ -196,15 +203,23 @@ def sigmoid_loss(
         factor, divisor = function_shares(inner, normalizer is None, keeps, size, input.device)
         loss = SigmoidLoss.apply(at.logits, at.target, inner, divisor, factor, over, mode, *options)[0]
     if element_weight is not None:
-        loss = at.restore(loss) * element_weight
-        if ignore_index is not None:  # 0, whatever the weight
-            loss = loss.masked_fill(at.restore(at.target == ignore_index), 0.0)
-        if reduction == "rows":
-            return loss.sum(1) if loss.dim() > 1 else loss
-        return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")
+        ignored = None if ignore_index is None else at.restore(at.target == ignore_index)
+        return _weighted(at.restore(loss), element_weight, ignored, denominator, reduction)
     if reduction == "none":
         return at.restore(loss)
     return loss.reshape(at.rows) if reduction == "rows" else loss
+
+
+def _weighted(
+    loss: Tensor, element_weight: Tensor, ignored: Tensor | None, denominator: Tensor | None, reduction: str
+) -> Tensor:
+    """Losses of the elements, in the input's shape, weighted and reduced; those ``ignored`` are 0, whatever the weight."""
+    loss = loss * element_weight
+    if ignored is not None:
+        loss = loss.masked_fill(ignored, 0.0)
+    if reduction == "rows":
+        return loss.sum(1) if loss.dim() > 1 else loss
+    return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")
 
 
 def _check_options(
