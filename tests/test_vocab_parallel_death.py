@@ -1,4 +1,4 @@
-"""Promise: a rank that dies surfaces on the others as torch.distributed's own error, at the latest after the group's timeout."""
+"""Promise: a rank that dies surfaces on the others as torch.distributed's own error, by the group's timeout."""
 
 from __future__ import annotations
 
