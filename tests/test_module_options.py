@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -226,6 +227,8 @@ def test_repr_shows_what_was_written() -> None:
     assert repr(longtail.ClassBalancedLoss([3, 2], volume=[9, 8], gamma=1.0, loss="focal", alpha=0.5)) == (
         "ClassBalancedLoss(volume=[C], weight=[2], loss='focal', gamma=1.0, alpha=0.5)"
     )
+    for beta in (0.9, np.float64(0.9), np.array(0.9), torch.tensor(0.9, dtype=torch.float64)):
+        assert repr(longtail.ClassBalancedLoss([3, 2], beta)).startswith("ClassBalancedLoss(beta=0.9, weight=[2], ")
 
 
 def test_per_call_overrides() -> None:

@@ -49,10 +49,12 @@ def check_number(
     high: float = math.inf,
     dtype: torch.dtype = torch.float64,
     vanishes: bool = True,
+    infinite: bool = False,
 ) -> float:
     """A number in [low, high] that is finite in ``dtype``; tensors are refused, because their gradient would be lost.
 
     ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0.
+    ``infinite``: whether infinity is welcome, and numbers beyond the largest, which count as it.
     """
     # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
     if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or _is_real(value)):
@@ -60,9 +62,13 @@ def check_number(
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
-        number = math.inf
-    if not (low <= number <= high and -math.inf < number < math.inf):
-        raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    if not (low <= number <= high and (infinite or -math.inf < number < math.inf)):
+        raise ArgumentValueError(
+            f"{name} is {number}, expected a {'' if infinite else 'finite '}number in [{low}, {high}]"
+        )
+    if infinite:
+        return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
         raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, functional, functional_sigmoid
-from .class_balance import Counts, PerClass, effective_number_weight
+from .class_balance import Counts, PerClass, effective_number_weight, is_number
 from .errors import ArgumentTypeError
 from .sigmoid_loss import sigmoid_loss
 
@@ -420,5 +420,5 @@ class ClassBalancedLoss(_Loss):
     def extra_repr(self) -> str:
         given = "beta" if self.volume is None else "volume"
         value = getattr(self, given)
-        per_class = "[C]" if hasattr(value, "__len__") else repr(value)
-        return f"{given}={per_class}, {super().extra_repr()}"
+        shown = repr(getattr(value, "item", lambda: value)()) if is_number(value) else "[C]"
+        return f"{given}={shown}, {super().extra_repr()}"
