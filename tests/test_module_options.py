@@ -280,3 +280,14 @@ def test_class_balanced_loss_changes() -> None:
         module.loss = "softmax"
     assert (module.loss, module.alpha) == ("focal", 0.5)
     assert_same(module(LOGITS, TARGET, alpha=None), expected)
+
+
+@pytest.mark.parametrize("which", [which for which in CASES if "ComplementEntropy" not in which])
+def test_tensors_as_normalizers_are_checked_at_the_write(which: str) -> None:
+    module = CASES[which].module(reduction="mean")
+    for wrong in (nn.Parameter(torch.tensor(2.0)), torch.ones(2), torch.tensor(1j)):
+        with pytest.raises(NUMBER, match="normalizer"):
+            module.normalizer = wrong
+    module.normalizer = torch.tensor(2.0)
+    assert "normalizer" not in dict(module.named_parameters())
+    assert_alike(module, CASES[which], reduction="mean", normalizer=torch.tensor(2.0))
