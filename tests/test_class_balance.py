@@ -214,6 +214,7 @@ def test_logit_adjustment_refuses_zero_for_an_empty_class():
         ([3, -1], ValueError, r"\[1\] is -1, expected a finite count >= 0"),
         ([3, math.nan], ValueError, r"\[1\] is nan, expected a finite count"),
         (torch.tensor([math.inf, 1]), ValueError, r"\[0\] is inf, expected a finite count"),
+        ([1, 10**400], ValueError, r"\[1\] is inf, expected a finite count"),
         (7, TypeError, " is a int, expected a tensor, sequence or array"),
         (np.float64(7), TypeError, " is a float64, expected a tensor, sequence or array"),
         ("123", TypeError, " is a str, expected"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,3 +105,45 @@ def test_wrong_options() -> None:
         longtail.class_balanced_loss(LOGITS, TARGET, SAMPLES, 0.9, "focal", reduction="rows")
     with pytest.raises(TypeError, match="class_weight_by_target"):
         longtail.ClassBalancedLoss(SAMPLES, 0.9, "focal", class_weight_by_target=False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "write", "text"),
+    [
+        ("focal", {"label_smoothing": 0.1}, "no option label_smoothing with loss='focal'"),
+        ("focal", {"class_weight_by_target": False}, "no option class_weight_by_target with"),
+        ("softmax", {"alpha": 0.5}, "no option alpha with loss='softmax'"),
+        ("softmax", {"focal_gamma": 0.5}, "no option focal_gamma with loss='softmax'"),
+        ("softmax", {"weight": None}, "weight is None, expected a Tensor"),
+        ("focal", {"weight": None}, "weight is None, expected a Tensor"),
+    ],
+)
+def test_options_of_other_losses_are_refused(loss: str, write: dict[str, Any], text: str) -> None:
+    module = longtail.ClassBalancedLoss(SAMPLES, 0.9, loss)
+    before = module(LOGITS, TARGET)
+    ((name, value),) = write.items()
+    with pytest.raises(TypeError, match=text):
+        setattr(module, name, value)
+    assert_same(module(LOGITS, TARGET), before)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["samples_per_class", "beta", "volume", "empty", "weight"])
+def test_what_makes_the_weights_is_refused_at_the_call(loss: str, name: str) -> None:
+    text = "weight is None, expected a Tensor" if name == "weight" else f"{name} makes the weights, once: write it to"
+    with pytest.raises(TypeError, match=text):
+        longtail.ClassBalancedLoss(SAMPLES, 0.9, loss)(LOGITS, TARGET, **{name: None})
+
+
+class WritesFirst(longtail.ClassBalancedLoss):
+    def __init__(self) -> None:
+        self.samples_per_class, self.beta, self.loss = [1, 2], 0.5, "softmax"
+        super().__init__(SAMPLES, 0.9, "focal")
+
+
+def test_a_subclass_that_writes_before_it_is_initialised() -> None:
+    module = WritesFirst()
+    assert (module.beta, module.loss, module.samples_per_class) == (0.9, "focal", SAMPLES)
+    assert_same(module(LOGITS, TARGET), longtail.ClassBalancedLoss(SAMPLES, 0.9, "focal")(LOGITS, TARGET))
+    module.beta = 0.5
+    assert_same(module.weight, longtail.effective_number_weight(SAMPLES, 0.5))

@@ -155,13 +155,17 @@ def test_class_counts_of_multi_hot_rows(monkeypatch, chunk):
     assert class_counts(torch.empty(0, 3), 3).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan"), float("inf")])
+def test_class_counts_of_rounded_multi_hot_rows():
+    assert class_counts(torch.tensor([[1.0005, -0.0005], [0.5, -0.001]], dtype=torch.float64), 2).tolist() == [1.5, 0]
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, 1.002, -0.002, float("nan"), float("inf")])
 def test_class_counts_of_wrong_multi_hot_rows(monkeypatch, value):
     for chunk in (3, 1 << 22):
         monkeypatch.setattr(counting, "CHUNK", chunk)
         targets = torch.zeros(4, 3)
         targets[2, 1] = value
-        with pytest.raises(ValueError, match=rf"targets\[2, 1\] = {value} is no multi-hot target, expected a number"):
+        with pytest.raises(ValueError, match=r"targets\[2, 1\] = \S+ is no multi-hot target, expected a number"):
             class_counts(targets, 3)
 
 
@@ -178,6 +182,8 @@ def test_class_counts_of_integers_that_could_be_multi_hot():
         torch.tensor(MULTI_HOT, dtype=torch.uint8),
         np.array(MULTI_HOT),
         MULTI_HOT,
+        iter(torch.tensor(MULTI_HOT).split(1)),
+        DataLoader(TensorDataset(torch.tensor(MULTI_HOT), torch.tensor(MULTI_HOT)), batch_size=3),
     ):
         with pytest.raises(
             ValueError, match=r"expected targets\.bool\(\) for multi-hot rows, targets\.flatten\(\) for"
@@ -188,6 +194,10 @@ def test_class_counts_of_integers_that_could_be_multi_hot():
     assert class_counts(targets, 4).tolist() == [7, 5, 0, 0]
     assert class_counts(targets[None], 4).tolist() == [7, 5, 0, 0]
     assert class_counts([[0, 1, 0], [1, 2, 0]], 3).tolist() == [3, 2, 1]
+    unlucky = torch.tensor([[0, 1, 1], [0, 0, 0]])
+    assert class_counts(iter([unlucky, torch.tensor([[0, 2, 0]])]), 3).tolist() == [6, 2, 1]
+    assert class_counts(iter([unlucky[:, :2], unlucky]), 3).tolist() == [7, 3, 0]
+    assert class_counts(iter([unlucky, torch.tensor([], dtype=torch.int64)]), 3).tolist() == [4, 2, 0]
 
 
 def test_class_counts_for_the_weights_of_a_multi_label_loss():
@@ -202,5 +212,3 @@ def test_training_aids_refuse_multi_hot_rows(targets):
         longtail.training.ClassBalancedSampler(targets)
     with pytest.raises((TypeError, ValueError), match=r"targets (have|are)"):
         longtail.training.long_tailed_indices(targets, 10.0)
-    with pytest.raises((TypeError, ValueError), match=r"targets (have|are)"):
-        longtail.training.StreamingClassFrequency(3).update(targets)

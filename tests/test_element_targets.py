@@ -60,6 +60,13 @@ def test_targets_outside_are_named(name: str, dtype: torch.dtype, shape: tuple[i
                 FUNCTIONS[name](z, y, **options)
 
 
+def test_a_nan_hides_no_other_target() -> None:
+    z, y = torch.zeros(2, 3), torch.tensor([[torch.nan, 0.0, 1.0], [0.0, 255.0, 1.0]])
+    with pytest.raises(ValueError, match=r"target 255.0 at index \[1, 1\]"):
+        longtail.sigmoid_focal_loss(z, y)
+    assert longtail.sigmoid_focal_loss(z, y.clamp(max=1)).isnan().sum() == 1
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=cases.name)
 @pytest.mark.parametrize("name", FUNCTIONS)

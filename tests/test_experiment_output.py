@@ -196,6 +196,20 @@ def test_an_interrupt_is_one_line(arguments: str, said: str, capsys: pytest.Capt
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("suffix", ["csv", "png"])
+def test_a_result_that_cannot_be_written(
+    suffix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "RUNNERS", {"digits": lambda _: (digits_rows(), digits_report, "digits")})
+    (tmp_path / f"experiment_digits.{suffix}").mkdir()
+    with pytest.raises(SystemExit) as left:
+        __main__.main(["experiment", "digits", "-o", str(tmp_path)])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("longtail experiment digits: error: ")
+    assert f"experiment_digits.{suffix}" in said
+
+
 TELLS = """
 import contextlib
 from longtail.__main__ import main

@@ -147,6 +147,33 @@ class OwnLoss(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class TwoForwards(transformers.Trainer):
+    """As consistency losses: another forward, without labels, beside that of the model's loss."""
+
+    first = True  # the one with labels
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        if self.first:
+            outputs = model(**inputs)
+            other = model(input_ids=inputs["input_ids"])
+            loss = outputs.loss + 0.1 * F.mse_loss(outputs.logits, other.logits)
+        else:
+            other = model(input_ids=inputs["input_ids"])
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+            loss = loss + 0.1 * F.mse_loss(outputs.logits, other.logits)
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["labels first", "labels last"])
+def test_a_trainer_with_another_forward(first: bool, tmp_path: Path) -> None:
+    model, data = tiny("LlamaForCausalLM"), examples()
+    with set_loss_function(model, longtail.FocalLoss(gamma=2.0)):
+        run = TwoForwards(model=model, args=arguments(tmp_path), train_dataset=data, eval_dataset=data)
+        run.first = first
+        run.train()
+        run.evaluate()
+
+
 def fused_forward(model: Any) -> None:
     """The newer SFTTrainer's way: the labels go in, and a loss comes out that is not the model's loss function."""
     forward = model.forward
@@ -177,7 +204,10 @@ def test_a_loss_function_that_the_trainer_does_not_use(way: str, evaluate: bool,
     model(input_ids=data[0]["input_ids"][None])  # logits alone, outside of a trainer
     if way == "fused":
         fused_forward(model)
-    options = arguments(tmp_path, max_steps=1, label_smoothing_factor=0.1 if way == "smoothing" else 0.0)
+    first = {"max_steps": 1, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": len(data)}  # seen at once
+    if way == "own":
+        first = {"max_steps": 2, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": len(data) // 2}
+    options = arguments(tmp_path, **first, label_smoothing_factor=0.1 if way == "smoothing" else 0.0)
     kind = OwnLoss if way == "own" else transformers.Trainer
     run = kind(model=model, args=options, train_dataset=data, eval_dataset=data, **given)
     with pytest.raises(ValueError, match=message):

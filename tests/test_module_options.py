@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -226,6 +227,8 @@ def test_repr_shows_what_was_written() -> None:
     assert repr(longtail.ClassBalancedLoss([3, 2], volume=[9, 8], gamma=1.0, loss="focal", alpha=0.5)) == (
         "ClassBalancedLoss(volume=[C], weight=[2], loss='focal', gamma=1.0, alpha=0.5)"
     )
+    for beta in (0.9, np.float64(0.9), np.array(0.9), torch.tensor(0.9, dtype=torch.float64)):
+        assert repr(longtail.ClassBalancedLoss([3, 2], beta)).startswith("ClassBalancedLoss(beta=0.9, weight=[2], ")
 
 
 def test_per_call_overrides() -> None:
@@ -277,3 +280,14 @@ def test_class_balanced_loss_changes() -> None:
         module.loss = "softmax"
     assert (module.loss, module.alpha) == ("focal", 0.5)
     assert_same(module(LOGITS, TARGET, alpha=None), expected)
+
+
+@pytest.mark.parametrize("which", [which for which in CASES if "ComplementEntropy" not in which])
+def test_tensors_as_normalizers_are_checked_at_the_write(which: str) -> None:
+    module = CASES[which].module(reduction="mean")
+    for wrong in (nn.Parameter(torch.tensor(2.0)), torch.ones(2), torch.tensor(1j)):
+        with pytest.raises(NUMBER, match="normalizer"):
+            module.normalizer = wrong
+    module.normalizer = torch.tensor(2.0)
+    assert "normalizer" not in dict(module.named_parameters())
+    assert_alike(module, CASES[which], reduction="mean", normalizer=torch.tensor(2.0))

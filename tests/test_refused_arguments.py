@@ -156,6 +156,21 @@ def test_numbers_that_fit(name: str) -> None:
             assert_close(function(single, **{option: value}), wanted, factor=4)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vectors_that_float32_does_not_hold(name: str) -> None:
+    function, options = FUNCTIONS[name]
+    lengths = {**dict.fromkeys(("weight", "class_bias", "class_margin", "pos_weight"), C), "sample_weight": N}
+    if "probabilities" in name:
+        lengths.pop("weight")  # which is no constant there: torch's own conversion
+    for option in sorted(options & lengths.keys()):
+        vector = torch.ones(lengths[option], dtype=torch.float64)
+        vector[1] = 1e300
+        with pytest.raises(ValueError, match=rf"{option} is 1e\+300 at index \[1\]"):
+            function(tensors(), **{option: vector})
+        vector[1] = torch.inf
+        function(tensors(), **{option: vector})
+
+
 INTEGERS = {"ignore_index": -1, "chunk_size": 2, "class_start": 0, "num_classes": C}
 
 

@@ -47,6 +47,14 @@ def test_estimate_is_the_weighted_mean_of_the_batches(targets: list[Tensor], dec
     assert_close(stats.counts(min_count=0), stats.frequency() * stats.num_targets)
 
 
+def test_a_batch_of_nothing_but_0_and_1() -> None:
+    """Class indices, also in the shape of multi-hot rows."""
+    for shape in ((2, 3), (3, 2)):
+        stats = StreamingClassFrequency(shape[1])
+        stats.update(torch.tensor([0, 1, 1, 0, 0, 0]).reshape(shape))
+        assert stats.counts(min_count=0).tolist()[:2] == [4, 2]
+
+
 def test_estimate_follows_a_change() -> None:
     stats = StreamingClassFrequency(3, 0.9)
     for _ in range(100):

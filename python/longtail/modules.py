@@ -13,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments, functional, functional_sigmoid
-from .class_balance import Counts, PerClass, effective_number_weight
+from . import arguments, functional
 from .errors import ArgumentTypeError
-from .sigmoid_loss import sigmoid_loss
 
 _DATA = {"input", "target", "inputs", "targets", "linear_weight", "linear_bias", "element_weight"}  # never options
 _LEGACY = ("size_average", "reduce")  # another way to say the reduction
 _VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
-_MADE_OF = ("samples_per_class", "beta", "volume", "empty")  # the weights of ClassBalancedLoss
 
 
 def _options_of(function: Callable[..., Any], passes_on_to: Any = None, sets: Iterable[str] = ()) -> dict[str, Any]:
@@ -102,7 +99,9 @@ class _Loss(nn.Module):
                 arguments.check_tensors(**{name: value})
                 if not value.is_floating_point():
                     raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
-        elif not (name == "normalizer" and isinstance(value, Tensor)):
+        elif name == "normalizer" and isinstance(value, Tensor):
+            arguments.check_normalizer(value, "mean", ())
+        else:
             self._call_on_nothing(**{"reduction": "mean" if name == "normalizer" else "sum", name: value})
 
     def _call_on_nothing(self, **options: Any) -> None:
@@ -264,161 +263,3 @@ class ComplementCrossEntropyLoss(_Loss):
             label_smoothing=label_smoothing,
             **options,
         )
-
-
-class SigmoidFocalLoss(_Loss):
-    """:func:`longtail.sigmoid_focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
-
-    _function = staticmethod(functional_sigmoid.sigmoid_focal_loss)
-
-    def __init__(
-        self,
-        alpha: float | None = 0.25,
-        gamma: float = 2.0,
-        reduction: str = "none",
-        *,
-        weight: Tensor | None = None,
-        pos_weight: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(weight=weight, pos_weight=pos_weight, alpha=alpha, gamma=gamma, reduction=reduction, **options)
-
-
-class SigmoidCrossEntropyLoss(_Loss):
-    """:func:`longtail.sigmoid_cross_entropy` as a module, for :class:`torch.nn.BCEWithLogitsLoss`."""
-
-    _function = staticmethod(functional_sigmoid.sigmoid_cross_entropy)
-    _passes_on_to = staticmethod(sigmoid_loss)
-
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        pos_weight: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            weight=weight,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            pos_weight=pos_weight,
-            **options,
-        )
-
-
-class BinaryFocalLoss(_Loss):
-    """:func:`longtail.binary_focal_loss` as a module. ``options``: the keyword-only arguments of the function."""
-
-    _function = staticmethod(functional_sigmoid.binary_focal_loss)
-    _passes_on_to = staticmethod(sigmoid_loss)
-    _sets = ("class_weight_by_target",)
-
-    def __init__(self, alpha: float | None = None, gamma: float = 2.0, reduction: str = "mean", **options: Any) -> None:
-        super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, **options)
-
-    def _call_on_nothing(self, **options: Any) -> None:
-        nothing = torch.empty(0, device="meta", dtype=torch.float64)
-        type(self)._function(nothing, nothing, **options)
-
-
-def _balanced_options(loss: str) -> dict[str, Any]:
-    if loss in ("softmax", "softmax_focal"):
-        return _options_of(functional_sigmoid.balanced, functional.cross_entropy, ("focal_gamma", *_LEGACY))
-    return _options_of(functional_sigmoid.balanced, sigmoid_loss, ("class_weight_by_target",))
-
-
-class ClassBalancedLoss(_Loss):
-    """Class-balanced losses (Cui et al. 2019, eq. 11-13): :func:`longtail.class_balanced_loss`, weights computed once.
-
-    Each row's loss is weighted by ``effective_number_weight(samples_per_class, beta)`` of its class; the mean is over
-    the counted rows, as the paper's code has it, not over the sum of the weights.
-
-    Args:
-        samples_per_class: training samples of each class, [C].
-        beta: in [0, 1], a number or one for each class; 0 is the unweighted loss, 1 inverse frequency. There is no
-            default: what helps depends on the data (the paper tries 0.9, 0.99, 0.999, 0.9999).
-        loss: "softmax", "softmax_focal", "sigmoid" or "focal".
-        gamma: of the two focal losses.
-        volume: instead of beta, N >= 1 of ``beta = (N - 1) / N``, a number or [C].
-        empty: what to do with classes without samples, as in ``effective_number_weight``.
-        options: further arguments of :func:`longtail.class_balanced_loss`, the options of that loss among them.
-
-    ``samples_per_class``, ``beta``, ``volume`` and ``empty`` can be written too: the weights are computed anew, where
-    they lie and in their dtype (writing beta unsets volume, and the other way round). Write a new object: a list
-    changed in place is not seen. ``loss`` can be written where no option is set that the new one lacks.
-    """
-
-    _function = staticmethod(functional_sigmoid.balanced)
-    samples_per_class: Counts
-    beta: PerClass | None
-    volume: PerClass | None
-    empty: str
-    loss: str
-
-    def __init__(
-        self,
-        samples_per_class: Counts,
-        beta: PerClass | None = None,
-        loss: str = "softmax",
-        gamma: float = 2.0,
-        *,
-        volume: PerClass | None = None,
-        empty: str = "error",
-        **options: Any,
-    ) -> None:
-        arguments.check_choice("loss", loss, functional_sigmoid.CLASS_BALANCED)
-        for name in ("weight", "focal_gamma", "class_weight_by_target"):
-            if name in options:
-                raise TypeError(f"ClassBalancedLoss sets {name} itself (from samples_per_class, beta, loss and gamma)")
-        made_of = {"samples_per_class": samples_per_class, "beta": beta, "volume": volume, "empty": empty}
-        weight = effective_number_weight(**made_of)  # type: ignore[arg-type]
-        super().__init__(_balanced_options(loss), weight=weight, loss=loss, gamma=gamma, **options)
-        self.__dict__ |= made_of
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _MADE_OF:
-            self._make_weight(name, value)
-        elif name == "loss" and "loss" in self.__dict__:
-            self._change_loss(value)
-        else:
-            super().__setattr__(name, value)
-
-    def _make_weight(self, name: str, value: Any) -> None:
-        made_of = {other: getattr(self, other) for other in _MADE_OF} | {name: value}
-        if name in ("beta", "volume") and value is not None:
-            made_of["volume" if name == "beta" else "beta"] = None
-        self.weight = effective_number_weight(**made_of).to(self.weight)
-        self.__dict__ |= made_of
-
-    def _change_loss(self, loss: str) -> None:
-        """Each family has options of its own: the set ones are kept, where the other takes them."""
-        options = self._changed_options()
-        del options["weight"]
-        made_of = {name: getattr(self, name) for name in _MADE_OF}
-        ClassBalancedLoss(**made_of, **{**options, "loss": loss})  # raises what does not go together
-        options |= {"weight": self.weight, "loss": loss}
-        for name in self._defaults:
-            delattr(self, name)
-        self._set_options(_balanced_options(loss), options)
-
-    def _changed_options(self) -> dict[str, Any]:
-        return {name: value for name, value in self._options().items() if _differ(value, self._defaults[name])}
-
-    def _call_on_nothing(self, **options: Any) -> None:
-        weight = torch.ones(1, device="meta", dtype=torch.float64)
-        super()._call_on_nothing(**{"weight": weight, "loss": self.__dict__.get("loss", "softmax"), **options})
-
-    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
-        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
-        other = overrides.get("loss", self.loss) != self.loss  # of which not every option may be known
-        options = self._changed_options() if other else self._options()
-        return functional_sigmoid.balanced(input, target, **{**options, **overrides})
-
-    def extra_repr(self) -> str:
-        given = "beta" if self.volume is None else "volume"
-        value = getattr(self, given)
-        per_class = "[C]" if hasattr(value, "__len__") else repr(value)
-        return f"{given}={per_class}, {super().extra_repr()}"

@@ -79,7 +79,7 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
         torch._assert_async((low >= 0) & (high <= 1), "longtail: a target is not in [0, 1]")
         return y
     try:
-        fits = not (low.item() < 0 or high.item() > 1)
+        fits = low.item() >= 0 and high.item() <= 1  # not of NaN, beside which another may be bad
     except RuntimeError:  # what is traced has no values
         return y
     if fits:
@@ -213,7 +213,7 @@ def sigmoid_loss(
 def _weighted(
     loss: Tensor, element_weight: Tensor, ignored: Tensor | None, denominator: Tensor | None, reduction: str
 ) -> Tensor:
-    """Losses of the elements, in the input's shape, weighted and reduced; those ``ignored`` are 0, whatever the weight."""
+    """Losses of the elements, in the input's shape, weighted and reduced; 0 of ``ignored`` ones, whatever weighs."""
     loss = loss * element_weight
     if ignored is not None:
         loss = loss.masked_fill(ignored, 0.0)

@@ -103,7 +103,10 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.exit(1, f"{prog}: nothing written: {error}\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"{prog}: error: {error}\n")
-    _finish(arguments, *finished)
+    try:
+        _finish(arguments, *finished)
+    except OSError as error:
+        parser.exit(2, f"{prog}: error: {error}\n")
 
 
 def _run_digits(arguments: argparse.Namespace) -> Finished:

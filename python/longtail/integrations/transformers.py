@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
@@ -105,12 +106,20 @@ def trainer_at_work() -> Any:
 
     Neither a ``compute_loss_func`` nor a model is told of it.
     """
-    frame: FrameType | None = sys._getframe(1)
+    frame = _compute_loss_frame()
+    return None if frame is None else frame.f_locals["self"]
+
+
+def _compute_loss_frame() -> FrameType | None:
+    """The frame of that ``compute_loss``: the outermost one, where a subclass calls that of its base."""
+    found, frame = None, sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "compute_loss" and hasattr(frame.f_locals.get("self"), "compute_loss_func"):
-            return frame.f_locals["self"]
-        frame = frame.f_back
-    return None
+        if frame.f_code.co_name == "compute_loss":
+            caller = frame.f_locals.get("self")
+            if hasattr(caller, "compute_loss_func") and (found is None or caller is found.f_locals["self"]):
+                found = frame
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
 
 
 def label_smoothing_factor(trainer: Any) -> float:
@@ -177,8 +186,9 @@ def set_loss_function(
             Trainer(model, ...).train()
 
     A trainer may compute a loss of its own from the model's outputs: with ``label_smoothing_factor``, with a
-    ``compute_loss_func``, or as TRL's ``SFTTrainer`` does. That is an error in its first step: there use
-    :class:`ComputeLoss`. It is not seen where the model is compiled, or called by ``model.forward`` (PEFT).
+    ``compute_loss_func``, or as TRL's ``SFTTrainer`` does. That is an error in its first step, or in its second where
+    the labels stay out of the model: there use :class:`ComputeLoss`. It is not seen where the model is compiled, or
+    called by ``model.forward`` (PEFT).
 
     Args:
         model: whose own loss is that of a causal or masked language model, or of the classification of sequences,
@@ -203,24 +213,54 @@ def set_loss_function(
         raise ValueError(f"the model's loss is {getattr(own, '__name__', own)}, expected one of {names}")
     compute = ComputeLoss(loss, shift_labels=_SHIFTS_LABELS[own], evaluation_loss=evaluation_loss)
     model.loss_function = _ModelLoss(own, compute)
-    return LossFunctionHandle(model, before, model.register_forward_hook(_check_that_it_was_used))
+    return LossFunctionHandle(model, before, model.register_forward_hook(_check_that_it_was_used, with_kwargs=True))
 
 
 _progress = threading.local()  # DataParallel's replicas run in threads
 
 
-def _check_that_it_was_used(_model: nn.Module, _inputs: Any, _outputs: Any) -> None:
+class _Step:
+    """What the forwards of one call of a trainer's ``compute_loss`` did. Holds neither its frame nor its tensors."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = weakref.ref(trainer)
+        self.used = False
+
+
+_STEP = "_longtail_step"  # a local variable that the frame of compute_loss gets: lives as long, where an id is reused
+
+
+def _check_that_it_was_used(_model: nn.Module, _args: Any, kwargs: dict[str, Any], _outputs: Any) -> None:
     """A hook after the model's forward.
 
+    A forward without labels is no proof: consistency losses make one beside that of the loss. It is one together with
+    a step before in which no forward used the loss.
+
     Raises:
-        ValueError: it was called to compute a loss, which was not ours.
+        ValueError: the trainer computes a loss that is not ours.
     """
     if torch.compiler.is_compiling():
         return
     used, _progress.used = getattr(_progress, "used", False), False
-    trainer = None if used else trainer_at_work()
-    if trainer is None:
+    frame = _compute_loss_frame()
+    if frame is None:
         return
+    trainer, step = frame.f_locals["self"], frame.f_locals.get(_STEP)
+    certain = kwargs.get("labels") is not None or _has_another_loss(trainer)
+    if step is None:
+        before, step = getattr(_progress, "step", None), _Step(trainer)
+        certain = certain or (before is not None and before.trainer() is trainer and not before.used)
+        frame.f_locals[_STEP] = _progress.step = step
+    step.used = step.used or used
+    if certain and not step.used:
+        _refuse(trainer)
+
+
+def _has_another_loss(trainer: Any) -> bool:
+    return any(getattr(trainer, name, None) is not None for name in ("label_smoother", "compute_loss_func"))
+
+
+def _refuse(trainer: Any) -> None:
     factor = label_smoothing_factor(trainer)
     reason = f" (its label_smoothing_factor is {factor})" if factor else ""
     remedy = "pass compute_loss_func=ComputeLoss(loss, shift_labels=...) to it instead of set_loss_function"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_number
 from ..class_balance import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
-from ..counting import check_positive_int, class_counts, integer_labels
+from ..counting import check_positive_int, count_indices
 from ..ranks import all_reduce_sum
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ class StreamingClassFrequency(nn.Module):
         Raises:
             IndexError: a target is out of range (on a GPU: a device assertion).
             TypeError: the targets are not integers.
-            ValueError: integers (N, C) hold nothing but 0 and 1 (on a GPU this is not looked at).
         """
         counts = self._batch_counts(target)
         if reduce:
@@ -149,7 +148,7 @@ class StreamingClassFrequency(nn.Module):
     def _batch_counts(self, target: Tensor) -> Tensor:
         """float64 [C] on the buffers' device; sums of ones, so exact in any order of atomic additions."""
         if self.mean_counts.device.type == "cpu":
-            return class_counts(integer_labels(target), self.num_classes, self.ignore_index).cpu().double()
+            return count_indices(target, self.num_classes, self.ignore_index).cpu().double()
         return counts_without_sync(target.to(self.mean_counts.device), self.num_classes, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingClassFrequency:

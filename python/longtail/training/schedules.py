@@ -21,7 +21,7 @@ class DeferredReweighting:
     Args:
         samples_per_class: training samples of each class, [C]; the weights lie on its device.
         beta: in [0, 1], a number or [C], of :func:`longtail.effective_number_weight`; None where ``volume`` is given.
-        epoch: the first epoch, counted from 0, that is re-weighted (where the ramp begins).
+        epoch: the first epoch, counted from 0, that is re-weighted (where the ramp begins). Required.
         ramp_epochs: 0 switches at once.
         volume: instead of beta, as in :func:`longtail.effective_number`.
         empty: what to do with classes without samples, as in ``effective_number_weight``; with "zero" they have
@@ -29,14 +29,14 @@ class DeferredReweighting:
         dtype: of the weights.
 
     Raises:
-        TypeError, ValueError: as ``effective_number_weight``; ``epoch`` or ``ramp_epochs`` is negative.
+        TypeError, ValueError: as ``effective_number_weight``; ``epoch`` or ``ramp_epochs`` is no number >= 0.
     """
 
     def __init__(
         self,
         samples_per_class: Counts,
-        beta: PerClass | None,
-        epoch: float,
+        beta: PerClass | None = None,
+        epoch: float | None = None,
         ramp_epochs: float = 0,
         *,
         volume: PerClass | None = None,
