@@ -16,10 +16,7 @@ from torch import nn
 
 
 def trainer_at_work() -> Any:
-    """The trainer, of transformers or built on it, in whose ``compute_loss`` this is called; None outside of one.
-
-    Neither a ``compute_loss_func`` nor a model is told of it.
-    """
+    """The trainer, of transformers or built on it, in whose ``compute_loss`` this is called; None outside of one."""
     frame = _compute_loss_frame()
     return None if frame is None else frame.f_locals["self"]
 
