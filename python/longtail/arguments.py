@@ -70,7 +70,7 @@ def check_number(
         raise ArgumentTypeError(f"{name} is {value!r}, expected a number") from error
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ArgumentValueError(f"{name} is {value}, expected a finite number in [{low}, {high}]")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_exporting():
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
