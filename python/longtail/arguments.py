@@ -74,7 +74,7 @@ def check_number(
         raise ArgumentValueError(
             f"{name} is {number}, expected a {'' if infinite else 'finite '}number in [{low}, {high}]"
         )
-    if infinite or torch.compiler.is_compiling():
+    if infinite or torch.compiler.is_exporting():
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
