@@ -243,7 +243,8 @@ def test_many_chunks_do_not_cost_precision(dtype: torch.dtype) -> None:
     one, many = error(chunk_size=512), error(chunk_size=1)
     assert one <= 1.5 * whole
     assert many <= 1.5 * whole
-    assert error(chunk_size=1, accumulate_dtype=dtype) > 3 * many, "which is what float32 is for"
+    narrow = error(chunk_size=1, accumulate_dtype=dtype, gradient="backward")  # kept float16 adds up in float32 anyway
+    assert narrow > 3 * many, "which is what float32 is for"
 
 
 def test_wider_accumulation() -> None:

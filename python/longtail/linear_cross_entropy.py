@@ -75,9 +75,9 @@ def linear_cross_entropy(
             z_loss, sample_weight, normalizer, return_stats: as in :func:`longtail.cross_entropy`.
 
     K-dimensional targets and class probabilities go by way of the whole logits and :func:`longtail.cross_entropy`.
-    float16: products are summed in float32. What is kept for backward stays in ``accumulate_dtype`` until the upstream
-    gradient and the mean's denominator have multiplied it, and is scaled so that the chunks of logits hold it,
-    whatever weights and counts are.
+    float16: products are summed in float32. What is kept for backward stays in ``accumulate_dtype``, at least float32,
+    until the upstream gradient and the mean's denominator have multiplied it, and is scaled so that the chunks of
+    logits hold it, whatever weights and counts are.
 
     DTensors: ``input`` (N, D), ``linear_weight`` (C, D) and ``linear_bias`` on one mesh. One mesh dimension may shard
     the classes (the weight's Shard(0)), with ``input`` replicated over it or, in sequence parallelism, sharded by rows;
