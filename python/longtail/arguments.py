@@ -59,11 +59,12 @@ def check_number(
     infinity is welcome, and numbers beyond the largest, which count as it. A traced number stays the symbol it is,
     without bounds that it would have to prove.
     """
-    if isinstance(value, SYMBOLS):
-        return value  # type: ignore[return-value]
     # ints and floats first: under torch.compile one that changes is a symbol, of which nothing else can be asked.
-    if isinstance(value, bool | Tensor) or not (isinstance(value, int | float) or _is_real(value)):
-        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
+    if type(value) is not float and type(value) is not int:
+        if isinstance(value, SYMBOLS):
+            return value  # type: ignore[return-value]
+        if isinstance(value, bool | Tensor) or not _is_real(value):
+            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
