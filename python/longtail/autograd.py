@@ -18,10 +18,6 @@ from .kept_gradient import own, scale_rows_, take
 from .no_vmap import refuse
 from .reference import accumulate_dtype
 
-# Inputs of SoftmaxLoss that precede the options of the operators.
-_LEADING = 7
-
-
 # What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
 SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
 
@@ -46,19 +42,20 @@ class RefuseSecondDerivative(torch.autograd.Function):
 
 
 class SoftmaxLoss(torch.autograd.Function):
-    """(logits, target, denominator, divisor, factor, reduction, gradient, *options) -> (loss, stats[, grad]).
+    """(logits, target, denominator, divisor, factor, *vectors, constants) -> (loss, stats[, grad]).
 
     ``denominator``: 0-d divisor of the sum of the row losses, or None; ``factor``: of the gradient that forward makes;
     ``divisor``: of the upstream gradient in backward, where None is what is left to divide by: nothing if forward made
-    the gradient, else ``denominator``. ``options``: those of the operators, in order.
-    stats and grad are for the context alone and not differentiable.
+    the gradient, else ``denominator``. ``vectors``: the operators' four. ``constants``: (reduction, gradient, *the rest
+    of the operators' options), one argument, for each costs time. stats and grad are for the context alone.
     """
 
     vmap = staticmethod(refuse)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        logits, target, denominator, _, factor, reduction, gradient, *options = inputs
+        logits, target, denominator, _, factor, *vectors, (reduction, gradient, *options) = inputs
+        options = vectors + options
         if gradient == "backward":
             with ops.below_autograd():
                 loss, *rest = ops.softmax_loss(logits, target, *options)
@@ -72,8 +69,7 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, denominator, divisor, _, ctx.reduction, ctx.gradient = inputs[:_LEADING]
-        ctx.options = inputs[_LEADING + 4 :]
+        logits, target, denominator, divisor, _, *vectors, (ctx.reduction, ctx.gradient, *ctx.options) = inputs
         # The gradient stays differentiable in name, so that differentiating through it meets the refusal below; under
         # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
         kept = 3 if torch.compiler.is_compiling() else 2
@@ -81,7 +77,7 @@ class SoftmaxLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
             divisor = denominator if divisor is None else divisor
-            ctx.save_for_backward(logits, target, divisor, output[1], *inputs[_LEADING : _LEADING + 4])
+            ctx.save_for_backward(logits, target, divisor, output[1], *vectors)
         else:
             ctx.save_for_backward(output[2] if ctx.gradient == "forward" else logits, target, divisor)
 

@@ -18,22 +18,19 @@ from .autograd import (
 )
 from .no_vmap import refuse
 
-# Inputs of SigmoidLoss that precede the options of the operators, and the vectors among those.
-_LEADING = 7
-_VECTORS = 3
-
 
 class SigmoidLoss(torch.autograd.Function):
-    """(logits, target, denominator, divisor, factor, reduction, gradient, *options) -> (loss[, grad]).
+    """(logits, target, denominator, divisor, factor, *vectors, constants) -> (loss[, grad]).
 
-    As in SoftmaxLoss. ``reduction``: "elements", "rows", "sum" or "mean". grad is for the context alone.
+    As in SoftmaxLoss, with three vectors. ``reduction``: "elements", "rows", "sum" or "mean".
     """
 
     vmap = staticmethod(refuse)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        logits, target, denominator, _, factor, reduction, gradient, *options = inputs
+        logits, target, denominator, _, factor, *vectors, (reduction, gradient, *options) = inputs
+        options = vectors + options
         elementwise = reduction == "elements"
         with ops.below_autograd():
             if gradient == "backward":
@@ -49,14 +46,13 @@ class SigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, denominator, divisor, _, ctx.reduction, ctx.gradient = inputs[:_LEADING]
-        ctx.options = inputs[_LEADING + _VECTORS :]
+        logits, target, denominator, divisor, _, *vectors, (ctx.reduction, ctx.gradient, *ctx.options) = inputs
         if torch.compiler.is_compiling():
             ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
             divisor = denominator if divisor is None else divisor
-            ctx.save_for_backward(logits, target, divisor, *inputs[_LEADING : _LEADING + _VECTORS])
+            ctx.save_for_backward(logits, target, divisor, *vectors)
         else:
             ctx.save_for_backward(output[1] if ctx.gradient == "forward" else logits, target, divisor)
 

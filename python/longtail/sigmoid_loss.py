@@ -201,7 +201,8 @@ def sigmoid_loss(
         half = keeps and input.dtype == torch.float16
         size = sigmoid_size(at.target, at.logits.shape[1], options) if half else None
         factor, divisor = function_shares(inner, normalizer is None, keeps, size, input.device)
-        loss = SigmoidLoss.apply(at.logits, at.target, inner, divisor, factor, over, mode, *options)[0]
+        inputs = (at.logits, at.target, inner, divisor, factor, *options[:3])
+        loss = SigmoidLoss.apply(*inputs, (over, mode, *options[3:]))[0]
     if element_weight is not None:
         ignored = None if ignore_index is None else at.restore(at.target == ignore_index)
         return _weighted(at.restore(loss), element_weight, ignored, denominator, reduction)

@@ -165,8 +165,8 @@ def softmax_loss(
         keeps, counted = mode != "backward", weight is None and normalizer is None
         size = kept_size(rows.target, num_classes, input.dtype, options) if keeps else None
         factor, divisor = function_shares(denominator, counted, keeps, size, input.device)
-        inputs = (rows.logits, rows.target, denominator, divisor, factor, reduction, mode)
-        loss, stats, *_ = SoftmaxLoss.apply(*inputs, *options)
+        inputs = (rows.logits, rows.target, denominator, divisor, factor, *options[:4])
+        loss, stats, *_ = SoftmaxLoss.apply(*inputs, (reduction, mode, *options[4:]))
     if reduction == "none":
         loss = loss.reshape(rows.shape)
     return (loss, row_stats(stats, rows.target, ignore_index, rows.shape)) if return_stats else loss
