@@ -25,7 +25,7 @@ test-torch-%:
 
 test-torch: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet hypothesis "numpy<2.4" pytest pytest-benchmark pytest-xdist
-	$(BIN)/python -m pytest -m "not gpu" $(TORCH_TESTS)
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu" $(TORCH_TESTS)
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA).
 test-gpu: $(VENV)/.test
