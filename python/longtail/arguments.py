@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
+ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
@@ -66,9 +67,7 @@ def check_number(
         if isinstance(value, bool | Tensor) or not _is_real(value):
             raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+        number = as_float(value)
     except (TypeError, ValueError) as error:  # an array of several
         raise ArgumentTypeError(f"{name} is {value!r}, expected a number") from error
     if not (low <= number <= high and (infinite or -math.inf < number < math.inf)):
@@ -85,6 +84,14 @@ def check_number(
             f"{name} is {value}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
         )
     return number
+
+
+def as_float(value: Any) -> float:
+    """``value`` as a float; infinity of an int of hundreds of digits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _is_real(value: object) -> bool:
@@ -121,6 +128,11 @@ def check_tensors(**tensors: object) -> None:
             raise ArgumentTypeError(f"{name} has layout {value.layout}, expected torch.strided: {name}.to_dense()")
 
 
+def check_device(name: str, value: Tensor, input: Tensor) -> None:
+    if value.device != input.device:
+        raise ArgumentValueError(f"{name} is on {value.device}, expected {input.device} as the input")
+
+
 def check_logits(input: Tensor) -> None:
     if input.dtype not in DTYPES:
         raise ArgumentTypeError(f"input has dtype {input.dtype}, expected float64, float32, bfloat16 or float16")
@@ -135,8 +147,7 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
         raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
     if not value.is_floating_point():
         raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
-    if value.device != input.device:
-        raise ArgumentValueError(f"{name} is on {value.device}, expected {input.device} as the input")
+    check_device(name, value, input)
     if value.requires_grad and torch.is_grad_enabled():
         raise ArgumentValueError(
             f"{name} requires grad, but the loss is not differentiable in it: pass {name}.detach()"
@@ -170,8 +181,7 @@ def class_indices(target: Tensor, input: Tensor) -> Tensor:
         target = target.long()
     if target.dtype != torch.int64:
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected int64 or uint8 for class indices")
-    if target.device != input.device:
-        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    check_device("target", target, input)
     return target
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from . import images, ops
 from .kept_gradient import own, scale_rows_, take
 from .no_vmap import refuse
-from .reference import accumulate_dtype
 
 # What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
 SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
@@ -62,7 +61,7 @@ class SoftmaxLoss(torch.autograd.Function):
         else:
             one_sweep = ops.softmax_loss_and_grad if gradient == "forward" else ops.softmax_loss_and_grad_
             with ops.below_autograd():
-                loss, *rest = one_sweep(of_rows(factor, logits), logits, target, *options)
+                loss, *rest = one_sweep(factor.expand(images.row_count(logits)), logits, target, *options)
             if gradient == "inplace" and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version(logits)
         return (reduce_loss(loss, denominator, reduction), *rest)
@@ -97,13 +96,6 @@ class SoftmaxLoss(torch.autograd.Function):
 
 
 SoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
-
-
-def of_rows(factor: Tensor | None, logits: Tensor) -> Tensor:
-    """What multiplies the gradient of each row that is made in forward, [rows] of stride 0; None is 1."""
-    if factor is None:
-        factor = torch.ones((), dtype=accumulate_dtype(logits), device=logits.device)
-    return factor.expand(images.row_count(logits))
 
 
 def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:

@@ -11,7 +11,6 @@ from . import images, ops
 from .autograd import (
     SIGNATURE,
     RefuseSecondDerivative,
-    of_rows,
     reduce_loss,
     rows_of,
     scaled_gradient,
@@ -35,11 +34,12 @@ class SigmoidLoss(torch.autograd.Function):
         with ops.below_autograd():
             if gradient == "backward":
                 outputs: tuple[Tensor, ...] = (ops.sigmoid_loss(logits, target, *options, elementwise),)
-            elif gradient == "forward":
-                outputs = ops.sigmoid_loss_and_grad(of_rows(factor, logits), logits, target, *options, elementwise)
             else:
-                upstream = of_rows(factor, logits)
-                outputs = (ops.sigmoid_loss_and_grad_(upstream, logits, target, *options, elementwise),)
+                data = (factor.expand(images.row_count(logits)), logits, target, *options, elementwise)
+                if gradient == "forward":
+                    outputs = ops.sigmoid_loss_and_grad(*data)
+                else:
+                    outputs = (ops.sigmoid_loss_and_grad_(*data),)
         if gradient == "inplace" and not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(logits)
         return (reduce_loss(outputs[0], denominator, reduction), *outputs[1:])

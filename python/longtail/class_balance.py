@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .arguments import check_choice, check_number
+from .arguments import as_float, check_choice, check_number
 from .counting import Array, class_counts
 
 __all__ = [
@@ -186,14 +186,7 @@ def _vector(name: str, values: Counts, expected: str = "a tensor, sequence or ar
             raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
         if isinstance(x, (bool, complex)) or not hasattr(x, "__float__"):
             raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
-    return torch.tensor([_float(x) for x in plain], dtype=torch.float64, device="cpu")
-
-
-def _float(x: Any) -> float:
-    try:
-        return float(x)
-    except OverflowError:  # an int of hundreds of digits
-        return math.inf if x > 0 else -math.inf
+    return torch.tensor([as_float(x) for x in plain], dtype=torch.float64, device="cpu")
 
 
 def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None:

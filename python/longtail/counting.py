@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .arguments import ROUNDING
 from .ranks import all_reduce_sum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 CHUNK = 1 << 22  # elements converted and counted at a time: 32 MiB as int64
-ROUNDING = 1e-3  # that soft targets may lie beyond [0, 1]
 
 
 class Array(Protocol):

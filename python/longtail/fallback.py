@@ -67,7 +67,7 @@ def finish_options(
         "w_g": 1.0 if weight is None else weight[g],
         "v": 1.0 if sample_weight is None else sample_weight,
         "num_classes": num_classes,
-        "weight_sum": float(num_classes) if weight is None else weight.sum(),
+        "weight_sum": float(num_classes) if weight is None or not label_smoothing else weight.sum(),
         "label_smoothing": label_smoothing,
         "focal_gamma": focal_gamma,
         "complement_coefficient": complement_coefficient,

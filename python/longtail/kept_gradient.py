@@ -21,7 +21,10 @@ Size = Tensor | float
 
 
 class Shares(NamedTuple):
-    """What multiplies a kept gradient in forward, and what divides the upstream gradient in backward; 0-d or None."""
+    """What multiplies a kept gradient in forward, and what divides the upstream gradient in backward; 0-d or None.
+
+    There is always a factor where forward makes the gradient.
+    """
 
     factor: Tensor | None
     divisor: Tensor | None
@@ -32,16 +35,16 @@ def gradient_divisor(denominator: Tensor | None) -> Tensor | None:
     return None if denominator is None else denominator.masked_fill(denominator == 0, torch.inf)
 
 
-def shares(divisor: Tensor | None, size: Size | None, device: torch.device) -> Shares:
-    """``divisor``: of the mean's gradient. ``size``: for float16 alone, on ``device``.
+def shares(divisor: Tensor | None, size: Size | None, dtype: torch.dtype, device: torch.device) -> Shares:
+    """``divisor``: of the mean's gradient. ``size``: for float16 alone. ``dtype``: of the arithmetic.
 
     float16 holds the gradient at one size whatever the weights and the number of rows are, and leaves the mean to
     backward, where a gradient scaler multiplies: it neither overflows nor underflows where eager float16 does not.
     """
     if size is None:
-        return Shares(None if divisor is None else divisor.reciprocal(), None)
+        return Shares(torch.ones((), dtype=dtype, device=device) if divisor is None else divisor.reciprocal(), None)
     if not isinstance(size, Tensor):
-        size = torch.full((), size, device=device)
+        size = torch.full((), size, dtype=dtype, device=device)
     # A power of 2, which rounds nothing, and which float32 holds.
     exponent = (TOP - size.masked_fill(size == 0, 1.0).log2()).floor().clamp(-126, 127)
     factor = exponent.exp2()
@@ -49,7 +52,12 @@ def shares(divisor: Tensor | None, size: Size | None, device: torch.device) -> S
 
 
 def function_shares(
-    denominator: Tensor | None, counted: bool, keeps: bool, size: Size | None, device: torch.device
+    denominator: Tensor | None,
+    counted: bool,
+    keeps: bool,
+    size: Size | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Shares:
     """What our Functions take beside ``denominator``, a tensor of its own or None where that is what divides.
 
@@ -57,7 +65,7 @@ def function_shares(
     forward makes the gradient; ``size``: as in :func:`shares`.
     """
     divisor = None if counted else gradient_divisor(denominator)
-    return shares(denominator if counted else divisor, size, device) if keeps else Shares(None, divisor)
+    return shares(denominator if counted else divisor, size, dtype, device) if keeps else Shares(None, divisor)
 
 
 def softmax_size(counted: Tensor, finish: dict[str, Any], scale: float, softcap: float) -> Size:
@@ -109,11 +117,9 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
     """
     if gradient != "inplace" or not (input.requires_grad and torch.is_grad_enabled()):
         return
-    base = input._base
-    refused = input.is_leaf or (base is not None and base.is_leaf)
-    if torch.compiler.is_exporting():
-        refused = False  # an exported graph overwrites nothing
-    if refused:
+    if torch.compiler.is_exporting():  # such a graph overwrites nothing
+        return
+    if input.is_leaf or (input._base is not None and input._base.is_leaf):
         raise ArgumentValueError(
             'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, '
             'or what torch.func.grad differentiates in. Expected the result of an operation, or gradient="forward"'

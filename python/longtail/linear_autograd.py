@@ -79,8 +79,6 @@ class LinearSoftmaxLoss(torch.autograd.Function):
             with ops.below_autograd():
                 loss, *rest = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
         else:
-            if factor is None:
-                factor = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
             loss, *rest = _loss_and_grad(factor.expand(data[0].shape[0]), data, setting, setting.needs, options)
         return (reduce_loss(loss, denominator, setting.reduction), *rest)
 

@@ -214,8 +214,7 @@ def logits_dtype(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
     known = device_type != "meta"  # torch 2.10 can not trace torch.amp.is_autocast_available
     autocast = known and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64
     for name, parameter in parameters.items():
-        if parameter.device != input.device:
-            raise ArgumentValueError(f"{name} is on {parameter.device}, expected {input.device} as the input")
+        arguments.check_device(name, parameter, input)
         if autocast and parameter.is_floating_point() and parameter.dtype != torch.float64:
             continue
         if parameter.dtype != input.dtype:
@@ -268,7 +267,7 @@ def _fused(
     x = input if input.dim() == 2 else input[None]
     counted = vectors["weight"] is None and normalizer is None
     size = kept_size(rows, num_classes, dtype, checked) if keeps else None
-    factor, divisor = function_shares(denominator, counted, keeps, size, input.device)
+    factor, divisor = function_shares(denominator, counted, keeps, size, wide, input.device)
     data = (x, linear_weight, linear_bias, rows)
     loss, stats = linear_softmax_loss(*data, denominator, divisor, factor, setting, checked)
     if reduction == "none":

@@ -16,7 +16,6 @@ from .kept_gradient import check_overwritable, function_shares, sigmoid_size
 
 REDUCTIONS = ("mean", "sum", "none", "rows")
 NORMALIZERS = ("elements", "rows", "positives")
-SLACK = 1e-3  # how far rounding may carry a soft target out of [0, 1], or the spacing of its dtype if that is more
 
 
 class Layout(NamedTuple):
@@ -41,8 +40,7 @@ def layout(input: Tensor, target: Tensor) -> Layout:
     if input.shape != target.shape:
         rows = arguments.rows(input, target)
         return Layout(rows.logits, rows.target, input.shape, rows.shape, False)
-    if target.device != input.device:
-        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    arguments.check_device("target", target, input)
     if target.is_complex():
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected a real one")
     if target.requires_grad and torch.is_grad_enabled():
@@ -72,10 +70,9 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
         return y
     if not on_gpu and y.device.type != "cpu":
         return y
-    low, high = y.aminmax()
+    counted = y.masked_fill(y == ignore_index, 0.0) if on_gpu and ignore_index is not None else y
+    low, high = counted.aminmax()
     if on_gpu:
-        if ignore_index is not None:
-            low, high = y.masked_fill(y == ignore_index, 0.0).aminmax()
         torch._assert_async((low >= 0) & (high <= 1), "longtail: a target is not in [0, 1]")
         return y
     try:
@@ -85,7 +82,7 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
     if fits:
         return y
     given = target.to(y.dtype)
-    slack = max(SLACK, torch.finfo(target.dtype).eps) if target.is_floating_point() else 0.0
+    slack = max(arguments.ROUNDING, torch.finfo(target.dtype).eps) if target.is_floating_point() else 0.0
     bad = (given < -slack) | (given > 1 + slack)
     if ignore_index is not None:
         bad &= given != ignore_index
@@ -200,7 +197,7 @@ def sigmoid_loss(
         keeps = mode != "backward"
         half = keeps and input.dtype == torch.float16
         size = sigmoid_size(at.target, at.logits.shape[1], options) if half else None
-        factor, divisor = function_shares(inner, normalizer is None, keeps, size, input.device)
+        factor, divisor = function_shares(inner, normalizer is None, keeps, size, dtype, input.device)
         inputs = (at.logits, at.target, inner, divisor, factor, *options[:3])
         loss = SigmoidLoss.apply(*inputs, (over, mode, *options[3:]))[0]
     if element_weight is not None:

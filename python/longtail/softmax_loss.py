@@ -11,6 +11,7 @@ from torch import Tensor
 from . import arguments, ops, reference
 from .autograd import SoftmaxLoss, differentiable_reduction
 from .errors import ArgumentValueError
+from .fallback import finish_options
 from .kept_gradient import Size, check_overwritable, function_shares, softmax_size
 
 
@@ -93,19 +94,11 @@ def kept_size(target: Tensor, num_classes: int, dtype: torch.dtype, options: tup
     """:func:`longtail.kept_gradient.softmax_size` for the operators' ``options``; None but for float16 logits."""
     if dtype != torch.float16:
         return None
-    weight, _, _, sample_weight, ignore_index, smoothing = options[:6]
+    weight, _, _, sample_weight, ignore_index = options[:5]
     scale, softcap, z_loss = options[9:]
-    finish = {
-        "w_g": 1.0 if weight is None or num_classes == 0 else weight[target.clamp(0, num_classes - 1)],
-        "v": 1.0 if sample_weight is None else sample_weight,
-        "weight_sum": num_classes if weight is None or not smoothing else weight.sum(),
-        "num_classes": num_classes,
-        "label_smoothing": smoothing,
-        "focal_gamma": options[6],
-        "complement_coefficient": options[7],
-        "cross_entropy_coefficient": options[8],
-        "z_loss": z_loss,
-    }
+    coefficients: Any = (*options[5:9], z_loss)
+    g = target.clamp(0, max(num_classes - 1, 0))
+    finish = finish_options(g, num_classes, weight if num_classes else None, sample_weight, *coefficients)
     return softmax_size(target != ignore_index, finish, scale, softcap)
 
 
@@ -164,7 +157,7 @@ def softmax_loss(
         mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
         keeps, counted = mode != "backward", weight is None and normalizer is None
         size = kept_size(rows.target, num_classes, input.dtype, options) if keeps else None
-        factor, divisor = function_shares(denominator, counted, keeps, size, input.device)
+        factor, divisor = function_shares(denominator, counted, keeps, size, dtype, input.device)
         inputs = (rows.logits, rows.target, denominator, divisor, factor, *options[:4])
         loss, stats, *_ = SoftmaxLoss.apply(*inputs, (reduction, mode, *options[4:]))
     if reduction == "none":
@@ -190,8 +183,7 @@ def probability_cross_entropy(
     """
     if ignore_index >= 0:
         raise ArgumentValueError(f"ignore_index is {ignore_index}, expected none: target holds class probabilities")
-    if target.device != input.device:
-        raise ArgumentValueError(f"target is on {target.device}, expected {input.device} as the input")
+    arguments.check_device("target", target, input)
     dtype = reference.accumulate_dtype(input)
     dim = 0 if input.dim() == 1 else 1
     column = [1] * input.dim()
@@ -213,8 +205,7 @@ def probability_cross_entropy(
         arguments.check_tensors(weight=weight)
         if weight.shape != per_class:
             raise ArgumentValueError(f"weight has shape {list(weight.shape)}, expected {list(per_class)}")
-        if weight.device != input.device:
-            raise ArgumentValueError(f"weight is on {weight.device}, expected {input.device} as the input")
+        arguments.check_device("weight", weight, input)
         terms = (terms * weight.to(dtype).view(column)).masked_fill(absent, 0.0)
     loss = -terms.sum(dim)
     if v is not None:

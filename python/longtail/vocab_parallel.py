@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import arguments, reference
-from .autograd import RefuseSecondDerivative, of_rows, reduce_loss, rows_of, scaled_gradient
+from .autograd import RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
 from .distributed import Group, agree, process_group, untraced
 from .functional import check_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares
@@ -150,8 +150,10 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         if gradient == "backward":
             ctx.save_for_backward(logits, local_target, divisor, *found)
             return loss, found.stats
-        factor, divisor = shares(divisor, shard.size(target, logits.dtype, found.w_g, found.weight_sum), logits.device)
-        grad = shard.apply(logits, local_target, row_grad, of_rows(factor, logits), gradient == "inplace")
+        size = shard.size(target, logits.dtype, found.w_g, found.weight_sum)
+        factor, divisor = shares(divisor, size, loss.dtype, logits.device)
+        assert factor is not None
+        grad = shard.apply(logits, local_target, row_grad, factor.expand(logits.shape[0]), gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits, local_target, divisor)

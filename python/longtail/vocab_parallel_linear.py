@@ -165,9 +165,9 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         rows = len(data[3])
         divisor, upstream = gradient_divisor(denominator), None
         if setting.gradient == "forward":
-            factor, divisor = shares(divisor, shard.size_ahead(data[3], setting.dtype), data[0].device)
-            if factor is None:
-                factor = torch.ones((), dtype=arithmetic_dtype(setting.dtype), device=data[0].device)
+            size, wide = shard.size_ahead(data[3], setting.dtype), arithmetic_dtype(setting.dtype)
+            factor, divisor = shares(divisor, size, wide, data[0].device)
+            assert factor is not None
             upstream = factor.expand(rows)
         loss, found, grads = sweep(data, setting, shard, sequence_parallel, upstream, None)
         if setting.reduction == "mean" and denominator is None:

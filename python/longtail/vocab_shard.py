@@ -37,11 +37,12 @@ def class_vectors(
     vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
     found = {}
     for name, value in vectors.items():
+        shape = torch.Size()
         if value is not None:
             arguments.check_tensors(**{name: value})
-        if value is not None and value.dim() != 1:
-            raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected one dimension")
-        shape = torch.Size() if value is None else value.shape
+            shape = value.shape
+            if len(shape) != 1:
+                raise ArgumentValueError(f"{name} has shape {list(shape)}, expected one dimension")
         found[name] = arguments.vector(name, value, shape, input, reference.accumulate_dtype(input))
     return found
 
@@ -128,10 +129,12 @@ class Shard(NamedTuple):
         if self.traffic.weight:
             w_g = self._local_weights(local_target)
         found = gather(stats, w_g, weight_sum, target, self.classes, self.traffic, self.group)
-        if self.whole_weight is not None:
-            w_g = self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
-            found = found._replace(w_g=w_g)
-        return found
+        return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
+
+    def _whole_weights(self, target: Tensor) -> Tensor:
+        """The class weight of each row's target, where this rank knows those of all classes."""
+        assert self.whole_weight is not None
+        return self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
 
     def _local_weights(self, local_target: Tensor) -> Tensor:
         """The class weight of each row's target, 0 where another rank holds it."""
@@ -164,8 +167,7 @@ class Shard(NamedTuple):
             return None
         w_g, weight_sum = None, torch.full((), float(self.classes.total), device=target.device)
         if self.whole_weight is not None:
-            w_g = self.whole_weight[target.masked_fill(target == self.ignore_index, 0)]
-            weight_sum = self.whole_weight.sum()
+            w_g, weight_sum = self._whole_weights(target), self.whole_weight.sum()
         elif self.weight is not None:
             own = torch.cat([self._local_weights(self.local_target(target)), self.weight.sum()[None]])
             packed = sum_in_rank_order(all_gather(own, self.group))
