@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -125,22 +126,44 @@ def refused(group: Any, placed: str, shape: tuple[int, ...] = (6, 8), **changes:
     return "nothing was raised"
 
 
+def sharded(mesh: DeviceMesh, shape: tuple[int, int], placements: list[Any]) -> DTensor:
+    """Some DTensor, made without a collective."""
+    local = list(shape)
+    for place in placements:
+        if isinstance(place, Shard):
+            local[place.dim] //= 2
+    return DTensor.from_local(
+        torch.randn(local), mesh, placements, run_check=False, shape=torch.Size(shape), stride=(shape[1], 1)
+    )
+
+
 def refused_by_one(_group: Any, odd: dict[str, Any], rank: int, loss: str = "cross_entropy") -> str:
-    """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the others."""
+    """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the others.
+
+    All ranks have passed either before.
+    """
     mesh = mesh_2d()
-    given = {"target": torch.arange(6), **(odd if dist.get_rank() == rank else {})}
-    target = given.pop("target")
-    try:
+
+    def call(target: Any = None, placed: str = "rc", **given: Any) -> None:
+        target = torch.arange(6) if target is None else target
+        placements = placements_of(placed)
         if loss == "linear":
-            x = distribute_tensor(torch.randn(6, 3), mesh, [Shard(0), Replicate()])
-            weight = distribute_tensor(torch.randn(8, 3), mesh, [Replicate(), Shard(0)])
-            longtail.linear_cross_entropy(x, weight, target, **given)
+            weight = sharded(mesh, (8, 3), [Replicate(), Shard(0)])
+            longtail.linear_cross_entropy(sharded(mesh, (6, 3), [placements[0], Replicate()]), weight, target, **given)
         else:
-            x = distribute_tensor(torch.randn(6, 8), mesh, [Shard(0), Shard(1)])
-            getattr(longtail, loss)(x, target, **given)
+            getattr(longtail, loss)(sharded(mesh, (6, 8), placements), target, **given)
+
+    for given in ({}, odd):
+        with contextlib.suppress(ValueError, TypeError):
+            call(**given)
+    try:
+        call(**odd if dist.get_rank() == rank else {})
     except (ValueError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was raised"
+        found = f"{type(error).__name__}: {error}"
+    else:
+        found = "nothing was raised"
+    call()
+    return found
 
 
 def compiled(group: Any) -> None:
@@ -287,6 +310,18 @@ def fsdp_recipe(group: Any) -> None:
     for mine_, other in zip(sharded.parameters(), plain.parameters(), strict=True):
         assert isinstance(mine_, DTensor)
         assert_close(mine_.full_tensor().detach(), other.detach(), what="parameter", factor=64)
+
+
+def no_rows(_group: Any, placed: str) -> None:
+    """Vectors over no rows, sharded as rows are."""
+    mesh = mesh_2d()
+    x = distribute_tensor(torch.randn(0, 6), mesh, placements_of(placed)).requires_grad_()
+    target = distribute_tensor(torch.zeros(0, dtype=torch.int64), mesh, placements_of("rf"))
+    v = distribute_tensor(torch.rand(0), mesh, placements_of("rf"))
+    loss = longtail.cross_entropy(x, target, sample_weight=v, reduction="sum")
+    loss.backward()
+    assert loss.full_tensor() == 0
+    assert x.grad.shape == (0, 6)
 
 
 def inplace_on_a_leaf(group: Any) -> None:

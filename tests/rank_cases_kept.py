@@ -85,8 +85,10 @@ def nothing_counts(group: Any, kind: str, mode: str, dtype: torch.dtype) -> None
     zeros = torch.zeros(ROWS, dtype=torch.long)
     no_weight = torch.ones(CLASSES)
     no_weight[0] = 0
+    ignored = torch.full_like(TARGET, cases.IGNORE)
     for options in (
-        {"target": torch.full_like(TARGET, cases.IGNORE)},
+        {"target": ignored},
+        {"target": ignored, "weight": WEIGHT[slice(*local_range(group, SIZES))].clone()},
         {"target": zeros, "weight": no_weight},
         {"target": zeros, "weight": no_weight[slice(*local_range(group, SIZES))].clone()},
         {"normalizer": 0},

@@ -107,15 +107,29 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "focal_loss": ({"gamma": -1.0}, "focal_loss", "focal_gamma is -1.0"),
     "complement": ({"gamma": float("nan")}, "complement_cross_entropy", "complement_gamma is nan"),
     "gamma_of_text": ({"gamma": "two"}, "complement_cross_entropy", "complement_gamma is a str"),
+    "stats": ({"return_stats": True}, "cross_entropy", "disagree on return_stats: False on rank 0, True on rank 2"),
+    "row_placement": ({"placed": "fc"}, "cross_entropy", "disagree on placements of input"),
+    "class_placement": ({"placed": "rf"}, "cross_entropy", "disagree on placements of input"),
+    "swapped": ({"placed": "cr"}, "cross_entropy", "disagree on placements of input"),
+    "input_placement": ({"placed": "fc"}, "linear", "disagree on placements of input"),
+    "bad_placement": ({"placed": "cc"}, "cross_entropy", "which share out the classes over 2 mesh dimensions"),
+    "huge": ({"scale": 10**400}, "cross_entropy", "ValueError: rank 2: scale is"),
 }
 
 
 @pytest.mark.parametrize("case", ODD)
 def test_a_rank_that_differs(ranks: Ranks, case: str) -> None:
-    """Every rank of the mesh hears of it, not only those of its row or column."""
+    """Every rank of the mesh hears the same of it, not only those of its row or column."""
     odd, loss, text = ODD[case]
     results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 2, loss)
-    assert all(text in result for result in results), results
+    assert len(set(results)) == 1, results
+    assert text in results[0]
+    assert results[0].count("rank 2") == 1
+
+
+@pytest.mark.parametrize("placed", ["rc", "rf", "fc", "ff"])
+def test_no_rows(ranks: Ranks, placed: str) -> None:
+    ranks.run(4, rank_cases_dtensor.no_rows, placed)
 
 
 def test_under_torch_compile(ranks: Ranks) -> None:

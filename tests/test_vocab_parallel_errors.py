@@ -9,7 +9,9 @@ import torch
 
 import longtail
 import rank_cases
-from longtail.distributed import Classes, Proposal, joined
+from longtail.agreement import class_starts
+from longtail.meeting import range_code
+from longtail.vocab_shard import ALL, OWN, how_given
 from ranks import Ranks
 
 # What rank 1 passes, and what every rank then says.
@@ -23,10 +25,10 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "rows": ({"shape": (5, 4)}, "ArgumentValueError", "rows: 6 on rank 0, 5 on rank 1"),
     "images": ({"shape": (6, 4, 2)}, "ArgumentValueError", "rank 1: local_logits has shape [6, 4, 2]"),
     "overlap": ({"class_start": 3}, "ArgumentValueError", "overlap: [0, 4) on rank 0, [3, 7) on rank 1"),
-    "gap": ({"class_start": 5}, "ArgumentValueError", "leave out [4, 5): [0, 4) on rank 0, [5, 9) on rank 1"),
+    "beyond": ({"class_start": 5}, "ArgumentValueError", "rank 1: class_start is 5 and this rank passes 4"),
     "negative": ({"class_start": -1}, "ArgumentValueError", "rank 1: class_start is -1"),
     "num_classes": ({"num_classes": 9}, "ArgumentValueError", "num_classes: 8 on rank 0, 9 on rank 1"),
-    "weight_alone": ({"weight": torch.ones(4)}, "ArgumentValueError", "whether weight is given: False on rank 0"),
+    "weight_alone": ({"weight": torch.ones(4)}, "ArgumentValueError", "weight: None on rank 0, "),
     "weight_rank": ({"weight": torch.ones(4, 1)}, "ArgumentValueError", "rank 1: weight has shape [4, 1]"),
     "sample_weight": ({"sample_weight": torch.ones(3)}, "ArgumentValueError", "rank 1: sample_weight has shape [3]"),
 }  # fmt: skip
@@ -68,36 +70,31 @@ def test_no_process_group() -> None:
         longtail.vocab_parallel_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))
 
 
-def proposal(size: int, **changes: Any) -> Proposal:
-    return Proposal(**({"class_start": None, "size": size, "num_classes": 5, "options": (), "lengths": ()} | changes))
-
-
-def test_lengths_of_class_vectors() -> None:
-    def of(*lengths: int | None) -> list[Proposal]:
-        return [proposal(size, lengths=(("weight", n),)) for size, n in zip((3, 0, 2), lengths, strict=True)]
-
-    assert joined(of(None, None, None)).full == frozenset()
-    assert joined(of(5, 5, 5)).full == {"weight"}
-    assert joined(of(3, 0, 2)).full == frozenset()
-    with pytest.raises(ValueError, match=r"weight has \[5, 0, 2\] elements"):
-        joined(of(5, 0, 2))
-    with pytest.raises(ValueError, match="whether weight is given"):
-        joined(of(3, None, 2))
+def test_how_class_vectors_are_given() -> None:
+    vector = torch.ones(5)
+    assert [how_given("weight", v, 3, 5) for v in (None, vector, vector[:3])] == [None, ALL, OWN]
+    with pytest.raises(ValueError, match=r"weight has 4 elements, expected 5 \(all classes\) or 3 \(this rank's\)"):
+        how_given("weight", vector[:4], 3, 5)
 
 
 def test_ranges_of_classes() -> None:
-    agreed = joined([proposal(3), proposal(0), proposal(2)])
-    assert agreed.classes == Classes((0, 3, 3), (3, 0, 2))
-    owners = agreed.classes.owners(torch.tensor([0, 2, 3, 4, -100]))
-    assert owners.tolist()[:4] == [0, 0, 2, 2]
-    assert 0 <= owners[4] < 3
-    shuffled = joined([proposal(2, class_start=3), proposal(3, class_start=0)]).classes
-    assert shuffled.owners(torch.arange(5)).tolist() == [1, 1, 1, 0, 0]
+    ranks = (4, 5, 7)
+    assert class_starts(None, (3, 0, 2), 5, ranks) == (0, 3, 3)
+    assert class_starts((3, 9, 0), (2, 0, 3), 5, ranks) == (3, 9, 0)
+    with pytest.raises(ValueError, match=r"overlap: \[0, 3\) on rank 4, \[2, 4\) on rank 7"):
+        class_starts((0, 3, 2), (3, 0, 2), 5, ranks)
+    with pytest.raises(ValueError, match=r"leave out \[3, 4\): \[0, 3\) on rank 4, \[4, 5\) on rank 5"):
+        class_starts((0, 4, 5), (3, 1, 0), 5, ranks)
     with pytest.raises(ValueError, match="num_classes is 6, but the ranks hold 5 classes"):
-        joined([proposal(3, num_classes=6), proposal(2, num_classes=6)])
-    with pytest.raises(ValueError, match="whether class_start is given"):
-        joined([proposal(3, class_start=0), proposal(2)])
-    with pytest.raises(ValueError, match=r"num_classes is None, .* all 2 ranks .* \[3, 2\] classes"):
-        joined([proposal(3, num_classes=None), proposal(2, num_classes=None)])
-    assert joined([proposal(3, num_classes=None)]).classes.total == 3
-    assert joined([proposal(0, num_classes=None), proposal(0, num_classes=None)]).classes.total == 0
+        class_starts(None, (3, 0, 2), 6, ranks)
+
+
+def test_codes_of_ranges_add_up_where_they_cut_the_classes_into_pieces() -> None:
+    def total(*ranges: tuple[int, int]) -> int:
+        return sum(range_code(start, stop) for start, stop in ranges)
+
+    whole = range_code(0, 128256)
+    assert total((60, 128256), (0, 60), (7, 7)) == whole
+    for wrong in ((0, 128255), (1, 128256)), ((0, 60), (61, 128256)), ((0, 128256), (0, 60)), ((60, 128256),):
+        assert total(*wrong) != whole
+    assert abs(whole) * 4096 < 2**53  # so float64 adds them up exactly

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -155,13 +156,15 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
     converted = value.to(dtype)
     if value.dtype == torch.float64 and converted.dtype != value.dtype:
         _check_held(name, value, converted)
-    return converted.reshape(-1).contiguous()
+    return converted if is_dtensor(converted) else converted.reshape(-1).contiguous()
 
 
 def _check_held(name: str, value: Tensor, converted: Tensor) -> None:
     """On the CPU: ``converted`` holds every finite number of ``value``."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    if is_dtensor(value):  # whose own any() would wait for the other ranks
+        value, converted = (x.to_local() for x in (value, converted))  # type: ignore[attr-defined]
     lost = converted.isinf() & value.isfinite()
     try:
         if not lost.any():

@@ -7,7 +7,6 @@ the losses are exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from . import arguments, functional, ops, reference
-from .distributed import Group, Proposal, agree, all_gather, sum_in_rank_order, untraced
+from .agreement import agreed
+from .distributed import Group, all_gather, sum_in_rank_order, untraced
 from .errors import ArgumentTypeError, ArgumentValueError
 from .kept_gradient import check_overwritable
 from .softmax_loss import RowStats
@@ -59,22 +59,6 @@ class Layout(NamedTuple):
     def groups(self) -> list[Group]:
         """Of the mesh dimensions that shard rows."""
         return [self.mesh.get_group(i) for i in self.row_dims]
-
-    def agree(self, found: dict[str, Any] | Exception) -> None:
-        """Compares what the ranks that share out rows or classes are about to compute; an error of one is one of all.
-
-        Raises:
-            ValueError: they differ.
-        """
-        dims = self.row_dims if self.class_dim is None else (*self.row_dims, self.class_dim)
-        for i in dims:  # after each dimension all its ranks know of a fault, and tell those of the next
-            proposal = found if isinstance(found, Exception) else Proposal(None, 0, None, tuple(found.items()), ())
-            try:
-                agree(proposal, self.mesh.get_group(i))
-            except (TypeError, ValueError) as error:
-                found = error
-        if isinstance(found, Exception):
-            raise found
 
     def check_rows(self, name: str, value: Any, rows: int) -> None:
         """Checks a vector over all rows: a DTensor of any placements, or a plain tensor that is whole."""
@@ -181,7 +165,30 @@ def global_denominator(
     return packed[0] if normalizer is None else packed[0].clamp(min=1)
 
 
-def local_problem(
+class Problem(NamedTuple):
+    """A loss of DTensors, checked."""
+
+    layout: Layout
+    target: Tensor
+    vectors: dict[str, Any]
+    options: dict[str, Any]
+
+    def local(self, rows: int, num_classes: int, normalizer: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The targets of this rank's rows, and the options that make the loss's mean one over the rows of all ranks.
+
+        Raises:
+            IndexError: on the CPU, a target is out of bounds; on every rank that shares out the rows.
+        """
+        layout, ignore_index, reduction = self.layout, self.options["ignore_index"], self.options["reduction"]
+        g = layout.local_rows(self.target, rows)
+        given = {name: whole(x) for name, x in self.vectors.items() if name != "sample_weight"}
+        given["sample_weight"] = layout.local_rows(self.vectors["sample_weight"], rows)
+        weight, normalizer = given["weight"], whole(normalizer)
+        denominator = global_denominator(layout, g, num_classes, weight, ignore_index, reduction, normalizer)
+        return g, {**given, **self.options, "normalizer": denominator}
+
+
+def check_problem(
     layout: Layout,
     input: DTensor,
     num_classes: int,
@@ -193,45 +200,36 @@ def local_problem(
     reduction: str,
     normalizer: str | float | Tensor | None,
     gradient: str,
-    others: Callable[[], dict[str, Any]] = dict,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The targets of this rank's rows, and the options of the loss that make its mean one over the rows of all ranks.
-
-    ``others``: checks what else the loss is given, and returns what of it the ranks compare.
+) -> tuple[Problem, dict[str, Any]]:
+    """The problem, and what of it has to be the same on every rank.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or ranks disagree on an option; on every rank.
-        IndexError: on the CPU, a target is out of bounds; on every rank that shares out the rows.
+        TypeError, ValueError: an argument is wrong.
     """
     rows, per_class, dtype = input.shape[0], torch.Size((num_classes,)), reference.accumulate_dtype(input)
     mode = "backward" if gradient == "auto" else gradient
-    try:
-        numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **numbers)
-        if target.is_floating_point():
-            raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
-        target = arguments.class_indices(target, input)
-        layout.check_rows("target", target, rows)
-        given: dict[str, Any] = {
-            name: arguments.vector(
-                name, value, torch.Size((rows,)) if name == "sample_weight" else per_class, input, dtype
-            )
-            for name, value in vectors.items()
-        }
-        if given["sample_weight"] is not None:
-            layout.check_rows("sample_weight", given["sample_weight"], rows)
-        options = {**numbers, "ignore_index": ignore_index, "reduction": reduction, "gradient": gradient}
-        same = {"dtype": input.dtype, "shape": (rows, num_classes), **options, "normalizer": kind_of(normalizer)}
-        same |= {f"whether {name} is given": value is not None for name, value in given.items()} | others()
-    except (TypeError, ValueError) as error:
-        layout.agree(error)
-        raise
-    layout.agree(same)
-    g = layout.local_rows(target, rows)
-    given = {name: whole(x) for name, x in given.items()} | {
-        "sample_weight": layout.local_rows(given["sample_weight"], rows)
+    numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **numbers)
+    if target.is_floating_point():
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
+    target = arguments.class_indices(target, input)
+    layout.check_rows("target", target, rows)
+    given: dict[str, Any] = {
+        name: arguments.vector(name, value, torch.Size((rows,)) if name == "sample_weight" else per_class, input, dtype)
+        for name, value in vectors.items()
     }
-    denominator = global_denominator(layout, g, num_classes, given["weight"], ignore_index, reduction, normalizer)
-    return g, {**given, **options, "normalizer": denominator}
+    if given["sample_weight"] is not None:
+        layout.check_rows("sample_weight", given["sample_weight"], rows)
+    options = {**numbers, "ignore_index": int(ignore_index), "reduction": reduction, "gradient": gradient}
+    same = {"dtype": input.dtype, "shape": (rows, num_classes), **options, "normalizer": kind_of(normalizer)}
+    same |= {f"whether {name} is given": value is not None for name, value in given.items()}
+    placed = {"input": input, "target": target, **given, "normalizer": normalizer}
+    same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
+    return Problem(layout, target, given, options), same
+
+
+def placements_of(x: object) -> str | None:
+    """Of a DTensor; None of anything else."""
+    return str(tuple(x.placements)) if isinstance(x, DTensor) else None
 
 
 def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any:
@@ -260,11 +258,6 @@ def cross_entropy(
     """:func:`longtail.cross_entropy` of DTensors; arguments as there. The loss is a DTensor, replicated if reduced."""
     if not isinstance(input, DTensor):
         raise ArgumentTypeError("target is a DTensor, expected a plain tensor as the input, or input a DTensor too")
-    arguments.check_tensors(target=target)
-    normalizer = whole(normalizer)
-    if input.dim() != 2:
-        raise ArgumentValueError(f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first")
-    layout, num_classes = Layout.of(input), input.shape[1]
     vectors = {
         "weight": weight,
         "class_bias": class_bias,
@@ -272,18 +265,24 @@ def cross_entropy(
         "sample_weight": sample_weight,
     }
 
-    def others() -> dict[str, Any]:
+    def check() -> tuple[Problem, dict[str, Any]]:
+        arguments.check_tensors(target=target)
+        if input.dim() != 2:
+            text = f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first"
+            raise ArgumentValueError(text)
+        problem, same = check_problem(
+            *(Layout.of(input), input, input.shape[1], target, vectors, numbers),
+            ignore_index=ignore_index,
+            reduction=reduction,
+            normalizer=normalizer,
+            gradient=gradient,
+        )
         check_overwritable(input, gradient)
-        return {}
+        return problem, same | {"return_stats": return_stats}
 
-    g, given = local_problem(
-        *(layout, input, num_classes, target, vectors, numbers),
-        ignore_index=ignore_index,
-        reduction=reduction,
-        normalizer=normalizer,
-        gradient=gradient,
-        others=others,
-    )
+    layout, *_ = problem = agreed(input.device_mesh, check)
+    num_classes = input.shape[1]
+    g, given = problem.local(input.shape[0], num_classes, normalizer)
     given["return_stats"] = return_stats
     if gradient == "inplace" and torch.is_grad_enabled() and input.requires_grad:
         local = OverwritableLocal.apply(input)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from . import arguments
+from .agreement import agreed
 from .distributed import Group, untraced
-from .dtensor import Layout, global_result, local_problem, local_range, whole
+from .dtensor import Layout, Problem, check_problem, global_result, local_range, placements_of
 from .errors import ArgumentTypeError, ArgumentValueError
 from .linear_cross_entropy import check_chunks, linear_cross_entropy, logits_dtype
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
@@ -69,6 +70,19 @@ def _local(parameter: DTensor, layout: Layout) -> Tensor:
     return SumGradientOverRanks.apply(local, layout.groups()) if layout.row_dims else local
 
 
+def _check_parameters(input: DTensor, linear_weight: Tensor, linear_bias: Tensor | None) -> DTensor:
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and not isinstance(tensor, DTensor):
+            raise ArgumentTypeError(f"{name} is a plain tensor, expected a DTensor as the input")
+    assert isinstance(linear_weight, DTensor)
+    if input.dim() != 2 or linear_weight.dim() != 2:
+        raise ArgumentValueError(
+            f"input is a DTensor of shape {list(input.shape)} and linear_weight has shape {list(linear_weight.shape)}, "
+            "expected (N, D) and (C, D)"
+        )
+    return linear_weight
+
+
 @untraced
 def dtensor_linear_cross_entropy(
     input: DTensor,
@@ -84,33 +98,29 @@ def dtensor_linear_cross_entropy(
     options: dict[str, Any],
 ) -> Any:
     """:func:`longtail.linear_cross_entropy` of a DTensor input; arguments as there."""
-    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if tensor is not None and not isinstance(tensor, DTensor):
-            raise ArgumentTypeError(f"{name} is a plain tensor, expected a DTensor as the input")
-    assert isinstance(linear_weight, DTensor)
-    if input.dim() != 2 or linear_weight.dim() != 2:
-        raise ArgumentValueError(
-            f"input is a DTensor of shape {list(input.shape)} and linear_weight has shape {list(linear_weight.shape)}, "
-            "expected (N, D) and (C, D)"
-        )
-    arguments.check_tensors(target=target)
-    options = options | {"normalizer": whole(options["normalizer"])}
     reduction, ignore_index, normalizer = (options.pop(k) for k in ("reduction", "ignore_index", "normalizer"))
-    layout, sequence_parallel = layout_of(input, linear_weight)
-    num_classes = linear_weight.shape[0]
 
-    def others() -> dict[str, Any]:
-        dtype = logits_dtype(input, linear_weight, linear_bias)
-        return {"chunk_size": chunk_size, "accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+    def check() -> tuple[tuple[Problem, bool], dict[str, Any]]:
+        weight = _check_parameters(input, linear_weight, linear_bias)
+        arguments.check_tensors(target=target)
+        layout, sequence_parallel = layout_of(input, weight)
+        dtype = logits_dtype(input, weight, linear_bias)
+        problem, same = check_problem(
+            *(layout, input, weight.shape[0], target, vectors, options),
+            ignore_index=ignore_index,
+            reduction=reduction,
+            normalizer=normalizer,
+            gradient=gradient,
+        )
+        same |= {"chunk_size": chunk_size, "accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        placed = {"linear_weight": weight, "linear_bias": linear_bias}
+        same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
+        return (problem, sequence_parallel), same | {"return_stats": return_stats}
 
-    g, given = local_problem(
-        *(layout, input, num_classes, target, vectors, options),
-        ignore_index=ignore_index,
-        reduction=reduction,
-        normalizer=normalizer,
-        gradient=gradient,
-        others=others,
-    )
+    problem, sequence_parallel = agreed(input.device_mesh, check)
+    assert isinstance(linear_weight, DTensor)
+    layout, num_classes = problem.layout, linear_weight.shape[0]
+    g, given = problem.local(input.shape[0], num_classes, normalizer)
     if isinstance(linear_bias, DTensor):
         linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)
     given |= {

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from . import arguments, reference
 from .autograd import RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
-from .distributed import Group, agree, process_group, untraced
+from .distributed import Group, collective_device, process_group, untraced
 from .functional import check_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares
+from .meeting import Meeting, refuse
+from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
-from .vocab_shard import IGNORED, Shard, check_rows, class_vectors, make_shard, propose
+from .vocab_shard import IGNORED, Shard, check_rows, check_targets, class_vectors, kind_of, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -59,7 +61,7 @@ def vocab_parallel_cross_entropy(
         target: class indices in [0, C) or ``ignore_index``, (N,), int64 or uint8; the same on every rank.
         weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
             same way on every rank.
-        group: a ``torch.distributed`` process group. Default: the default group.
+        group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.
         class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
         num_classes: C, the sum of the C_local. Required where the group has more than one rank: ranks that each pass
             the logits of all classes would otherwise get a wrong loss, about log(world size) too large, without a word.
@@ -69,10 +71,12 @@ def vocab_parallel_cross_entropy(
             normalizer, return_stats: as in :func:`longtail.cross_entropy`, the same on every rank. Label smoothing and
             complement_gamma count all C classes.
 
-    Ranks compare dtypes, shapes, ranges of classes and options (of a ``normalizer`` not the value) the first time they
-    meet a combination of them, by one small collective; later calls trust them. A rank that alone goes on to another
-    combination meets the others in a different collective: torch.distributed then raises, or times out. torch.compile
-    breaks its graph at this call.
+    Every call compares dtypes, shapes, ranges of classes, options and targets (by a checksum) inside that all-gather.
+    On the CPU, and on a GPU the first time that a rank meets a number of classes, the error is raised; a GPU that has
+    met it asserts, without a host sync. Three things make a second all-gather: a message longer than those of the last
+    calls in the group, arguments that a rank refuses, and a range that is neither given as ``class_start`` nor that of
+    an even split nor that of the rank's last call with as many classes, of which the CPU finds the right one, and a
+    GPU too where it has not met the head. torch.compile breaks its graph at this call.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -98,20 +102,16 @@ def vocab_parallel_cross_entropy(
         vectors = class_vectors(local_logits, weight, class_bias, class_margin)
         wide = reference.accumulate_dtype(local_logits)
         v = arguments.vector("sample_weight", sample_weight, target.shape, local_logits, wide)
-        same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": ignore_index}
-        same |= {
-            **numbers,
-            "reduction": reduction,
-            "normalizer": normalizer,
-            "gradient": gradient,
-            "return_stats": return_stats,
-        }
-        proposal = propose(local_logits.shape[1], class_start, num_classes, same, vectors)
-    except (TypeError, ValueError) as error:
-        agree(error, group)
-        raise
-    shard = make_shard(proposal, group, numbers, ignore_index, vectors, v, return_stats)
-    g = arguments.class_indices(target, local_logits)
+        same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": int(ignore_index)}
+        same |= {**numbers, "reduction": reduction, "normalizer": kind_of(normalizer), "gradient": gradient}
+        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        proposal = propose(local_logits.shape[1], class_start, num_classes, group, vectors, same)
+        g = arguments.class_indices(target, local_logits)
+        check_targets(g, ignore_index, proposal.total)
+        meeting = Meeting(proposal, group, g, normalizer)
+    except Exception as error:
+        refuse(error, group, getattr(local_logits, "device", collective_device(group)))
+    shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
     denominator = shard.denominator(reduction, normalizer, g)
     wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
     mode = gradient if wants_grad else "backward"  # nothing may be overwritten by a gradient that nobody wants
@@ -121,22 +121,24 @@ def vocab_parallel_cross_entropy(
 
 
 class VocabParallelSoftmaxLoss(torch.autograd.Function):
-    """(logits, target, denominator, reduction, gradient, shard) -> (loss, stats[, gradient])."""
+    """(logits, target, denominator, reduction, gradient, shard) -> (loss, stats, divisor, ...).
+
+    What follows is for the context alone: in mode "backward" the rest of what ranks gather, in mode "forward" the
+    gradient.
+    """
+
+    vmap = staticmethod(refuse_vmap)
 
     @staticmethod
     def forward(
-        ctx: Any,
         logits: Tensor,
         target: Tensor,
         denominator: Tensor | None,
         reduction: str,
         gradient: str,
         shard: Shard,
-    ) -> tuple[Tensor, ...]:
-        ctx.reduction, ctx.gradient, ctx.shard = reduction, gradient, shard
-        ctx.set_materialize_grads(False)
-        local_target = shard.local_target(target)
-        found = shard.accumulate(logits, target, local_target)
+    ) -> tuple[Tensor | None, ...]:
+        found = shard.accumulate(logits, target)
         loss, row_grad = shard.loss_and_row_grad(found)
         ignored = target == shard.ignore_index
         if reduction == "mean":
@@ -146,20 +148,30 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
             denominator = denominator.to(loss.dtype)
         loss = reduce_loss(loss.masked_fill(ignored, 0.0), denominator, reduction)
         divisor = gradient_divisor(denominator)
-        ctx.mark_non_differentiable(found.stats)
         if gradient == "backward":
-            ctx.save_for_backward(logits, local_target, divisor, *found)
-            return loss, found.stats
+            return loss, found.stats, divisor, found.w_g, found.weight_sum
         size = shard.size(target, logits.dtype, found.w_g, found.weight_sum)
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
-        grad = shard.apply(logits, local_target, row_grad, factor.expand(logits.shape[0]), gradient == "inplace")
+        upstream = factor.expand(logits.shape[0])
+        grad = shard.apply(logits, shard.local_target(target), row_grad, upstream, gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(logits, local_target, divisor)
-            return loss, found.stats
-        ctx.save_for_backward(grad, local_target, divisor)
-        return loss, found.stats, grad  # an output, so that differentiating through it meets the refusal
+            return loss, found.stats, divisor
+        return loss, found.stats, divisor, grad  # an output, so that differentiating through it meets the refusal
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        logits, target, _, ctx.reduction, ctx.gradient, ctx.shard = inputs
+        _, stats, divisor, *rest = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
+        local_target = ctx.shard.local_target(target)
+        if ctx.gradient == "backward":
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
+            ctx.save_for_backward(logits, local_target, divisor, stats, *rest)
+        else:
+            ctx.save_for_backward(*(rest or [logits]), local_target, divisor)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:

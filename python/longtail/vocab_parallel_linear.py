@@ -9,16 +9,18 @@ from torch import Tensor
 
 from . import arguments
 from .autograd import reduce_loss, rows_of
-from .distributed import Group, agree, process_group, untraced
+from .distributed import Group, collective_device, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
 from .kept_gradient import gradient_divisor, shares
 from .linear_autograd import Setting, guarded, kept_gradients
 from .linear_chunks import arithmetic_dtype, chunk_rows
 from .linear_cross_entropy import GRADIENTS, check_chunks, check_gathered, logits_dtype
+from .meeting import Meeting, refuse
+from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
 from .vocab_parallel_sweep import sweep
-from .vocab_shard import check_rows, class_vectors, make_shard, propose
+from .vocab_shard import check_rows, check_targets, class_vectors, kind_of, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -64,9 +66,9 @@ def vocab_parallel_linear_cross_entropy(
         sequence_parallel: the rows of ``input`` are shared out: they are gathered a chunk at a time, and their gradient
             is reduced and scattered.
         group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so are all options of the
-            loss, ``sample_weight`` (N,) and class vectors (of all classes or of this rank's).
+            loss, ``sample_weight`` (N,) and class vectors (of all classes or of this rank's), and what ranks compare.
         gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The default chunk_size is
-            that for the largest C_local; with ``sequence_parallel`` it is rounded to a multiple of P.
+            that for C / P classes; with ``sequence_parallel`` it is rounded to a multiple of P.
 
     The gradient of the input is summed over the ranks in the input's dtype (float16 that is kept for backward: in
     ``accumulate_dtype``), by torch.distributed: it is the same on
@@ -99,20 +101,24 @@ def vocab_parallel_linear_cross_entropy(
         bias_trains = linear_bias is not None and linear_bias.requires_grad
         trains = torch.is_grad_enabled()
         needs = (trains and input.requires_grad, trains and linear_weight.requires_grad, trains and bias_trains)
-        same: dict[str, Any] = {"dtype": dtype, "rows": len(target), "features": input.shape[1], **numbers}
-        same |= {"ignore_index": ignore_index, "reduction": reduction, "normalizer": normalizer, "gradient": gradient}
-        same |= {"sequence_parallel": sequence_parallel, "chunk_size": chunk_size, "return_stats": return_stats}
+        same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype, **numbers}
+        same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
+        same |= {"ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind_of(normalizer)}
+        same |= {"gradient": gradient, "sequence_parallel": sequence_parallel, "chunk_size": chunk_size}
+        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        same |= {"whether linear_bias is given": linear_bias is not None}
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
-        proposal = propose(linear_weight.shape[0], class_start, num_classes, same, vectors)
-    except (TypeError, ValueError) as error:
-        agree(error, group)
-        raise
-    shard = make_shard(proposal, group, numbers, ignore_index, vectors, v, return_stats)
-    g = arguments.class_indices(target, input)
+        proposal = propose(linear_weight.shape[0], class_start, num_classes, group, vectors, same)
+        g = arguments.class_indices(target, input)
+        check_targets(g, ignore_index, proposal.total)
+        meeting = Meeting(proposal, group, g, normalizer)
+    except Exception as error:
+        refuse(error, group, getattr(input, "device", collective_device(group)))
+    shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
     denominator = shard.denominator(reduction, normalizer, g)
     if denominator is not None:
         denominator = denominator.to(arithmetic_dtype(dtype))
-    size = chunk_size or chunk_rows(len(g), max(shard.classes.sizes), dtype.itemsize, input.device.type)
+    size = chunk_size or chunk_rows(len(g), -(-shard.total // world), dtype.itemsize, input.device.type)
     keeps = any(needs) and reduction != "none" and gradient != "backward"
     setting = Setting(reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
     data = (input, linear_weight, linear_bias, g, denominator)
@@ -151,39 +157,47 @@ def _check_data(
 class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
     """(input, linear_weight, linear_bias, target, denominator, setting, shard, sequence_parallel) -> (loss, stats, ...)
 
-    In mode "forward" the gradients of the first three follow, for the context alone.
+    For the context alone follow the divisor of the upstream gradient and, in mode "backward" the rest of what ranks
+    gather, in mode "forward" the gradients of the first three.
     """
 
+    vmap = staticmethod(refuse_vmap)
+
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
         *data, denominator, setting, shard, sequence_parallel = inputs
-        ctx.setting, ctx.shard, ctx.sequence_parallel = setting, shard, sequence_parallel
-        ctx.gradient, ctx.dtypes, ctx.rows = setting.gradient, (data[0].dtype, data[1].dtype), slice(None)
-        if sequence_parallel:
-            ctx.rows = shard.local_rows(len(data[3]))
-        ctx.set_materialize_grads(False)
-        rows = len(data[3])
+        rows, target, wide = len(data[3]), data[3], arithmetic_dtype(setting.dtype)
         divisor, upstream = gradient_divisor(denominator), None
         if setting.gradient == "forward":
-            size, wide = shard.size_ahead(data[3], setting.dtype), arithmetic_dtype(setting.dtype)
+            size = shard.size_ahead(target, setting.dtype)
             factor, divisor = shares(divisor, size, wide, data[0].device)
             assert factor is not None
             upstream = factor.expand(rows)
         loss, found, grads = sweep(data, setting, shard, sequence_parallel, upstream, None)
         if setting.reduction == "mean" and denominator is None:
             assert found.w_g is not None
-            ignored = data[3] == shard.ignore_index
+            ignored = target == shard.ignore_index
             denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64).to(loss.dtype)
             late = gradient_divisor(denominator)
             assert late is not None
             divisor = late if divisor is None else divisor * late
         loss = reduce_loss(loss, denominator, setting.reduction)
-        ctx.mark_non_differentiable(found.stats)
-        if grads is None:
-            ctx.save_for_backward(*data, divisor, *found)
-            return loss, found.stats
-        ctx.save_for_backward(data[3], divisor, *grads)
-        return loss, found.stats, *grads
+        kept = (found.w_g, found.weight_sum) if grads is None else grads
+        return loss, found.stats, divisor, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *data, _, ctx.setting, ctx.shard, ctx.sequence_parallel = inputs
+        _, stats, divisor, *rest = output
+        ctx.gradient, ctx.dtypes = ctx.setting.gradient, (data[0].dtype, data[1].dtype)
+        ctx.rows = ctx.shard.local_rows(len(data[3])) if ctx.sequence_parallel else slice(None)
+        ctx.set_materialize_grads(False)
+        if ctx.gradient == "forward":
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
+            ctx.save_for_backward(data[3], divisor, *rest)
+        else:
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
+            ctx.save_for_backward(*data, divisor, stats, *rest)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -193,6 +207,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         if ctx.gradient == "forward":
             return (*kept_gradients(ctx, grad_output, ctx.shard.ignore_index), *rest)
         *data, divisor, stats, w_g, weight_sum = ctx.saved_tensors
+        ctx.shard.meeting.check_turn()
         upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
         known = Gathered(stats, w_g, weight_sum)
         grads = sweep(data, ctx.setting, ctx.shard, ctx.sequence_parallel, upstream, known).grads

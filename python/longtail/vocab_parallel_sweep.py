@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .distributed import Group, all_gather, all_reduce_async, reduce_scatter_async
+from .distributed import Group, all_reduce_async, reduce_scatter_async
 from .linear_autograd import Setting
 from .linear_chunks import (
     add_weight_gradient,
@@ -37,7 +37,6 @@ class _Chunk(NamedTuple):
     input: Tensor
     logits: Tensor
     target: Tensor
-    local_target: Tensor
     shard: Shard
 
     def of(self, vector: Tensor) -> Tensor:
@@ -54,26 +53,25 @@ def _chunks(
     shard: Shard,
     sequence_parallel: bool,
 ) -> Iterator[_Chunk]:
-    rows, blocks = input.shape[0], len(shard.classes.sizes) if sequence_parallel else 1
+    rows, blocks = input.shape[0], shard.meeting.world if sequence_parallel else 1
     size = max(1, size // blocks)
     buffer = weight.new_empty((blocks * min(size, rows), weight.shape[0]))
-    local_target = shard.local_target(target)
     for begin in range(0, rows, size):
         x = input[begin : begin + size].to(weight.dtype)
         if sequence_parallel:
-            x = all_gather(x.contiguous(), shard.group).flatten(0, 1)
-        chunk = _Chunk(begin, min(begin + size, rows), blocks, x, buffer[: x.shape[0]], target, local_target, shard)
+            x = _gathered(x, shard)
+        chunk = _Chunk(begin, min(begin + size, rows), blocks, x, buffer[: x.shape[0]], target, shard)
         g = chunk.of(target).reshape(-1)
         # What an ignored row holds, NaN included, may not meet its zero gradient in the weight's GEMM.
         x = x.masked_fill((g == shard.ignore_index)[:, None], 0.0)
         make_logits(x, weight, bias, chunk.logits)
         v = None if shard.sample_weight is None else chunk.of(shard.sample_weight).reshape(-1)
-        yield chunk._replace(
-            input=x,
-            target=g,
-            local_target=chunk.of(local_target).reshape(-1),
-            shard=shard._replace(sample_weight=v),
-        )
+        yield chunk._replace(input=x, target=g, shard=shard._replace(sample_weight=v))
+
+
+def _gathered(rows: Tensor, shard: Shard) -> Tensor:
+    """Those of every rank, in rank order."""
+    return shard.meeting.gather(lambda: rows).flatten(0, 1)
 
 
 class _Sums:
@@ -137,12 +135,14 @@ def sweep(
         bias = None if linear_bias is None else linear_bias.to(setting.dtype)
         rows, wide = len(target), arithmetic_dtype(setting.dtype)
         loss = input.new_empty((rows,), dtype=wide)
-        w_g = loss.new_ones((rows,)) if shard.weight is not None else None
+        w_g = loss.new_ones((rows,)) if shard.vectors["weight"] is not None else None
         whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()))
-        sums = None if upstream is None else _Sums(data, setting, shard.group, sequence_parallel)
+        sums = None if upstream is None else _Sums(data, setting, shard.meeting.group, sequence_parallel)
+        if rows == 0 and known is None:
+            _gathered(weight[:0], shard)  # ranks compare what they are about to compute all the same
         for chunk in _chunks(input, weight, bias, target, setting.chunk_size, shard, sequence_parallel):
             if known is None:
-                found = chunk.shard.accumulate(chunk.logits, chunk.target, chunk.local_target)
+                found = chunk.shard.accumulate(chunk.logits, chunk.target)
                 _store(chunk, whole, found)
                 whole = whole._replace(weight_sum=found.weight_sum)
             else:
@@ -152,7 +152,8 @@ def sweep(
             chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
             if sums is not None and upstream is not None:
                 factor = chunk.of(upstream).reshape(-1)
-                chunk.shard.apply(chunk.logits, chunk.local_target, row_grad, factor, inplace=True)
+                here = shard.local_target(chunk.target)
+                chunk.shard.apply(chunk.logits, here, row_grad, factor, inplace=True)
                 sums.add(chunk, weight)
         grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
         return Swept(loss.masked_fill_(target == shard.ignore_index, 0.0), whole, grads)

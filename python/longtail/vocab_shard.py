@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from . import arguments, ops, reference
-from .distributed import Classes, Group, Proposal, agree, all_gather, sum_in_rank_order
+from .agreement import Proposal
+from .distributed import Group, sum_in_rank_order
 from .errors import ArgumentValueError
 from .kept_gradient import Size, softmax_size
+from .meeting import Meeting
 from .softmax_loss import mean_denominator
-from .vocab_stats import Gathered, Traffic, gather
+from .vocab_stats import Gathered, Local, Traffic, gather
 
 IGNORED, ELSEWHERE = -100, -1
 """Local targets that are no class of this rank: of an ignored row, and of a class that another rank holds."""
@@ -30,10 +32,23 @@ def check_rows(name: str, input: Tensor, target: Tensor) -> None:
     arguments.class_indices(target, input)
 
 
+def check_targets(target: Tensor, ignore_index: int, num_classes: int) -> None:
+    """That class indices are in [0, num_classes), or ignored.
+
+    Raises:
+        IndexError: on the CPU. (On a GPU: an assertion on the device.)
+    """
+    if target.device.type == "cpu":
+        ops.mean_denominator(target, None, ignore_index, num_classes)
+        return
+    inside = ((target >= 0) & (target < num_classes)) | (target == ignore_index)
+    torch._assert_async(inside.all(), "longtail: a target is out of bounds")
+
+
 def class_vectors(
     input: Tensor, weight: Tensor | None, class_bias: Tensor | None, class_margin: Tensor | None
 ) -> dict[str, Tensor | None]:
-    """Class vectors by name, in the arithmetic's dtype; whether their lengths fit is seen when ranks agree."""
+    """Class vectors by name, in the arithmetic's dtype; :func:`propose` looks at their lengths."""
     vectors = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
     found = {}
     for name, value in vectors.items():
@@ -47,20 +62,46 @@ def class_vectors(
     return found
 
 
+ALL, OWN = "of all classes", "of the rank's own classes"
+
+
 def propose(
     size: int,
     class_start: int | None,
     num_classes: int | None,
-    same: dict[str, Any],
+    group: Group,
     vectors: dict[str, Tensor | None],
+    same: dict[str, Any],
 ) -> Proposal:
     """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
     for name, value in (("class_start", class_start), ("num_classes", num_classes)):
         if value is not None:
             arguments.check_integer(name, value, 0, "an int or None")
-    same = same | {"normalizer": kind_of(same["normalizer"])}
-    lengths = tuple((name, None if v is None else len(v)) for name, v in vectors.items())
-    return Proposal(class_start, size, num_classes, tuple(same.items()), lengths)
+    world = torch.distributed.get_world_size(group)
+    if num_classes is None and world > 1:
+        raise ArgumentValueError(
+            f"num_classes is None, expected the number of classes of all {world} ranks together: without it a rank "
+            f"that passes all classes looks like one that passes its share. This one passes {size} classes"
+        )
+    total = size if num_classes is None else num_classes
+    if (class_start or 0) + size > total:
+        raise ArgumentValueError(
+            f"class_start is {class_start} and this rank passes {size} classes, but num_classes is {total}: expected "
+            "the number of classes of all ranks together"
+        )
+    given = {name: how_given(name, v, size, total) for name, v in vectors.items()}
+    return Proposal(tuple((same | given).items()), size, class_start, num_classes)
+
+
+def how_given(name: str, vector: Tensor | None, size: int, total: int) -> str | None:
+    """Whether a class vector has all ``total`` classes or the ``size`` of this rank; None of one that is not given."""
+    if vector is None:
+        return None
+    if len(vector) not in (total, size):
+        raise ArgumentValueError(
+            f"{name} has {len(vector)} elements, expected {total} (all classes) or {size} (this rank's)"
+        )
+    return ALL if len(vector) == total else OWN
 
 
 def kind_of(normalizer: str | float | Tensor | None) -> str | None:
@@ -78,15 +119,10 @@ def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Te
 class Shard(NamedTuple):
     """A rank's part of a problem, but for logits and targets; its three steps."""
 
-    group: Group
-    classes: Classes
+    meeting: Meeting
     traffic: Traffic
-    weight: Tensor | None
-    class_bias: Tensor | None
-    class_margin: Tensor | None
-    """Of the local classes."""
-    whole_weight: Tensor | None
-    """[C], where every rank was given the weights of all classes."""
+    vectors: dict[str, Tensor | None]
+    """Class vectors as given."""
     sample_weight: Tensor | None
     ignore_index: int
     scale: float
@@ -94,42 +130,48 @@ class Shard(NamedTuple):
     finish: dict[str, Any]
     """Options of :func:`longtail.reference.finish` that are numbers."""
 
-    def denominator(self, reduction: str, normalizer: str | float | Tensor | None, target: Tensor) -> Tensor | None:
-        """What a mean divides by, 0-d; None where there is no mean, or where it takes the ranks' weights to know.
+    @property
+    def total(self) -> int:
+        """Classes of all ranks."""
+        return self.meeting.proposal.total
 
-        Raises:
-            IndexError: on the CPU, a target is out of bounds. (On a GPU: an assertion on the device.)
-        """
-        total = self.classes.total
-        if target.device.type == "cpu":
-            ops.mean_denominator(target, None, self.ignore_index, total)
-        else:
-            inside = ((target >= 0) & (target < total)) | (target == self.ignore_index)
-            torch._assert_async(inside.all(), "longtail: a target is out of bounds")
+    def own(self, name: str) -> Tensor | None:
+        """A class vector of this rank's classes."""
+        vector, proposal = self.vectors[name], self.meeting.proposal
+        if vector is None or dict(proposal.options)[name] == OWN:
+            return vector
+        return vector[self.meeting.start : self.meeting.start + proposal.size]
+
+    @property
+    def whole_weight(self) -> Tensor | None:
+        """[C], where every rank was given the weights of all classes."""
+        return None if self.traffic.weight else self.vectors["weight"]
+
+    def denominator(self, reduction: str, normalizer: str | float | Tensor | None, target: Tensor) -> Tensor | None:
+        """What a mean divides by, 0-d; None where there is no mean, or where it takes the ranks' weights to know."""
         if reduction != "mean" or (normalizer is None and self.traffic.weight):
             return None
-        return mean_denominator(normalizer, target, self.whole_weight, self.ignore_index, total)
+        return mean_denominator(normalizer, target, self.whole_weight, self.ignore_index, self.total)
 
     def local_target(self, target: Tensor) -> Tensor:
         """Global classes as the operators of a shard take them."""
-        rank = torch.distributed.get_rank(self.group)
-        return local_target(target, self.classes.starts[rank], self.classes.sizes[rank], self.ignore_index)
+        return local_target(target, self.meeting.start, self.meeting.proposal.size, self.ignore_index)
 
-    def accumulate(self, logits: Tensor, target: Tensor, local_target: Tensor) -> Gathered:
+    def accumulate(self, logits: Tensor, target: Tensor) -> Gathered:
         """The statistics of whole rows, known to every rank."""
-        smoothing = self.traffic.smoothing
-        vectors = (self.weight, self.class_bias, self.class_margin)
+        found = gather(lambda: self._local(logits, target), target, self.traffic, self.meeting)
+        return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
+
+    def _local(self, logits: Tensor, target: Tensor) -> Local:
+        local_target, smoothing = self.local_target(target), self.traffic.smoothing
+        weight, *others = (self.own(name) for name in self.vectors)
         stats = ops.softmax_loss_accumulate(
-            logits, local_target, *vectors, IGNORED, smoothing, self.scale, self.softcap
+            *(logits, local_target, weight, *others), IGNORED, smoothing, self.scale, self.softcap
         )
         weight_sum = stats.new_full((), float(logits.shape[1]))
-        if self.weight is not None and smoothing:
-            weight_sum = self.weight.sum(dtype=torch.float64)
-        w_g = None
-        if self.traffic.weight:
-            w_g = self._local_weights(local_target)
-        found = gather(stats, w_g, weight_sum, target, self.classes, self.traffic, self.group)
-        return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
+        if weight is not None and smoothing:
+            weight_sum = weight.sum(dtype=torch.float64)
+        return Local(stats, self._local_weights(local_target) if self.traffic.weight else None, weight_sum)
 
     def _whole_weights(self, target: Tensor) -> Tensor:
         """The class weight of each row's target, where this rank knows those of all classes."""
@@ -138,14 +180,15 @@ class Shard(NamedTuple):
 
     def _local_weights(self, local_target: Tensor) -> Tensor:
         """The class weight of each row's target, 0 where another rank holds it."""
-        assert self.weight is not None
-        padded = torch.cat([self.weight, self.weight.new_zeros(1)])
+        weight = self.vectors["weight"]
+        assert weight is not None
+        padded = torch.cat([weight, weight.new_zeros(1)])
         return padded[local_target.masked_fill(local_target < 0, ELSEWHERE)]
 
     def local_rows(self, rows: int) -> slice:
         """This rank's of ``rows`` that sequence parallelism shares out evenly."""
-        part, rank = rows // len(self.classes.sizes), torch.distributed.get_rank(self.group)
-        return slice(part * rank, part * (rank + 1))
+        part = rows // self.meeting.world
+        return slice(part * self.meeting.rank, part * (self.meeting.rank + 1))
 
     def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, reference.RowGrad]:
         """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
@@ -165,12 +208,13 @@ class Shard(NamedTuple):
         """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone."""
         if dtype != torch.float16:
             return None
-        w_g, weight_sum = None, torch.full((), float(self.classes.total), device=target.device)
+        w_g, weight_sum = None, torch.full((), float(self.total), device=target.device)
         if self.whole_weight is not None:
             w_g, weight_sum = self._whole_weights(target), self.whole_weight.sum()
-        elif self.weight is not None:
-            own = torch.cat([self._local_weights(self.local_target(target)), self.weight.sum()[None]])
-            packed = sum_in_rank_order(all_gather(own, self.group))
+        elif self.vectors["weight"] is not None:
+            own = self.vectors["weight"].sum()[None]
+            parts = self.meeting.gather(lambda: torch.cat([self._local_weights(self.local_target(target)), own]))
+            packed = sum_in_rank_order(parts)
             w_g, weight_sum = packed[:-1], packed[-1]
         return self.size(target, dtype, w_g, weight_sum)
 
@@ -179,8 +223,8 @@ class Shard(NamedTuple):
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
         packed = torch.stack(row_grad.times(upstream), 1)
-        weight = self.weight if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
-        options = (packed, weight, self.class_bias, IGNORED, self.scale, self.softcap)
+        weight = self.own("weight") if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
+        options = (packed, weight, self.own("class_bias"), IGNORED, self.scale, self.softcap)
         if not inplace:
             return ops.softmax_loss_apply(logits, local_target, *options)
         ops.softmax_loss_apply_(logits, local_target, *options)
@@ -188,25 +232,20 @@ class Shard(NamedTuple):
 
 
 def make_shard(
-    proposal: Proposal,
-    group: Group,
+    meeting: Meeting,
     numbers: dict[str, Any],
     ignore_index: int,
     vectors: dict[str, Tensor | None],
     sample_weight: Tensor | None,
     return_stats: bool,
 ) -> Shard:
-    """This rank's part, once the ranks agree."""
-    classes, full = agree(proposal, group)
-    rank = torch.distributed.get_rank(group)
-    start, size, total = classes.starts[rank], classes.sizes[rank], classes.total
-    local = {name: v[start : start + size] if v is not None and name in full else v for name, v in vectors.items()}
-    weight = vectors["weight"]
+    """This rank's part."""
+    total = meeting.proposal.total
     smoothing, complement = numbers["label_smoothing"], numbers["complement_gamma"]
     traffic = Traffic(
         entropy=complement != 0 or return_stats,
         smoothing=smoothing != 0,
-        weight=weight is not None and "weight" not in full,
+        weight=dict(meeting.proposal.options)["weight"] == OWN,
     )
     finish = {
         "num_classes": total,
@@ -217,11 +256,9 @@ def make_shard(
         "z_loss": numbers["z_loss"],
     }
     return Shard(
-        group,
-        classes,
+        meeting,
         traffic,
-        **local,
-        whole_weight=weight if "weight" in full else None,
+        vectors,
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         scale=numbers["scale"],

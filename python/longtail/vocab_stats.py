@@ -8,12 +8,14 @@ smoothing, the target's class weight where every rank knows only its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .distributed import Classes, Group, all_gather, sum_in_rank_order
+from .distributed import sum_in_rank_order
+from .meeting import Meeting
 from .reference import shifted_exp
 
 
@@ -44,26 +46,34 @@ class Gathered(NamedTuple):
     """Sum of the class weights of all ranks, or the number of classes, 0-d."""
 
 
-def gather(
-    stats: Tensor,  # [N, 5]
-    w_g: Tensor | None,  # [N]
-    weight_sum: Tensor,  # 0-d, of this rank's classes
-    target: Tensor,  # [N] global classes
-    classes: Classes,
-    traffic: Traffic,
-    group: Group,
-) -> Gathered:
-    """One all-gather of the ranks' statistics, and their combination: bitwise the same on every rank."""
-    parts = [stats[:, k] for k in traffic.columns]
-    if traffic.weight:
-        assert w_g is not None
-        parts.append(w_g)
-    columns = torch.stack(parts)
-    rows, sent = stats.shape[0], columns.shape[0]
-    packed = torch.cat([columns.reshape(-1), weight_sum.to(stats.dtype).reshape(1)])
-    received = all_gather(packed, group)
-    columns = received[:, :-1].view(len(received), sent, rows).transpose(0, 1)  # [columns, P, N]
-    owner = classes.owners(target)
+class Local(NamedTuple):
+    """What this rank finds of all rows."""
+
+    stats: Tensor
+    """[N, 5]"""
+    w_g: Tensor | None
+    """[N]"""
+    weight_sum: Tensor
+    """0-d, of this rank's classes."""
+
+    def packed(self, traffic: Traffic) -> Tensor:
+        """What travels."""
+        parts = [self.stats[:, k] for k in traffic.columns]
+        if traffic.weight:
+            assert self.w_g is not None
+            parts.append(self.w_g)
+        return torch.cat([torch.stack(parts).reshape(-1), self.weight_sum.to(self.stats.dtype).reshape(1)])
+
+
+def gather(local: Callable[[], Local], target: Tensor, traffic: Traffic, meeting: Meeting) -> Gathered:
+    """One all-gather of the ranks' statistics, and their combination: bitwise the same on every rank.
+
+    ``target``: [N] global classes.
+    """
+    received = meeting.gather(lambda: local().packed(traffic))
+    sent = len(traffic.columns) + traffic.weight
+    columns = received[:, :-1].unflatten(1, (sent, len(target))).transpose(0, 1)  # [columns, P, N]
+    owner = meeting.owners(target)
     found = dict(zip(traffic.columns, columns, strict=False))
     omega = received[:, -1]
     owned_w = columns[-1].gather(0, owner[None])[0] if traffic.weight else None

@@ -1,0 +1,263 @@
+"""What a rank takes of the others, compared inside the first all-gather of every call.
+
+    header + payload --all-gather--> headers compared; the payload of every rank
+
+No call trusts what an earlier one found. Two things remain of those before: how long messages were, which all ranks of
+a group have seen alike, so that an all-gather has one length whatever they disagree on; and where this rank's classes
+began, a guess that the headers confirm. A payload that is too long for the message goes in a second all-gather, once
+the headers have shown that every rank has one of its length.
+
+The CPU reads the headers. A GPU compares them without a host sync, and reads them where this rank meets a head anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .agreement import Proposal, Refusal, check_equal, class_starts, explain
+from .arguments import given_normalizer
+from .distributed import Group, all_gather
+from .errors import ArgumentValueError
+
+
+class Column(IntEnum):
+    """Of a header, float64."""
+
+    FAULT = 0
+    """1: this rank has refused its arguments."""
+    SAME = 1
+    """Fingerprint of the options."""
+    BYTES = 2
+    """Of the payload."""
+    TARGET = 3
+    """Checksum."""
+    READS = 4
+    """1: this rank reads the headers."""
+    START = 5
+    SIZE = 6
+    RANGE = 7
+    """See :func:`range_code`."""
+    NORMALIZER = 8
+
+
+EQUAL = 4  # columns from the first on
+HEADER = 80  # bytes: a multiple of 16, as every part of a message
+CALLS = 16  # whose longest message the next one has room for
+HEADS = 64  # whose first class a rank remembers
+TEXT = "longtail: ranks disagree on their classes, options, shapes, dtypes or targets, or one refused its arguments"
+
+
+class _Memory:
+    """What remains of a group's calls."""
+
+    def __init__(self) -> None:
+        self.rooms: deque[int] = deque([HEADER], maxlen=CALLS)
+        self.starts: OrderedDict[tuple[Any, ...], int] = OrderedDict()
+        self.calls = 0
+
+
+_memories: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
+
+
+def range_code(start: int, stop: int) -> int:
+    """Codes of ranges add up to that of [0, C) where, and but for chance only where, they cut it into pieces."""
+    first, last = ((x * 0x9E3779B97F4A7C15 >> 16) % (1 << 40) for x in (start, stop))
+    return last - first
+
+
+def reads_headers(device: torch.device, known: bool) -> bool:
+    """Whether the host reads headers from ``device``: a GPU's cost a wait, which ``known`` heads do without."""
+    return device.type == "cpu" or not known
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device once: copies from the CPU's memory would wait, or keep a CUDA graph from being captured."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def _exchange(header: Tensor, payload: Tensor | None, group: Group) -> tuple[Tensor, Tensor | None]:
+    """Every rank's header, and payload where it fits in the message."""
+    room = max(_memories[group].rooms)
+    message = torch.empty(room, dtype=torch.uint8, device=header.device)
+    message[: header.nbytes].view(torch.float64).copy_(header)
+    end = room if payload is None else HEADER + payload.nbytes
+    if payload is not None and end <= room:
+        message[HEADER:end].view(payload.dtype).copy_(payload.reshape(-1))
+    received = all_gather(message, group)
+    headers = received[:, : header.nbytes].view(torch.float64)
+    if payload is None or end > room:
+        return headers, None
+    return headers, received[:, HEADER:end].view(payload.dtype).unflatten(1, payload.shape)
+
+
+def refuse(error: Exception, group: Group, device: torch.device) -> NoReturn:
+    """Raises ``error`` on every rank, in the place of a :class:`Meeting`; GPUs that know their head assert."""
+    if torch.distributed.get_world_size(group) == 1:
+        raise error
+    _memories.setdefault(group, _Memory()).calls += 1
+    _tell(error, group, device)
+
+
+def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
+    header = [0.0] * len(Column)
+    header[Column.FAULT] = header[Column.READS] = 1.0
+    headers, _ = _exchange(_numbers(tuple(header), device), None, group)
+    if headers[:, Column.READS].all():
+        explain(Refusal.of(error), [group])
+    raise error
+
+
+class Meeting:
+    """One call of the ranks of a group: where this rank's classes begin, who holds a class, and gathers."""
+
+    def __init__(
+        self, proposal: Proposal, group: Group, target: Tensor, normalizer: str | float | Tensor | None
+    ) -> None:
+        self.group, self.proposal = group, proposal
+        self.rank, self.world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        self._memory = _memories.setdefault(group, _Memory())
+        self._target, self._normalizer = target, given_normalizer(normalizer, target.device)
+        self._head = (proposal.class_start, proposal.size, proposal.num_classes)
+        self._reads = reads_headers(target.device, self._head in self._memory.starts)
+        self.start = self._guess()
+        self._borders: tuple[Tensor, Tensor] | None = None
+        if self.world == 1:
+            class_starts((self.start,), (proposal.size,), proposal.total, (0,))
+        self._memory.calls += 1
+        self.turn = self._memory.calls
+
+    def _guess(self) -> int:
+        """The first class of this rank: as given, as the last time, or as an even split has it."""
+        class_start, total = self.proposal.class_start, self.proposal.total
+        if class_start is not None:
+            return class_start
+        even = min(self.rank * -(-total // self.world), total - self.proposal.size)
+        return self._memory.starts.get(self._head, even)
+
+    def gather(self, payload: Callable[[], Tensor]) -> Tensor:
+        """What ``payload`` makes on every rank, in rank order: [P, *payload.shape].
+
+        The first one of a call compares the ranks. ``payload`` is called again where ``start`` was wrong.
+
+        Raises:
+            ValueError: ranks disagree; the same text on every rank. On a GPU that has met the head: an assertion.
+            Exception: of ``payload`` on some rank, on every one.
+        """
+        if self._borders is not None or self.world == 1:
+            return all_gather(payload().contiguous(), self.group)
+        while True:
+            try:
+                sent = payload().contiguous()
+            except Exception as error:
+                _tell(error, self.group, self._target.device)
+            headers, received = _exchange(self._header(sent.nbytes), sent, self.group)
+            confirmed = self._compare(headers)
+            self._memory.rooms.append(HEADER + -(-sent.nbytes // 16) * 16)
+            if confirmed:
+                self._settle(headers)
+                return all_gather(sent, self.group) if received is None else received
+
+    def _header(self, payload_bytes: int) -> Tensor:
+        size = self.proposal.size
+        header = dict.fromkeys(Column, 0.0) | {
+            Column.SAME: float(self.proposal.fingerprint()),
+            Column.BYTES: float(payload_bytes),
+            Column.READS: float(self._reads),
+            Column.START: float(self.start),
+            Column.SIZE: float(size),
+            Column.RANGE: float(range_code(self.start, self.start + size)),
+        }
+        found = _numbers(tuple(header.values()), self._target.device).clone()
+        found[Column.TARGET] = self._target.cumsum(0).sum()  # of places too
+        if self._normalizer is not None:
+            found[Column.NORMALIZER] = self._normalizer
+        return found
+
+    def _compare(self, headers: Tensor) -> bool:
+        """Whether every rank's ``start`` is right."""
+        if not self._reads:
+            torch._assert_async(self._fits(headers), TEXT)
+            return True
+        rows = [dict(zip(Column, row, strict=True)) for row in headers.tolist()]
+        all_read = all(row[Column.READS] for row in rows)
+        if any(row[Column.FAULT] or row[Column.SAME] != rows[0][Column.SAME] for row in rows):
+            if all_read:
+                explain(self.proposal, [self.group])
+            raise ArgumentValueError(f"{TEXT}; this rank: {self.proposal}")
+        ranks = torch.distributed.get_process_group_ranks(self.group)
+        _check_values(dict(zip(ranks, rows, strict=True)))
+        starts, sizes = (tuple(int(row[k]) for row in rows) for k in (Column.START, Column.SIZE))
+        given = None if self.proposal.class_start is None else starts
+        true = class_starts(given, sizes, self.proposal.total, tuple(ranks))
+        confirmed = all(s == t or not size for s, t, size in zip(starts, true, sizes, strict=True))
+        if not (confirmed or all_read):
+            raise ArgumentValueError(f"{TEXT}: pass class_start, which {self.proposal} leaves to be found out")
+        self.start = true[self.rank]
+        self._memory.starts[self._head] = self.start
+        self._memory.starts.move_to_end(self._head)
+        if len(self._memory.starts) > HEADS:
+            self._memory.starts.popitem(last=False)
+        return confirmed
+
+    def _fits(self, headers: Tensor) -> Tensor:
+        """What :meth:`_compare` reads, on the device."""
+        fits = (headers[:, :EQUAL] == headers[self.rank, :EQUAL]).all() & (headers[self.rank, Column.FAULT] == 0)
+        fits &= headers[:, Column.RANGE].sum() == range_code(0, self.proposal.total)
+        if self.proposal.class_start is None:
+            ends = headers[:, Column.SIZE].cumsum(0)
+            fits &= (
+                (headers[:, Column.START] + headers[:, Column.SIZE] == ends) | (headers[:, Column.SIZE] == 0)
+            ).all()
+        if self._normalizer is not None:
+            values = headers[:, Column.NORMALIZER]
+            fits &= torch.isclose(values, values[self.rank], rtol=1e-5, atol=0.0, equal_nan=True).all()
+        return fits
+
+    def _settle(self, headers: Tensor) -> None:
+        starts, sizes = headers[:, Column.START], headers[:, Column.SIZE]
+        bounds, ranks = starts.masked_fill(sizes == 0, 2.0**62).to(torch.int64).sort()
+        self._borders = bounds[1:], ranks
+        self._target, self._normalizer = self._target[:0], None
+
+    def owners(self, target: Tensor) -> Tensor:
+        """The rank that holds each class of ``target``, int64, after a gather; of what is no class, some rank."""
+        if self._borders is None:
+            return torch.zeros_like(target)
+        bounds, ranks = self._borders
+        return ranks[torch.bucketize(target, bounds, right=True)]
+
+    def check_turn(self) -> None:
+        """Compares which of the group's calls the ranks are about to differentiate.
+
+        Raises:
+            RuntimeError: not the same one. On a GPU: an assertion.
+        """
+        if self.world == 1:
+            return
+        turns = all_gather(torch.full((1,), self.turn, dtype=torch.int64, device=self._target.device), self.group)
+        text = "longtail: ranks run the backward passes of several losses in different orders"
+        if self._target.device.type != "cpu":
+            torch._assert_async((turns == self.turn).all(), text)
+        elif (turns != self.turn).any():
+            shown = ", ".join(f"{turn} on rank {rank}" for rank, turn in enumerate(turns.flatten().tolist()))
+            raise RuntimeError(f"{text}: of all calls in the group, that of number {shown}")
+
+
+def _check_values(rows: dict[int, dict[Column, float]]) -> None:
+    """What the device knows alone."""
+    check_equal("the values of target (by a checksum)", {rank: row[Column.TARGET] for rank, row in rows.items()})
+    values = {rank: row[Column.NORMALIZER] for rank, row in rows.items()}
+    first = next(iter(values.values()))
+    if not all(math.isclose(v, first, rel_tol=1e-5) or (v != v and first != first) for v in values.values()):
+        check_equal("normalizer", values)
+    check_equal("the bytes of a message", {rank: row[Column.BYTES] for rank, row in rows.items()})
