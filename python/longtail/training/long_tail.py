@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import check_choice, check_number, check_tensors
 from ..class_balance import Counts, checked_counts
-from ..counting import Array, check_positive_int, class_counts, count_indices, integer_labels
+from ..counting import Array, check_ignore_index, check_positive_int, class_counts, count_indices, integer_labels
 from ..ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class LongTailAccuracy:
         self.few = check_number("few", few)
         if self.few > self.many:
             raise ValueError(f"few is {few}, expected at most many = {many}, so that no class is in both")
+        check_ignore_index(ignore_index)
         self.ignore_index = ignore_index
         self.reset()
 
