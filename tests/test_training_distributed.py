@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -40,6 +41,55 @@ def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for rank in seen:
         assert_same(rank["counts"], alone["counts"])
     assert_same(seen[0]["group"], longtail.class_counts(training_ranks.data()[1][:, :3], training_ranks.CLASSES))
+
+    assert seen[0]["rows"] == seen[1]["rows"] == [7, 4, 1], "no rank's rows alone are taken for multi-hot ones"
+    many = torch.zeros(training_ranks.CLASSES, 700, dtype=torch.int64)
+    many[:, 0] = alone["counts"]
+    for rank in [*seen, alone]:
+        assert_same(rank["many counts"], many.flatten())
+
+
+@pytest.mark.parametrize(
+    ("call", "exception", "text"),
+    [
+        ("target", "IndexError", r"rank 1: targets\[1\] = 5 is out of range, expected 0 to 4"),
+        ("dtype", "TypeError", "rank 0: targets have dtype torch.float32, expected integers, or multi-hot"),
+        ("loader", "OSError", "rank 1: .*no such sector"),
+        ("num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5 on rank 0, 6 on rank 1"),
+        ("many num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5000 on rank 0, 5 on rank 1"),
+        ("num_classes's type", "TypeError", "rank 0: num_classes is a str, expected an int"),
+        ("ignore_index", "ArgumentValueError", "ranks disagree on ignore_index: 0 on rank 0, -1 on rank 1"),
+        ("ignore_index's type", "ArgumentTypeError", "rank 1: ignore_index is a str, expected an int or None"),
+        ("rows of 0 and 1", "ValueError", r"targets are integers of shape \[N, 5\] that hold nothing but 0 and 1"),
+        ("call", "ArgumentValueError", "ranks disagree on the call: 'class_counts' on rank 0, 'Streaming"),
+        ("decay", "ArgumentValueError", r"ranks disagree on decay: 0\.5 on rank 0, 0\.75 on rank 1"),
+        ("frequencies' num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5 on rank 0, 4 on rank 1"),
+        ("accuracy's num_classes", "ArgumentValueError", "ranks disagree on num_classes: 2 on rank 0, 3 on rank 1"),
+    ],
+)
+def test_what_one_rank_refuses_every_rank_raises(
+    seen: list[dict[str, Any]], call: str, exception: str, text: str
+) -> None:
+    assert seen[0]["refused"][call] == seen[1]["refused"][call]
+    assert seen[0]["refused"][call][0] == exception
+    assert re.match(text, seen[0]["refused"][call][1])
+
+
+def test_an_exception_of_a_type_that_other_ranks_need_not_know(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["refused"]["loader's type"] == ("UnicodeError", "rank 1: BrokenFile: bad byte")
+    assert seen[1]["refused"]["loader's type"] == ("BrokenFile", "bad byte"), "its own error"
+
+
+def test_what_is_no_group(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        assert rank["refused"]["group"][0] in ("ValueError", "ArgumentTypeError")
+
+
+def test_a_refused_batch_changes_no_estimate_and_the_next_ones_pair_up(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        frequencies, updates, targets = rank["after"]
+        assert frequencies == [0.75, 0.25, 0] * 3 + [2.5 / 6, 1.5 / 6, 2 / 6]
+        assert (updates, targets) == (2, 8)
 
 
 def test_class_frequencies(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:

@@ -182,6 +182,8 @@ def test_thresholds():
 def test_accuracy_of_wrong_arguments():
     with pytest.raises(ValueError, match=r"samples_per_class\[0\] is -1"):
         LongTailAccuracy([-1])
+    with pytest.raises(TypeError, match="ignore_index is a str, expected an int or None"):
+        LongTailAccuracy([5, 5], ignore_index="a")
     metric = LongTailAccuracy([5, 5])
     with pytest.raises(TypeError, match="correct is a list, expected a Tensor"):
         metric.update([True, False], torch.tensor([0, 1]))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from longtail.training import init_sigmoid_bias_, parameter_groups_without_bias_decay
 from tolerances import assert_close
@@ -33,10 +34,103 @@ def test_bias_of_convolutions_and_half_precision() -> None:
     assert_close(layer.bias, torch.full((100,), -math.log(99), dtype=torch.float64))
 
 
+class Twice(nn.Module):
+    def forward(self, half):
+        return 2 * half
+
+    def right_inverse(self, bias):
+        return bias / 2
+
+
+class Exponential(nn.Module):
+    """Makes no negative bias."""
+
+    def forward(self, logarithm):
+        return logarithm.exp()
+
+    def right_inverse(self, bias):
+        return bias.log()
+
+
+class OneWay(nn.Module):
+    def forward(self, bias):
+        return -bias
+
+
+def parametrized(*parametrizations: nn.Module) -> nn.Linear:
+    layer = nn.Linear(4, 3)
+    nn.init.constant_(layer.bias, 0.25)
+    for one in parametrizations:
+        parametrize.register_parametrization(layer, "bias", one)
+    return layer
+
+
+def test_a_parametrized_bias_is_set_through_its_parametrizations() -> None:
+    layer = parametrized(Twice(), Twice())
+    prior = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    assert_close(init_sigmoid_bias_(layer, prior), torch.logit(prior))
+    assert_close(layer(torch.zeros(4)), torch.logit(prior))
+    init_sigmoid_bias_(layer)
+    assert_close(layer.bias, torch.full((3,), -math.log(2), dtype=torch.float64))
+    assert_close(layer.parametrizations.bias.original, torch.full((3,), -math.log(2) / 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("parametrizations", [(Exponential(),), (OneWay(),), (Twice(), Exponential())])
+def test_a_parametrized_bias_that_cannot_be_set_stays(parametrizations: tuple[nn.Module, ...]) -> None:
+    layer = parametrized(*parametrizations)
+    before = layer.parametrizations.bias.original.clone()
+    with pytest.raises(ValueError, match=r"\(ParametrizedLinear\) is parametrized by .*, which cannot make it -0\.69"):
+        init_sigmoid_bias_(layer)
+    assert torch.equal(layer.parametrizations.bias.original, before)
+
+
+class Computed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.zeros(3))
+
+    @property
+    def bias(self):
+        return 2 * self.latent
+
+
+class Shared(nn.Module):
+    """Its bias is a part of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.zeros(5))
+
+    @property
+    def bias(self):
+        return self.biases[2:]
+
+
+def test_a_bias_that_is_computed_anew() -> None:
+    for layer, source in ((Computed(), ""), (prune.identity(nn.Linear(4, 3), "bias"), " from bias_orig")):
+        with pytest.raises(ValueError, match=rf"the bias of the layer \(\w+\) is computed{source}, expected"):
+            init_sigmoid_bias_(layer)
+    layer = Shared()
+    init_sigmoid_bias_(layer)
+    assert_close(layer.biases, torch.tensor([0, 0] + [-math.log(2)] * 3, dtype=torch.float64))
+
+
+def test_decay_spares_what_a_parametrized_bias_is_made_of() -> None:
+    layer = parametrized(Twice())
+    decayed, free = parameter_groups_without_bias_decay(layer, layer, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(layer.weight)]
+    assert [id(p) for p in free["params"]] == [id(layer.parametrizations.bias.original)]
+
+
+EMPTIED = nn.Linear(2, 3)
+EMPTIED.bias = nn.Parameter(torch.zeros(0))
+
+
 @pytest.mark.parametrize(
     ("layer", "prior", "exception", "message"),
     [
         (nn.Linear(2, 3, bias=False), None, ValueError, r"the layer \(Linear\) has no bias, expected"),
+        (EMPTIED, 0.1, ValueError, r"the bias of the layer \(Linear\) is empty, as parameters that ZeRO-3"),
         (nn.ReLU(), None, ValueError, r"the layer \(ReLU\) has no bias"),
         ("head", None, TypeError, r"layer is a str, expected a torch\.nn\.Module"),
         (nn.Linear(2, 1), None, ValueError, "the layer has one output, for which there is no default"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 import longtail
-from longtail.ranks import all_reduce_sum
+from longtail.ranks import checked_sum, group_or_alone
 from longtail.training import (
     ClassBalancedSampler,
     ComplementObjectiveTraining,
@@ -62,17 +64,76 @@ def statistics(rank: int | None) -> dict[str, Any]:
         metric.update(batch_hit, batch)
     first = metric.compute(reduce=True)
     assert first.overall == metric.compute(reduce=True).overall, "to reduce changes nothing"
-    mine = torch.tensor([1.0, 2.0])
+    mine = torch.tensor([1.0, 2.0], dtype=torch.float64)
     return {
-        "sum": all_reduce_sum(mine),
+        "sum": checked_sum(mine, {"length": 2}, group_or_alone(None), mine.device),
         "summand": mine,
         "counts": longtail.class_counts(shard, CLASSES, reduce=True),
+        "rows": longtail.class_counts([[0, 1, 1], [0 if rank == 0 else 2, 0, 0]], 3, reduce=True).tolist(),
+        "many counts": longtail.class_counts(shard * 700, 700 * CLASSES, reduce=True),
         "frequency": stats.frequency(),
         "num_targets": stats.num_targets,
         "scores": tuple(first),
         "own": metric.compute().overall,
         "epoch": list(ClassBalancedSampler(target.flatten(), num_samples=21, seed=3)),
     }
+
+
+class BrokenFile(UnicodeError):
+    """Of a type that the other ranks need not know."""
+
+
+def broken(rank: int, error: Exception) -> Iterator[Tensor]:
+    """Batches, of which rank 1 cannot read the second."""
+    yield torch.tensor([0, 1])
+    if rank == 1:
+        raise error
+
+
+def faults(rank: int) -> dict[str, Callable[[], Any]]:
+    """Calls of which one rank's is wrong, or which do not fit together."""
+    count, frequency = longtail.class_counts, StreamingClassFrequency
+    other = torch.tensor([0, CLASSES if rank == 1 else 1])
+    return {
+        "target": lambda: count(other, CLASSES, reduce=True),
+        "dtype": lambda: count(torch.ones(2) if rank == 0 else other, CLASSES, reduce=True),
+        "loader": lambda: count(broken(rank, OSError(5, "no such sector")), CLASSES, reduce=True),
+        "loader's type": lambda: count(broken(rank, BrokenFile("bad byte")), CLASSES, reduce=True),
+        "num_classes": lambda: count([0], CLASSES + rank, reduce=True),
+        "many num_classes": lambda: count([0], CLASSES if rank else 5000, reduce=True),
+        "num_classes's type": lambda: count([0], CLASSES if rank else "five", reduce=True),  # type: ignore[arg-type]
+        "ignore_index": lambda: count([0], CLASSES, -rank, reduce=True),
+        "ignore_index's type": lambda: count([0], CLASSES, "a" if rank else 1, reduce=True),  # type: ignore[arg-type]
+        "rows of 0 and 1": lambda: count(torch.eye(CLASSES, dtype=torch.int64), CLASSES, reduce=True),
+        "group": lambda: count([0], CLASSES, reduce=True, group="data"),  # type: ignore[arg-type]
+        "call": lambda: frequency(2).update([0], reduce=True) if rank else count([0], 2, reduce=True),  # type: ignore[arg-type]
+        "decay": lambda: frequency(2, 0.5 + 0.25 * rank).update(other[:1], reduce=True),
+        "frequencies' num_classes": lambda: frequency(CLASSES - rank).update(other[:1], reduce=True),
+        "accuracy's num_classes": lambda: LongTailAccuracy([3] * (2 + rank)).compute(reduce=True),
+    }
+
+
+def refusals(rank: int) -> dict[str, tuple[str, str]]:
+    """Type and text of what each call raises."""
+    seen = {}
+    for name, call in faults(rank).items():
+        try:
+            seen[name] = ("nothing", str(call()))
+        except Exception as error:
+            seen[name] = (type(error).__name__, str(error))
+    return seen
+
+
+def after_refused_batches(rank: int) -> tuple[list[float], int, int]:
+    """The frequency after each batch, its updates and targets: rank 1's second is refused, the third has nothing."""
+    stats, frequencies = StreamingClassFrequency(3, 0.5), []
+    for batch in ([0, rank], [0, 9 * rank], [-100], [2, rank]):
+        try:
+            stats.update(torch.tensor(batch), reduce=True)
+        except IndexError:
+            assert batch[1] in (0, 9)
+        frequencies += stats.frequency().tolist()
+    return frequencies, int(stats.num_updates), int(stats.num_targets)
 
 
 def work(rank: int, folder: str) -> None:
@@ -83,8 +144,13 @@ def work(rank: int, folder: str) -> None:
     )
     alone = dist.new_group([0])
     seen = statistics(rank)
+    seen["refused"] = refusals(rank)
+    seen["after"] = after_refused_batches(rank)
     if rank == 0:
         seen["group"] = longtail.class_counts(data()[1][:, :3], CLASSES, reduce=True, group=alone)
+    else:
+        with pytest.raises(ValueError, match="does not belong to group"):
+            longtail.class_counts([0], CLASSES, reduce=True, group=alone)
     seen["trained"] = [train(rank, single_forward) for single_forward in (False, True)]
     torch.save(seen, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from .arguments import ROUNDING
-from .ranks import all_reduce_sum
+from .arguments import ROUNDING, check_integer, check_tensors
+from .distributed import is_dtensor
+from .ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 CHUNK = 1 << 22  # elements converted and counted at a time: 32 MiB as int64
 
@@ -35,18 +39,19 @@ def class_counts(
     *,
     get_target: Callable[[Any], Tensor | Sequence[Any] | Array] | None = None,
     reduce: bool = False,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
 ) -> Tensor:
     """Number of targets of each class, [num_classes], on the device of ``targets`` (loaders: the CPU).
 
     Integers are class indices, and their counts int64. Floating-point or bool targets (N, C) or (N, C, d1, ...) with
     ``C = num_classes`` are multi-hot: their sums over all dimensions but the classes', float64 of floating-point
     targets (0, 1, or soft in between; 1e-3 beyond counts as rounded), int64 of bools. Integers (N, C) that hold nothing
-    but 0 and 1, in all batches of a loader, could be either, and are refused: ``targets.bool()`` is multi-hot,
-    ``targets.flatten()`` indices.
+    but 0 and 1, in all batches of a loader and on all ranks, could be either, and are refused: ``targets.bool()`` is
+    multi-hot, ``targets.flatten()`` indices.
 
     Tensors and numpy arrays of any integer dtype and shape are read a chunk at a time, so that token files larger than
-    memory can be counted: ``class_counts(numpy.memmap("train.bin", dtype="uint16", mode="r"), vocab_size)``.
+    memory can be counted: ``class_counts(numpy.memmap("train.bin", dtype="uint16", mode="r"), vocab_size)``. Masked
+    entries of ``numpy.ma`` and ``torch.masked`` are not counted.
 
     Args:
         targets: integers of any shape, or multi-hot rows; a tensor, sequence or array. Or a ``DataLoader`` or an
@@ -56,15 +61,58 @@ def class_counts(
         get_target: takes the targets out of a batch of a loader. Default: the second of a tuple or list, "labels" of
             a mapping, a tensor or array itself.
         reduce: add up over the ranks of ``group`` (a collective call), each having counted its own shard. A process
-            without ``torch.distributed`` is alone.
-        group: default all ranks.
+            without ``torch.distributed`` is alone. What one rank refuses, or its loader raises, every rank raises:
+            "rank 1: ...".
+        group: default all ranks; a process group or a 1-d DeviceMesh.
 
     Raises:
         IndexError: a class index is out of range; names the first one and its place.
-        TypeError: the targets are neither integers nor multi-hot, or there is no telling where a batch has them.
-        ValueError: a multi-hot target is not in [0, 1]; integers (N, C) hold nothing but 0 and 1.
+        TypeError: the targets are neither integers nor multi-hot, or there is no telling where a batch has them; they
+            are a mapping, a set or a ``Dataset``; ``group`` is no process group.
+        ValueError: a multi-hot target is not in [0, 1]; integers (N, C) hold nothing but 0 and 1; the ranks disagree on
+            ``num_classes`` or ``ignore_index``; this process is not in ``group``.
     """
+    if reduce:
+        counts, rows = _counts_of_ranks(targets, num_classes, ignore_index, get_target, group_or_alone(group))
+    else:
+        counts, rows = _local_counts(targets, num_classes, ignore_index, get_target)
+    if rows and counts[:2].any() and not counts[2:].any():
+        raise ValueError(
+            f"targets are integers of shape [N, {num_classes}] that hold nothing but 0 and 1, which could be multi-hot "
+            "rows or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
+        )
+    return counts
+
+
+def _counts_of_ranks(
+    targets: Targets,
+    num_classes: int,
+    ignore_index: int | None,
+    get_target: Callable[[Any], Any] | None,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, bool]:
+    """What :func:`_local_counts` returns, of all ranks together."""
+    part: Tensor | Exception
+    device, options = torch.device("cpu"), {}
+    try:
+        counts, rows = _local_counts(targets, num_classes, ignore_index, get_target)
+        device, options = counts.device, options_of_ranks("class_counts", num_classes, ignore_index)
+        # On a rank without batches the counts are neither soft nor of anything but rows. They are exact to 2^53.
+        kind = torch.tensor([counts.is_floating_point(), not rows], dtype=torch.float64, device="cpu")
+        part = torch.cat([counts.cpu().double(), kind])
+    except Exception as error:
+        part = error
+    total = checked_sum(part, options, group, torch.device("cpu"))
+    soft, other = (total[-2:] > 0).tolist()
+    return total[:-2].to(device, torch.float64 if soft else torch.int64), not other
+
+
+def _local_counts(
+    targets: Targets, num_classes: int, ignore_index: int | None, get_target: Callable[[Any], Any] | None
+) -> tuple[Tensor, bool]:
+    """Counts of this process alone, and whether all are of integers in the shape of multi-hot rows."""
     check_positive_int("num_classes", num_classes)
+    check_ignore_index(ignore_index)
     if isinstance(targets, DataLoader | Iterator):
         counts, rows = torch.zeros(num_classes, dtype=torch.int64, device="cpu"), True
         for batch in targets:
@@ -73,19 +121,7 @@ def class_counts(
             counts, rows = counts + of_batch.cpu(), rows and as_rows
     else:
         counts, rows = _counts(targets, num_classes, ignore_index)
-    if rows and counts[:2].any() and not counts[2:].any():
-        raise ValueError(
-            f"targets are integers of shape [N, {num_classes}] that hold nothing but 0 and 1, which could be multi-hot "
-            "rows or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
-        )
-    return _over_ranks(counts, group) if reduce else counts
-
-
-def _over_ranks(counts: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over ranks, of which some may hold integers and some float64: a rank without batches, for one."""
-    soft = counts.new_full((1,), float(counts.is_floating_point()), dtype=torch.float64)
-    total = all_reduce_sum(torch.cat([counts.double(), soft]), group)  # counts are exact to 2^53
-    return total[:-1] if total[-1] > 0 else total[:-1].to(torch.int64)
+    return counts, rows
 
 
 def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
@@ -98,10 +134,22 @@ def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
 
 def _as_tensor(targets: Tensor | Sequence[Any] | Array) -> Tensor:
     """Targets of any kind as a tensor of the same shape; arrays of integers as int64."""
+    if _is_masked(targets):
+        raise TypeError(f"targets are a {type(targets).__name__}, expected none with masked entries")
     if isinstance(targets, Tensor):
+        check_tensors(targets=targets)
+        if is_dtensor(targets):
+            raise TypeError("targets are a DTensor, expected targets.full_tensor(), or its shard with reduce=True")
         return targets.detach()
     if _is_numpy(targets):
         return _from_numpy(targets)
+    # What makes a list of its keys (pandas' frames too), has no order, or pairs its targets with inputs.
+    keyed = isinstance(targets, Mapping) or (hasattr(targets, "keys") and not hasattr(targets, "tolist"))
+    if keyed or isinstance(targets, Set | Dataset):
+        raise TypeError(
+            f"targets are a {type(targets).__name__}, expected the targets themselves: a tensor, array or sequence, or "
+            "a DataLoader"
+        )
     try:
         plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
         return torch.tensor(plain, dtype=None if plain != [] else torch.int64, device="cpu")
@@ -112,66 +160,121 @@ def _as_tensor(targets: Tensor | Sequence[Any] | Array) -> Tensor:
 def check_positive_int(name: str, value: int) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} is {number}, expected at least 1")
+    if number >= 2**63:
+        raise ValueError(f"{name} is beyond int64, expected at most {2**63 - 1}")
+
+
+def check_ignore_index(value: int | None) -> None:
+    if value is not None:
+        check_integer("ignore_index", value, expected="an int or None")
+
+
+def options_of_ranks(call: str, num_classes: int, ignore_index: int | None, **others: Any) -> dict[str, Any]:
+    """What ranks that add up their counts compare, for :func:`longtail.ranks.checked_sum`."""
+    ignored = None if ignore_index is None else operator.index(ignore_index)
+    return {"the call": call, "num_classes": operator.index(num_classes), "ignore_index": ignored, **others}
 
 
 def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> tuple[Tensor, bool]:
-    """Counts of one tensor, array or sequence, by chunks of its first dimension.
+    """Counts of one tensor, array or sequence, by chunks.
 
     And whether they are of integers in the shape of multi-hot rows.
     """
-    if not (isinstance(targets, Tensor) or _is_numpy(targets)):
+    targets, mask, counted = _split_mask(targets)
+    if isinstance(targets, Tensor) or not _is_numpy(targets):
         targets = _as_tensor(targets)
     shape = tuple(targets.shape)
-    if len(shape) == 0:
-        return count_indices(_as_tensor(targets), num_classes, ignore_index), False
     device = targets.device if isinstance(targets, Tensor) else "cpu"
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    step = max(1, CHUNK // max(1, math.prod(shape[1:])))
     multi_hot = False
-    for start in range(0, max(1, shape[0]), step):  # once at least: the dtype of nothing is checked too
-        chunk = _as_tensor(targets[start : start + step])
-        multi_hot = chunk.dtype == torch.bool or chunk.is_floating_point()
-        count = _sum_chunk if multi_hot else count_indices
-        counts = counts + count(chunk, num_classes, ignore_index, start)
+    for place in _places(shape):
+        chunk = _as_tensor(targets[place])
+        kept = None if mask is None else _as_tensor(mask[place]) == counted
+        starts = tuple(cut.start for cut in place)
+        multi_hot = len(shape) > 0 and (chunk.dtype == torch.bool or chunk.is_floating_point())
+        if not multi_hot:
+            counts = counts + count_indices(chunk, num_classes, ignore_index, starts, kept)
+            continue
+        if len(shape) < 2 or shape[1] != num_classes:
+            raise TypeError(
+                f"targets have dtype {chunk.dtype}, expected integers, or multi-hot rows of shape [N, {num_classes}]"
+            )
+        sums = _sum_chunk(chunk, ignore_index, starts, kept)
+        counts = counts.to(sums.dtype)
+        counts[place[1]] += sums
     return counts, not multi_hot and len(shape) == 2 and shape[1] == num_classes > 1
 
 
-def count_indices(targets: Tensor, num_classes: int, ignore_index: int | None, start: int = 0) -> Tensor:
-    """Counts of class indices, which begin at row ``start`` of the targets."""
+def _places(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Slices of all dimensions that cut an array into chunks, in its order; one at least, of nothing too."""
+    cut = 0  # this dimension is cut into ranges, those before it into single indices
+    while cut < len(shape) - 1 and math.prod(shape[cut + 1 :]) > CHUNK:
+        cut += 1
+    steps = [1] * cut + [max(1, CHUNK // max(1, math.prod(shape[cut + 1 :])))] + list(shape[cut + 1 :])
+    ranges = [range(0, max(1, size), max(1, step)) for size, step in zip(shape, steps, strict=False)]
+    for starts in itertools.product(*ranges):
+        yield tuple(slice(start, start + step) for start, step in zip(starts, steps, strict=False))
+
+
+def count_indices(
+    targets: Tensor,
+    num_classes: int,
+    ignore_index: int | None,
+    starts: tuple[int, ...] = (),
+    kept: Tensor | None = None,
+) -> Tensor:
+    """Counts of class indices, at ``starts`` of the targets; of those that are ``kept``, default all."""
     labels = integer_labels(targets)
-    kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+    if kept is None:
+        kept = torch.ones_like(labels, dtype=torch.bool)
+    if ignore_index is not None:
+        kept = kept & (labels != ignore_index)
     wrong = kept & ((labels < 0) | (labels >= num_classes))
     if wrong.any():
-        raise IndexError(f"{_first(wrong, labels, start)} is out of range, expected 0 to {num_classes - 1}")
+        raise IndexError(f"{_first(wrong, labels, starts)} is out of range, expected 0 to {num_classes - 1}")
     return torch.bincount(labels[kept], minlength=num_classes)
 
 
-def _sum_chunk(targets: Tensor, num_classes: int, ignore_index: int | None, start: int) -> Tensor:
-    """Sums over everything but the classes, int64 of bools and float64 of floats, that begin at row ``start``."""
-    if targets.dim() < 2 or targets.shape[1] != num_classes:
-        raise TypeError(
-            f"targets have dtype {targets.dtype}, expected integers, or multi-hot rows of shape [N, {num_classes}]"
-        )
+def _sum_chunk(targets: Tensor, ignore_index: int | None, starts: tuple[int, ...], kept: Tensor | None) -> Tensor:
+    """Sums over everything but the classes, int64 of bools and float64 of floats, at ``starts`` of the targets."""
     values = targets if targets.dtype == torch.bool else targets.double()
     if ignore_index is not None:
         values = values.masked_fill(targets == ignore_index, 0)
+    if kept is not None:
+        values = values.masked_fill(~kept, 0)
     wrong = ~((values >= -ROUNDING) & (values <= 1 + ROUNDING))
     if wrong.any():
-        raise ValueError(f"{_first(wrong, values, start)} is no multi-hot target, expected a number in [0, 1]")
+        raise ValueError(f"{_first(wrong, values, starts)} is no multi-hot target, expected a number in [0, 1]")
     if values.is_floating_point():
         values = values.clamp(0, 1)
     return values.sum([d for d in range(values.dim()) if d != 1])
 
 
-def _first(wrong: Tensor, values: Tensor, start: int) -> str:
-    """The first wrong value and its place, in targets of which ``values`` are the rows from ``start`` on."""
+def _first(wrong: Tensor, values: Tensor, starts: tuple[int, ...]) -> str:
+    """The first wrong value and its place, in targets of which ``values`` are those from ``starts`` on."""
     position = tuple(wrong.nonzero()[0].tolist())
     value = values[position].item()
     if not position:
         return f"targets = {value}"
-    return f"targets[{', '.join(map(str, (start + position[0], *position[1:])))}] = {value}"
+    place = (start + offset for start, offset in itertools.zip_longest(starts, position, fillvalue=0))
+    return f"targets[{', '.join(map(str, place))}] = {value}"
+
+
+def _is_masked(targets: object) -> bool:
+    """Whether it is an array of ``numpy.ma`` or a tensor of ``torch.masked``, neither of which is imported."""
+    return hasattr(targets, "get_mask") or (_is_numpy(targets) and hasattr(targets, "mask"))
+
+
+def _split_mask(targets: Any) -> tuple[Any, Any, bool]:
+    """The data, the mask in their shape or None, and what the mask says of entries that count."""
+    if not _is_masked(targets):
+        return targets, None, True
+    if isinstance(targets, Tensor):
+        return targets.get_data(), targets.get_mask(), True  # type: ignore[attr-defined]
+    return targets.data, targets.mask if targets.mask.shape == targets.shape else None, False
 
 
 def _is_numpy(targets: object) -> bool:

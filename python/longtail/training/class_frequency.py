@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ..arguments import check_number
 from ..class_balance import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
-from ..counting import check_positive_int, count_indices
-from ..ranks import all_reduce_sum
+from ..counting import check_ignore_index, check_positive_int, count_indices, integer_labels, options_of_ranks
+from ..ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class StreamingClassFrequency(nn.Module):
@@ -24,8 +25,9 @@ class StreamingClassFrequency(nn.Module):
 
     .. math:: S_t = d\, S_{t-1} + (1 - d)\, c_t, \qquad \text{frequency} = S_t / \textstyle\sum_k S_{t,k}
 
-    Every batch counts by its size, and the division makes the estimate free of the bias towards its start at 0 (the
-    factor :math:`1 - d^t` of Adam cancels). About the last 1 / (1 - d) batches matter; d = 1 weighs all alike::
+    Every batch counts by its size, one without a counted target not at all: it changes nothing. The division makes the
+    estimate free of the bias towards its start at 0 (the factor :math:`1 - d^t` of Adam cancels). About the last
+    1 / (1 - d) batches matter; d = 1 weighs all alike::
 
         stats = StreamingClassFrequency(vocab_size, device=device)
         for step, (input, target) in enumerate(loader):
@@ -59,6 +61,7 @@ class StreamingClassFrequency(nn.Module):
     ) -> None:
         super().__init__()
         check_positive_int("num_classes", num_classes)
+        check_ignore_index(ignore_index)
         if check_number("decay", decay, 0.0, 1.0) == 0.0:
             raise ValueError("decay is 0, expected a number in (0, 1]")
         self.num_classes = num_classes
@@ -69,28 +72,34 @@ class StreamingClassFrequency(nn.Module):
         self.register_buffer("num_targets", torch.zeros((), dtype=torch.int64, device=device))
 
     @torch.no_grad()
-    def update(self, target: Tensor, *, reduce: bool = False, group: ProcessGroup | None = None) -> None:
+    def update(self, target: Tensor, *, reduce: bool = False, group: ProcessGroup | DeviceMesh | None = None) -> None:
         """Adds a batch.
 
         Args:
             target: class indices of any shape. Of multi-hot rows pass ``target.nonzero()[:, 1]``.
             reduce: add up the counts of this batch over the ranks of ``group`` first (a collective call), so that all
                 ranks hold the same estimate, of the global batches. A process without ``torch.distributed`` is alone.
-            group: default all ranks.
+                What one rank refuses every rank raises, "rank 1: ...", and no estimate changes; with NCCL and buffers
+                on GPUs the host does not wait: the other ranks run into a device assertion.
+            group: default all ranks; a process group or a 1-d DeviceMesh.
 
         Raises:
-            IndexError: a target is out of range (on a GPU: a device assertion).
-            TypeError: the targets are not integers.
+            IndexError: a target is out of range (on a GPU: a device assertion, on every rank).
+            TypeError: the targets are not integers; ``group`` is no process group.
+            ValueError: the ranks disagree on ``num_classes``, ``decay`` or ``ignore_index``; this process is not in
+                ``group``.
         """
-        counts = self._batch_counts(target)
-        if reduce:
-            counts = all_reduce_sum(counts, group)
+        counts = self._counts_of_ranks(target, group_or_alone(group)) if reduce else self._batch_counts(target)
+        if counts.device.type != "cpu":
+            torch._assert_async(counts[-1] == 0, f"a target is out of range, expected 0 to {self.num_classes - 1}")
+        counts = counts[:-1]
+        total = counts.sum()
         if self.decay == 1.0:
             self.mean_counts += counts
         else:
-            self.mean_counts.lerp_(counts, 1.0 - self.decay)
-        self.num_updates += 1
-        self.num_targets += counts.sum().to(torch.int64)
+            self.mean_counts.lerp_(counts, (total > 0).double() * (1.0 - self.decay))
+        self.num_updates += total > 0
+        self.num_targets += total.to(torch.int64)
 
     def frequency(self) -> Tensor:
         """Estimated frequencies, float64 [C], summing to 1; 0 for classes not seen. 1 / C while nothing was seen."""
@@ -145,11 +154,27 @@ class StreamingClassFrequency(nn.Module):
     ) -> Tensor:
         return function(self.counts(num_samples, min_count), **options)
 
+    def _counts_of_ranks(self, target: Tensor, group: Any) -> Tensor:
+        """:meth:`_batch_counts`, added up over the ranks."""
+        part: Tensor | Exception
+        options, call = {}, "StreamingClassFrequency.update"
+        try:
+            options = options_of_ranks(call, self.num_classes, self.ignore_index, decay=self.decay)
+            part = self._batch_counts(target)
+        except Exception as error:
+            part = error
+        return checked_sum(part, options, group, self.mean_counts.device)
+
     def _batch_counts(self, target: Tensor) -> Tensor:
-        """float64 [C] on the buffers' device; sums of ones, so exact in any order of atomic additions."""
-        if self.mean_counts.device.type == "cpu":
-            return count_indices(target, self.num_classes, self.ignore_index).cpu().double()
-        return counts_without_sync(target.to(self.mean_counts.device), self.num_classes, self.ignore_index)
+        """float64 [C + 1] on the buffers' device, at last the targets out of range, which on the CPU raise.
+
+        Sums of ones, so exact in any order of atomic additions.
+        """
+        device = self.mean_counts.device
+        if device.type == "cpu":
+            counts = count_indices(target, self.num_classes, self.ignore_index).cpu().double()
+            return torch.cat([counts, counts.new_zeros(1)])
+        return counts_without_sync(integer_labels(target).to(device), self.num_classes, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingClassFrequency:
         """Buffers change their device, never their dtype: counts in half precision stop counting at 2048."""
@@ -162,11 +187,10 @@ class StreamingClassFrequency(nn.Module):
         return self
 
 
-def counts_without_sync(target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """float64 [num_classes] on the device of the targets; what is out of range is left to the device to refuse."""
-    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise TypeError(f"targets have dtype {target.dtype}, expected integers")
-    labels = target.detach().to(torch.int64).reshape(-1)
+def counts_without_sync(labels: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """float64 [num_classes + 1] on the device of the int64 labels; the last one of those that are out of range."""
+    labels = labels.reshape(-1)
     kept = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
-    counts = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
-    return counts.index_add_(0, torch.where(kept, labels, 0), kept.double())
+    places = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=labels.device)
+    return counts.index_add_(0, places, kept.double())

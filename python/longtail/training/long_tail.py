@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..arguments import check_choice, check_number, check_tensors
 from ..class_balance import Counts, checked_counts
-from ..counting import Array, check_positive_int, class_counts, count_indices, integer_labels
-from ..ranks import all_reduce_sum
+from ..counting import Array, check_ignore_index, check_positive_int, class_counts, count_indices, integer_labels
+from ..ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 Profile: TypeAlias = Literal["exponential", "step"]
 
@@ -126,6 +127,7 @@ class LongTailAccuracy:
         self.few = check_number("few", few)
         if self.few > self.many:
             raise ValueError(f"few is {few}, expected at most many = {many}, so that no class is in both")
+        check_ignore_index(ignore_index)
         self.ignore_index = ignore_index
         self.reset()
 
@@ -150,17 +152,23 @@ class LongTailAccuracy:
         self._seen += count_indices(target, num_classes, self.ignore_index).cpu()
         self._correct += count_indices(target[correct], num_classes, self.ignore_index).cpu()
 
-    def compute(self, *, reduce: bool = False, group: ProcessGroup | None = None) -> LongTailScores:
+    def compute(self, *, reduce: bool = False, group: ProcessGroup | DeviceMesh | None = None) -> LongTailScores:
         """The scores of everything seen since construction or ``reset``.
 
         Args:
             reduce: of everything that the ranks of ``group`` have seen together (a collective call). The state stays
                 each rank's own. A process without ``torch.distributed`` is alone.
-            group: default all ranks.
+            group: default all ranks; a process group or a 1-d DeviceMesh.
+
+        Raises:
+            TypeError: ``group`` is no process group.
+            ValueError: the ranks' numbers of classes differ; this process is not in ``group``.
         """
         seen, correct = self._seen, self._correct
         if reduce:
-            seen, correct = all_reduce_sum(torch.stack([seen, correct]), group)
+            both = torch.cat([seen, correct]).double()  # exact to 2^53
+            options = {"the call": "LongTailAccuracy.compute", "num_classes": seen.numel()}
+            seen, correct = checked_sum(both, options, group_or_alone(group), seen.device).to(torch.int64).chunk(2)
         per_class = correct.double() / seen.double()
         many, few = self.samples_per_class > self.many, self.samples_per_class < self.few
         return LongTailScores(
