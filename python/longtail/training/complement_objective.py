@@ -111,7 +111,8 @@ class ComplementObjectiveTraining(_Trainer):
     batch normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
-        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is.
+        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is. Over ranks: the
+            ``DistributedDataParallel`` itself, not a part of it, whose gradients nobody averages.
         primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
         loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
         complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
