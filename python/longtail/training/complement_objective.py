@@ -111,8 +111,8 @@ class ComplementObjectiveTraining(_Trainer):
     batch normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
-        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is. Over ranks: the
-            ``DistributedDataParallel`` itself, not a part of it, whose gradients nobody averages.
+        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is. Over
+            ranks: the ``DistributedDataParallel`` itself, not a part of it, whose gradients nobody averages.
         primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
         loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
         complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
@@ -127,8 +127,8 @@ class ComplementObjectiveTraining(_Trainer):
 
     Raises:
         TypeError, ValueError: the optimizers are no two optimizers, or one needs a closure (LBFGS); max_grad_norm is
-            negative; autocast is neither. In a step, before a weight moves: an optimizer's loss depends on none of its
-            parameters.
+            negative; autocast is no context and no function. In a step, before a weight moves: an optimizer's loss
+            depends on none of its parameters.
     """
 
     def __init__(
