@@ -174,6 +174,33 @@ def test_accuracy_is_logged() -> None:
     assert tested == pytest.approx({key.replace("val", "test"): value for key, value in logged.items()}, rel=1e-6)
 
 
+def test_each_of_several_loaders_has_its_own_accuracy() -> None:
+    """Named as Lightning names what steps log; on the sets alone the scores are the same."""
+
+    class Two(Classifier):
+        def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+            return super().validation_step(batch, dataloader_idx)
+
+        test_step = validation_step
+
+    module = Two(longtail.CrossEntropyLoss(weight=torch.ones(4)))
+    sets = [TensorDataset(*(tensor[part] for tensor in data(30).tensors)) for part in (slice(0, 18), slice(18, 30))]
+    loaders = [DataLoader(rows, batch_size=7) for rows in sets]
+    expected = {}
+    for index, loader in enumerate(loaders):
+        (alone,) = trainer([LongTailAccuracyCallback(COUNTS)]).validate(module, loader, verbose=False)
+        expected |= {f"{name}/dataloader_idx_{index}": value for name, value in alone.items()}
+    assert expected["val_accuracy/dataloader_idx_0"] != expected["val_accuracy/dataloader_idx_1"]
+    run = trainer([LongTailAccuracyCallback(COUNTS)], epochs=1)
+    run.validate(module, loaders, verbose=True)
+    assert {name: value.item() for name, value in run.callback_metrics.items()} == expected
+    run.test(module, loaders, verbose=False)
+    tested = {name.replace("val", "test"): value for name, value in expected.items()}
+    assert {name: value.item() for name, value in run.callback_metrics.items()} == tested
+    run.fit(module, DataLoader(data(), batch_size=8), loaders)
+    assert run.callback_metrics.keys() == expected.keys()
+
+
 def test_accuracy_from_what_the_step_returns() -> None:
     class Other(Classifier):
         def validation_step(self, batch: Any, _: int) -> Tensor:

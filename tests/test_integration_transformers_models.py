@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -94,6 +95,31 @@ def test_loss_function_of_one_model_alone() -> None:
     assert "_loss_function" not in vars(model)
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_removed_in_any_order(order: tuple[int, ...]) -> None:
+    """The loss of the model is that which was set last of those that are left."""
+    model = tiny("LlamaForCausalLM")
+    own = model(input_ids=IDS, labels=IDS).loss
+    handles, losses = [], []
+    for gamma in (1.0, 2.0, 4.0):
+        handles.append(set_loss_function(model, longtail.FocalLoss(gamma=gamma)))
+        losses.append(model(input_ids=IDS, labels=IDS).loss)
+    left = list(range(3))
+    for which in order:
+        handles[which].remove()
+        left.remove(which)
+        assert_same(model(input_ids=IDS, labels=IDS).loss, losses[left[-1]] if left else own)
+    assert "_loss_function" not in vars(model)
+
+
+def test_a_loss_that_was_set_since_is_left_alone() -> None:
+    model = tiny("LlamaForCausalLM")
+    handle = set_loss_function(model, longtail.FocalLoss(gamma=2.0))
+    model.loss_function = theirs = lambda *_, **__: torch.zeros(())
+    handle.remove()
+    assert model.loss_function is theirs
+
+
 def test_loss_function_takes_what_models_pass() -> None:
     model = tiny("LlamaForCausalLM")
     logits = model(input_ids=IDS).logits.detach().flatten(0, 1)
@@ -111,8 +137,11 @@ def test_models_that_ours_does_not_serve() -> None:
     loss = longtail.CrossEntropyLoss()
     with pytest.raises(TypeError, match=r"model is a Linear, expected a transformers\.PreTrainedModel"):
         set_loss_function(torch.nn.Linear(2, 2), loss)
-    for name in ("T5ForConditionalGeneration", "BertForTokenClassification"):
-        with pytest.raises(ValueError, match=f"the forward of {name} has its loss written into it"):
+    for name, remedy in (
+        ("T5ForConditionalGeneration", r"use ComputeLoss\(loss, shift_labels=False\), and .* DataCollatorForSeq2Seq\("),
+        ("BertForTokenClassification", "use ComputeLoss$"),
+    ):
+        with pytest.raises(ValueError, match=f"the forward of {name} has its loss written into it; {remedy}"):
             set_loss_function(tiny(name), loss)
     with pytest.raises(
         ValueError, match="the model's loss is ForQuestionAnsweringLoss, expected one of ForCausalLMLoss"

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
+from torch.optim import LBFGS, SGD, Adam
 
 import longtail
 from longtail.training import ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining
@@ -282,3 +282,8 @@ def test_wrong_arguments() -> None:
         ComplementObjectiveTraining(model, one, model)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"max_grad_norm is -1\.0, expected"):
         SingleForwardComplementObjectiveTraining(model, one, max_grad_norm=-1.0)
+    with pytest.raises(TypeError, match="autocast is a str, expected a context manager, or a function that makes one"):
+        ComplementObjectiveTraining(model, one, SGD(model.parameters(), lr=0.1), autocast="cpu")  # type: ignore[arg-type]
+    for pair in ((one, LBFGS(model.parameters())), (LBFGS(model.parameters()), one)):
+        with pytest.raises(ValueError, match="an optimizer is a LBFGS, whose step needs a closure, expected one that"):
+            ComplementObjectiveTraining(model, *pair)

@@ -113,9 +113,9 @@ def test_sampler_knows_its_rank(seen: list[dict[str, Any]]) -> None:
     assert seen[1]["epoch"] == whole[1::2]
 
 
-@pytest.mark.parametrize("single_forward", [False, True])
-def test_complement_objective_training_of_a_distributed_model(seen: list[dict[str, Any]], single_forward: bool) -> None:
-    expected = training_ranks.train(None, single_forward)
+@pytest.mark.parametrize("which", range(len(training_ranks.TRAININGS)))
+def test_complement_objective_training_of_a_distributed_model(seen: list[dict[str, Any]], which: int) -> None:
+    expected = training_ranks.train(None, which)
     for rank in seen:
-        for name, got in rank["trained"][single_forward].items():
+        for name, got in rank["trained"][which].items():
             assert_close(got, expected[name], what=name, factor=10)

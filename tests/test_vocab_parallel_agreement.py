@@ -67,7 +67,7 @@ def test_values_of_a_normalizer(ranks: Ranks) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kernel_that_fails_on_one_rank(ranks: Ranks, kind: str) -> None:
     results = ranks.run(3, rank_cases_agreement.failing, kind, 2)
-    assert set(results) == {("RuntimeError", "rank 2: no memory")}
+    assert set(results) == {("MemoryError", "rank 2: no memory")}
 
 
 def test_what_remains_of_many_calls(ranks: Ranks) -> None:

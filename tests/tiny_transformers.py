@@ -25,7 +25,7 @@ def tiny(name: str, **extra: Any) -> Any:
         ),
         "ViT": lambda: transformers.ViTConfig(image_size=4, patch_size=2, **sizes, **extra),
         "T5": lambda: transformers.T5Config(
-            vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+            vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, **extra
         ),
     }[name.removesuffix("LMHeadModel").split("For")[0]]()
     return getattr(transformers, name)(config).double()

@@ -37,13 +37,37 @@ def correct(target: Tensor) -> Tensor:
     return torch.arange(target.numel()).view_as(target) % 3 == target % 3
 
 
-def train(rank: int | None, single_forward: bool) -> dict[str, Tensor]:
+# Variant, number of optimizers, options of DistributedDataParallel.
+TRAININGS: list[tuple[Any, int, dict[str, Any]]] = [
+    (ComplementObjectiveTraining, 2, {}),
+    (SingleForwardComplementObjectiveTraining, 1, {}),
+    (SingleForwardComplementObjectiveTraining, 2, {}),
+    (SingleForwardComplementObjectiveTraining, 2, {"gradient_as_bucket_view": True, "static_graph": True}),
+    (SingleForwardComplementObjectiveTraining, 2, {"find_unused_parameters": True}),
+]
+
+
+class Branching(nn.Linear):
+    """With a second layer for some rows, of which a rank may have none."""
+
+    def __init__(self) -> None:
+        super().__init__(FEATURES, CLASSES, dtype=torch.float64)
+        self.branch = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output, rows = super().forward(input), input[:, 0] > 1
+        return output.index_add(0, rows.nonzero()[:, 0], self.branch(input[rows])) if rows.any() else output
+
+
+def train(rank: int | None, which: int) -> dict[str, Tensor]:
     """The model after all batches; a rank sees its half of each, wrapped as people wrap it."""
+    variant, optimizers, options = TRAININGS[which]
     torch.manual_seed(1)
     model: nn.Module = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
-    wrapped = model if rank is None else nn.parallel.DistributedDataParallel(model)
-    steppers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(2 - single_forward)]
-    variant = SingleForwardComplementObjectiveTraining if single_forward else ComplementObjectiveTraining
+    if options.get("find_unused_parameters"):
+        model = Branching()
+    wrapped = model if rank is None else nn.parallel.DistributedDataParallel(model, **options)
+    steppers = [torch.optim.SGD(model.parameters(), lr=0.1 / (i + 1), momentum=0.9) for i in range(optimizers)]
     training = variant(wrapped, *steppers)
     for input, target in zip(*data(), strict=True):
         part = slice(None) if rank is None else slice(rank, None, WORLD_SIZE)
@@ -151,6 +175,6 @@ def work(rank: int, folder: str) -> None:
     else:
         with pytest.raises(ValueError, match="does not belong to group"):
             longtail.class_counts([0], CLASSES, reduce=True, group=alone)
-    seen["trained"] = [train(rank, single_forward) for single_forward in (False, True)]
+    seen["trained"] = [train(rank, which) for which in range(len(TRAININGS))]
     torch.save(seen, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 
 from .distributed import Group, all_gather
-from .errors import ArgumentTypeError, ArgumentValueError
+from .errors import ArgumentValueError
 
 T = TypeVar("T")
-KINDS = (ArgumentValueError, ArgumentTypeError, IndexError, OverflowError, ValueError, TypeError)
-"""Errors that are raised on the other ranks as they are; others are RuntimeErrors there."""
 
 
 class Proposal(NamedTuple):
@@ -39,40 +37,49 @@ class Proposal(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A rank's error, as the others learn of it."""
+    """A rank's error, as every rank can make it again."""
 
     kind: type[Exception]
     text: str
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        exact: list[type[Exception]] = [k for k in KINDS if type(error) is k]
-        near: list[type[Exception]] = [k for k in KINDS if isinstance(error, k)]
-        return cls((exact or near or [RuntimeError])[0], str(error))
+        """The nearest type that takes a text, of Python or longtail."""
+        for kind in type(error).__mro__:
+            if kind.__module__ not in ("builtins", ArgumentValueError.__module__) or kind in (Exception, BaseException):
+                continue
+            try:
+                kind("")
+            except TypeError:  # UnicodeDecodeError, ExceptionGroup
+                continue
+            return cls(kind, str(error) if kind is type(error) else f"{type(error).__name__}: {error}")
+        return cls(RuntimeError, f"{type(error).__name__}: {error}")
 
 
-def explain(found: Proposal | Refusal, groups: list[Group]) -> NoReturn:
+def explain(own: Proposal | Exception, groups: list[Group]) -> NoReturn:
     """Raises what keeps the ranks from going on, where each of them has come to know that something does.
 
     ``groups``: one, or those of a mesh's dimensions in turn. Every rank of them calls it, and raises the same text, in
-    which ranks have their numbers in the default group.
+    which ranks have their numbers in the default group. An error that only its own rank can make stays itself there.
     """
-    known = {torch.distributed.get_rank(): found}
+    me = torch.distributed.get_rank()
+    known: dict[int, Any] = {me: Refusal.of(own) if isinstance(own, Exception) else own}
     for group in groups:
         parts: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(parts, known, group=group)
         known = {rank: other for part in parts for rank, other in part.items()}
     known = dict(sorted(known.items()))
+    cause = own if isinstance(own, Exception) else None
     for rank, other in known.items():
         if isinstance(other, Refusal):
-            raise other.kind(f"rank {rank}: {other.text}")
-    proposals: dict[int, Proposal] = known  # type: ignore[assignment]
-    check_equal("num_classes", {rank: p.num_classes for rank, p in proposals.items()})
-    check_equal("whether class_start is given", {rank: p.class_start is not None for rank, p in proposals.items()})
-    names = dict.fromkeys(name for p in proposals.values() for name, _ in p.options)
-    for name in names:
-        check_equal(name, {rank: dict(p.options).get(name) for rank, p in proposals.items()})
-    raise ArgumentValueError(f"ranks {list(proposals)} disagree: {list(proposals.values())}")
+            if cause is not None and rank == me and other.kind is not type(cause):
+                raise cause
+            raise other.kind(f"rank {rank}: {other.text}") from cause
+    check_equal("num_classes", {rank: p.num_classes for rank, p in known.items()})
+    check_equal("whether class_start is given", {rank: p.class_start is not None for rank, p in known.items()})
+    for name in dict.fromkeys(name for p in known.values() for name, _ in p.options):
+        check_equal(name, {rank: dict(p.options).get(name) for rank, p in known.items()})
+    raise ArgumentValueError(f"ranks {list(known)} disagree: {list(known.values())}")
 
 
 def agreed(mesh: Any, check: Callable[[], tuple[T, dict[str, Any]]]) -> T:
@@ -85,25 +92,24 @@ def agreed(mesh: Any, check: Callable[[], tuple[T, dict[str, Any]]]) -> T:
         Exception: of ``check`` on some rank, on every one; GPUs assert where it is another rank's.
     """
     groups = [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
-    fault: Exception | None = None
-    proposal: Proposal | Refusal
+    own: Proposal | Exception
     try:
         found, same = check()
-        proposal = Proposal(tuple(same.items()))
-        mine = [0.0, float(proposal.fingerprint())]
+        own = Proposal(tuple(same.items()))
+        mine = [0.0, float(own.fingerprint())]
     except Exception as error:
-        fault, proposal, mine = error, Refusal.of(error), [1.0, 0.0]
+        own, mine = error, [1.0, 0.0]
     known = torch.tensor(mine, dtype=torch.float64, device="cpu").to(mesh.device_type, non_blocking=True)
     for group in groups:
         seen = all_gather(known, group)
         odd = (seen[:, 0] != 0) | (seen[:, 1] != known[1])
         known = torch.stack([odd.any().double(), known[1]])
+    if mesh.device_type == "cpu" and groups and known[0]:
+        explain(own, groups)
+    if isinstance(own, Exception):
+        raise own
     if mesh.device_type != "cpu":
-        torch._assert_async((known[0] == 0) | (fault is not None), "longtail: ranks of a mesh disagree, or one refused")
-    elif groups and known[0]:
-        explain(proposal, groups)
-    if fault is not None:
-        raise fault
+        torch._assert_async(known[0] == 0, "longtail: ranks of a mesh disagree, or one refused its arguments")
     return found
 
 

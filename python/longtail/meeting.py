@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .agreement import Proposal, Refusal, check_equal, class_starts, explain
+from .agreement import Proposal, check_equal, class_starts, explain
 from .arguments import given_normalizer
 from .distributed import Group, all_gather
 from .errors import ArgumentValueError
@@ -113,7 +113,7 @@ def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
     header[Column.FAULT] = header[Column.READS] = 1.0
     headers, _ = _exchange(_numbers(tuple(header), device), None, group)
     if headers[:, Column.READS].all():
-        explain(Refusal.of(error), [group])
+        explain(error, [group])
     raise error
 
 

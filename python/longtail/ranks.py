@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .agreement import Proposal, explain
 from .distributed import collective_device, process_group
-from .errors import ArgumentValueError
 
 FIRST = 1024  # numbers that travel along with the check of the ranks; those beyond need a second reduction
 
@@ -63,7 +62,8 @@ def checked_sum(part: Tensor | Exception, options: dict[str, Any], group: Any, d
             raise part
         return part.to(device, copy=True)
     world, rank = dist.get_world_size(group), dist.get_rank(group)
-    mark = 0 if isinstance(part, Exception) else _mark(options)
+    proposal = Proposal(tuple(options.items()))
+    mark = 0 if isinstance(part, Exception) else 1 + proposal.fingerprint()
     head = torch.zeros(world + FIRST, dtype=torch.float64, device=collective_device(group))
     head[rank] = mark
     if not isinstance(part, Exception):
@@ -72,7 +72,7 @@ def checked_sum(part: Tensor | Exception, options: dict[str, Any], group: Any, d
     fits = (head[:world] == mark).all()
     if "cpu" in (device.type, head.device.type):
         if mark == 0 or not fits:
-            _raise_everywhere(part if isinstance(part, Exception) else options, group)
+            explain(part if isinstance(part, Exception) else proposal, [group])
     else:
         if isinstance(part, Exception):
             raise part
@@ -84,40 +84,3 @@ def checked_sum(part: Tensor | Exception, options: dict[str, Any], group: Any, d
         dist.all_reduce(rest, group=group)
         total = torch.cat([total, rest])
     return total.to(device)
-
-
-def _mark(options: dict[str, Any]) -> int:
-    """A positive number that float64 holds, another one for other options."""
-    return 1 + int.from_bytes(hashlib.sha256(repr(options).encode()).digest()[:6], "big")
-
-
-def _raise_everywhere(own: Exception | dict[str, Any], group: Any) -> NoReturn:
-    """Raises on every rank what the first rank with an exception says, or where the options differ."""
-    said: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(said, _plain(own) if isinstance(own, Exception) else own, group=group)
-    cause = own if isinstance(own, Exception) else None
-    for rank, other in enumerate(said):
-        if not isinstance(other, dict):
-            kind, text = other
-            if cause is not None and rank == dist.get_rank(group) and kind is not type(cause):
-                raise cause
-            raise kind(f"rank {rank}: {text}") from cause
-    names = [name for name in said[0] if any(other.get(name) != said[0][name] for other in said)]
-    first = said[0][names[0]]
-    rank = next(rank for rank, other in enumerate(said) if other.get(names[0]) != first)
-    raise ArgumentValueError(
-        f"ranks disagree on {names[0]}: {first!r} on rank 0, {said[rank].get(names[0])!r} on rank {rank}"
-    )
-
-
-def _plain(error: Exception) -> tuple[type[Exception], str]:
-    """An exception as every rank can make it again: the nearest type that takes a text, of Python or longtail."""
-    for kind in type(error).__mro__:
-        if kind.__module__ not in ("builtins", ArgumentValueError.__module__) or kind in (Exception, BaseException):
-            continue
-        try:
-            kind("")
-        except TypeError:  # UnicodeDecodeError, ExceptionGroup
-            continue
-        return kind, str(error) if kind is type(error) else f"{type(error).__name__}: {error}"
-    return RuntimeError, f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ tell the Trainer ``use_distributed_sampler=False``; the sampler deals its epochs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,8 +59,9 @@ class LongTailAccuracyCallback(Callback):
     """Logs :class:`longtail.training.LongTailAccuracy` of validation and test, over all ranks.
 
     Logged at the end of an epoch as ``val_accuracy``, ``val_accuracy_balanced``, ``_many``, ``_medium`` and ``_few``
-    (``test_...``); scores without a single sample are left out. ``validation_step`` and ``test_step`` return a mapping
-    with "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
+    (``test_...``); scores without a single sample are left out. Each of several loaders has its own:
+    ``val_accuracy_few/dataloader_idx_0`` and so on. ``validation_step`` and ``test_step`` return a mapping with
+    "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
 
     Args:
         samples_per_class, many, few, ignore_index: as in ``LongTailAccuracy``.
@@ -78,24 +80,28 @@ class LongTailAccuracyCallback(Callback):
         ignore_index: int | None = -100,
         get_correct: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.metric = LongTailAccuracy(samples_per_class, many, few, ignore_index=ignore_index)
+        self._new = partial(LongTailAccuracy, samples_per_class, many, few, ignore_index=ignore_index)
+        self.metrics = [self._new()]
         self.get_correct = get_correct or _correct_of
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric.reset()
+        self.metrics = [self._new() for _ in trainer.num_val_batches]
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric.reset()
+        self.metrics = [self._new() for _ in trainer.num_test_batches]
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self.metric.update(*self.get_correct(outputs, batch))
+        self.metrics[dataloader_idx].update(*self.get_correct(outputs, batch))
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
-    ) -> None:
-        self.metric.update(*self.get_correct(outputs, batch))
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, "val_accuracy")
@@ -104,11 +110,16 @@ class LongTailAccuracyCallback(Callback):
         self._log(pl_module, "test_accuracy")
 
     def _log(self, pl_module: LightningModule, name: str) -> None:
-        scores = self.metric.compute(reduce=True)
-        values = {name: scores.overall}
-        values |= {f"{name}_{group}": getattr(scores, group) for group in ("balanced", "many", "medium", "few")}
+        values = {}
+        for index, metric in enumerate(self.metrics):
+            loader = f"/dataloader_idx_{index}" if len(self.metrics) > 1 else ""  # as Lightning names what steps log
+            scores = metric.compute(reduce=True)
+            values[name + loader] = scores.overall
+            for group in ("balanced", "many", "medium", "few"):
+                values[f"{name}_{group}{loader}"] = getattr(scores, group)
         # Every rank has the same scores already: nothing is left to synchronise.
-        pl_module.log_dict({key: value for key, value in values.items() if value == value}, sync_dist=False)
+        known = {key: value for key, value in values.items() if value == value}
+        pl_module.log_dict(known, sync_dist=False, add_dataloader_idx=False)
 
 
 def _correct_of(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:

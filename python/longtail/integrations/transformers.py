@@ -55,7 +55,9 @@ class ComputeLoss:
             logits' device. Or any ``loss(logits, labels, normalizer=...)``, such as a ``functools.partial`` of
             :func:`longtail.cross_entropy`.
         shift_labels: True for causal language models (the logits of a token predict the next one), False for masked
-            language models and for the classification of sequences, tokens and images.
+            language models, for encoder-decoder models (whose batches need "decoder_input_ids", as
+            ``DataCollatorForSeq2Seq(tokenizer, model=model)`` makes them: the model does not get the labels), and for
+            the classification of sequences, tokens and images.
         evaluation_loss: what is computed where no gradient is wanted, as ``loss``; plain cross-entropy by default. Pass
             the loss itself to have it there too.
 
@@ -121,22 +123,29 @@ def flat_loss(
 
 
 class LossFunctionHandle:
-    """Returned by :func:`set_loss_function`: ``remove()`` gives the model its own loss back. Also a context manager."""
+    """Returned by :func:`set_loss_function`: ``remove()`` takes the loss back. Also a context manager."""
 
-    def __init__(self, model: PreTrainedModel, before: Callable[..., Any] | None, hook: RemovableHandle) -> None:
+    def __init__(self, model: PreTrainedModel, ours: _ModelLoss, hook: RemovableHandle) -> None:
         self._model: PreTrainedModel | None = model
-        self._before = before
+        self._ours = ours
         self._hook = hook
 
     def remove(self) -> None:
-        """Gives the model the loss that it had before; a second call does nothing."""
+        """Takes the loss back, in any order with others; a second call does nothing.
+
+        The model then has the one that was set last and is not removed, or its own.
+        """
         if self._model is None:
             return
         self._hook.remove()
-        if self._before is None:
-            del self._model._loss_function
+        self._ours.removed = True
+        current = self._model.__dict__.get("_loss_function")
+        while isinstance(current, _ModelLoss) and current.removed:
+            current = current.before
+        if current is not None:
+            self._model.loss_function = current
         else:
-            self._model.loss_function = self._before
+            self._model.__dict__.pop("_loss_function", None)
         self._model = None
 
     def __enter__(self) -> LossFunctionHandle:
@@ -177,23 +186,36 @@ def set_loss_function(
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model is a {type(model).__name__}, expected a transformers.PreTrainedModel")
     if "loss_function" not in inspect.unwrap(type(model).forward).__code__.co_names:
-        raise ValueError(f"the forward of {type(model).__name__} has its loss written into it; use ComputeLoss")
+        raise ValueError(f"the forward of {type(model).__name__} has its loss written into it; {_remedy(model)}")
     before = model.__dict__.get("_loss_function")
     own = before.own if isinstance(before, _ModelLoss) else model.loss_function
     if own not in _SHIFTS_LABELS:
         names = ", ".join(known.__name__ for known in _SHIFTS_LABELS)
         raise ValueError(f"the model's loss is {getattr(own, '__name__', own)}, expected one of {names}")
     compute = ComputeLoss(loss, shift_labels=_SHIFTS_LABELS[own], evaluation_loss=evaluation_loss)
-    model.loss_function = _ModelLoss(own, compute)
-    return LossFunctionHandle(model, before, model.register_forward_hook(check_that_it_was_used, with_kwargs=True))
+    ours = _ModelLoss(own, compute, before)
+    model.loss_function = ours
+    return LossFunctionHandle(model, ours, model.register_forward_hook(check_that_it_was_used, with_kwargs=True))
+
+
+def _remedy(model: PreTrainedModel) -> str:
+    """For a model whose own loss cannot be replaced; encoder-decoder models make their inputs of the labels."""
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return "use ComputeLoss"
+    return (
+        'use ComputeLoss(loss, shift_labels=False), and batches with "decoder_input_ids", as '
+        "DataCollatorForSeq2Seq(tokenizer, model=model) makes them: the Trainer keeps the labels from the model"
+    )
 
 
 class _ModelLoss:
     """Stands in for a loss of transformers, and reads its arguments by its signature. Not a module, on purpose."""
 
-    def __init__(self, own: Callable[..., Any], compute: ComputeLoss) -> None:
+    def __init__(self, own: Callable[..., Any], compute: ComputeLoss, before: Callable[..., Any] | None) -> None:
         self.own = own
         self.compute = compute
+        self.before = before  # what the model had been given; None: nothing
+        self.removed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         given = inspect.signature(self.own).bind(*args, **kwargs).arguments
@@ -213,8 +235,14 @@ class _ModelLoss:
         return flat_loss(self.compute.current_loss(), logits, labels, given.get("num_items_in_batch"), **overrides)
 
 
+_PASSES = "longtail.integrations.transformers.DeferredReweightingCallback"
+
+
 class DeferredReweightingCallback(TrainerCallback):
     """Sets the class weights of a loss at the start of every epoch of the Trainer.
+
+    An epoch is one pass over the data, of a length or not. Where training resumes it goes on with the pass that was
+    begun, whose number the checkpoints hold (in ``TrainerState.stateful_callbacks``).
 
     Args:
         schedule: epoch to weights [C], such as :class:`longtail.training.DeferredReweighting`.
@@ -228,6 +256,14 @@ class DeferredReweightingCallback(TrainerCallback):
         set_weight(loss, schedule(0))
         self.schedule = schedule
         self.loss = loss
+        self.epoch = 0  # of the pass that comes next
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # state.epoch knows of a pass that ended, but counts from 0 again where data without a length resume.
+        self.epoch = max(int(state.epoch or 0), state.stateful_callbacks.get(_PASSES, {}).get("epoch", 0))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        set_weight(self.loss, self.schedule(int(state.epoch or 0)))
+        # Counted, because a pass that ends early, or whose length is not known, ends between two integers.
+        set_weight(self.loss, self.schedule(self.epoch))
+        state.stateful_callbacks[_PASSES] = {"epoch": self.epoch}
+        self.epoch += 1

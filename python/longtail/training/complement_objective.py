@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,8 +14,13 @@ from torch.optim import Optimizer
 
 from ..arguments import check_number
 from ..functional import complement_entropy, cross_entropy
+from .optimizers import check_optimizer, depends_on, has_gradients, parameters_of, second_backward
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Autocast: TypeAlias = AbstractContextManager[Any] | Callable[[], AbstractContextManager[Any]]
+
+_NO_GRADIENT = "the {} optimizer has no parameter with a gradient, expected parameters that its loss depends on"
+_LEAVE_THE_LOGITS = 'which the complement loss reads after it: expected a loss that leaves them (gradient="forward")'
 
 
 class ComplementObjectiveLosses(NamedTuple):
@@ -38,13 +44,12 @@ class _Trainer:
         ignore_index: int,
         scaler: torch.amp.GradScaler | None,
         max_grad_norm: float | None,
-        autocast: AbstractContextManager[Any] | None,
+        autocast: Autocast | None,
     ) -> None:
         self.model = model
         self.optimizers = list(optimizers)
         for optimizer in self.optimizers:
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"an optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+            check_optimizer(optimizer)
         if len({id(optimizer) for optimizer in self.optimizers}) < len(self.optimizers):
             raise ValueError("both optimizers are the same object, expected two, each with its own state")
         self.balanced = balanced
@@ -52,8 +57,13 @@ class _Trainer:
         self.loss = self._cross_entropy if loss is None else loss
         self.complement_loss = self._complement_entropy if complement_loss is None else complement_loss
         self.scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
-        self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, 0.0)
-        self.autocast = contextlib.nullcontext() if autocast is None else autocast
+        norm = math.inf if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, 0.0, infinite=True)
+        self.max_grad_norm = None if norm == math.inf else norm
+        self.autocast: Any = nullcontext() if autocast is None else autocast
+        if not (_is_context(self.autocast) or callable(self.autocast)):
+            raise TypeError(
+                f"autocast is a {type(autocast).__name__}, expected a context manager, or a function that makes one"
+            )
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, ignore_index=self.ignore_index)
@@ -62,7 +72,10 @@ class _Trainer:
         return -complement_entropy(logits, target, self.balanced, self.ignore_index)
 
     def _forward(self, input: Any) -> Tensor:
-        with self.autocast:
+        if isinstance(self.autocast, ContextDecorator):
+            # What contextlib.contextmanager makes serves one "with", but as a decorator every call.
+            return self.autocast(self.model.__call__)(input)
+        with self.autocast if _is_context(self.autocast) else self.autocast():
             return self.model(input)
 
     def _zero_grad(self) -> None:
@@ -70,11 +83,16 @@ class _Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def _check_gradients(self, optimizer: Optimizer) -> None:
+        """That there are some to step by; a gradient scaler would say so when others have stepped."""
+        if not has_gradients(optimizer):
+            raise ValueError(_NO_GRADIENT.format("primary" if optimizer is self.optimizers[0] else "complement"))
+
     def _optimizer_step(self, optimizer: Optimizer) -> None:
         """Unscales and clips the gradients that lie in ``.grad``, and steps; not if the scaler found inf or NaN."""
         if self.max_grad_norm is not None:
             self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(_parameters(optimizer), self.max_grad_norm)
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), self.max_grad_norm)
         self.scaler.step(optimizer)
 
 
@@ -93,7 +111,8 @@ class ComplementObjectiveTraining(_Trainer):
     batch normalisation updates its running statistics twice per batch, dropout draws a new mask.
 
     Args:
-        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is.
+        model: called as ``model(input)``; returns logits (N, C) or (N, C, d1, ...). Its mode is left as it is. Over
+            ranks: the ``DistributedDataParallel`` itself, not a part of it, whose gradients nobody averages.
         primary_optimizer, complement_optimizer: two optimizers, usually over the same parameters.
         loss: ``loss(logits, target)`` of the first step, a scalar; default :func:`longtail.cross_entropy`.
         complement_loss: likewise of the second step; default minus the mean of :func:`longtail.complement_entropy`.
@@ -102,11 +121,14 @@ class ComplementObjectiveTraining(_Trainer):
         ignore_index: target value that the default losses leave out.
         scaler: a ``torch.amp.GradScaler``; a step with inf or NaN in its gradients is skipped, and the scale is
             updated once per batch. With float16 only.
-        max_grad_norm: clips the norm of each step's (unscaled) gradients to this, or None.
-        autocast: a context for the forward passes, such as ``torch.autocast("cuda", torch.bfloat16)``, or None.
+        max_grad_norm: clips the norm of each step's (unscaled) gradients to this; None and infinity leave them.
+        autocast: a context for the forward passes, such as ``torch.autocast("cuda", torch.bfloat16)``, a function that
+            makes one for each, or None.
 
     Raises:
-        TypeError, ValueError: the optimizers are no two optimizers; max_grad_norm is negative.
+        TypeError, ValueError: the optimizers are no two optimizers, or one needs a closure (LBFGS); max_grad_norm is
+            negative; autocast is no context and no function. In a step, before a weight moves: an optimizer's loss
+            depends on none of its parameters.
     """
 
     def __init__(
@@ -121,7 +143,7 @@ class ComplementObjectiveTraining(_Trainer):
         ignore_index: int = -100,
         scaler: torch.amp.GradScaler | None = None,
         max_grad_norm: float | None = None,
-        autocast: AbstractContextManager[Any] | None = None,
+        autocast: Autocast | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -137,15 +159,27 @@ class ComplementObjectiveTraining(_Trainer):
 
     def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
         """Both steps on one batch; returns the two losses, detached."""
-        losses = []
+        losses: list[Tensor] = []
         for loss_function, optimizer in zip((self.loss, self.complement_loss), self.optimizers, strict=True):
             self._zero_grad()
-            loss = loss_function(self._forward(input), target)
+            logits = self._forward(input)
+            loss = loss_function(logits, target)
             self.scaler.scale(loss).backward()
+            self._check_gradients(optimizer)
+            if optimizer is self.optimizers[0]:
+                self._check_second_step(logits, target)
             self._optimizer_step(optimizer)
             losses.append(loss.detach())
         self.scaler.update()
         return ComplementObjectiveLosses(*losses)
+
+    def _check_second_step(self, logits: Tensor, target: Tensor) -> None:
+        """Before the first step: that the second will have gradients, as it has where the first loss made some."""
+        complement = self.optimizers[1]
+        if not has_gradients(complement):
+            loss = self.complement_loss(logits, target)
+            if not depends_on(loss, parameters_of(complement)):
+                raise ValueError(_NO_GRADIENT.format("complement"))
 
 
 class SingleForwardComplementObjectiveTraining(_Trainer):
@@ -153,18 +187,21 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
 
     Cheaper than :class:`ComplementObjectiveTraining`, and not the published procedure, where the complement step sees
     what the first step did. Two optimizers each get their own gradient (two backward passes through one
-    graph, so the model may not be ``DistributedDataParallel``); one optimizer gets the sum, in one backward pass. The
-    latter, with the default losses and ``balanced``, is complement cross-entropy with gamma = -1, which
-    :func:`longtail.complement_cross_entropy` computes in a single pass over the logits.
+    graph; ``DistributedDataParallel`` averages the gradients of the first, and this class those of the second, once it
+    is over); one optimizer gets the sum, in one backward pass. The latter, with the default losses and ``balanced``, is
+    complement cross-entropy with gamma = -1, which :func:`longtail.complement_cross_entropy` computes in a single pass
+    over the logits.
 
     Args:
         model, primary_optimizer: as in :class:`ComplementObjectiveTraining`.
         complement_optimizer: None steps the primary optimizer with the sum of both gradients.
         loss, complement_loss, balanced, ignore_index, scaler, max_grad_norm, autocast: as there. ``max_grad_norm``
-            clips each optimizer's gradient.
+            clips each optimizer's gradient. ``loss`` leaves the logits to the complement loss: ``gradient="inplace"``
+            is not for it.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError: as there; ``loss`` writes over the logits (in the first step, before a weight moves,
+            where it is not seen before).
     """
 
     def __init__(
@@ -179,7 +216,7 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
         ignore_index: int = -100,
         scaler: torch.amp.GradScaler | None = None,
         max_grad_norm: float | None = None,
-        autocast: AbstractContextManager[Any] | None = None,
+        autocast: Autocast | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -192,14 +229,21 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
             max_grad_norm=max_grad_norm,
             autocast=autocast,
         )
+        if _option(loss, "gradient") == "inplace":
+            raise ValueError(f'the loss has gradient="inplace" and writes over the logits, {_LEAVE_THE_LOGITS}')
 
     def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
         """One forward, both gradients, and the steps; returns the two losses, detached."""
         self._zero_grad()
         logits = self._forward(input)
-        losses = ComplementObjectiveLosses(self.loss(logits, target), self.complement_loss(logits, target))
+        version = getattr(logits, "_version", None)
+        loss = self.loss(logits, target)
+        if getattr(logits, "_version", None) != version:
+            raise ValueError(f"the loss has written over the logits, {_LEAVE_THE_LOGITS}")
+        losses = ComplementObjectiveLosses(loss, self.complement_loss(logits, target))
         if len(self.optimizers) == 1:
             self.scaler.scale(losses.loss + losses.complement_loss).backward()
+            self._check_gradients(self.optimizers[0])
             self._optimizer_step(self.optimizers[0])
         else:
             self._step_apart(losses)
@@ -208,17 +252,28 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
 
     def _step_apart(self, losses: ComplementObjectiveLosses) -> None:
         """Both backward passes before the first step, which changes the weights that the second still needs."""
-        kept = []
-        for loss, optimizer in zip(losses, self.optimizers, strict=True):
-            self._zero_grad()
-            self.scaler.scale(loss).backward(retain_graph=loss is losses.loss)
-            kept.append([(parameter, parameter.grad) for parameter in _parameters(optimizer)])
+        primary, complement = self.optimizers
+        self.scaler.scale(losses.loss).backward(retain_graph=True)
+        kept = [self._gradients(primary)]
+        reached = {id(parameter) for parameter in parameters_of(complement) if parameter.grad is not None}
+        self._zero_grad()
+        second_backward(self.scaler.scale(losses.complement_loss), self.model, complement, reached)
+        kept.append(self._gradients(complement))
         for optimizer, gradients in zip(self.optimizers, kept, strict=True):
             self._zero_grad()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             self._optimizer_step(optimizer)
 
+    def _gradients(self, optimizer: Optimizer) -> list[tuple[Tensor, Tensor | None]]:
+        self._check_gradients(optimizer)
+        return [(parameter, parameter.grad) for parameter in parameters_of(optimizer)]
 
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+def _option(loss: object, name: str) -> object:
+    """An option of a loss, where it is a module or a functools.partial."""
+    return loss.keywords.get(name) if isinstance(loss, partial) else getattr(loss, name, None)
+
+
+def _is_context(value: object) -> bool:
+    return hasattr(type(value), "__enter__")

@@ -1,0 +1,139 @@
+"""Complement Objective Training: what is refused before a weight moves, and what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import longtail
+from longtail.training import ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining
+from test_training_complement_objective import (
+    CLASSES,
+    FEATURES,
+    assert_equal_models,
+    batches,
+    complement,
+    network,
+    optimizers,
+    run,
+)
+from tolerances import assert_close, assert_same
+
+VARIANTS: list[Any] = [ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining]
+
+
+@contextlib.contextmanager
+def bfloat16() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("autocast", [bfloat16(), bfloat16, contextlib.nullcontext], ids=["single use", "made", "none"])
+def test_every_forward_has_its_context(autocast: Any, variant: Any) -> None:
+    model, expected = network(torch.float32), network(torch.float32)
+    plain = None if autocast is contextlib.nullcontext else torch.autocast("cpu", torch.bfloat16)
+    ours = variant(model, *optimizers(model), autocast=autocast)
+    theirs = variant(expected, *optimizers(expected), autocast=plain)
+    for input, target in batches(torch.float32):
+        ours.step(input, target)
+        theirs.step(input, target)
+    for got, want in zip(model.parameters(), expected.parameters(), strict=True):
+        assert_same(got, want)
+
+
+def test_an_infinite_norm_clips_nothing() -> None:
+    model, expected = network(), network()
+    run(ComplementObjectiveTraining(model, *optimizers(model), max_grad_norm=torch.inf))
+    run(ComplementObjectiveTraining(expected, *optimizers(expected)))
+    for got, want in zip(model.parameters(), expected.parameters(), strict=True):
+        assert_same(got, want)
+
+
+IN_PLACE: dict[str, Any] = {
+    "module": longtail.CrossEntropyLoss(gradient="inplace"),
+    "partial": functools.partial(longtail.cross_entropy, gradient="inplace"),
+    "function": lambda logits, target: longtail.cross_entropy(logits, target, gradient="inplace"),
+    "own": lambda logits, target: F.cross_entropy(logits.mul_(2.0), target),
+}
+
+
+@pytest.mark.parametrize("optimizers_given", [1, 2])
+@pytest.mark.parametrize("loss", IN_PLACE)
+def test_a_loss_that_overwrites_the_logits(loss: str, optimizers_given: int) -> None:
+    """The complement loss would read what the first has written: refused, where two forwards train as ever."""
+    model, before, expected = network(), network(), network()
+    with pytest.raises(ValueError, match=r"writ.* over the logits, which the complement loss reads after it: expected"):
+        run(SingleForwardComplementObjectiveTraining(model, *optimizers(model)[:optimizers_given], loss=IN_PLACE[loss]))
+    for p, q in zip(model.parameters(), before.parameters(), strict=True):
+        assert_same(p, q)
+    if loss != "own":
+        run(ComplementObjectiveTraining(model, *optimizers(model), loss=IN_PLACE[loss]))
+        run(ComplementObjectiveTraining(expected, *optimizers(expected)))
+        # Parameters alone: the forward of the refused step has moved the running statistics.
+        for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+            assert_close(p, q, factor=10)
+
+
+def test_a_complement_loss_may_overwrite_what_the_first_loss_has_done_with() -> None:
+    model, expected = network(), network()
+    for trained, gradient in ((model, "inplace"), (expected, "forward")):
+        complement_loss = functools.partial(longtail.complement_cross_entropy, gradient=gradient)
+        first = longtail.CrossEntropyLoss(gradient="forward")
+        run(
+            SingleForwardComplementObjectiveTraining(
+                trained, *optimizers(trained), loss=first, complement_loss=complement_loss
+            )
+        )
+    assert_equal_models(model, expected)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("without", ["primary", "complement"])
+def test_an_optimizer_without_gradients_is_refused_before_the_other_steps(
+    without: str, variant: Any, scaled: bool
+) -> None:
+    model, before, elsewhere = network(), network(), nn.Linear(2, 2)
+    pair = [SGD(model.parameters(), lr=0.1), SGD(elsewhere.parameters(), lr=0.1)]
+    if without == "primary":
+        pair.reverse()
+    training = variant(model, *pair, scaler=torch.amp.GradScaler("cpu", enabled=scaled))
+    with pytest.raises(ValueError, match=f"the {without} optimizer has no parameter with a gradient, expected"):
+        run(training)
+    for p, q in zip(model.parameters(), before.parameters(), strict=True):
+        assert_same(p, q)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_optimizer_of_what_only_its_loss_reaches(variant: Any) -> None:
+    """Two heads, each with its loss and its optimizer, under a gradient scaler."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Linear(FEATURES, CLASSES, dtype=torch.float64) for _ in range(2))
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            return self.first(input), self.second(input)
+
+    model = Heads()
+    before = copy.deepcopy(model)
+    training = variant(
+        *(model, SGD(model.first.parameters(), lr=0.1), SGD(model.second.parameters(), lr=0.1)),
+        loss=lambda logits, target: F.cross_entropy(logits[0], target),
+        complement_loss=lambda logits, target: complement(logits[1], target),
+        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10),
+    )
+    training.step(*batches()[0])
+    for p, q in zip(model.parameters(), before.parameters(), strict=True):
+        assert not torch.equal(p, q)
