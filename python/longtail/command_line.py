@@ -63,10 +63,9 @@ def png(text: str) -> Path:
 
 
 def existing_folder(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
+    if not os.path.isdir(text):  # False, too, for a name that is too long or may not be looked at
         raise argparse.ArgumentTypeError(f"the folder {text!r} does not exist")
-    return path
+    return Path(text)
 
 
 def writable_folder(text: str) -> Path:

@@ -52,10 +52,12 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = _partial(path)
+    place, partial = _places(path)
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        partial.unlink(missing_ok=True)  # of a process that was killed; a link there is not followed
+        with partial.open("xb") as file:
+            file.write(content)
+        os.replace(partial, place)
     except OSError as error:
         raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     finally:
@@ -65,14 +67,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def check_writable(path: Path) -> None:
     """Raises ValueError where :func:`write_whole` would fail for another reason than a full disk."""
-    for place in (path, _partial(path)):
-        if place.is_dir():
-            raise ValueError(f"{str(place)!r} is a folder, expected a place for a file")
-    if not path.parent.is_dir():
+    place, partial = _places(path)
+    if not os.path.isdir(place.parent):
         raise ValueError(f"the folder {str(path.parent)!r} does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    for taken in (place, partial):
+        try:
+            folder = taken.is_dir()
+        except OSError as error:  # such as a name that is too long
+            raise ValueError(f"{str(path)!r} cannot be written to: {error.strerror or error}") from error
+        if folder:
+            raise ValueError(f"{str(path.with_name(taken.name))!r} is a folder, expected a place for a file")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
         raise ValueError(f"{str(path)!r} cannot be written to")
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
+def _places(path: Path) -> tuple[Path, Path]:
+    """Where a file is, or what it links to, and where it is written before."""
+    place = Path(os.path.realpath(path))
+    return place, place.with_name(f"{place.name}.partial")
