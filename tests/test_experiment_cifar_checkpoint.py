@@ -157,6 +157,16 @@ def test_a_checkpoint_that_is_not_what_it_should_be_is_refused(name, state, path
     refused(path, reason)
 
 
+def test_tensors_that_share_memory_in_a_file_do_not_in_a_run(state, path):
+    buffers = state["optimizers"][0]["state"]
+    shape = buffers[0]["momentum_buffer"].shape
+    buffers[0]["momentum_buffer"] = torch.zeros(1, requires_grad=True).expand(shape)
+    torch.save(state, path)
+    run = cifar.Run(PLAN, LOSS, make_images())
+    load(run, path)
+    run.epoch()
+
+
 def with_pickle(path, content):
     """Another pickle in the archive of a checkpoint."""
     with zipfile.ZipFile(path) as archive:

@@ -200,6 +200,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.training.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for entry in optimizer.state.values():  # memory of its own, whatever shares it in the file
+                entry["momentum_buffer"] = entry["momentum_buffer"].detach().clone()
         self.generator.set_state(state["generator"])
         self.history = History(**state["history"])
 
