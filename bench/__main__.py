@@ -26,13 +26,6 @@ def _shape(text: str) -> suite.Shape:
     return tuple(sizes)
 
 
-def _csv(text: str) -> Path:
-    path = Path(text)
-    if path.suffix != ".csv" or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a .csv file")
-    return path
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="bench", description="Times longtail against PyTorch, after comparing the results.")
     parser.add_argument(
@@ -43,13 +36,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="default: cpu, sigmoid, images, overhead, and gpu if there is one",
     )
     parser.add_argument(
-        "--shape", type=_shape, nargs="+", metavar="N,C[,H,W]", help="instead of the section's shapes of that kind"
+        "--shape",
+        type=_shape,
+        nargs="+",
+        action="extend",
+        metavar="N,C[,H,W]",
+        help="instead of the section's shapes of that kind",
     )
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="instead of the section's dtypes")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", action="extend", help="instead of the section's dtypes")
     parser.add_argument("--rounds", type=positive_int, help="at most so many; slow contenders have fewer, at least 3")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
-        "--output", type=_csv, metavar="FILE", help="the CSV (default: cpu.csv or gpu.csv in bench/results)"
+        "--output", type=results.csv_file, metavar="FILE", help="the CSV (default: cpu.csv or gpu.csv in bench/results)"
     )
     return parser
 

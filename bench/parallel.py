@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--world", type=int, default=WORLD, help="ranks")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=results.csv_file, default=OUTPUT)
     chosen = parser.parse_args(argv)
     measure(tuple(chosen.shape), chosen.world, getattr(torch, chosen.dtype), chosen.rounds, chosen.output)
     print(f"{'':34}{'ms':>9}{'passes':>8}{'wire B/row':>12}{'over loss_parallel':>20}{'over all-gather':>17}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 
+from longtail.files import write_whole
 from longtail.provenance import provenance
 
 from .contenders import Problem
@@ -121,11 +124,19 @@ def _text(value: str | float | None) -> str:
     return "" if value is None else str(value)
 
 
+def csv_file(text: str) -> Path:
+    """Where rows are to be written, looked at before they are measured."""
+    path = Path(text)
+    if path.suffix != ".csv" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .csv file")
+    return path
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV as text, by column; none if there is no such file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -141,7 +152,8 @@ def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> 
         text = {name: _text(value) for name, value in (vars(row) | provenance()).items()}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(merged.values())
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(merged.values())
+    write_whole(path, file.getvalue().encode())

@@ -12,7 +12,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,7 +198,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=16384, help="tokens of the largest batch tried")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--output", type=Path, default=results.FOLDER / "step.csv", help="the CSV")
+    parser.add_argument("--output", type=results.csv_file, default=results.FOLDER / "step.csv", help="the CSV")
     a = parser.parse_args()
     rows = measure(a.tokens, a.rounds, a.budget * 10**6, a.most, a.vocabulary, torch.device(a.device))
     results.write(a.output, rows)

@@ -260,6 +260,26 @@ def test_bad_options_are_explained_in_one_line(options, message, bench, capsys):
     assert printed.out == ""
 
 
+def test_a_folder_at_the_csvs_path_is_noticed_first(bench, tmp_path, monkeypatch, capsys):
+    from bench import linear, parallel, step
+
+    (tmp_path / "a.csv").mkdir()
+    arguments = ["--output", str(tmp_path / "a.csv")]
+    for main in (bench.main, linear.main, parallel.main, step.main):
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert "a.csv' is not a .csv file" in capsys.readouterr().err
+
+
+def test_an_option_given_twice_adds_up(bench):
+    twice = ["cpu", "--shape", "2,3", "--shape", "4,5", "--dtype", "float32", "--dtype", "bfloat16"]
+    arguments = bench.make_parser().parse_args(twice)
+    assert arguments.shape == [(2, 3), (4, 5)]
+    assert arguments.dtype == ["float32", "bfloat16"]
+
+
 @pytest.mark.usefixtures("bench")
 def test_goals_that_the_rows_allow_are_judged():
     from bench import goals, results

@@ -167,6 +167,87 @@ def test_pickles_of_something_else_are_explained(changes, message, tmp_path):
         load_images(tmp_path, "cifar100")
 
 
+def nested(tuples, start=b")"):
+    """A tuple in a tuple in a tuple."""
+    return start + b"\x85" * tuples
+
+
+def doubled(times):
+    """A tuple of the same tuple twice, and so on: 2^times elements when it is written out."""
+    return b")" + b"2\x86" * times
+
+
+def in_a_dictionary(data, labels=b"]"):
+    return b"\x80\x02}(U\x04data" + data + b"U\x0bfine_labels" + labels + b"u."
+
+
+ARRAY = b"cnumpy\nndarray\n"
+DTYPE = b"cnumpy\ndtype\nU\x02u1\x85R"
+
+
+def array_of(shape, dtype=DTYPE):
+    return ARRAY + b")\x81(K\x01" + shape + dtype + b"\x89U\x00tb"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (in_a_dictionary(ARRAY + b")\x81"), "data is an array without content"),
+        (in_a_dictionary(ARRAY + b")R"), "data is an array without content"),
+        (in_a_dictionary(ARRAY + b")RNb"), "data is an array without content"),
+        (in_a_dictionary(b"cnumpy\ndtype\n)\x81"), "data is a _Dtype"),
+        (in_a_dictionary(array_of(b"K\x00M\x00\x0c\x86", b"cnumpy\ndtype\n)\x81")), r"row order \(dtype None\)"),
+        (in_a_dictionary(array_of(b"K\x00M\x00\x0c\x86", b"cnumpy\ndtype\n]\x85R")), r"row order \(dtype a list\)"),
+        (in_a_dictionary(array_of(b"]M\x00\x0c\x86")), "no tuple of integers"),
+        (in_a_dictionary(array_of(nested(100000))), "more than 1000 elements"),
+        (in_a_dictionary(array_of(doubled(60))), "more than 1000 elements"),
+        (b"\x80\x02}" + nested(1000000) + b"K\x01s.", "more than 1000 elements"),
+        (b"\x80\x02}" + nested(100000, b"]") + b"K\x01s.", "more than 1000 elements"),
+        (b"\x80\x02}" + doubled(60) + b"K\x01s.", "more than 1000 elements"),
+        (b"\x80\x02}(" + b"]" * 50000 + b"a" * 49999 + b"K\x01u.", "unhashable"),
+        (in_a_dictionary(b"]" * 50000 + b"a" * 49999), "data is a list"),
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "object 2147483647 is stored, of 2 so far"),
+        (b"\x80\x02h\x07.", "no CIFAR pickle"),
+        (b"\x80\x02a.", "APPEND finds nothing on the stack"),
+        (b"\x80\x02u.", "no CIFAR pickle"),
+        (b"cos\x1b]0;title\x07\nsystem\n.", r"asks for os\\x1b\]0;title\\x07\.system"),
+        (b"c" + b"x" * 100000 + b"\nsystem\n.", r"x\.\.\.$"),
+    ],
+)
+def test_hostile_pickles_are_explained_in_one_line(content, message, tmp_path):
+    write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
+    (tmp_path / "test").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(tmp_path, "cifar100")
+    said = str(caught.value)
+    assert str(tmp_path / "test") in said
+    assert said.isprintable()
+    assert len(said) < 500
+
+
+def test_a_label_of_many_digits(tmp_path):
+    write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
+    content = {b"data": np.zeros((1, PIXELS), np.uint8), b"fine_labels": [10**5000]}
+    (tmp_path / "train").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match=r"train': label 0 is an integer of more than 100 bits, expected 0 to 99"):
+        load_images(tmp_path, "cifar100")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_files_with_other_numbers_of_images_than_published_are_named(form, tmp_path, monkeypatch):
+    """A binary file may be cut between two images, where nothing else tells."""
+    monkeypatch.setitem(DATASETS, "cifar10", DATASETS["cifar10"]._replace(train_images=6, test_images=6))
+    batches = make_batches("cifar10")
+    WRITERS[form](tmp_path, "cifar10", batches)
+    assert load_images(tmp_path, "cifar10").incomplete == ""
+    for name, images in (("data_batch_3", 5), ("test_batch", 2)):
+        batches[name] = tuple(values[:images] for values in batches[name])
+    WRITERS[form](tmp_path, "cifar10", batches)
+    ending = ".bin" if form == "binary" else ""
+    expected = f"data_batch_3{ending} (5 of 6 images), test_batch{ending} (2 of 6 images)"
+    assert load_images(tmp_path, "cifar10").incomplete == expected
+
+
 def test_a_pickle_of_no_dictionary(tmp_path):
     write_pickles(tmp_path, "cifar100", make_batches("cifar100"))
     (tmp_path / "test").write_bytes(pickle.dumps([1, 2]))

@@ -226,6 +226,8 @@ def test_a_single_seed_is_reported_without_a_test(tmp_path, capsys):
         ("", "required: {digits,tokens,cifar}"),
         ("digits --seeds 0", "'0' is not a whole number"),
         ("digits --imbalance-factor 1000", "imbalance_factor is 1000, expected at most 12"),
+        ("digits --imbalance-factor 1e308", "imbalance_factor is 1e+308, expected at most 12"),
+        ("tokens --seed 9223372036854775808", "'9223372036854775808' is not a whole number from 0 to"),
         ("digits --output missing", "the folder 'missing' does not exist"),
         ("mnist", "invalid choice: 'mnist'"),
     ],

@@ -66,7 +66,11 @@ def cifar_rows() -> list[dict[str, Any]]:
         )
     }
     facts = {"loss": "class-balanced-focal", "published_in": "Cui et al. 2019, table 2", "imbalance_factor": 100.0}
-    return [numbers | facts | {"dataset": "cifar10", "train_images": 12406, "epochs": 200, "test_images": 10000}]
+    return [
+        numbers
+        | facts
+        | {"dataset": "cifar10", "train_images": 12406, "epochs": 200, "test_images": 10000, "incomplete_files": None}
+    ]
 
 
 def cells_of(report: ModuleType, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -194,20 +198,6 @@ def test_an_interrupt_is_one_line(arguments: str, said: str, capsys: pytest.Capt
         __main__.main(arguments.split())
     assert left.value.code == 130
     assert capsys.readouterr().err == said
-
-
-@pytest.mark.parametrize("suffix", ["csv", "png"])
-def test_a_result_that_cannot_be_written(
-    suffix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "RUNNERS", {"digits": lambda _: (digits_rows(), digits_report, "digits")})
-    (tmp_path / f"experiment_digits.{suffix}").mkdir()
-    with pytest.raises(SystemExit) as left:
-        __main__.main(["experiment", "digits", "-o", str(tmp_path)])
-    assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("longtail experiment digits: error: ")
-    assert f"experiment_digits.{suffix}" in said
 
 
 TELLS = """

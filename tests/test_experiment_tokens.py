@@ -66,6 +66,8 @@ def test_vocabulary_is_the_most_frequent_tokens_ties_in_order():
     assert build_vocabulary(reversed(text), 5) == build_vocabulary(text, 5)
     with pytest.raises(ValueError, match="5 different tokens, expected at least 6"):
         build_vocabulary(text, 7)
+    with pytest.raises(ValueError, match="1 entries, expected at least 2"):
+        build_vocabulary(text, 1)
 
 
 def test_corpus_is_the_same_every_time_and_holds_whole_files_out(tmp_path):
@@ -93,6 +95,7 @@ def test_too_little_text_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no Python sources under"):
         load_corpus(30, tmp_path)
     (tmp_path / "only.py").write_text("x = 1")
+    (tmp_path / "folder.py").mkdir()
     with pytest.raises(ValueError, match="too few to hold some out"):
         load_corpus(2, tmp_path)
     write_files(tmp_path)

@@ -9,8 +9,9 @@ import sys
 import torch
 
 from . import __version__, demo, demo_report, dispatch
-from .command_line import Parser, imbalance_factor, png, positive_int
+from .command_line import Parser, imbalance_factor, png, positive_int, show_everything
 from .experiments import command as experiments
+from .files import one_line
 from .provenance import processor_name, version_of
 
 
@@ -58,10 +59,19 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     except ValueError as error:
         parser.exit(2, f"longtail demo: error: {error}\n")
     torch.set_num_threads(1)  # a network this small gains little from more, and crawls on a busy machine
-    results = demo_report.run_with_progress(plan, splits)
+    try:
+        results = demo_report.run_with_progress(plan, splits)
+    except AssertionError as error:
+        parser.exit(1, f"longtail demo: {error}")
+    failed = ""
+    try:
+        demo_report.draw(plan, splits, results, arguments.output)
+    except OSError as error:
+        failed = f"longtail demo: error: {error}"
     demo_report.print_report(plan, splits, results, backend)
-    demo_report.draw(plan, splits, results, arguments.output)
-    print(f"Picture: accuracy per class in {arguments.output}")
+    if failed:
+        parser.exit(2, failed)
+    print(one_line(f"Picture: accuracy per class in {arguments.output}"))
 
 
 def info_lines() -> list[str]:
@@ -95,6 +105,7 @@ def info_lines() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    show_everything()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
+
+from .files import check_writable, one_line
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage text."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Leaves with one line, whatever the message quotes."""
+        super().exit(status, f"{one_line(message)}\n" if message else None)
+
+
+def show_everything() -> None:
+    """Characters that the terminal's encoding lacks are printed as escapes, instead of ending the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
     return int(text)
 
 
@@ -35,20 +55,17 @@ def png(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
+    try:
+        check_writable(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return path
 
 
 def existing_folder(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
+    if not os.path.isdir(text):  # False, too, for a name that is too long or may not be looked at
         raise argparse.ArgumentTypeError(f"the folder {text!r} does not exist")
-    return path
+    return Path(text)
 
 
 def writable_folder(text: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import demo
-from .experiments.output import print_table, progress_bar
+from .experiments.output import plotting, print_table, progress_bar, save_figure
 
 _EXTRAS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
 
@@ -72,13 +72,8 @@ def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
 
 def draw(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], path: Path) -> None:
     """Bars of the accuracy per class, mean over the seeds, the spread as whiskers; a PNG at ``path``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     counts = splits[0].counts().tolist()
-    figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
+    figure, axes = plotting().subplots(figsize=(12, 5), layout="constrained")
     width = 0.85 / len(results)
     for i, result in enumerate(results):
         percent = [[100 * share for share in scores.per_class.tolist()] for scores in result.scores]
@@ -96,5 +91,4 @@ def draw(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], 
     axes.set_ylim(0, 105)
     axes.set_title(f"Long-tailed digits: mean and standard deviation over {plan.seeds} seed(s)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
+    save_figure(figure, path, 120)

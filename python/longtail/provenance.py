@@ -26,7 +26,7 @@ def version_of(package: str) -> str:
 def processor_name() -> str:
     """The processor's name; platform.processor() is empty on most Linux systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
@@ -35,7 +35,7 @@ def processor_name() -> str:
 def output_of(*command: str) -> str:
     """What a command run in the package's folder prints; nothing where it fails."""
     try:
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

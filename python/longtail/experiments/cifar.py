@@ -8,8 +8,8 @@ run goes on from its last epoch's checkpoint, bit for bit as if it had not stopp
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..class_balance import class_counts
 from ..functional import cross_entropy
 from ..training import LongTailAccuracy, long_tailed_indices
 from . import methods
+from .cifar_checkpoint import check_state, checkpoint_path, load, save
 from .cifar_data import DATASETS, Images
 from .methods import Method, MethodTraining
 from .output import Row, with_provenance
@@ -114,17 +115,31 @@ def normalize(images: Tensor) -> Tensor:
     return (images / 255 - mean) / std
 
 
+def digest(*tensors: Tensor) -> str:
+    """Of values and shapes: what tells runs on other images apart."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{list(tensor.shape)}".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 class Run:
     """One loss on one data set, epoch by epoch; ``state`` is what a checkpoint holds."""
 
     def __init__(self, plan: Plan, name: str, images: Images) -> None:
         self.plan, self.name = plan, name
         self.generator = torch.Generator().manual_seed(plan.seed)
+        available = class_counts(images.train_labels, DATASETS[plan.dataset].num_classes).tolist()
+        if 0 in available:
+            raise ValueError(f"the {plan.dataset} files have no training image of class {available.index(0)}")
         chosen = long_tailed_indices(images.train_labels, plan.imbalance_factor, generator=self.generator)
+        train_images, self.train_labels = images.train_images[chosen], images.train_labels[chosen]
+        self.test_labels, self.incomplete = images.test_labels, images.incomplete
+        self.images_digest = digest(train_images, self.train_labels, images.test_images, images.test_labels)
         device = torch.device(plan.device)
-        self.train_images, self.train_labels = images.train_images[chosen].to(device), images.train_labels[chosen]
-        self.test_images, self.test_labels = images.test_images.to(device), images.test_labels
-        self.counts = class_counts(self.train_labels, DATASETS[plan.dataset].num_classes)
+        self.train_images, self.test_images = train_images.to(device), images.test_images.to(device)
+        self.counts = class_counts(self.train_labels, len(available))
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(plan.seed)
             self.model = resnet(self.counts.numel()).to(device)
@@ -168,7 +183,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on."""
         return {
-            "plan": self.plan._asdict() | {"loss": self.name, "counts": self.counts.tolist()},
+            "plan": self.plan._asdict() | {"loss": self.name, "images": self.images_digest},
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.training.optimizers],
             "generator": self.generator.get_state(),
@@ -179,45 +194,22 @@ class Run:
         """Goes on from a ``state()``.
 
         Raises:
-            ValueError: it is of another run.
+            ValueError: it is of another run, or of none.
         """
-        own = self.state()["plan"]
-        if state["plan"] != own:
-            raise ValueError(f"the checkpoint is of another run: {state['plan']}, expected {own}")
+        check_state(self, state)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.training.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for entry in optimizer.state.values():  # memory of its own, whatever shares it in the file
+                entry["momentum_buffer"] = entry["momentum_buffer"].detach().clone()
         self.generator.set_state(state["generator"])
         self.history = History(**state["history"])
 
 
-def checkpoint_path(plan: Plan, name: str, folder: Path) -> Path:
-    factor = f"{plan.imbalance_factor:g}"
-    return folder / f"experiment_cifar_{plan.dataset}_{factor}_{name}_{plan.epochs}_{plan.seed}.pt"
-
-
-def save(run: Run, path: Path) -> None:
-    """Writes the checkpoint beside its place, then moves it there: a run that is stopped leaves a whole one."""
-    partial = path.with_suffix(".partial")
-    torch.save(run.state(), partial)
-    os.replace(partial, path)
-
-
-def load(run: Run, path: Path) -> None:
-    """Resumes from a checkpoint if there is one.
-
-    Raises:
-        ValueError: the file is no checkpoint of this run.
-    """
-    if not path.exists():
-        return
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        run.resume(state)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # torch.load raises almost anything on a damaged file
-        raise ValueError(f"{str(path)!r} is no checkpoint of this run ({error}): delete it to start anew") from error
+def check(plan: Plan, names: Iterable[str], images: Images, folder: Path) -> None:
+    """Looks at every checkpoint before the first epoch of the first loss. Errors as :func:`load`."""
+    for name in names:
+        load(Run(plan, name, images), checkpoint_path(plan, name, folder))
 
 
 def train(plan: Plan, name: str, images: Images, folder: Path, advance: Callable[[str], None]) -> Run:
@@ -249,6 +241,7 @@ def row_of(run: Run) -> Row:
         "epochs": plan.epochs,
         "train_images": run.train_labels.numel(),
         "test_images": run.test_labels.numel(),
+        "incomplete_files": run.incomplete or None,
         "test_error": run.history.test_error[-1],
         "best_test_error": min(run.history.test_error),
         "published_error": published,

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import brief, one_line, read_whole
+from .pickles import check_pickle
+
 PIXELS = 3 * 32 * 32
 
 
@@ -32,20 +35,22 @@ class Dataset(NamedTuple):
     """A data set in both formats."""
 
     num_classes: int
+    train_images: int  # published, in each file
+    test_images: int
     binary: Format
     pickled: Format
 
 
 DATASETS = {
     "cifar10": Dataset(
-        10,
+        *(10, 10000, 10000),
         Format(
             *("cifar-10-batches-bin", tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)), 1, ""
         ),
         Format("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), 0, "labels"),
     ),
     "cifar100": Dataset(
-        100,
+        *(100, 50000, 10000),
         Format("cifar-100-binary", ("train.bin",), ("test.bin",), 2, ""),
         Format("cifar-100-python", ("train",), ("test",), 0, "fine_labels"),
     ),
@@ -59,6 +64,7 @@ class Images(NamedTuple):
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    incomplete: str = ""  # files that have not as many images as the published ones; a file may be cut between two
 
 
 def load_images(folder: Path, dataset: str) -> Images:
@@ -74,9 +80,11 @@ def load_images(folder: Path, dataset: str) -> Images:
             names = (*form.train, *form.test)
             present = [name for name in names if (place / name).is_file()]
             if present == list(names):
-                parts = (_join([read(place / name, form, known.num_classes) for name in part]) for part in form[1:3])
-                (train_images, train_labels), (test_images, test_labels) = parts
-                return Images(train_images, train_labels, test_images, test_labels)
+                train, test = ([read(place / name, form, known.num_classes) for name in part] for part in form[1:3])
+                published = [known.train_images] * len(train) + [known.test_images] * len(test)
+                sizes = zip(names, (labels.numel() for _, labels in train + test), published, strict=True)
+                incomplete = (f"{name} ({size} of {whole} images)" for name, size, whole in sizes if size != whole)
+                return Images(*_join(train), *_join(test), ", ".join(incomplete))
             if present:
                 missing = next(name for name in names if name not in present)
                 raise ValueError(
@@ -107,7 +115,7 @@ def _checked(path: Path, images: Tensor, labels: Tensor, num_classes: int) -> Ba
 
 def _read_binary(path: Path, form: Format, num_classes: int) -> Batch:
     """Records of one or two label bytes and 3072 pixels, channel by channel."""
-    content, record = path.read_bytes(), form.label_bytes + PIXELS
+    content, record = read_whole(path), form.label_bytes + PIXELS
     if not content or len(content) % record:
         raise ValueError(f"{str(path)!r} has {len(content)} bytes, expected a multiple of {record}: is it cut short?")
     rows = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
@@ -117,9 +125,11 @@ def _read_binary(path: Path, form: Format, num_classes: int) -> Batch:
 class _Record:
     """What stands for a numpy object: how it was made, and its state."""
 
-    def __init__(self, *arguments: Any) -> None:
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:  # which a pickle may leave out
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -159,12 +169,13 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _read_pickle(path: Path, form: Format, num_classes: int) -> Batch:
     """A dictionary of b"data", uint8 [N, 3072], and a list of labels; keys as bytes or text."""
+    raw = read_whole(path)
     try:
-        content = _RestrictedUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        check_pickle(raw)
+        content = _RestrictedUnpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(
-            f"{str(path)!r} is no CIFAR pickle, or is cut short: {error or type(error).__name__}"
-        ) from error
+        reason = one_line(error, 200) or type(error).__name__
+        raise ValueError(f"{str(path)!r} is no CIFAR pickle, or is cut short: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected a dictionary")
     data, labels = (content.get(key.encode(), content.get(key)) for key in ("data", form.labels))
@@ -177,19 +188,23 @@ def _read_pickle(path: Path, form: Format, num_classes: int) -> Batch:
         )
     wrong = next((i for i, label in enumerate(labels) if not 0 <= label < num_classes), None)
     if wrong is not None:
-        raise ValueError(f"{str(path)!r}: label {wrong} is {labels[wrong]}, expected 0 to {num_classes - 1}")
+        raise ValueError(f"{str(path)!r}: label {wrong} is {brief(labels[wrong])}, expected 0 to {num_classes - 1}")
     return _checked(path, torch.frombuffer(bytearray(pixels), dtype=torch.uint8), torch.tensor(labels), num_classes)
 
 
 def _bytes_of(path: Path, array: Any) -> bytes:
     """The content of a pickled numpy array, after a look at its shape, dtype and order."""
-    state = array.state if isinstance(array, _Array) else None
-    if not (isinstance(state, tuple) and len(state) == 5):
+    if not isinstance(array, _Array):
         raise ValueError(f"{str(path)!r}: data is a {type(array).__name__}, expected a numpy array")
-    _, shape, dtype, fortran, content = state
+    if not (isinstance(array.state, tuple) and len(array.state) == 5):
+        raise ValueError(f"{str(path)!r}: data is an array without content, expected [N, {PIXELS}] bytes")
+    _, shape, dtype, fortran, content = array.state
     kind = dtype.arguments[0] if isinstance(dtype, _Dtype) and dtype.arguments else None
     if kind not in ("u1", b"u1") or fortran or not isinstance(content, bytes):
-        raise ValueError(f"{str(path)!r}: data is no array of bytes in row order (dtype {kind!r})")
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != PIXELS or shape[0] * PIXELS != len(content):
-        raise ValueError(f"{str(path)!r}: data has shape {shape} and {len(content)} bytes, expected (N, {PIXELS})")
+        raise ValueError(f"{str(path)!r}: data is no array of bytes in row order (dtype {brief(kind)})")
+    if not isinstance(shape, tuple) or any(type(size) is not int for size in shape):
+        raise ValueError(f"{str(path)!r}: the shape of data is no tuple of integers")
+    if len(shape) != 2 or shape[1] != PIXELS or shape[0] * PIXELS != len(content):
+        sizes = ", ".join(map(brief, shape[:5]))
+        raise ValueError(f"{str(path)!r}: data has shape ({sizes}) and {len(content)} bytes, expected (N, {PIXELS})")
     return content

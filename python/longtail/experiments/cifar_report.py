@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cifar import FEW, MANY
-from .output import Row, origin, plotting, print_table
+from .output import Row, origin, plotting, print_table, save_figure
 
 PUBLISHED_EPOCHS, TEST_IMAGES = 200, 10000
 
@@ -50,6 +50,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append(f"Not comparable with the papers: {first['epochs']} epochs instead of {PUBLISHED_EPOCHS}.")
     if first["test_images"] != TEST_IMAGES:
         lines.append(f"Not comparable with the papers: {first['test_images']} test images instead of {TEST_IMAGES}.")
+    if first["incomplete_files"]:
+        lines.append(f"Not comparable with the papers: not the published files: {first['incomplete_files']}.")
     return lines
 
 
@@ -70,5 +72,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         f"{rows[0]['dataset']}, imbalance factor {rows[0]['imbalance_factor']:g}, ResNet-32\n{origin(rows[0])}",
         fontsize=9,
     )
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path, 110)

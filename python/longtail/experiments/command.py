@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,13 +11,14 @@ from typing import Any, TypeAlias
 import torch
 
 from ..class_balance import class_counts
-from ..command_line import Parser, existing_folder, imbalance_factor, positive_int, writable_folder
+from ..command_line import Parser, existing_folder, imbalance_factor, positive_int, seed, writable_folder
+from ..files import check_writable, one_line
 from .cifar import METHODS
 from .cifar_data import DATASETS
-from .output import Row, missing_packages
+from .output import Row, missing_packages, number_text, write_csv
 
-Finished: TypeAlias = "tuple[list[Row], Any, str]"
-"""The rows of a run, the module that reports them, and what the files are called by."""
+Finished: TypeAlias = "tuple[list[Row], Any]"
+"""The rows of a run, and the module that reports them."""
 
 
 def add_command(commands: Any) -> None:
@@ -44,7 +46,12 @@ def _common(names: Any, name: str, help: str, files: str = "") -> Parser:
 def _add_digits(names: Any) -> None:
     parser = _common(names, "digits", "every method on long-tailed handwritten digits, tested against cross-entropy")
     parser.add_argument(
-        "--imbalance-factor", type=imbalance_factor, nargs="+", metavar="R", help="default: 10 20 50 (quick: 50)"
+        "--imbalance-factor",
+        type=imbalance_factor,
+        nargs="+",
+        action="extend",
+        metavar="R",
+        help="default: 10 20 50 (quick: 50)",
     )
     parser.add_argument("--seeds", type=positive_int, metavar="N", help="default: 10 (quick: 2)")
     parser.add_argument("--epochs", type=positive_int, metavar="N", help="default: 50 (quick: 2)")
@@ -53,16 +60,22 @@ def _add_digits(names: Any) -> None:
 
 
 def _add_tokens(names: Any) -> None:
-    parser = _common(names, "tokens", "a language model over Python's standard library: quality, speed and memory")
+    parser = _common(
+        names,
+        "tokens",
+        "a language model over Python's standard library: quality, speed and memory",
+        "tokens[_seed<N>]",
+    )
     parser.add_argument("--steps", type=positive_int, metavar="N", help="of each model (default: 500, quick: 4)")
     parser.add_argument("--vocabulary", type=positive_int, metavar="N", help="default: 32768 (quick: 1024)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
 
 
 def _add_cifar(names: Any) -> None:
     parser = _common(
-        names, "cifar", "the papers' setting, ResNet-32 on long-tailed CIFAR; not yet run in full", "<dataset>_<factor>"
+        *(names, "cifar", "the papers' setting, ResNet-32 on long-tailed CIFAR; not yet run in full"),
+        "<dataset>_<factor>[_seed<N>]",
     )
     parser.add_argument(
         *("--data", "-d"),
@@ -75,6 +88,7 @@ def _add_cifar(names: Any) -> None:
     parser.add_argument(
         *("--loss", "-l"),
         nargs="+",
+        action="extend",
         choices=list(METHODS),
         metavar="NAME",
         help=f"of: {', '.join(METHODS)} (default: all)",
@@ -83,7 +97,7 @@ def _add_cifar(names: Any) -> None:
         "--imbalance-factor", type=imbalance_factor, default=100.0, metavar="R", help="default: %(default)g"
     )
     parser.add_argument("--epochs", type=positive_int, default=200, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a device")
     parser.epilog = "A run that was stopped goes on from the checkpoints (.pt) in the output folder."
 
@@ -94,8 +108,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     missing = missing_packages()
     if missing:
         parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
+    csv_path = _csv_path(arguments)
     try:
-        finished = RUNNERS[arguments.experiment](arguments)
+        for path in (csv_path, csv_path.with_suffix(".png")):
+            check_writable(path)
+        rows, report = RUNNERS[arguments.experiment](arguments)
     except KeyboardInterrupt:
         kept = "its checkpoints are kept, the same command goes on from them"
         parser.exit(130, f"{prog}: interrupted: {kept if arguments.experiment == 'cifar' else 'no result is kept'}\n")
@@ -104,7 +121,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except (OSError, ValueError) as error:
         parser.exit(2, f"{prog}: error: {error}\n")
     try:
-        _finish(arguments, *finished)
+        _finish(csv_path, rows, report)
     except OSError as error:
         parser.exit(2, f"{prog}: error: {error}\n")
 
@@ -120,7 +137,7 @@ def _run_digits(arguments: argparse.Namespace) -> Finished:
     digits.check(plan)
     with progress_bar(len(plan.tasks())) as advance:
         rows = digits.summarize(plan, digits.run(plan, advance))
-    return rows, digits_report, "digits"
+    return rows, digits_report
 
 
 def _run_tokens(arguments: argparse.Namespace) -> Finished:
@@ -138,7 +155,7 @@ def _run_tokens(arguments: argparse.Namespace) -> Finished:
         together = tokens.train_together(corpus, steps, arguments.seed, advance)
         others = tokens.train_variants(corpus, steps, arguments.seed, advance)
     sequences = 32 if arguments.quick else tokens.HELD_OUT_SEQUENCES
-    return tokens.rows_of(corpus, together, others, arguments.seed, sequences), tokens_report, "tokens"
+    return tokens.rows_of(corpus, together, others, arguments.seed, sequences), tokens_report
 
 
 def _run_cifar(arguments: argparse.Namespace) -> Finished:
@@ -148,10 +165,13 @@ def _run_cifar(arguments: argparse.Namespace) -> Finished:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     plan = cifar.Plan(arguments.dataset, arguments.imbalance_factor, arguments.epochs, arguments.seed, device)
     images = cifar_data.load_images(arguments.data, plan.dataset)
+    if images.incomplete:
+        print(one_line(f"note: not the published files: {images.incomplete}"), file=sys.stderr)
     names = list(dict.fromkeys(arguments.loss or METHODS))
+    cifar.check(plan, names, images, arguments.output)
     with progress_bar(len(names) * plan.epochs) as advance:
         rows = [cifar.row_of(cifar.train(plan, name, images, arguments.output, advance)) for name in names]
-    return rows, cifar_report, f"{plan.dataset}_{plan.imbalance_factor:g}"
+    return rows, cifar_report
 
 
 def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[str, int]) -> dict[str, Any]:
@@ -160,15 +180,33 @@ def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[s
     return {**quick, **given} if arguments.quick else given
 
 
-def _finish(arguments: argparse.Namespace, rows: list[Row], report: Any, name: str) -> None:
-    """Writes the rows first: a table that fails to print takes no result with it."""
-    from .output import write_csv
+def _csv_path(arguments: argparse.Namespace) -> Path:
+    """The same for the same settings; the usual seed is not named."""
+    name = arguments.experiment
+    if name == "cifar":
+        name = f"{arguments.dataset}_{number_text(arguments.imbalance_factor)}"
+    if getattr(arguments, "seed", 0):
+        name += f"_seed{arguments.seed}"
+    folder: Path = arguments.output
+    return folder / f"experiment_{name}.csv"
 
-    csv_path = arguments.output / f"experiment_{name}.csv"
-    write_csv(csv_path, rows)
+
+def _finish(csv_path: Path, rows: list[Row], report: Any) -> None:
+    """Writes the rows first, and prints the table last, whatever happened: one that fails takes no other with it.
+
+    Raises:
+        OSError: not everything could be written.
+    """
+    png_path, failed = csv_path.with_suffix(".png"), []
+    for write, path in ((write_csv, csv_path), (report.draw, png_path)):
+        try:
+            write(rows, path)
+        except OSError as error:
+            failed.append(str(error))
     report.print_report(rows)
-    report.draw(rows, csv_path.with_suffix(".png"))
-    print(f"wrote {csv_path} and {csv_path.with_suffix('.png')}")
+    if failed:
+        raise OSError("; ".join(failed))
+    print(one_line(f"wrote {csv_path} and {png_path}"))
 
 
 RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {

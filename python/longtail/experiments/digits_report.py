@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import digits
 from .methods import CROSS_ENTROPY
-from .output import Row, origin, plotting, print_notes, print_table
+from .output import Row, origin, plotting, print_notes, print_table, save_figure
 
 HEADINGS = (("method",), ("balanced", "difference", "p", ""), ("few-shot", "difference", "p", ""), ("train",))
 
@@ -132,5 +132,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         f"significant at {digits.LEVEL} after Holm's correction\n{origin(rows[0])}",
         fontsize=9,
     )
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path, 110)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
+import io
 import itertools
 import math
 import os
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..files import write_whole
 from ..provenance import provenance
 
 if TYPE_CHECKING:
@@ -62,12 +65,18 @@ def text_of(value: Value) -> str:
     return "" if value is None else str(value)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Value]]) -> None:
+def number_text(value: float) -> str:
+    """A number in the name of a file: different numbers have different names."""
+    return repr(value).removesuffix(".0")
+
+
+def write_csv(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
     """Writes the rows; their columns are those of the first."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: text_of(value) for name, value in row.items()} for row in rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: text_of(value) for name, value in row.items()} for row in rows)
+    write_whole(path, file.getvalue().encode())
 
 
 def make_console() -> Console:
@@ -78,6 +87,21 @@ def make_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 150
     return console
+
+
+SPELT_OUT = {"±": "+-", "µ": "u"}
+"""Of what is printed, the characters that ASCII lacks."""
+
+
+def encodable(text: str, encoding: str) -> str:
+    """A text as it is, or without the characters that an encoding lacks."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        for character, spelt_out in SPELT_OUT.items():
+            text = text.replace(character, spelt_out)
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def print_table(
@@ -100,11 +124,13 @@ def print_table(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    console, lines = make_console(), [tuple(line) for line in lines]
-    headings = [heading for group in groups for heading in group]
+    console = make_console()
+    fitting = functools.partial(encodable, encoding=console.encoding)
+    lines = [tuple(map(fitting, line)) for line in lines]
+    headings = [fitting(heading) for group in groups for heading in group]
     widths = [max(map(cell_width, column)) for column in zip(headings, *lines, strict=True)]
     for columns, name_width, padding in _tables(groups, widths, console.width):
-        table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, padding))
+        table = Table(title=fitting(title), box=SIMPLE_HEAD, show_edge=False, padding=(0, padding))
         for i in columns:
             width = widths[i] if i else name_width
             table.add_column(headings[i], justify="right" if i else "left", overflow="fold", width=width)
@@ -155,7 +181,7 @@ def print_notes(notes: Iterable[str]) -> None:
     """Lines of text, broken between words."""
     console = make_console()
     for note in notes:
-        console.print(note, highlight=False, markup=False, emoji=False)
+        console.print(encodable(note, console.encoding), highlight=False, markup=False, emoji=False)
 
 
 def plotting() -> Any:
@@ -166,6 +192,14 @@ def plotting() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def save_figure(figure: Any, path: Path, dpi: int) -> None:
+    """Writes a PNG and forgets the figure."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format="png")
+    plotting().close(figure)
+    write_whole(path, content.getvalue())
 
 
 def origin(row: Mapping[str, Value]) -> str:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import read_whole
+
 UNKNOWN = "<unknown>"
 UNKNOWN_ID = 0
 HELD_OUT_EVERY = 10
@@ -51,8 +53,10 @@ def build_vocabulary(tokens: Iterable[str], size: int) -> list[str]:
     """``UNKNOWN`` and the ``size - 1`` most frequent tokens, most frequent first, equal counts in the order of text.
 
     Raises:
-        ValueError: there are fewer different tokens.
+        ValueError: ``size`` leaves no room for a token, or there are fewer different ones.
     """
+    if size < 2:
+        raise ValueError(f"the vocabulary has {size} entries, expected at least 2: one is for unknown tokens")
     counts = collections.Counter(tokens)
     if len(counts) < size - 1:
         raise ValueError(
@@ -72,7 +76,8 @@ def source_files(folder: Path) -> list[Path]:
     Raises:
         ValueError: there are none (some systems ship the library compiled).
     """
-    found = [path for path in folder.rglob("*.py") if not LEFT_OUT & {*path.relative_to(folder).parts}]
+    every = (path for path in folder.rglob("*.py") if not LEFT_OUT & {*path.relative_to(folder).parts})
+    found = [path for path in every if path.is_file()]
     if not found:
         raise ValueError(f"no Python sources under {str(folder)!r}, expected those of the standard library")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -90,12 +95,13 @@ def load_corpus(vocabulary_size: int, folder: Path, every: int = 1) -> Corpus:
         every: takes only each so many-th file, for quick runs.
 
     Raises:
-        ValueError: the text is too small.
+        ValueError: the text or the vocabulary is too small.
+        OSError: a file cannot be read.
     """
     texts: dict[bool, list[list[str]]] = {False: [], True: []}
     digest = hashlib.sha256()
     for path in source_files(folder)[::every]:
-        name, content = path.relative_to(folder).as_posix().encode(), path.read_bytes()
+        name, content = path.relative_to(folder).as_posix().encode(), read_whole(path)
         digest.update(name + b"\0" + content + b"\0")
         tokens = tokenize(content.decode("utf-8", "replace").replace("\r\n", "\n"))
         texts[hashlib.sha256(name).digest()[0] % HELD_OUT_EVERY == 0].append(tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tokens, tokens_model
-from .output import Row, origin, plotting, print_notes, print_table
+from .output import Row, origin, plotting, print_notes, print_table, save_figure
 
 DIFFERENCES = ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference")
 GROUPS = ("overall", "head", "mid", "tail")
@@ -118,8 +118,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         f"{origin(rows[0])}, {rows[0]['threads']} threads",
         fontsize=9,
     )
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path, 110)
 
 
 def _draw_speed(speed: Any, memory: Any, rows: Sequence[Row]) -> None:

@@ -1,0 +1,136 @@
+"""Checkpoints of the CIFAR runs: written whole after every epoch, and taken only if they are of the same run."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..files import brief, check_writable, one_line, read_whole, write_whole
+from .output import number_text
+from .pickles import check_pickle
+
+if TYPE_CHECKING:
+    from .cifar import Plan, Run
+
+
+def checkpoint_path(plan: Plan, name: str, folder: Path) -> Path:
+    factor = number_text(plan.imbalance_factor)
+    return folder / f"experiment_cifar_{plan.dataset}_{factor}_{name}_{plan.epochs}_{plan.seed}.pt"
+
+
+def save(run: Run, path: Path) -> None:
+    """Writes the checkpoint; a run that is stopped meanwhile leaves the one before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = io.BytesIO()  # torch's own writing to a file raises RuntimeError on a full disk
+    torch.save(run.state(), content)
+    write_whole(path, content.getvalue())
+
+
+def load(run: Run, path: Path) -> None:
+    """Resumes from a checkpoint if there is one.
+
+    Raises:
+        ValueError: the file is no checkpoint of this run, or none could be written there.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        check_writable(path)
+        return
+    content = read_whole(path)
+    try:
+        run.resume(_unpacked(content))
+    except Exception as error:  # torch.load raises almost anything on a damaged file
+        reason = one_line(error, 500) or type(error).__name__
+        raise ValueError(f"{str(path)!r} is no checkpoint of this run ({reason}): delete it to start anew") from error
+    if not run.finished():
+        check_writable(path)
+
+
+def _unpacked(content: bytes) -> Any:
+    """The state in a file; torch checks no checksums."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("it is compressed")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                check_pickle(archive.read(name))
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def check_state(run: Run, saved: Any) -> None:
+    """Compares what a file holds with what the run would write.
+
+    Raises:
+        ValueError: it is of another run, or of none.
+    """
+    own = run.state()
+    if not isinstance(saved, dict) or not isinstance(saved.get("plan"), dict):
+        raise ValueError("it has no plan")
+    for key, value in own["plan"].items():
+        found = saved["plan"].get(key)
+        if type(found) is not type(value) or found != value:
+            raise ValueError(f"it is of another run: {key} is {brief(found)}, expected {brief(value)}")
+    _check_history(saved.get("history"), run.plan.epochs)
+    for optimizer, state in zip(run.training.optimizers, own["optimizers"], strict=True):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state["state"] = {i: {"momentum_buffer": parameter} for i, parameter in enumerate(parameters)}
+        for group in state["param_groups"]:
+            group["lr"] = None  # set anew before each epoch
+    for key in ("model", "optimizers", "generator"):
+        _check_alike(key, saved.get(key), own[key])
+
+
+def _check_history(history: Any, epochs: int) -> None:
+    names = ("train_loss", "test_error")
+    if not isinstance(history, dict) or {*history} != {*names}:
+        raise ValueError("it has no history")
+    for name in names:
+        values = history[name]
+        if not isinstance(values, list) or any(type(value) is not float for value in values):
+            raise ValueError(f"{name} is {brief(values)}, expected a list of numbers")
+    lengths = [len(history[name]) for name in names]
+    if lengths[0] != lengths[1] or not 1 <= lengths[0] <= epochs:
+        raise ValueError(f"its history has {lengths[0]} and {lengths[1]} epochs, expected 1 to {epochs} of both")
+    if not all(0 <= error <= 100 for error in history["test_error"]):
+        raise ValueError("test_error is not between 0 and 100 in every epoch")
+
+
+def _check_alike(where: str, saved: Any, own: Any) -> None:
+    """The same keys, lengths and values, tensors of the same shape and dtype; None is anything."""
+    if own is None:
+        return
+    if isinstance(own, Tensor):
+        form = _form(own)
+        if _form(saved) != form:
+            raise ValueError(f"{where} is {_form(saved)}, expected {form}")
+    elif isinstance(own, dict):
+        if not isinstance(saved, dict) or saved.keys() != own.keys():
+            raise ValueError(f"{where} has not the entries {brief(', '.join(map(str, own)))}")
+        for key, value in own.items():
+            _check_alike(f"{where}, {key}", saved[key], value)
+    elif isinstance(own, list):
+        if not isinstance(saved, list) or len(saved) != len(own):
+            raise ValueError(f"{where} is {brief(saved)}, expected a list of {len(own)}")
+        for i, value in enumerate(own):
+            _check_alike(f"{where} {i}", saved[i], value)
+    elif type(saved) is not type(own) or saved != own:
+        raise ValueError(f"{where} is {brief(saved)}, expected {brief(own)}")
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return brief(value)
+    dtype = str(value.dtype).removeprefix("torch.")
+    dense = value.layout == torch.strided and value.device.type != "meta"
+    return f"{dtype} {list(value.shape)}" if dense else f"a tensor of layout {value.layout} on {value.device}"
