@@ -179,7 +179,10 @@ def meshes_as_groups(group: Any) -> list[tuple[str, str]]:
         return loss
 
     torch.manual_seed(dist.get_rank())
-    assert torch.equal(call(DeviceMesh.from_group(group, "cpu")), call(group))
+    mesh = DeviceMesh.from_group(group, "cpu")
+    assert torch.equal(call(mesh), call(group))
+    counts = longtail.class_counts(torch.arange(3), 3, reduce=True, group=mesh)
+    assert counts.tolist() == [dist.get_world_size(group)] * 3
     grid = init_device_mesh("cpu", (2, 2))
     return [raised_by(lambda: call(grid)), raised_by(lambda: call("tp"))]
 

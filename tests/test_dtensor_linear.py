@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cases
-import rank_cases_dtensor
+import rank_cases_dtensor_linear
 from ranks import Ranks
 
 # input, weight: replicated, tensor parallel, sequence parallel, data parallel, and on a 2 x 2 mesh their mixtures.
@@ -18,7 +18,7 @@ PLACED_2D = [("rf", "fr"), ("rr", "fr"), ("rr", "ff"), ("fr", "rf"), ("ff", "fr"
 
 def check(ranks: Ranks, placed: tuple[str, str], *args: Any, **named: Any) -> None:
     world = 4 if len(placed[0]) == 2 else 3
-    results = ranks.run(world, rank_cases_dtensor.linear_case, *placed, *args, **named)
+    results = ranks.run(world, rank_cases_dtensor_linear.linear_case, *placed, *args, **named)
     assert len(set(results)) == 1, results
 
 
@@ -59,10 +59,12 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(ranks: Ranks, case: str) -> None:
     *placed, changes, text = REFUSED[case]
-    for result in ranks.run(4 if len(placed[0]) == 2 else 3, rank_cases_dtensor.linear_refused, *placed, **changes):
+    for result in ranks.run(
+        4 if len(placed[0]) == 2 else 3, rank_cases_dtensor_linear.linear_refused, *placed, **changes
+    ):
         assert text in result
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_fsdp2_recipe(ranks: Ranks, world: int) -> None:
-    ranks.run(world, rank_cases_dtensor.fsdp_recipe)
+    ranks.run(world, rank_cases_dtensor_linear.fsdp_recipe)

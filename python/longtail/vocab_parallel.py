@@ -71,12 +71,13 @@ def vocab_parallel_cross_entropy(
             normalizer, return_stats: as in :func:`longtail.cross_entropy`, the same on every rank. Label smoothing and
             complement_gamma count all C classes.
 
-    Every call compares dtypes, shapes, ranges of classes, options and targets (by a checksum) inside that all-gather.
-    On the CPU, and on a GPU the first time that a rank meets a number of classes, the error is raised; a GPU that has
-    met it asserts, without a host sync. Three things make a second all-gather: a message longer than those of the last
-    calls in the group, arguments that a rank refuses, and a range that is neither given as ``class_start`` nor that of
-    an even split nor that of the rank's last call with as many classes, of which the CPU finds the right one, and a
-    GPU too where it has not met the head. torch.compile breaks its graph at this call.
+    Every call compares dtypes, shapes, ranges of classes, options and a checksum of the targets inside that all-gather.
+    On the CPU what is wrong is raised on every rank. On a GPU it is where the rank meets a head (C_local, class_start,
+    num_classes) for the first time; later calls compare on the device, without a host sync, and assert. A second
+    all-gather is made by a message longer than those of the group's last calls, by arguments that a rank refuses, and
+    where ranges without ``class_start`` are neither an even split nor those of the last such head: the CPU then finds
+    the right ones, and so does a GPU if all ranks meet the head for the first time. torch.compile breaks its graph
+    at this call.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
