@@ -74,8 +74,11 @@ def vocab_parallel_linear_cross_entropy(
     ``accumulate_dtype``), by torch.distributed: it is the same on
     every rank, but its last bits depend on how the backend orders the sum.
 
+    With ``gradient="backward"`` the backward passes of several losses run in the same order on every rank.
+
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank.
+        RuntimeError: in backward, ranks differentiate different calls; on a GPU an assertion.
     """
     group = process_group(group)
     world = torch.distributed.get_world_size(group)
