@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -123,6 +124,49 @@ def normalizers(group: Any) -> tuple[tuple[str, str], ...]:
     heads = Heads(group, "logits")
     values: list[Any] = [7 if heads.rank == 0 else torch.tensor(7.0), 3 + heads.rank]
     return tuple(raised_by(lambda value=value: heads.call([3, 3], normalizer=value)) for value in values)
+
+
+class Elsewhere:
+    """No tensor, but it has a device."""
+
+    device = "elsewhere"
+
+
+def data_that_do_not_travel(group: Any) -> list[tuple[str, str]]:
+    """One rank passes data from where the group takes none: what each call raises; all go on after it."""
+    heads = Heads(group, "logits")
+    loss, found = longtail.vocab_parallel_cross_entropy, []
+    logits, target = torch.empty(7, 3, device="meta"), torch.empty(7, dtype=torch.int64, device="meta")
+    for odd in ({"local_logits": logits, "target": target}, {"local_logits": logits}, {"local_logits": Elsewhere()}):
+        mine: dict[str, Any] = {"local_logits": torch.zeros(7, 3), "target": torch.arange(7) % 6}
+        mine |= odd if heads.rank == 1 else {}
+        found.append(raised_by(lambda mine=mine: loss(**mine, group=group, num_classes=6)))
+        heads.check([3, 3])
+    return found
+
+
+def numbers_of_numpy(group: Any, kind: str) -> None:
+    """Integers and truth values are what they are worth, whatever their type."""
+    heads = Heads(group, kind)
+    odd: dict[str, Any] = {"num_classes": np.int64(6), "class_start": np.int64(3 * heads.rank), "return_stats": 0}
+    if kind == "linear":
+        odd |= {"chunk_size": np.int32(4), "sequence_parallel": 0}
+    plain = {"class_start": 3 * heads.rank} | ({"chunk_size": 4} if kind == "linear" else {})
+    heads.call([3, 3], **odd if heads.rank else plain)
+
+
+def targets_alike(group: Any) -> list[tuple[str, str]]:
+    """Targets of as many of each class, which a sum of classes times rows does not tell apart, and of large sums."""
+    shared, rank = {"group": group, "num_classes": 2**40}, dist.get_rank(group)
+    cases = [([0, 1, 1, 0], [1, 0, 0, 1]), ([2**39] * 999 + [0], [2**39] * 999 + [1])]
+    return [
+        raised_by(
+            lambda pair=pair: longtail.vocab_parallel_cross_entropy(
+                torch.zeros(len(pair[rank]), 0), torch.tensor(pair[rank]), **shared
+            )
+        )
+        for pair in cases
+    ]
 
 
 def failing(group: Any, kind: str, rank: int) -> tuple[str, str]:

@@ -137,28 +137,31 @@ def sharded(mesh: DeviceMesh, shape: tuple[int, int], placements: list[Any]) -> 
     )
 
 
-def refused_by_one(_group: Any, odd: dict[str, Any], rank: int, loss: str = "cross_entropy") -> str:
-    """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the others.
+def refused_by_one(
+    _group: Any, odd: dict[str, Any], rank: int, loss: str = "cross_entropy", others: dict[str, Any] | None = None
+) -> str:
+    """The text of the error where one rank of the 2 x 2 mesh passes other arguments than the ``others``.
 
     All ranks have passed either before.
     """
     mesh = mesh_2d()
 
-    def call(target: Any = None, placed: str = "rc", **given: Any) -> None:
+    def call(target: Any = None, placed: str = "rc", trains: str = "", **given: Any) -> None:
         target = torch.arange(6) if target is None else target
         placements = placements_of(placed)
         if loss == "linear":
-            weight = sharded(mesh, (8, 3), [Replicate(), Shard(0)])
-            longtail.linear_cross_entropy(sharded(mesh, (6, 3), [placements[0], Replicate()]), weight, target, **given)
+            weight = sharded(mesh, (8, 3), [Replicate(), Shard(0)]).requires_grad_("w" in trains)
+            input = sharded(mesh, (6, 3), [placements[0], Replicate()]).requires_grad_("i" in trains)
+            longtail.linear_cross_entropy(input, weight, target, **given)
         else:
             getattr(longtail, loss)(sharded(mesh, (6, 8), placements), target, **given)
 
     for given in ({}, odd):
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, IndexError):
             call(**given)
     try:
-        call(**odd if dist.get_rank() == rank else {})
-    except (ValueError, TypeError) as error:
+        call(**odd if dist.get_rank() == rank else others or {})
+    except (ValueError, TypeError, IndexError) as error:
         found = f"{type(error).__name__}: {error}"
     else:
         found = "nothing was raised"

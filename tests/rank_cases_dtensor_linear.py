@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 import cases
 import longtail
-from rank_cases import close_in_norm, digest
+from rank_cases import close_in_norm, digest, raised_by
 from rank_cases_dtensor import mesh_of, placements_of
 from tolerances import assert_close
 
@@ -70,6 +70,20 @@ def linear_refused(group: Any, input_placed: str, weight_placed: str, **changes:
     except (ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was raised"
+
+
+def backward_in_two_orders(group: Any) -> list[tuple[str, str]]:
+    """Two losses of sharded rows, whose backward passes the last rank runs the other way round: what each raises."""
+    mesh, losses = mesh_of(group, 1), []
+    for seed in range(2):
+        g = cases.generator(seed)
+        x, w = torch.randn(6, 6, generator=g), torch.randn(10, 6, generator=g)
+        parts = [distribute_tensor(p, mesh, placements_of(q)).requires_grad_() for p, q in ((x, "r"), (w, "f"))]
+        losses.append(longtail.linear_cross_entropy(*parts, torch.arange(6)))
+    last = dist.get_rank(group) == dist.get_world_size(group) - 1
+    found = [raised_by(loss.backward) for loss in (losses[::-1] if last else losses)]
+    longtail.linear_cross_entropy(*parts, torch.arange(6)).backward()
+    return found
 
 
 class Model(torch.nn.Module):

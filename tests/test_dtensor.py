@@ -113,6 +113,23 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "swapped": ({"placed": "cr"}, "cross_entropy", "disagree on placements of input"),
     "input_placement": ({"placed": "fc"}, "linear", "disagree on placements of input"),
     "bad_placement": ({"placed": "cc"}, "cross_entropy", "which share out the classes over 2 mesh dimensions"),
+    "target_outside": (
+        {"target": torch.arange(6) + 3},
+        "cross_entropy",
+        "IndexError: rank 2: longtail: target 8 in row 2",
+    ),
+    "linear_target_outside": (
+        {"target": torch.arange(6) + 3},
+        "linear",
+        "IndexError: rank 2: longtail: target 8 in row",
+    ),
+    "target": ({"target": torch.arange(6) + 1}, "cross_entropy", "hold the same rows disagree on the values of target"),
+    "trains": ({"trains": "iw"}, "linear", "whether input requires grad: False on rank 0, True on rank 2"),
+    "weight_trains": (
+        {"trains": "w"},
+        "linear",
+        "whether linear_weight requires grad: False on rank 0, True on rank 2",
+    ),
     "huge": ({"scale": 10**400}, "cross_entropy", "ValueError: rank 2: scale is"),
 }
 
@@ -124,7 +141,23 @@ def test_a_rank_that_differs(ranks: Ranks, case: str) -> None:
     results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 2, loss)
     assert len(set(results)) == 1, results
     assert text in results[0]
-    assert results[0].count("rank 2") == 1
+    assert results[0].count("rank 2") == (case != "target")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "linear"])
+def test_values_of_a_normalizer(ranks: Ranks, loss: str) -> None:
+    args = ({"normalizer": 4}, 1, loss, {"normalizer": 3})
+    for text in ranks.run(4, rank_cases_dtensor.refused_by_one, *args):
+        assert text == "ArgumentValueError: ranks disagree on normalizer: 3.0 on rank 0, 4.0 on rank 1"
+
+
+def test_targets_that_replicas_do_not_share(ranks: Ranks) -> None:
+    """Where nothing is sharded, too: a number that ranks do not share is no loss of theirs."""
+    odd = {"target": torch.arange(6) + 1, "placed": "ff"}
+    results = ranks.run(4, rank_cases_dtensor.refused_by_one, odd, 3, "cross_entropy", {"placed": "ff"})
+    assert set(results) == {
+        "ArgumentValueError: ranks that hold the same rows disagree on the values of target (by a checksum)"
+    }
 
 
 @pytest.mark.parametrize("placed", ["rc", "rf", "fc", "ff"])

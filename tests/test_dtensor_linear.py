@@ -65,6 +65,11 @@ def test_refused(ranks: Ranks, case: str) -> None:
         assert text in result
 
 
+def test_backward_passes_in_different_orders(ranks: Ranks) -> None:
+    for results in ranks.run(3, rank_cases_dtensor_linear.backward_in_two_orders):
+        assert all(kind == "RuntimeError" and "in different orders" in text for kind, text in results)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_fsdp2_recipe(ranks: Ranks, world: int) -> None:
     ranks.run(world, rank_cases_dtensor_linear.fsdp_recipe)

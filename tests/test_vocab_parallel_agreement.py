@@ -64,6 +64,25 @@ def test_values_of_a_normalizer(ranks: Ranks) -> None:
     assert other == ("ArgumentValueError", "ranks disagree on normalizer: 3.0 on rank 0, 4.0 on rank 1")
 
 
+def test_data_that_do_not_travel(ranks: Ranks) -> None:
+    results = ranks.run(2, rank_cases_agreement.data_that_do_not_travel)
+    assert results[0] == results[1]
+    nowhere, logits, other = results[0]
+    assert nowhere == ("ArgumentValueError", "rank 1: the data are on meta, where group has no collectives")
+    assert logits == ("ArgumentValueError", "rank 1: target is on cpu, expected meta as the input")
+    assert other == ("TypeError", "rank 1: input is a Elsewhere, expected a Tensor")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_numpy(ranks: Ranks, kind: str) -> None:
+    ranks.run(2, rank_cases_agreement.numbers_of_numpy, kind)
+
+
+def test_targets_that_are_much_alike(ranks: Ranks) -> None:
+    for found in ranks.run(2, rank_cases_agreement.targets_alike):
+        assert all("disagree on the values of target" in text for _, text in found), found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kernel_that_fails_on_one_rank(ranks: Ranks, kind: str) -> None:
     results = ranks.run(3, rank_cases_agreement.failing, kind, 2)

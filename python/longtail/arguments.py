@@ -115,6 +115,14 @@ def check_integer(name: str, value: object, low: int = -(2**63), expected: str =
         raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
 
 
+def optional_integer(name: str, value: Any, low: int = -(2**63)) -> int | None:
+    """Python's int of any integer of at least ``low``; None of None."""
+    if value is None:
+        return None
+    check_integer(name, value, low, "an int or None")
+    return operator.index(value)
+
+
 def check_tensors(**tensors: object) -> None:
     """Each is a tensor with strides: not sparse, nested or of MKL-DNN."""
     for name, value in tensors.items():

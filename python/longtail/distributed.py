@@ -72,6 +72,23 @@ def collective_device(group: Group) -> torch.device:
     return torch.device("cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu")
 
 
+def takes(group: Group, device: torch.device) -> bool:
+    """Whether the group's collectives take tensors of ``device``."""
+    return device.type in {found.type for found in group._device_types}
+
+
+def device_of(data: object, group: Group) -> torch.device:
+    """Where a rank meets the others that was given ``data``, whatever it is."""
+    usable = isinstance(data, Tensor) and takes(group, data.device)
+    return data.device if usable else collective_device(group)  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=64)
+def numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float64, on the device once: a CUDA graph can not be captured over a copy. The host does not wait for that."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
+
+
 def _collective(name: str, before: str) -> Callable[..., Any]:
     """A collective by its name since torch 2.13, or ``before`` that."""
     found: Callable[..., Any] = getattr(torch.distributed, name, None) or getattr(torch.distributed, before)

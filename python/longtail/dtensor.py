@@ -11,104 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 
-from . import arguments, functional, ops, reference
+from . import arguments, functional, reference
 from .agreement import agreed
-from .distributed import Group, all_gather, sum_in_rank_order, untraced
+from .distributed import untraced
+from .dtensor_layout import Layout, global_denominator, local_range
 from .errors import ArgumentTypeError, ArgumentValueError
 from .kept_gradient import check_overwritable
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
 from .vocab_shard import kind_of
-
-SUPPORTED = "on each mesh dimension Shard(0) (rows), Replicate(), or on one of them Shard(1) (classes)"
-
-
-class Layout(NamedTuple):
-    """How a mesh shares out rows and classes."""
-
-    mesh: Any
-    row_dims: tuple[int, ...]
-    """Mesh dimensions that shard the rows, in order."""
-    class_dim: int | None
-    """The mesh dimension that shards the classes."""
-
-    @classmethod
-    def of(cls, logits: DTensor) -> Layout:
-        """That of logits [N, C]."""
-        rows: list[int] = []
-        classes: list[int] = []
-        for i, placement in enumerate(logits.placements):
-            if isinstance(placement, Shard):
-                (rows if placement.dim % logits.dim() == 0 else classes).append(i)
-            elif not isinstance(placement, Replicate):
-                raise ArgumentValueError(f"input has placements {tuple(logits.placements)}, expected {SUPPORTED}")
-        if len(classes) > 1:
-            raise ArgumentValueError(
-                f"input has placements {tuple(logits.placements)}, which share out the classes over {len(classes)} "
-                f"mesh dimensions, expected {SUPPORTED}"
-            )
-        return cls(logits.device_mesh, tuple(rows), classes[0] if classes else None)
-
-    @property
-    def row_placements(self) -> list[Any]:
-        """Of a vector over the rows."""
-        return [Shard(0) if i in self.row_dims else Replicate() for i in range(self.mesh.ndim)]
-
-    def groups(self) -> list[Group]:
-        """Of the mesh dimensions that shard rows."""
-        return [self.mesh.get_group(i) for i in self.row_dims]
-
-    def check_rows(self, name: str, value: Any, rows: int) -> None:
-        """Checks a vector over all rows: a DTensor of any placements, or a plain tensor that is whole."""
-        if value.shape != (rows,):
-            raise ArgumentValueError(
-                f"{name} has shape {list(value.shape)}, expected {[rows]}, one for each row of all"
-            )
-        if isinstance(value, DTensor) and value.device_mesh != self.mesh:
-            raise ArgumentValueError(f"{name} is on {value.device_mesh}, expected {self.mesh} as the input")
-
-    def local_rows(self, value: Any, rows: int) -> Any:
-        """This rank's part of a vector over all rows."""
-        if not isinstance(value, Tensor):
-            return value
-        if isinstance(value, DTensor):
-            return value.redistribute(placements=self.row_placements).to_local()
-        begin, end = 0, rows
-        for i in self.row_dims:
-            start, size = local_range(end - begin, self.mesh, i)
-            begin, end = begin + start, begin + start + size
-        return value[begin:end]
-
-    def wrap_rows(self, value: Tensor, rows: int) -> DTensor:
-        """A vector over this rank's rows as a DTensor over all rows."""
-        return DTensor.from_local(value, self.mesh, self.row_placements, shape=torch.Size((rows,)), stride=(1,))
-
-    def total(self, value: Tensor) -> DTensor:
-        """The sum of scalars over the ranks that share out the rows, known to all."""
-        for group in self.groups():
-            value = SumOverRanks.apply(value, group)
-        return DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim)
-
-
-def local_range(size: int, mesh: Any, mesh_dim: int) -> tuple[int, int]:
-    """(start, size) of this rank's part of ``size`` elements that a mesh dimension shards, as DTensor cuts them."""
-    part = -(-size // mesh.size(mesh_dim))
-    start = min(part * mesh.get_local_rank(mesh_dim), size)
-    return start, min(part, size - start)
-
-
-class SumOverRanks(torch.autograd.Function):
-    """The sum of a scalar over a group, bitwise the same on every rank; each keeps its own gradient."""
-
-    @staticmethod
-    def forward(_ctx: Any, value: Tensor, group: Group) -> Tensor:
-        return sum_in_rank_order(all_gather(value.reshape(1), group))[0]
-
-    @staticmethod
-    def backward(_ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return grad_output, None
 
 
 class OverwritableLocal(torch.autograd.Function):
@@ -131,40 +44,6 @@ def whole(x: Any) -> Any:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def global_denominator(
-    layout: Layout,
-    target: Tensor,  # [N_local]
-    num_classes: int,
-    weight: Tensor | None,  # [C] of the arithmetic's dtype
-    ignore_index: int,
-    reduction: str,
-    normalizer: str | float | Tensor | None,
-) -> Tensor | None:
-    """What a mean over the rows of all ranks divides by, 0-d; None where there is no mean.
-
-    Raises:
-        IndexError: on the CPU, a target of some rank is out of bounds; on every rank that shares out the rows.
-    """
-    fault = None
-    counted = target.new_zeros(())
-    try:
-        counted = ops.mean_denominator(target, weight if normalizer is None else None, ignore_index, num_classes)
-    except IndexError as error:
-        fault = error
-    packed = torch.stack([counted.double(), counted.new_tensor(float(fault is not None), dtype=torch.float64)])
-    for group in layout.groups():
-        packed = sum_in_rank_order(all_gather(packed, group))
-    if target.device.type == "cpu" and packed[1]:
-        text = f"a target of another rank is out of bounds: expected 0 <= target < {num_classes}"
-        raise fault or IndexError(f"longtail: {text} or ignore_index {ignore_index}")
-    if reduction != "mean":
-        return None
-    given = arguments.given_normalizer(normalizer, target.device)
-    if given is not None:
-        return given
-    return packed[0] if normalizer is None else packed[0].clamp(min=1)
-
-
 class Problem(NamedTuple):
     """A loss of DTensors, checked."""
 
@@ -177,7 +56,7 @@ class Problem(NamedTuple):
         """The targets of this rank's rows, and the options that make the loss's mean one over the rows of all ranks.
 
         Raises:
-            IndexError: on the CPU, a target is out of bounds; on every rank that shares out the rows.
+            IndexError, ValueError: see :func:`longtail.dtensor_layout.global_denominator`.
         """
         layout, ignore_index, reduction = self.layout, self.options["ignore_index"], self.options["reduction"]
         g = layout.local_rows(self.target, rows)
@@ -206,6 +85,10 @@ def check_problem(
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
+    if input.device.type != input.device_mesh.device_type:
+        raise ArgumentValueError(
+            f"input is on {input.device}, expected {input.device_mesh.device_type} as its device mesh"
+        )
     rows, per_class, dtype = input.shape[0], torch.Size((num_classes,)), reference.accumulate_dtype(input)
     mode = "backward" if gradient == "auto" else gradient
     numbers = functional.check_options(input, target, ignore_index, reduction, normalizer, mode, **numbers)
@@ -278,9 +161,9 @@ def cross_entropy(
             gradient=gradient,
         )
         check_overwritable(input, gradient)
-        return problem, same | {"return_stats": return_stats}
+        return problem, same | {"return_stats": bool(return_stats)}
 
-    layout, *_ = problem = agreed(input.device_mesh, check)
+    layout, *_ = problem = agreed(input.device_mesh, input.device, check)
     num_classes = input.shape[1]
     g, given = problem.local(input.shape[0], num_classes, normalizer)
     given["return_stats"] = return_stats

@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from . import arguments
 from .agreement import agreed
 from .distributed import Group, untraced
-from .dtensor import Layout, Problem, check_problem, global_result, local_range, placements_of
+from .dtensor import Problem, check_problem, global_result, placements_of
+from .dtensor_layout import Layout, local_range
 from .errors import ArgumentTypeError, ArgumentValueError
 from .linear_cross_entropy import check_chunks, linear_cross_entropy, logits_dtype
+from .meeting import check_turn, next_turn
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 SUPPORTED = (
@@ -24,17 +26,22 @@ SUPPORTED = (
 
 
 class SumGradientOverRanks(torch.autograd.Function):
-    """A parameter as it is; its gradient is summed over ranks that work on different rows."""
+    """A parameter as it is; its gradient is summed over ranks that work on different rows.
+
+    Raises:
+        RuntimeError: in backward, ranks differentiate different calls; on a GPU an assertion.
+    """
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, groups: list[Group]) -> Tensor:
-        ctx.groups = groups
+        ctx.groups = [(group, next_turn(group)) for group in groups]
         return parameter.view_as(parameter)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         grad = grad_output.clone(memory_format=torch.contiguous_format)
-        for group in ctx.groups:
+        for group, turn in ctx.groups:
+            check_turn(turn, group, grad.device)
             torch.distributed.all_reduce(grad, group=group)
         return grad, None
 
@@ -112,12 +119,17 @@ def dtensor_linear_cross_entropy(
             normalizer=normalizer,
             gradient=gradient,
         )
-        same |= {"chunk_size": chunk_size, "accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        same |= {"chunk_size": arguments.optional_integer("chunk_size", chunk_size, 1)}
+        same |= {"accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        same |= {"dtype of the logits": dtype, "return_stats": bool(return_stats)}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
-        return (problem, sequence_parallel), same | {"return_stats": return_stats}
+        differentiable = {"input": input} | {name: x for name, x in placed.items() if x is not None}
+        trains = torch.is_grad_enabled()
+        same |= {f"whether {name} requires grad": trains and x.requires_grad for name, x in differentiable.items()}
+        return (problem, sequence_parallel), same
 
-    problem, sequence_parallel = agreed(input.device_mesh, check)
+    problem, sequence_parallel = agreed(input.device_mesh, input.device, check)
     assert isinstance(linear_weight, DTensor)
     layout, num_classes = problem.layout, linear_weight.shape[0]
     g, given = problem.local(input.shape[0], num_classes, normalizer)

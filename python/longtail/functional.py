@@ -130,8 +130,8 @@ def cross_entropy(
     A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on
     one, or replicated. ``target`` and ``sample_weight`` are then DTensors on the same mesh, or plain tensors of all
     rows; class vectors are of all classes. "mean" is that of all rows of the mesh. The loss is a DTensor, replicated
-    where it is reduced; the statistics are DTensors over the rows. At every call ranks compare options and placements
-    along each dimension of the mesh.
+    where it is reduced; the statistics are DTensors over the rows. At every call ranks compare options, placements and,
+    where they hold the same rows, a checksum of the targets; what is wrong is raised on every rank (GPUs assert).
 
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
     return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch. A class of

@@ -12,7 +12,6 @@ The CPU reads the headers. A GPU compares them without a host sync, and reads th
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
 from collections import OrderedDict, deque
@@ -23,9 +22,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .agreement import Proposal, check_equal, class_starts, explain
+from .agreement import Proposal, check_equal, checksum, class_starts, explain
 from .arguments import given_normalizer
-from .distributed import Group, all_gather
+from .distributed import Group, all_gather, device_of, numbers, takes
 from .errors import ArgumentValueError
 
 
@@ -79,12 +78,6 @@ def reads_headers(device: torch.device, known: bool) -> bool:
     return device.type == "cpu" or not known
 
 
-@functools.lru_cache(maxsize=64)
-def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """On the device once: copies from the CPU's memory would wait, or keep a CUDA graph from being captured."""
-    return torch.tensor(values, dtype=torch.float64, device=device)
-
-
 def _exchange(header: Tensor, payload: Tensor | None, group: Group) -> tuple[Tensor, Tensor | None]:
     """Every rank's header, and payload where it fits in the message."""
     room = max(_memories[group].rooms)
@@ -100,18 +93,46 @@ def _exchange(header: Tensor, payload: Tensor | None, group: Group) -> tuple[Ten
     return headers, received[:, HEADER:end].view(payload.dtype).unflatten(1, payload.shape)
 
 
-def refuse(error: Exception, group: Group, device: torch.device) -> NoReturn:
-    """Raises ``error`` on every rank, in the place of a :class:`Meeting`; GPUs that know their head assert."""
+def refuse(error: Exception, group: Group, data: object) -> NoReturn:
+    """Raises ``error`` on every rank, in the place of a :class:`Meeting`; GPUs that know their head assert.
+
+    ``data``: what this rank was given for logits or hidden states.
+    """
     if torch.distributed.get_world_size(group) == 1:
         raise error
-    _memories.setdefault(group, _Memory()).calls += 1
-    _tell(error, group, device)
+    next_turn(group)
+    _tell(error, group, device_of(data, group))
+
+
+def next_turn(group: Group) -> int:
+    """The number of one more of the group's calls."""
+    memory = _memories.setdefault(group, _Memory())
+    memory.calls += 1
+    return memory.calls
+
+
+def check_turn(turn: int, group: Group, device: torch.device) -> None:
+    """Compares which of the group's calls the ranks are about to differentiate.
+
+    Raises:
+        RuntimeError: not the same one. On a GPU: an assertion.
+    """
+    if torch.distributed.get_world_size(group) == 1:
+        return
+    turns = all_gather(torch.full((1,), turn, dtype=torch.int64, device=device), group)
+    text = "longtail: ranks run the backward passes of several losses in different orders"
+    if device.type != "cpu":
+        torch._assert_async((turns == turn).all(), text)
+    elif (turns != turn).any():
+        ranks = torch.distributed.get_process_group_ranks(group)
+        shown = ", ".join(f"{n} on rank {rank}" for rank, n in zip(ranks, turns.flatten().tolist(), strict=True))
+        raise RuntimeError(f"{text}: of all calls in the group, that of number {shown}")
 
 
 def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
     header = [0.0] * len(Column)
     header[Column.FAULT] = header[Column.READS] = 1.0
-    headers, _ = _exchange(_numbers(tuple(header), device), None, group)
+    headers, _ = _exchange(numbers(tuple(header), device), None, group)
     if headers[:, Column.READS].all():
         explain(error, [group])
     raise error
@@ -133,8 +154,9 @@ class Meeting:
         self._borders: tuple[Tensor, Tensor] | None = None
         if self.world == 1:
             class_starts((self.start,), (proposal.size,), proposal.total, (0,))
-        self._memory.calls += 1
-        self.turn = self._memory.calls
+        elif not takes(group, target.device):
+            raise ArgumentValueError(f"the data are on {target.device}, where group has no collectives")
+        self.turn = next_turn(group)
 
     def _guess(self) -> int:
         """The first class of this rank: as given, as the last time, or as an even split has it."""
@@ -177,8 +199,8 @@ class Meeting:
             Column.SIZE: float(size),
             Column.RANGE: float(range_code(self.start, self.start + size)),
         }
-        found = _numbers(tuple(header.values()), self._target.device).clone()
-        found[Column.TARGET] = self._target.cumsum(0).sum()  # of places too
+        found = numbers(tuple(header.values()), self._target.device).clone()
+        found[Column.TARGET] = checksum(self._target)
         if self._normalizer is not None:
             found[Column.NORMALIZER] = self._normalizer
         return found
@@ -227,7 +249,7 @@ class Meeting:
         starts, sizes = headers[:, Column.START], headers[:, Column.SIZE]
         bounds, ranks = starts.masked_fill(sizes == 0, 2.0**62).to(torch.int64).sort()
         self._borders = bounds[1:], ranks
-        self._target, self._normalizer = self._target[:0], None
+        self._target, self._normalizer = self._target.new_empty(0), None  # which others may free now
 
     def owners(self, target: Tensor) -> Tensor:
         """The rank that holds each class of ``target``, int64, after a gather; of what is no class, some rank."""
@@ -237,20 +259,8 @@ class Meeting:
         return ranks[torch.bucketize(target, bounds, right=True)]
 
     def check_turn(self) -> None:
-        """Compares which of the group's calls the ranks are about to differentiate.
-
-        Raises:
-            RuntimeError: not the same one. On a GPU: an assertion.
-        """
-        if self.world == 1:
-            return
-        turns = all_gather(torch.full((1,), self.turn, dtype=torch.int64, device=self._target.device), self.group)
-        text = "longtail: ranks run the backward passes of several losses in different orders"
-        if self._target.device.type != "cpu":
-            torch._assert_async((turns == self.turn).all(), text)
-        elif (turns != self.turn).any():
-            shown = ", ".join(f"{turn} on rank {rank}" for rank, turn in enumerate(turns.flatten().tolist()))
-            raise RuntimeError(f"{text}: of all calls in the group, that of number {shown}")
+        """That every rank is about to differentiate this call; see :func:`check_turn`."""
+        check_turn(self.turn, self.group, self._target.device)
 
 
 def _check_values(rows: dict[int, dict[Column, float]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import arguments, reference
 from .autograd import RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
-from .distributed import Group, collective_device, process_group, untraced
+from .distributed import Group, process_group, untraced
 from .functional import check_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares
 from .meeting import Meeting, refuse
@@ -60,7 +60,7 @@ def vocab_parallel_cross_entropy(
             float16, the same on every rank.
         target: class indices in [0, C) or ``ignore_index``, (N,), int64 or uint8; the same on every rank.
         weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
-            same way on every rank.
+            same way on every rank (and of all classes where one rank holds them all).
         group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.
         class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
         num_classes: C, the sum of the C_local. Required where the group has more than one rank: ranks that each pass
@@ -105,13 +105,13 @@ def vocab_parallel_cross_entropy(
         v = arguments.vector("sample_weight", sample_weight, target.shape, local_logits, wide)
         same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": int(ignore_index)}
         same |= {**numbers, "reduction": reduction, "normalizer": kind_of(normalizer), "gradient": gradient}
-        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
         proposal = propose(local_logits.shape[1], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, local_logits)
         check_targets(g, ignore_index, proposal.total)
         meeting = Meeting(proposal, group, g, normalizer)
     except Exception as error:
-        refuse(error, group, getattr(local_logits, "device", collective_device(group)))
+        refuse(error, group, local_logits)
     shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
     denominator = shard.denominator(reduction, normalizer, g)
     wants_grad = torch.is_grad_enabled() and local_logits.requires_grad

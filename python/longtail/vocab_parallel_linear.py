@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import arguments
 from .autograd import reduce_loss, rows_of
-from .distributed import Group, collective_device, process_group, untraced
+from .distributed import Group, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
 from .kept_gradient import gradient_divisor, shares
@@ -107,8 +107,9 @@ def vocab_parallel_linear_cross_entropy(
         same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype, **numbers}
         same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
         same |= {"ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind_of(normalizer)}
-        same |= {"gradient": gradient, "sequence_parallel": sequence_parallel, "chunk_size": chunk_size}
-        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        same |= {"gradient": gradient, "sequence_parallel": bool(sequence_parallel)}
+        same |= {"chunk_size": arguments.optional_integer("chunk_size", chunk_size, 1)}
+        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
         same |= {"whether linear_bias is given": linear_bias is not None}
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
         proposal = propose(linear_weight.shape[0], class_start, num_classes, group, vectors, same)
@@ -116,7 +117,7 @@ def vocab_parallel_linear_cross_entropy(
         check_targets(g, ignore_index, proposal.total)
         meeting = Meeting(proposal, group, g, normalizer)
     except Exception as error:
-        refuse(error, group, getattr(input, "device", collective_device(group)))
+        refuse(error, group, input)
     shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
     denominator = shard.denominator(reduction, normalizer, g)
     if denominator is not None:

@@ -74,9 +74,10 @@ def propose(
     same: dict[str, Any],
 ) -> Proposal:
     """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
-    for name, value in (("class_start", class_start), ("num_classes", num_classes)):
-        if value is not None:
-            arguments.check_integer(name, value, 0, "an int or None")
+    class_start, num_classes = (
+        arguments.optional_integer(name, value, 0)
+        for name, value in (("class_start", class_start), ("num_classes", num_classes))
+    )
     world = torch.distributed.get_world_size(group)
     if num_classes is None and world > 1:
         raise ArgumentValueError(
