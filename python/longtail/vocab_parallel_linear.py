@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .autograd import reduce_loss, rows_of
+from .autograd import SIGNATURE, reduce_loss, rows_of
 from .distributed import Group, collective_device, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
@@ -218,3 +218,6 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         found = [guarded(x, grad_output, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
         return (*found, *rest)
+
+
+VocabParallelLinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

@@ -219,15 +219,15 @@ class Shard(NamedTuple):
         return self.size(target, dtype, w_g, weight_sum)
 
     def apply(
-        self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
+        self, logits: Tensor, target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
         packed = torch.stack(row_grad.times(upstream), 1)
         weight = self.own("weight") if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
         options = (packed, weight, self.own("class_bias"), IGNORED, self.scale, self.softcap)
         if not inplace:
-            return ops.softmax_loss_apply(logits, local_target, *options)
-        ops.softmax_loss_apply_(logits, local_target, *options)
+            return ops.softmax_loss_apply(logits, self.local_target(target), *options)
+        ops.softmax_loss_apply_(logits, self.local_target(target), *options)
         return logits
 
 
