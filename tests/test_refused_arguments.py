@@ -5,6 +5,7 @@ Numbers that the arithmetic's dtype does not hold, integers that int64 does not 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,14 +116,15 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "gamma": (1e300,),
     "normalizer": (1e300, 1e-50, 10**39),
 }
+NO_NUMBERS = (np.array([0.1, 0.2]), "high", 10**400)
 REFUSED: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, (np.array([0.1, 0.2]), "high")),
+    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, NO_NUMBERS),
     "softcap": (1e400, np.array(["high"])),
     "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
-    "ignore_index": (2**70, -(2**63) - 1, True, 1.5),
-    "chunk_size": (2**70, 0, True),
-    "class_start": (2**70, -1, True),
-    "num_classes": (2**70, -1, True),
+    "ignore_index": (10**5000, 2**70, -(2**63) - 1, True, 1.5),
+    "chunk_size": (10**5000, 2**70, 0, True),
+    "class_start": (10**5000, 2**70, -1, True),
+    "num_classes": (10**5000, 2**70, -1, True),
 }  # fmt: skip
 
 
@@ -136,6 +138,14 @@ def test_numbers_that_do_not_fit(name: str) -> None:
                 for value in table[option]:
                     with pytest.raises((ValueError, TypeError), match=rf"\b{option} (is|has)\b"):
                         function(data, **{option: value})
+
+
+def test_numbers_that_do_not_fit_compiled_code() -> None:
+    data = tensors()
+    for option, value in (("scale", 10**400), ("normalizer", -(10**5000)), ("ignore_index", 10**400)):
+        compiled = torch.compile(functools.partial(longtail.cross_entropy, **{option: value}), backend="eager")
+        with pytest.raises(ValueError, match=f"{option} is (-?inf|an int of 1329 bits), expected"):
+            compiled(data["z"], data["t"])
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)

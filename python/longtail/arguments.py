@@ -18,6 +18,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
+TOO_LARGE = 2**1024 - 2**970  # the smallest int that no float holds
 ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
@@ -78,20 +79,29 @@ def check_number(
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
-        raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")
+        raise ArgumentValueError(f"{name} is {number}, expected at most {largest:.2g} in size, which {dtype} holds")
     if not vanishes and number != 0 and -smallest < number < smallest:
         raise ArgumentValueError(
-            f"{name} is {value}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
+            f"{name} is {number}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
         )
     return number
 
 
 def as_float(value: Any) -> float:
     """``value`` as a float; infinity of an int of hundreds of digits."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+    # ints are asked first: torch.compile passes on what float() raises
+    if type(value) is not int or -TOO_LARGE < value < TOO_LARGE:
+        try:
+            return float(value)
+        except OverflowError:  # of a fraction
+            pass
+    return math.inf if value > 0 else -math.inf
+
+
+def shown(value: int) -> str:
+    """An int in a message; Python writes out no more than some thousands of digits."""
+    bits = value.bit_length()
+    return str(value) if bits <= 256 else f"an int of {bits} bits"
 
 
 def _is_real(value: object) -> bool:
@@ -99,8 +109,10 @@ def _is_real(value: object) -> bool:
     return hasattr(value, "__float__") and not is_complex
 
 
-def check_integer(name: str, value: object, low: int = -(2**63), expected: str = "an int") -> None:
-    """An int of at least ``low`` that int64 holds; ``expected``: what may be passed."""
+def check_integer(
+    name: str, value: object, low: int = -(2**63), expected: str = "an int", high: int = 2**63 - 1
+) -> None:
+    """An int in [low, high], by default any that int64 holds; ``expected``: what may be passed."""
     if isinstance(value, torch.SymInt):
         return
     if not isinstance(value, int):
@@ -110,8 +122,8 @@ def check_integer(name: str, value: object, low: int = -(2**63), expected: str =
         value = operator.index(value)
     if isinstance(value, bool):
         raise ArgumentTypeError(f"{name} is a bool, expected {expected}")
-    if not low <= value <= 2**63 - 1:
-        raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
+    if not low <= value <= high:
+        raise ArgumentValueError(f"{name} is {shown(value)}, expected {expected} in [{low}, {high}]")
 
 
 def check_tensors(**tensors: object) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .arguments import ROUNDING
+from .arguments import ROUNDING, shown
 from .ranks import all_reduce_sum
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def check_positive_int(name: str, value: int) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
     if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
+        raise ValueError(f"{name} is {shown(value)}, expected at least 1")
+    if value > 2**63 - 1:
+        raise ValueError(f"{name} is {shown(value)}, expected at most {2**63 - 1}")
 
 
 def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> tuple[Tensor, bool]:

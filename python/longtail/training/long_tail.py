@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_number, check_tensors
+from ..arguments import check_choice, check_integer, check_number, check_tensors
 from ..class_balance import Counts, checked_counts
 from ..counting import Array, check_positive_int, class_counts, count_indices, integer_labels
 from ..ranks import all_reduce_sum
@@ -47,7 +47,7 @@ def long_tailed_counts(
             "largest class, so that the rarest keeps a sample"
         )
     # 49 * (1 / 49) is just below 1 in floating point: a hair is added before the cut.
-    return [int(max_samples * share * (1 + 1e-12)) for share in shares]
+    return [min(int(max_samples * share * (1 + 1e-12)), max_samples) for share in shares]
 
 
 def long_tailed_indices(
@@ -78,7 +78,7 @@ def long_tailed_indices(
     if 0 in available:
         raise ValueError(f"targets hold no class {available.index(0)}, expected all of 0 to {len(available) - 1}")
     shares = _shares(len(available), imbalance_factor, profile)
-    n_max = min(int((have + 1) / share) for have, share in zip(available, shares, strict=True))
+    n_max = int(min((have + 1) / share for have, share in zip(available, shares, strict=True)))
     counts = long_tailed_counts(n_max, len(available), imbalance_factor, profile)
     while any(want > have for want, have in zip(counts, available, strict=True)):
         n_max -= 1
@@ -126,6 +126,8 @@ class LongTailAccuracy:
         self.few = check_number("few", few)
         if self.few > self.many:
             raise ValueError(f"few is {few}, expected at most many = {many}, so that no class is in both")
+        if ignore_index is not None:
+            check_integer("ignore_index", ignore_index, expected="an int or None")
         self.ignore_index = ignore_index
         self.reset()
 

@@ -47,7 +47,7 @@ def init_sigmoid_bias_(layer: nn.Module, prior: float | Tensor | None = None) ->
     number = check_number("prior", prior)
     if not 0 < number < 1:
         raise ValueError(f"prior is {number:g}, expected a number in (0, 1)")
-    return bias.fill_(-math.log((1 - number) / number))
+    return bias.fill_(math.log(number) - math.log1p(-number))
 
 
 def parameter_groups_without_bias_decay(
