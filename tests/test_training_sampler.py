@@ -201,6 +201,7 @@ def test_targets_of_any_kind() -> None:
         ({"targets": [0.0]}, TypeError, "targets have dtype torch.float32, expected integers"),
         ({"mode": "over"}, ValueError, "mode is 'over', expected one of 'oversample'"),
         ({"num_samples": 0}, ValueError, "num_samples is 0, expected at least 1"),
+        ({"num_samples": np.int64(-1)}, ValueError, "num_samples is -1, expected at least 1"),
         ({"num_samples": 10**400}, ValueError, "num_samples is an int of 1329 bits, expected at most"),
         ({"num_samples": 1.5}, TypeError, "num_samples is a float, expected an int"),
         ({"beta": 0.9}, ValueError, 'beta is 0.9, expected a number with mode="effective_number"'),

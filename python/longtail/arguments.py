@@ -18,7 +18,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
-TOO_LARGE = 2**1024 - 2**970  # the smallest int that no float holds
 ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
@@ -89,18 +88,15 @@ def check_number(
 
 def as_float(value: Any) -> float:
     """``value`` as a float; infinity of an int of hundreds of digits."""
-    # ints are asked first: torch.compile passes on what float() raises
-    if type(value) is not int or -TOO_LARGE < value < TOO_LARGE:
-        try:
-            return float(value)
-        except OverflowError:  # of a fraction
-            pass
-    return math.inf if value > 0 else -math.inf
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def shown(value: int) -> str:
     """An int in a message; Python writes out no more than some thousands of digits."""
-    bits = value.bit_length()
+    bits = operator.index(value).bit_length()
     return str(value) if bits <= 256 else f"an int of {bits} bits"
 
 
