@@ -278,7 +278,7 @@ def cross_entropy(
             gradient=gradient,
         )
         check_overwritable(input, gradient)
-        return problem, same | {"return_stats": return_stats}
+        return problem, same | {"return_stats": bool(return_stats)}
 
     layout, *_ = problem = agreed(input.device_mesh, check)
     num_classes = input.shape[1]

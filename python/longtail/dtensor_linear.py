@@ -112,10 +112,11 @@ def dtensor_linear_cross_entropy(
             normalizer=normalizer,
             gradient=gradient,
         )
-        same |= {"chunk_size": chunk_size, "accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        same |= {"accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
-        return (problem, sequence_parallel), same | {"return_stats": return_stats}
+        return (problem, sequence_parallel), same | {"return_stats": bool(return_stats)}
 
     problem, sequence_parallel = agreed(input.device_mesh, check)
     assert isinstance(linear_weight, DTensor)

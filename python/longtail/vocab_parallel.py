@@ -105,7 +105,7 @@ def vocab_parallel_cross_entropy(
         v = arguments.vector("sample_weight", sample_weight, target.shape, local_logits, wide)
         same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": int(ignore_index)}
         same |= {**numbers, "reduction": reduction, "normalizer": kind_of(normalizer), "gradient": gradient}
-        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
         proposal = propose(local_logits.shape[1], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, local_logits)
         check_targets(g, ignore_index, proposal.total)

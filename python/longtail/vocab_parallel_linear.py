@@ -107,8 +107,9 @@ def vocab_parallel_linear_cross_entropy(
         same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype, **numbers}
         same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
         same |= {"ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind_of(normalizer)}
-        same |= {"gradient": gradient, "sequence_parallel": sequence_parallel, "chunk_size": chunk_size}
-        same |= {"return_stats": return_stats, "whether sample_weight is given": v is not None}
+        same |= {"gradient": gradient, "sequence_parallel": bool(sequence_parallel)}
+        same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
+        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
         same |= {"whether linear_bias is given": linear_bias is not None}
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
         proposal = propose(linear_weight.shape[0], class_start, num_classes, group, vectors, same)

@@ -74,9 +74,7 @@ def propose(
     same: dict[str, Any],
 ) -> Proposal:
     """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
-    for name, value in (("class_start", class_start), ("num_classes", num_classes)):
-        if value is not None:
-            arguments.check_integer(name, value, 0, "an int or None")
+    class_start, num_classes = _count("class_start", class_start), _count("num_classes", num_classes)
     world = torch.distributed.get_world_size(group)
     if num_classes is None and world > 1:
         raise ArgumentValueError(
@@ -91,6 +89,13 @@ def propose(
         )
     given = {name: how_given(name, v, size, total) for name, v in vectors.items()}
     return Proposal(tuple((same | given).items()), size, class_start, num_classes)
+
+
+def _count(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    arguments.check_integer(name, value, 0, "an int or None")
+    return int(value)  # of numpy's too: what is compared has to look alike
 
 
 def how_given(name: str, vector: Tensor | None, size: int, total: int) -> str | None:
