@@ -87,7 +87,7 @@ def test_effective_number_lies_between_one_and_the_count(counts, beta):
     assert (number <= torch.tensor(counts) * (1 + 1e-12)).all()
 
 
-@given(counts=count_lists, power=st.floats(0, 50))
+@given(counts=count_lists, power=st.floats(0, 40))
 def test_inverse_frequency_is_a_power_of_the_count(counts, power):
     weight = cb.inverse_frequency_weight(counts, power, dtype=torch.float64)
     assert weight.sum().item() == pytest.approx(len(counts))
@@ -148,6 +148,68 @@ def test_result_is_rounded_once_from_float64(function):
     exact = function(CIFAR10_LT_100, dtype=torch.float64)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert torch.equal(function(CIFAR10_LT_100, dtype=dtype), exact.to(dtype))
+
+
+HALF = {"dtype": torch.float16}
+DOUBLE = {"dtype": torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: cb.logit_adjustment([1.7e308] * 2, **DOUBLE), [-math.log(2)] * 2),
+        (
+            lambda: cb.logit_adjustment([1.7e308] * 16 + [5e-324], **DOUBLE)[-1:],
+            [math.log(5e-324) - math.log(16) - math.log(1.7e308)],
+        ),
+        (lambda: cb.effective_number([1e-320] * 16, 1 - 2**-53, **DOUBLE), [1e-320] * 16),
+        (lambda: cb.effective_number([1e-10], volume=1e300, **DOUBLE), [1e-10]),
+        (lambda: cb.effective_number([1e-100, 1e-300], 0.5, **DOUBLE), [2 * math.log(2) * n for n in (1e-100, 1e-300)]),
+        (lambda: cb.effective_number_weight([1e-320], 1 - 2**-53), [1.0]),
+        (lambda: cb.effective_number_weight([1e-320] * 2, [1 - 2**-53, 1]), [1.0, 1.0]),
+        (lambda: cb.inverse_frequency_weight([1.7e308] * 2), [1.0, 1.0]),
+        (lambda: cb.inverse_frequency_weight([2.0**-1074, 2.0**1022], 0.25, **DOUBLE), [2.0, 2.0**-523]),
+        (lambda: cb.ldam_margin([2.0**-1074, 2.0**1022], **DOUBLE), [0.5, 2.0**-525]),
+        (lambda: cb.logit_adjustment([1, 10**9], **HALF), [-20.71875, 0.0]),
+    ],
+)
+def test_extremes_that_have_an_answer(call, expected):
+    actual = call()
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=actual.dtype), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: cb.effective_number([5, 1e308], 1.0),
+            r"effective_number of class 1 is 1e\+308, expected .* to 3.4e\+38",
+        ),
+        (
+            lambda: cb.effective_number([7e4], 1.0, **HALF),
+            r"class 0 is 7e\+04, expected 6e-08 to 6.6e\+04, which torch.float16",
+        ),
+        (lambda: cb.effective_number([1e-9], 1.0, **HALF), "effective_number of class 0 is 1e-09, expected"),
+        (lambda: cb.effective_number([1000], 1.0, dtype=torch.float8_e4m3fn), r"class 0 is 1e\+03, expected"),
+        (
+            lambda: cb.effective_number_weight([1, 10**9], 1.0, **HALF),
+            "effective_number_weight of class 1 is 2e-09, expected",
+        ),
+        (lambda: cb.effective_number_weight([1] + [10**9] * 70_000, 1.0, **HALF), r"class 0 is 7e\+04"),
+        (lambda: cb.inverse_frequency_weight([0, 1, 10**9], 1.0, "zero", **HALF), "weight of class 2 is 2e-09"),
+        (lambda: cb.inverse_frequency_weight([1, 2], 1e308, **DOUBLE), "class 1 is 0, expected 4.9e-324 to .*float64"),
+        (
+            lambda: cb.logit_adjustment([1, 2], 1e5, **HALF),
+            r"logit_adjustment of class 0 is -1.1e\+05, expected at most 6.6e\+04",
+        ),
+        (lambda: cb.logit_adjustment([1e-300, 1], 1e306, **DOUBLE), "class 0 is -inf, expected at most 1.8e"),
+        (lambda: cb.ldam_margin([1, 2], 1e300), r"ldam_margin of class 0 is 1e\+300, expected at most 3.4e\+38"),
+        (lambda: cb.class_counts([0], 10**400), "num_classes is an int of 1329 bits, expected at most"),
+    ],
+)
+def test_extremes_that_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.gpu
@@ -214,6 +276,10 @@ def test_logit_adjustment_refuses_zero_for_an_empty_class():
         ([3, -1], ValueError, r"\[1\] is -1, expected a finite count >= 0"),
         ([3, math.nan], ValueError, r"\[1\] is nan, expected a finite count"),
         (torch.tensor([math.inf, 1]), ValueError, r"\[0\] is inf, expected a finite count"),
+        ([1, -(10**5000)], ValueError, r"\[1\] is -inf, expected a finite count"),
+        ([Fraction(10**400), 1], ValueError, r"\[0\] is inf, expected a finite count"),
+        ([torch.ones(2), 1], TypeError, r"\[0\] is tensor\(\[1\., 1\.\]\), expected a real number"),
+        (torch.ones(2).to_sparse(), TypeError, r" has layout torch\.sparse_coo, expected torch\.strided"),
         ([1, 10**400], ValueError, r"\[1\] is inf, expected a finite count"),
         (7, TypeError, " is a int, expected a tensor, sequence or array"),
         (np.float64(7), TypeError, " is a float64, expected a tensor, sequence or array"),
@@ -251,8 +317,8 @@ def test_wrong_dtype(function, dtype):
     ],
 )
 def test_wrong_options(call, name):
-    for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=f"{name} is {value}, expected a finite number"):
+    for value in (math.nan, math.inf, -math.inf, 10**400, -(10**5000), Fraction(10**400)):
+        with pytest.raises(ValueError, match=rf"{name} is (nan|-?inf), expected a finite number"):
             call(value)
     for value in (True,) if name == "beta" else ("1", None, True, [0.5]):  # beta: test_effective_number
         with pytest.raises(TypeError, match=f"{name} is a {type(value).__name__}, expected a number"):

@@ -160,7 +160,7 @@ def test_class_counts_of_tensors_that_are_not_plain():
 def test_class_counts_num_classes():
     with pytest.raises(ValueError, match="num_classes is 0, expected at least 1"):
         class_counts([0], 0)
-    with pytest.raises(ValueError, match="num_classes is beyond int64"):
+    with pytest.raises(ValueError, match="num_classes is an int of 1329 bits, expected at most"):
         class_counts([0], 10**400)
     for value in (2.0, True, None):
         with pytest.raises(TypeError, match=r"num_classes is a \w+, expected an int"):

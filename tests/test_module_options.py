@@ -247,11 +247,15 @@ def test_per_call_overrides() -> None:
 def test_class_balanced_weights_stay_where_they_are() -> None:
     module = longtail.ClassBalancedLoss(SAMPLES, 0.9).double()
     module.beta = 0.99
-    assert_same(module.weight, longtail.effective_number_weight(SAMPLES, 0.99).double())
+    assert_same(module.weight, longtail.effective_number_weight(SAMPLES, 0.99, dtype=torch.float64))
     module.samples_per_class = torch.tensor([5, 4, 1])
     module.to("meta")
     module.beta = 0.5
     assert (module.weight.device.type, module.weight.dtype) == ("meta", torch.float64)
+    half = longtail.ClassBalancedLoss([1, 1], 1.0).half()
+    with pytest.raises(ValueError, match=r"class 1 is 2e-09, expected .* which torch\.float16 holds"):
+        half.samples_per_class = [1, 10**9]
+    assert half.samples_per_class == [1, 1]
 
 
 def test_class_balanced_one_of_beta_and_volume() -> None:

@@ -115,14 +115,15 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "gamma": (1e300,),
     "normalizer": (1e300, 1e-50, 10**39),
 }
+NO_NUMBERS = (np.array([0.1, 0.2]), "high", 10**400)
 REFUSED: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, (np.array([0.1, 0.2]), "high")),
+    **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, NO_NUMBERS),
     "softcap": (1e400, np.array(["high"])),
     "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
-    "ignore_index": (2**70, -(2**63) - 1, True, 1.5),
-    "chunk_size": (2**70, 0, True),
-    "class_start": (2**70, -1, True),
-    "num_classes": (2**70, -1, True),
+    "ignore_index": (10**5000, 2**70, -(2**63) - 1, True, 1.5),
+    "chunk_size": (10**5000, 2**70, 0, True),
+    "class_start": (10**5000, 2**70, -1, True),
+    "num_classes": (10**5000, 2**70, -1, True),
 }  # fmt: skip
 
 

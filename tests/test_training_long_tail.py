@@ -42,6 +42,10 @@ def test_counts_keep_the_imbalance_factor(num_classes, rarest, factor, profile):
     assert counts[-1] == (rarest if num_classes > 1 else rarest * factor)
 
 
+def test_no_class_is_larger_than_the_largest():
+    assert long_tailed_counts(10**18, 3, 1) == [10**18] * 3
+
+
 def test_step_profile_with_an_odd_number_of_classes():
     assert long_tailed_counts(100, 5, 10, "step") == [100, 100, 100, 10, 10]
 
@@ -56,6 +60,10 @@ def test_step_profile_with_an_odd_number_of_classes():
         ((5, 10, 0.01), ValueError, "imbalance_factor is 0.01, expected a finite number in"),
         ((5, 10, math.nan), ValueError, "imbalance_factor is nan, expected a finite number in"),
         ((5, 10, "2"), TypeError, "imbalance_factor is a str, expected a number"),
+        ((10**400, 10, 1), ValueError, "max_samples is an int of 1329 bits, expected at most"),
+        ((5, 10**400, 1), ValueError, "num_classes is an int of 1329 bits, expected at most"),
+        ((5, 10, 10**400), ValueError, "imbalance_factor is inf, expected a finite number in"),
+        ((5, 10, 1e308), ValueError, r"imbalance_factor is 1e\+308, expected at most 5"),
         (
             (5, 10, 6),
             ValueError,
@@ -129,6 +137,12 @@ def test_wrong_targets(targets, exception, message):
         long_tailed_indices(targets, 1)
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_indices_of_any_factor(profile):
+    with pytest.raises(ValueError, match=r"imbalance_factor is 1e\+308, expected at most"):
+        long_tailed_indices([0, 0, 1], 1e308, profile)
+
+
 SAMPLES = [500, 101, 100, 20, 19, 1]
 
 
@@ -182,8 +196,9 @@ def test_thresholds():
 def test_accuracy_of_wrong_arguments():
     with pytest.raises(ValueError, match=r"samples_per_class\[0\] is -1"):
         LongTailAccuracy([-1])
-    with pytest.raises(TypeError, match="ignore_index is a str, expected an int or None"):
-        LongTailAccuracy([5, 5], ignore_index="a")
+    for value, message in ((10**400, "an int of 1329 bits"), ("a", "a str")):
+        with pytest.raises((TypeError, ValueError), match=f"ignore_index is {message}, expected an int or None"):
+            LongTailAccuracy([5, 5], ignore_index=value)
     metric = LongTailAccuracy([5, 5])
     with pytest.raises(TypeError, match="correct is a list, expected a Tensor"):
         metric.update([True, False], torch.tensor([0, 1]))

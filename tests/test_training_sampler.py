@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from longtail import class_counts, effective_number_weight
 from longtail.training import ClassBalancedSampler
+from longtail.training.sampler import quotas
 
 COUNTS = [60, 17, 0, 5, 1]
 PRESENT = torch.tensor([n for n in COUNTS if n], dtype=torch.float64)
@@ -72,7 +77,7 @@ def test_undersampling_repeats_nothing() -> None:
     targets = torch.tensor([0] * 50 + [1] * 20 + [2] * 7)
     sampler = ClassBalancedSampler(targets, "undersample")
     seen = set()
-    for epoch in range(30):
+    for epoch in range(100):
         indices = drawn(sampler, epoch)
         assert len(set(indices)) == len(indices) == 21
         assert targets[indices].bincount().tolist() == [7, 7, 7]
@@ -101,7 +106,46 @@ def test_epochs_are_reproducible_and_differ() -> None:
     assert drawn(again, 3) == expected == drawn(first, 3)
     assert drawn(other, 3) != expected
     assert drawn(first, 4) != expected
-    assert list(first) == list(first), "an epoch goes on until set_epoch says otherwise"
+    assert len({tuple(drawn(ClassBalancedSampler(labels(), seed=s), e)) for s in range(-4, 4) for e in range(8)}) == 64
+    assert list(ClassBalancedSampler(labels(), seed=np.uint64(2**64 - 1)))
+
+
+STEPS = st.one_of(st.sampled_from([0, 2**62 - 1]), st.integers(0, 2**62 - 1))
+
+
+@given(sizes=st.lists(st.integers(1, 2**115), min_size=1, max_size=20), total=st.integers(1, 10**12), step=STEPS)
+def test_an_epoch_is_shared_out_to_the_last_sample(sizes, total, step) -> None:
+    shared = quotas(sizes, total, step)
+    assert sum(shared) == total
+    assert all(abs(n - Fraction(total * size, sum(sizes))) < 1 for n, size in zip(shared, sizes, strict=True))
+
+
+def test_no_sum_drifts() -> None:
+    for step in (0, 2**62 - 1):
+        assert set(quotas([1 << 52] * 200_000, 2_000_000, step)) == {10}
+
+
+def test_a_second_pass_through_an_epoch_warns_once() -> None:
+    sampler = ClassBalancedSampler(labels(), "square_root", 40)
+    loader = DataLoader(TensorDataset(labels()), batch_size=8, sampler=sampler)
+    next(iter(loader))  # a look at a batch is no pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        iter(sampler)  # nor is an iterator that nobody asks
+        for epoch in (0, 1, 1):
+            list(loader)
+            sampler.set_epoch(epoch)
+        list(itertools.islice(loader, 5))  # who counts the batches does not ask for the end
+    with pytest.warns(UserWarning, match=r"goes through epoch 1 once more, .* call set_epoch\(epoch\)") as caught:
+        passes = [list(sampler) for _ in range(3)]
+    assert len(caught) == 1
+    assert passes[0] == passes[1] == passes[2], "an epoch goes on until set_epoch says otherwise"
+
+
+def test_wrong_epochs() -> None:
+    for epoch, message in ((-1, r"-1, expected an int in \[0, "), (10**5000, "an int of 16610 bits"), (0.5, "a float")):
+        with pytest.raises((ValueError, TypeError), match=f"epoch is {message}"):
+            ClassBalancedSampler([0, 1]).set_epoch(epoch)
 
 
 @given(
@@ -138,6 +182,7 @@ def test_data_loader() -> None:
         sampler.set_epoch(epoch)
         batches = list(loader)
         assert [len(indices) for indices, _ in batches] == [16, 16, 8]
+        sampler.set_epoch(epoch)
         assert torch.cat([indices for indices, _ in batches]).tolist() == list(sampler)
 
 
@@ -156,11 +201,18 @@ def test_targets_of_any_kind() -> None:
         ({"targets": [0.0]}, TypeError, "targets have dtype torch.float32, expected integers"),
         ({"mode": "over"}, ValueError, "mode is 'over', expected one of 'oversample'"),
         ({"num_samples": 0}, ValueError, "num_samples is 0, expected at least 1"),
+        ({"num_samples": np.int64(-1)}, ValueError, "num_samples is -1, expected at least 1"),
+        ({"num_samples": 10**400}, ValueError, "num_samples is an int of 1329 bits, expected at most"),
         ({"num_samples": 1.5}, TypeError, "num_samples is a float, expected an int"),
         ({"beta": 0.9}, ValueError, 'beta is 0.9, expected a number with mode="effective_number"'),
         ({"mode": "effective_number"}, ValueError, "beta is None, expected a number"),
         ({"mode": "effective_number", "beta": 2}, ValueError, r"beta is 2\.0, expected a finite number in"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank is 2, expected 0 to 1"),
+        ({"rank": 0.5, "world_size": 2}, TypeError, "rank is a float, expected an int"),
+        ({"world_size": 10**5000}, ValueError, "world_size is an int of 16610 bits, expected an int"),
+        ({"seed": "a"}, TypeError, "seed is a str, expected an int"),
+        ({"seed": True}, TypeError, "seed is a bool, expected an int"),
+        ({"seed": 2**64}, ValueError, rf"seed is {2**64}, expected an int in \[-{2**63}, {2**64 - 1}\]"),
         ({"rank": -1}, ValueError, "rank is -1, expected 0 to 0"),
         ({"world_size": 0}, ValueError, "world_size is 0, expected at least 1"),
         (

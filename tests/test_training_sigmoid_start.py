@@ -23,6 +23,8 @@ def test_bias_makes_every_sigmoid_the_prior() -> None:
     assert layer.bias.grad_fn is None
     init_sigmoid_bias_(layer, prior=0.01)
     assert_close(layer.bias.sigmoid(), torch.full((10,), 0.01, dtype=torch.float64), factor=4)
+    init_sigmoid_bias_(layer, prior=1e-320)
+    assert_close(layer.bias, torch.full((10,), math.log(1e-320), dtype=torch.float64))
     prior = torch.linspace(0.001, 0.999, 10, dtype=torch.float64)
     init_sigmoid_bias_(layer, prior)
     assert_close(layer.bias, -((1 - prior) / prior).log())
@@ -137,6 +139,7 @@ EMPTIED.bias = nn.Parameter(torch.zeros(0))
         (nn.Linear(2, 3), 0, ValueError, r"prior is 0, expected a number in \(0, 1\)"),
         (nn.Linear(2, 3), 1.0, ValueError, r"prior is 1, expected"),
         (nn.Linear(2, 3), math.nan, ValueError, "prior is nan"),
+        (nn.Linear(2, 3), 10**400, ValueError, "prior is inf, expected a finite number"),
         (nn.Linear(2, 3), "0.1", TypeError, "prior is a str, expected a number"),
         (nn.Linear(2, 3), torch.tensor([0.1, 0.2]), ValueError, r"prior has shape \[2\], expected \[3\] as the bias"),
         (nn.Linear(2, 3), torch.tensor([0.1, 0.2, 1.0]), ValueError, r"prior holds 1, expected numbers in \(0, 1\)"),

@@ -79,10 +79,10 @@ def check_number(
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
-        raise ArgumentValueError(f"{name} is {value}, expected at most {largest:.2g} in size, which {dtype} holds")
+        raise ArgumentValueError(f"{name} is {number}, expected at most {largest:.2g} in size, which {dtype} holds")
     if not vanishes and number != 0 and -smallest < number < smallest:
         raise ArgumentValueError(
-            f"{name} is {value}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
+            f"{name} is {number}, expected at least {smallest:.2g} in size, which {dtype} tells from 0"
         )
     return number
 
@@ -95,13 +95,21 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
+def shown(value: int) -> str:
+    """An int in a message; Python writes out no more than some thousands of digits."""
+    bits = operator.index(value).bit_length()
+    return str(value) if bits <= 256 else f"an int of {bits} bits"
+
+
 def _is_real(value: object) -> bool:
     is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
     return hasattr(value, "__float__") and not is_complex
 
 
-def check_integer(name: str, value: object, low: int = -(2**63), expected: str = "an int") -> None:
-    """An int of at least ``low`` that int64 holds; ``expected``: what may be passed."""
+def check_integer(
+    name: str, value: object, low: int = -(2**63), expected: str = "an int", high: int = 2**63 - 1
+) -> None:
+    """An int in [low, high], by default any that int64 holds; ``expected``: what may be passed."""
     if isinstance(value, torch.SymInt):
         return
     if not isinstance(value, int):
@@ -111,16 +119,8 @@ def check_integer(name: str, value: object, low: int = -(2**63), expected: str =
         value = operator.index(value)
     if isinstance(value, bool):
         raise ArgumentTypeError(f"{name} is a bool, expected {expected}")
-    if not low <= value <= 2**63 - 1:
-        raise ArgumentValueError(f"{name} is {value}, expected {expected} in [{low}, {2**63 - 1}]")
-
-
-def optional_integer(name: str, value: Any, low: int = -(2**63)) -> int | None:
-    """Python's int of any integer of at least ``low``; None of None."""
-    if value is None:
-        return None
-    check_integer(name, value, low, "an int or None")
-    return operator.index(value)
+    if not low <= value <= high:
+        raise ArgumentValueError(f"{name} is {shown(value)}, expected {expected} in [{low}, {high}]")
 
 
 def check_tensors(**tensors: object) -> None:

@@ -3,6 +3,9 @@
 Everything here is arithmetic on a vector of C counts, done once before training: in float64 on the CPU, then
 rounded once to ``dtype`` (float32) and moved to the device of the counts (the CPU for sequences and arrays).
 
+A result that ``dtype`` does not hold, or a weight or effective number of a class with samples that it takes for 0, is a
+``ValueError``. Biases and margins are added to logits: there a number near 0 rounds to 0 like any other.
+
 Counts are a 1-D tensor, sequence or array of C >= 1 finite, non-negative numbers (fractions are welcome:
 weighted data has them). The rest raises ``TypeError`` (not numbers) or ``ValueError`` (wrong value or shape).
 
@@ -19,7 +22,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .arguments import as_float, check_choice, check_number
+from .arguments import as_float, check_choice, check_number, check_tensors
 from .counting import Array, class_counts
 
 __all__ = [
@@ -54,14 +57,14 @@ def effective_number(
         beta: in [0, 1]; 1 means its limit, ``n`` itself. A number (0-d tensors and arrays too), or one for each class:
             a tensor, sequence or array [C] (float64 near 1, where float32 has few digits of ``1 - beta``).
         volume: N >= 1, the number of unique prototypes: 1 is ``beta = 0``, infinity ``beta = 1``. A number, or [C].
-        dtype: of the result.
+        dtype: of the result; a value that it does not hold is refused.
 
     Raises:
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta or volume is out of range, or of
             another length; both of them are given, or neither; beta or volume requires grad.
     """
     counts, device = checked_counts(samples_per_class)
-    return _finish(_effective_number(counts, beta, volume), dtype, device)
+    return _finish("effective_number", _effective_number(counts, beta, volume), dtype, device, counts > 0)
 
 
 def effective_number_weight(
@@ -81,14 +84,15 @@ def effective_number_weight(
         empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
             (counted as 1).
         volume: instead of beta, as in :func:`effective_number`.
-        dtype: of the result.
+        dtype: of the result; a value that it does not hold is refused.
 
     Raises:
         TypeError, ValueError: as :func:`effective_number`; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
-    return _finish(_balanced(_effective_number(counts, beta, volume), 1.0), dtype, device)
+    weight = _balanced(_effective_number(counts, beta, volume), 1.0)
+    return _finish("effective_number_weight", weight, dtype, device, counts > 0)
 
 
 def inverse_frequency_weight(
@@ -105,14 +109,15 @@ def inverse_frequency_weight(
         power: >= 0; 0.5 is the inverse square root (Mahajan et al. 2018).
         empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
             (counted as 1).
-        dtype: of the result.
+        dtype: of the result; a value that it does not hold is refused.
 
     Raises:
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; power is out of range; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
-    return _finish(_balanced(counts, check_number("power", power, 0.0)), dtype, device)
+    weight = _balanced(counts, check_number("power", power, 0.0))
+    return _finish("inverse_frequency_weight", weight, dtype, device, counts > 0)
 
 
 def logit_adjustment(
@@ -129,14 +134,16 @@ def logit_adjustment(
         tau: 1 is balanced softmax (Ren et al. 2020), any other number logit adjustment (Menon et al. 2021).
         empty: "error" or "clamp" (counted as 1); no "zero", which would be the largest bias of all and make the empty
             class the most likely one.
-        dtype: of the result.
+        dtype: of the result; a value that it does not hold is refused.
 
     Raises:
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; tau is no finite number; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("clamp",))
-    return _finish(check_number("tau", tau) * (counts.log() - counts.sum().log()), dtype, device)
+    largest = counts.max()  # of which the sum has no more than C: of the counts themselves it could overflow
+    log_prior = counts.log() - largest.log() - (counts / largest).sum().log()
+    return _finish("logit_adjustment", check_number("tau", tau) * log_prior, dtype, device)
 
 
 def ldam_margin(
@@ -153,14 +160,15 @@ def ldam_margin(
         max_margin: >= 0, the margin of the rarest class.
         empty: "error", "zero" (margin 0; the largest margin goes to the rarest class present) or "clamp"
             (counted as 1).
-        dtype: of the result.
+        dtype: of the result; a value that it does not hold is refused.
 
     Raises:
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; max_margin is negative; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
     counts = _without_empty(counts, empty, ("zero", "clamp"))
-    return _finish(check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25), dtype, device)
+    margin = check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25)
+    return _finish("ldam_margin", margin, dtype, device)
 
 
 def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
@@ -175,18 +183,25 @@ def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
 def _vector(name: str, values: Counts, expected: str = "a tensor, sequence or array") -> Tensor:
     """float64 on the CPU; of sequences and arrays by way of a list: torch refuses arrays with negative strides."""
     if isinstance(values, Tensor):
+        check_tensors(**{name: values})
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers")
         return values.detach().to("cpu", torch.float64)
     plain = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(plain, (str, bytes)) or not isinstance(plain, Sequence):
         raise TypeError(f"{name} is a {type(values).__name__}, expected {expected}")
-    for c, x in enumerate(plain):
-        if isinstance(x, (list, tuple)):
-            raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
-        if isinstance(x, (bool, complex)) or not hasattr(x, "__float__"):
-            raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
-    return torch.tensor([as_float(x) for x in plain], dtype=torch.float64, device="cpu")
+    return torch.tensor([_entry(name, c, x) for c, x in enumerate(plain)], dtype=torch.float64, device="cpu")
+
+
+def _entry(name: str, c: int, x: object) -> float:
+    if isinstance(x, (list, tuple)):
+        raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
+    try:
+        if not isinstance(x, (bool, complex)) and hasattr(x, "__float__"):
+            return as_float(x)
+    except (TypeError, ValueError):  # of a tensor of several
+        pass
+    raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
 
 
 def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None:
@@ -246,7 +261,10 @@ def _effective_number(counts: Tensor, beta: PerClass | None, volume: PerClass | 
     else:
         assert beta is not None
         log_beta = _per_class("beta", beta, counts, 0.0, 1.0).log()
-    number = torch.expm1(counts * log_beta) / torch.expm1(log_beta)
+    exponent = counts * log_beta
+    number = torch.expm1(exponent) / torch.expm1(log_beta)
+    # Of exponents that small expm1 changes nothing, but the product may be 0, or have lost its digits.
+    number = torch.where(exponent > -1e-18, counts * (log_beta / torch.expm1(log_beta)), number)
     # The limits, where that is 0 / 0 or holds 0 * inf: beta = 1, and no samples.
     return torch.where((log_beta == 0) | (counts == 0), counts, number)
 
@@ -255,7 +273,10 @@ def _relative(numbers_per_class: Tensor, power: float) -> Tensor:
     """``x_c^-power`` over its largest value, 0 where x_c = 0; ratio first, so no power overflows."""
     present = numbers_per_class > 0
     smallest = numbers_per_class[present].min()
-    return torch.where(present, (smallest / numbers_per_class) ** power, 0.0)
+    ratio = smallest / numbers_per_class
+    by_logs = torch.exp(power * (smallest.log() - numbers_per_class.log()))  # where the ratio has lost its digits
+    relative = torch.where(ratio < torch.finfo(torch.float64).tiny, by_logs, ratio**power)
+    return torch.where(present, relative, 0.0)
 
 
 def _balanced(numbers_per_class: Tensor, power: float) -> Tensor:
@@ -264,7 +285,17 @@ def _balanced(numbers_per_class: Tensor, power: float) -> Tensor:
     return weight * ((numbers_per_class > 0).sum() / weight.sum())
 
 
-def _finish(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _finish(
+    name: str, values: Tensor, dtype: torch.dtype, device: torch.device, positive: Tensor | None = None
+) -> Tensor:
+    """Rounded to ``dtype``, which has to hold them, and has to tell the ``positive`` ones from 0."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype")
-    return values.to(device=device, dtype=dtype)
+    rounded, limits = values.to(dtype), torch.finfo(dtype)
+    lost, held = ~(values.abs() <= limits.max), f"at most {limits.max:.2g} in size"
+    if positive is not None:
+        lost, held = lost | (positive & (rounded.double() == 0)), f"{limits.tiny * limits.eps:.2g} to {limits.max:.2g}"
+    if lost.any():
+        c = int(lost.nonzero()[0])
+        raise ValueError(f"{name} of class {c} is {values[c].item():.3g}, expected {held}, which {dtype} holds")
+    return rounded.to(device)

@@ -100,7 +100,8 @@ class ClassBalancedLoss(_Loss):
         made_of = {other: getattr(self, other) for other in _MADE_OF} | {name: value}
         if name in ("beta", "volume") and value is not None:
             made_of["volume" if name == "beta" else "beta"] = None
-        self.weight = effective_number_weight(**made_of).to(self.weight)
+        assert self.weight is not None
+        self.weight = effective_number_weight(**made_of, dtype=self.weight.dtype).to(self.weight)
         self.__dict__ |= made_of
 
     def _change_loss(self, loss: str) -> None:

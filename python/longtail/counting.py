@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import ROUNDING, check_integer, check_tensors
+from .arguments import ROUNDING, check_integer, check_tensors, shown
 from .distributed import is_dtensor
 from .ranks import checked_sum, group_or_alone
 
@@ -162,9 +162,9 @@ def check_positive_int(name: str, value: int) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
     number = operator.index(value)
     if number < 1:
-        raise ValueError(f"{name} is {number}, expected at least 1")
-    if number >= 2**63:
-        raise ValueError(f"{name} is beyond int64, expected at most {2**63 - 1}")
+        raise ValueError(f"{name} is {shown(number)}, expected at least 1")
+    if number > 2**63 - 1:
+        raise ValueError(f"{name} is {shown(number)}, expected at most {2**63 - 1}")
 
 
 def check_ignore_index(value: int | None) -> None:

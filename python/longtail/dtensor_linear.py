@@ -119,8 +119,8 @@ def dtensor_linear_cross_entropy(
             normalizer=normalizer,
             gradient=gradient,
         )
-        same |= {"chunk_size": arguments.optional_integer("chunk_size", chunk_size, 1)}
         same |= {"accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
+        same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
         same |= {"dtype of the logits": dtype, "return_stats": bool(return_stats)}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}

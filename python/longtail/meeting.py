@@ -12,6 +12,7 @@ The CPU reads the headers. A GPU compares them without a host sync, and reads th
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections import OrderedDict, deque
@@ -63,6 +64,12 @@ class _Memory:
         self.starts: OrderedDict[tuple[Any, ...], int] = OrderedDict()
         self.calls = 0
 
+    def remember(self, head: tuple[Any, ...], start: int) -> None:
+        self.starts[head] = start
+        self.starts.move_to_end(head)
+        if len(self.starts) > HEADS:
+            self.starts.popitem(last=False)
+
 
 _memories: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
 
@@ -76,6 +83,17 @@ def range_code(start: int, stop: int) -> int:
 def reads_headers(device: torch.device, known: bool) -> bool:
     """Whether the host reads headers from ``device``: a GPU's cost a wait, which ``known`` heads do without."""
     return device.type == "cpu" or not known
+
+
+def _borders(starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the next rank begins, in the order of the classes, and the ranks in that order."""
+    bounds, ranks = starts.masked_fill(sizes == 0, 2.0**62).to(torch.int64).sort()
+    return bounds[1:], ranks
+
+
+@functools.lru_cache(maxsize=64)
+def _known_borders(starts: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    return _borders(*(torch.tensor(x, dtype=torch.float64, device=device) for x in (starts, sizes)))
 
 
 def _exchange(header: Tensor, payload: Tensor | None, group: Group) -> tuple[Tensor, Tensor | None]:
@@ -186,38 +204,37 @@ class Meeting:
             confirmed = self._compare(headers)
             self._memory.rooms.append(HEADER + -(-sent.nbytes // 16) * 16)
             if confirmed:
-                self._settle(headers)
+                self._target, self._normalizer = self._target.new_empty(0), None  # which others may free now
                 return all_gather(sent, self.group) if received is None else received
 
     def _header(self, payload_bytes: int) -> Tensor:
         size = self.proposal.size
-        header = dict.fromkeys(Column, 0.0) | {
-            Column.SAME: float(self.proposal.fingerprint()),
-            Column.BYTES: float(payload_bytes),
-            Column.READS: float(self._reads),
-            Column.START: float(self.start),
-            Column.SIZE: float(size),
-            Column.RANGE: float(range_code(self.start, self.start + size)),
-        }
-        found = numbers(tuple(header.values()), self._target.device).clone()
+        header = [0.0] * len(Column)
+        header[Column.SAME] = self.proposal.fingerprint()
+        header[Column.BYTES] = payload_bytes
+        header[Column.READS] = self._reads
+        header[Column.START], header[Column.SIZE] = self.start, size
+        header[Column.RANGE] = range_code(self.start, self.start + size)
+        found = numbers(tuple(header), self._target.device).clone()
         found[Column.TARGET] = checksum(self._target)
         if self._normalizer is not None:
             found[Column.NORMALIZER] = self._normalizer
         return found
 
     def _compare(self, headers: Tensor) -> bool:
-        """Whether every rank's ``start`` is right."""
+        """Whether every rank's ``start`` is right, which settles who holds a class."""
         if not self._reads:
             torch._assert_async(self._fits(headers), TEXT)
+            self._borders = _borders(headers[:, Column.START], headers[:, Column.SIZE])
             return True
-        rows = [dict(zip(Column, row, strict=True)) for row in headers.tolist()]
+        rows = headers.tolist()
         all_read = all(row[Column.READS] for row in rows)
         if any(row[Column.FAULT] or row[Column.SAME] != rows[0][Column.SAME] for row in rows):
             if all_read:
                 explain(self.proposal, [self.group])
             raise ArgumentValueError(f"{TEXT}; this rank: {self.proposal}")
         ranks = torch.distributed.get_process_group_ranks(self.group)
-        _check_values(dict(zip(ranks, rows, strict=True)))
+        _check_values(rows, ranks)
         starts, sizes = (tuple(int(row[k]) for row in rows) for k in (Column.START, Column.SIZE))
         given = None if self.proposal.class_start is None else starts
         true = class_starts(given, sizes, self.proposal.total, tuple(ranks))
@@ -225,10 +242,9 @@ class Meeting:
         if not (confirmed or all_read):
             raise ArgumentValueError(f"{TEXT}: pass class_start, which {self.proposal} leaves to be found out")
         self.start = true[self.rank]
-        self._memory.starts[self._head] = self.start
-        self._memory.starts.move_to_end(self._head)
-        if len(self._memory.starts) > HEADS:
-            self._memory.starts.popitem(last=False)
+        self._memory.remember(self._head, self.start)
+        if confirmed:
+            self._borders = _known_borders(true, sizes, headers.device)
         return confirmed
 
     def _fits(self, headers: Tensor) -> Tensor:
@@ -245,12 +261,6 @@ class Meeting:
             fits &= torch.isclose(values, values[self.rank], rtol=1e-5, atol=0.0, equal_nan=True).all()
         return fits
 
-    def _settle(self, headers: Tensor) -> None:
-        starts, sizes = headers[:, Column.START], headers[:, Column.SIZE]
-        bounds, ranks = starts.masked_fill(sizes == 0, 2.0**62).to(torch.int64).sort()
-        self._borders = bounds[1:], ranks
-        self._target, self._normalizer = self._target.new_empty(0), None  # which others may free now
-
     def owners(self, target: Tensor) -> Tensor:
         """The rank that holds each class of ``target``, int64, after a gather; of what is no class, some rank."""
         if self._borders is None:
@@ -263,11 +273,12 @@ class Meeting:
         check_turn(self.turn, self.group, self._target.device)
 
 
-def _check_values(rows: dict[int, dict[Column, float]]) -> None:
+def _check_values(rows: list[list[float]], ranks: list[int]) -> None:
     """What the device knows alone."""
-    check_equal("the values of target (by a checksum)", {rank: row[Column.TARGET] for rank, row in rows.items()})
-    values = {rank: row[Column.NORMALIZER] for rank, row in rows.items()}
-    first = next(iter(values.values()))
-    if not all(math.isclose(v, first, rel_tol=1e-5) or (v != v and first != first) for v in values.values()):
-        check_equal("normalizer", values)
-    check_equal("the bytes of a message", {rank: row[Column.BYTES] for rank, row in rows.items()})
+    first = rows[0]
+    if any(row[:EQUAL] != first[:EQUAL] for row in rows):
+        for name, column in ("the values of target (by a checksum)", Column.TARGET), ("bytes sent", Column.BYTES):
+            check_equal(name, {rank: row[column] for rank, row in zip(ranks, rows, strict=True)})
+    expected, *others = (row[Column.NORMALIZER] for row in rows)
+    if not all(math.isclose(v, expected, rel_tol=1e-5) or (math.isnan(v) and math.isnan(expected)) for v in others):
+        check_equal("normalizer", dict(zip(ranks, (expected, *others), strict=True)))

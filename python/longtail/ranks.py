@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .agreement import Proposal, explain
+from .arguments import check_integer
 from .distributed import collective_device, process_group
 
 FIRST = 1024  # numbers that travel along with the check of the ranks; those beyond need a second reduction
@@ -24,6 +25,8 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
         world_size = dist.get_world_size() if is_initialized() else 1
     if rank is None:
         rank = dist.get_rank() if is_initialized() else 0
+    check_integer("world_size", world_size)
+    check_integer("rank", rank)
     if world_size < 1:
         raise ValueError(f"world_size is {world_size}, expected at least 1")
     if not 0 <= rank < world_size:

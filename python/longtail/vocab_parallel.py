@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from . import arguments, reference
-from .autograd import RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
+from .autograd import SIGNATURE, RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
 from .distributed import Group, process_group, untraced
 from .functional import check_options
 from .kept_gradient import check_overwritable, gradient_divisor, shares
 from .meeting import Meeting, refuse
 from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
-from .vocab_shard import IGNORED, Shard, check_rows, check_targets, class_vectors, kind_of, make_shard, propose
+from .vocab_shard import check_rows, check_targets, class_vectors, kind_of, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -131,14 +131,8 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
     vmap = staticmethod(refuse_vmap)
 
     @staticmethod
-    def forward(
-        logits: Tensor,
-        target: Tensor,
-        denominator: Tensor | None,
-        reduction: str,
-        gradient: str,
-        shard: Shard,
-    ) -> tuple[Tensor | None, ...]:
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        logits, target, denominator, reduction, gradient, shard = inputs
         found = shard.accumulate(logits, target)
         loss, row_grad = shard.loss_and_row_grad(found)
         ignored = target == shard.ignore_index
@@ -155,7 +149,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
         upstream = factor.expand(logits.shape[0])
-        grad = shard.apply(logits, shard.local_target(target), row_grad, upstream, gradient == "inplace")
+        grad = shard.apply(logits, target, row_grad, upstream, gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             return loss, found.stats, divisor
@@ -166,24 +160,26 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         logits, target, _, ctx.reduction, ctx.gradient, ctx.shard = inputs
         _, stats, divisor, *rest = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
-        local_target = ctx.shard.local_target(target)
         if ctx.gradient == "backward":
             ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
-            ctx.save_for_backward(logits, local_target, divisor, stats, *rest)
+            ctx.save_for_backward(logits, target, divisor, stats, *rest)
         else:
-            ctx.save_for_backward(*(rest or [logits]), local_target, divisor)
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
+            ctx.save_for_backward(*(rest or [logits]), target, divisor)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad_output is None:
             return (None,) * 6
         if ctx.gradient != "backward":
-            return (scaled_gradient(ctx, grad_output, IGNORED), *(None,) * 5)
-        logits, local_target, divisor, *found = ctx.saved_tensors
+            return (scaled_gradient(ctx, grad_output, ctx.shard.ignore_index), *(None,) * 5)
+        logits, target, divisor, *found = ctx.saved_tensors
         _, row_grad = ctx.shard.loss_and_row_grad(Gathered(*found))
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = ctx.shard.apply(logits, local_target, row_grad, upstream, inplace=False)
+        grad = ctx.shard.apply(logits, target, row_grad, upstream, inplace=False)
         if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
             grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
         return (grad, *(None,) * 5)
+
+
+VocabParallelSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .autograd import reduce_loss, rows_of
+from .autograd import SIGNATURE, reduce_loss, rows_of
 from .distributed import Group, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
@@ -108,7 +108,7 @@ def vocab_parallel_linear_cross_entropy(
         same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
         same |= {"ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind_of(normalizer)}
         same |= {"gradient": gradient, "sequence_parallel": bool(sequence_parallel)}
-        same |= {"chunk_size": arguments.optional_integer("chunk_size", chunk_size, 1)}
+        same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
         same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
         same |= {"whether linear_bias is given": linear_bias is not None}
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
@@ -219,3 +219,6 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         found = [guarded(x, grad_output, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
         return (*found, *rest)
+
+
+VocabParallelLinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

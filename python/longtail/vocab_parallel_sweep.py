@@ -152,8 +152,7 @@ def sweep(
             chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
             if sums is not None and upstream is not None:
                 factor = chunk.of(upstream).reshape(-1)
-                here = shard.local_target(chunk.target)
-                chunk.shard.apply(chunk.logits, here, row_grad, factor, inplace=True)
+                chunk.shard.apply(chunk.logits, chunk.target, row_grad, factor, inplace=True)
                 sums.add(chunk, weight)
         grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
         return Swept(loss.masked_fill_(target == shard.ignore_index, 0.0), whole, grads)

@@ -74,10 +74,7 @@ def propose(
     same: dict[str, Any],
 ) -> Proposal:
     """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
-    class_start, num_classes = (
-        arguments.optional_integer(name, value, 0)
-        for name, value in (("class_start", class_start), ("num_classes", num_classes))
-    )
+    class_start, num_classes = _count("class_start", class_start), _count("num_classes", num_classes)
     world = torch.distributed.get_world_size(group)
     if num_classes is None and world > 1:
         raise ArgumentValueError(
@@ -92,6 +89,13 @@ def propose(
         )
     given = {name: how_given(name, v, size, total) for name, v in vectors.items()}
     return Proposal(tuple((same | given).items()), size, class_start, num_classes)
+
+
+def _count(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    arguments.check_integer(name, value, 0, "an int or None")
+    return int(value)  # of numpy's too: what is compared has to look alike
 
 
 def how_given(name: str, vector: Tensor | None, size: int, total: int) -> str | None:
@@ -220,15 +224,15 @@ class Shard(NamedTuple):
         return self.size(target, dtype, w_g, weight_sum)
 
     def apply(
-        self, logits: Tensor, local_target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
+        self, logits: Tensor, target: Tensor, row_grad: reference.RowGrad, upstream: Tensor, inplace: bool
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
         packed = torch.stack(row_grad.times(upstream), 1)
         weight = self.own("weight") if self.traffic.smoothing else None  # times 0 otherwise, which may be NaN
         options = (packed, weight, self.own("class_bias"), IGNORED, self.scale, self.softcap)
         if not inplace:
-            return ops.softmax_loss_apply(logits, local_target, *options)
-        ops.softmax_loss_apply_(logits, local_target, *options)
+            return ops.softmax_loss_apply(logits, self.local_target(target), *options)
+        ops.softmax_loss_apply_(logits, self.local_target(target), *options)
         return logits
 
 

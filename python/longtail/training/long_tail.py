@@ -48,7 +48,7 @@ def long_tailed_counts(
             "largest class, so that the rarest keeps a sample"
         )
     # 49 * (1 / 49) is just below 1 in floating point: a hair is added before the cut.
-    return [int(max_samples * share * (1 + 1e-12)) for share in shares]
+    return [min(int(max_samples * share * (1 + 1e-12)), max_samples) for share in shares]
 
 
 def long_tailed_indices(

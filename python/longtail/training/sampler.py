@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import math
+import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
@@ -9,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..arguments import check_choice, check_number
+from ..arguments import check_choice, check_integer, check_number
 from ..class_balance import effective_number
 from ..counting import Array, check_positive_int, class_counts, integer_labels
 from ..ranks import rank_and_world_size
 
 SamplingMode: TypeAlias = Literal["oversample", "undersample", "square_root", "effective_number"]
 MODES = ("oversample", "undersample", "square_root", "effective_number")
-_STEPS = 1 << 20
+_STEPS = 1 << 62  # of the random offset
 
 
 class ClassBalancedSampler(Sampler[int]):
@@ -36,10 +41,11 @@ class ClassBalancedSampler(Sampler[int]):
     its expected number of samples is exactly the share (systematic sampling), and these are drawn from all its samples
     at random: each used once before any is used twice, or, with ``replacement``, independently.
 
-    An epoch depends on ``seed`` and ``set_epoch`` alone. Over several ranks it is one epoch dealt out in turn, as
-    ``DistributedSampler`` deals: equal lengths, no position twice. Lightning and the Hugging Face Trainer call
-    ``set_epoch`` themselves. Both would deal the epoch out once more: tell Lightning ``use_distributed_sampler=False``,
-    and give the sampler ``rank=0, world_size=1`` where it goes to the Trainer (or through accelerate).
+    An epoch depends on ``seed`` and ``set_epoch`` alone: a second pass through the same one warns, once, that it draws
+    the same samples again. Over several ranks it is one epoch dealt out in turn, as ``DistributedSampler`` deals: equal
+    lengths, no position twice. Lightning and the Hugging Face Trainer call ``set_epoch`` themselves. Both would deal
+    the epoch out once more: tell Lightning ``use_distributed_sampler=False``, and give the sampler
+    ``rank=0, world_size=1`` where it goes to the Trainer (or through accelerate).
 
     Args:
         targets: the class of each sample, integers [N], N >= 1; negative ones are refused.
@@ -48,7 +54,7 @@ class ClassBalancedSampler(Sampler[int]):
         beta: in [0, 1]; for "effective_number", which has no default for it.
         replacement: whether a class's samples are drawn independently.
         rank, world_size: of this process; default those of ``torch.distributed`` where it is initialised, else 0, 1.
-        seed: the same on every rank.
+        seed: the same on every rank; an int as ``torch.manual_seed`` takes it, from -2^63 to 2^64 - 1.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range; under-sampling without replacement
@@ -74,15 +80,19 @@ class ClassBalancedSampler(Sampler[int]):
         self.mode = mode
         self.replacement = replacement
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
-        self.seed = seed
+        check_integer("seed", seed, high=2**64 - 1)
+        self.seed = operator.index(seed)
         self.epoch = 0
+        self._gone_through: int | None = None  # the last epoch, unless set_epoch was called since
+        self._warned = False
         counts = class_counts(labels, int(labels.max().clamp(min=0)) + 1)
         present = counts > 0
         self._counts = counts[present]
         self._members = labels.argsort(stable=True)  # by class; class c starts where the smaller classes end
         self._shares = torch.zeros_like(counts, dtype=torch.float64)
-        self._shares[present] = _shares(self._counts, mode, beta)
-        self._present = present
+        sizes = _sizes(self._counts, mode, beta)
+        self._shares[present] = sizes / sizes.sum()
+        self._sizes = [int(math.ldexp(size, 52)) for size in sizes.tolist()]  # exact but for a bit: none is below 1
         self._total = self._epoch_length(num_samples)
 
     @property
@@ -91,23 +101,28 @@ class ClassBalancedSampler(Sampler[int]):
         return self._shares.clone()
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration goes through."""
-        self.epoch = int(epoch)
+        """Chooses the epoch, an int >= 0, that the next iteration goes through."""
+        check_integer("epoch", epoch, 0)
+        self.epoch = operator.index(epoch)
+        self._gone_through = None
 
     def __len__(self) -> int:
         """Samples of this rank."""
         return self._total // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator("cpu").manual_seed(self.seed + self.epoch)
-        quotas = self._quotas(generator)
-        drawn, start = [], 0
-        for count, quota in zip(self._counts.tolist(), quotas.tolist(), strict=True):
-            drawn.append(self._members[start + self._draw(count, quota, generator)])
-            start += count
-        epoch = torch.cat(drawn)
-        epoch = epoch[_randperm(epoch.numel(), generator)]
-        return iter(epoch[self.rank :: self.world_size].tolist())
+        epoch = self.epoch
+        if epoch == self._gone_through and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"ClassBalancedSampler goes through epoch {epoch} once more, the same samples in the same order: call "
+                "set_epoch(epoch) before every epoch",
+                stacklevel=2,
+            )
+        *others, last = self._drawn(epoch)
+        yield from others
+        self._gone_through = epoch  # before the last: who counts batches never asks for the end
+        yield last
 
     def _epoch_length(self, num_samples: int | None) -> int:
         classes, ranks = self._counts.numel(), self.world_size
@@ -123,12 +138,16 @@ class ClassBalancedSampler(Sampler[int]):
             raise ValueError(f"num_samples is {total}, expected at least world_size = {ranks}")
         return total // ranks * ranks
 
-    def _quotas(self, generator: torch.Generator) -> Tensor:
-        """Samples of each present class in this epoch, int64: one random offset rounds all the running sums."""
-        ends = self._shares[self._present].cumsum(0) * self._total
-        # In steps of 2^-20: sums that are whole but for rounding become whole, and no offset can move them.
-        steps = (ends * _STEPS).round().to(torch.int64) + torch.randint(_STEPS, (), generator=generator, device="cpu")
-        return steps.div(_STEPS, rounding_mode="floor").diff(prepend=steps.new_zeros(1))
+    def _drawn(self, epoch: int) -> list[int]:
+        """This rank's indices."""
+        generator = torch.Generator("cpu").manual_seed(_mixed(self.seed, epoch))
+        step = int(torch.randint(_STEPS, (), generator=generator, device="cpu"))
+        drawn, start = [], 0
+        for count, quota in zip(self._counts.tolist(), quotas(self._sizes, self._total, step), strict=True):
+            drawn.append(self._members[start + self._draw(count, quota, generator)])
+            start += count
+        whole = torch.cat(drawn)
+        return whole[_randperm(whole.numel(), generator)][self.rank :: self.world_size].tolist()
 
     def _draw(self, count: int, quota: int, generator: torch.Generator) -> Tensor:
         """``quota`` numbers below ``count``."""
@@ -138,12 +157,28 @@ class ClassBalancedSampler(Sampler[int]):
         return torch.cat(rounds)[:quota] if rounds else self._members[:0]
 
 
+def quotas(sizes: Sequence[int], total: int, step: int) -> list[int]:
+    """``total`` shared out by size, each share rounded down or up: one offset rounds all the running sums.
+
+    The offset is ``step`` of 2^62. In whole numbers alone, so that nothing drifts: the last sum is the total.
+    """
+    whole = sum(sizes)
+    offset = whole * step // _STEPS
+    ends = [(end * total + offset) // whole for end in itertools.accumulate(sizes)]
+    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    """A seed of 64 bits; their sum would make epoch 1 of a seed epoch 0 of the next."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "little", signed=True)
+
+
 def _randperm(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator, device="cpu")
 
 
-def _shares(counts: Tensor, mode: str, beta: float | None) -> Tensor:
-    """Share of each present class in an epoch."""
+def _sizes(counts: Tensor, mode: str, beta: float | None) -> Tensor:
+    """What the shares of the present classes are proportional to, float64."""
     if (beta is None) != (mode != "effective_number"):
         raise ValueError(f'beta is {beta}, expected a number with mode="effective_number" and None without it')
     sizes = counts.double()
@@ -153,4 +188,4 @@ def _shares(counts: Tensor, mode: str, beta: float | None) -> Tensor:
         sizes = sizes / effective_number(counts, check_number("beta", beta, 0.0, 1.0), dtype=torch.float64)
     else:
         sizes = torch.ones_like(sizes)
-    return sizes / sizes.sum()
+    return sizes

@@ -50,7 +50,7 @@ def init_sigmoid_bias_(layer: nn.Module, prior: float | Tensor | None = None) ->
     number = check_number("prior", prior)
     if not 0 < number < 1:
         raise ValueError(f"prior is {number:g}, expected a number in (0, 1)")
-    return _set_bias(layer, bias, -math.log((1 - number) / number))
+    return _set_bias(layer, bias, math.log(number) - math.log1p(-number))
 
 
 def parameter_groups_without_bias_decay(
