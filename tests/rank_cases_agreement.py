@@ -169,12 +169,12 @@ def targets_alike(group: Any) -> list[tuple[str, str]]:
     ]
 
 
-def failing(group: Any, kind: str, rank: int) -> tuple[str, str]:
-    """A kernel fails on one rank, in the middle of a call."""
+def failing(group: Any, kind: str, step: str, rank: int) -> tuple[str, str]:
+    """A step fails on one rank, in the middle of a call."""
     heads = Heads(group, kind)
     sizes = [3] * dist.get_world_size(group)
     heads.check(sizes)
-    broken = mock.patch("longtail.ops.softmax_loss_accumulate", side_effect=MemoryError("no memory"))
+    broken = mock.patch(f"longtail.{step}", side_effect=MemoryError("no memory"))
     with broken if heads.rank == rank else contextlib.nullcontext():
         found = raised_by(lambda: heads.call(sizes))
     heads.check(sizes)

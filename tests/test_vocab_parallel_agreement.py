@@ -83,9 +83,13 @@ def test_targets_that_are_much_alike(ranks: Ranks) -> None:
         assert all("disagree on the values of target" in text for _, text in found), found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kernel_that_fails_on_one_rank(ranks: Ranks, kind: str) -> None:
-    results = ranks.run(3, rank_cases_agreement.failing, kind, 2)
+STEPS = [("logits", "vocab_shard.mean_denominator"), ("linear", "vocab_parallel_sweep.make_logits")]
+STEPS += [(kind, "ops.softmax_loss_accumulate") for kind in KINDS]
+
+
+@pytest.mark.parametrize(("kind", "step"), STEPS)
+def test_a_step_that_fails_on_one_rank(ranks: Ranks, kind: str, step: str) -> None:
+    results = ranks.run(3, rank_cases_agreement.failing, kind, step, 2)
     assert set(results) == {("MemoryError", "rank 2: no memory")}
 
 

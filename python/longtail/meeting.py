@@ -157,7 +157,10 @@ def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
 
 
 class Meeting:
-    """One call of the ranks of a group: where this rank's classes begin, who holds a class, and gathers."""
+    """One call of the ranks of a group: where this rank's classes begin, who holds a class, and gathers.
+
+    As a context: what this rank raises before the ranks have compared what they assume is raised on every rank.
+    """
 
     def __init__(
         self, proposal: Proposal, group: Group, target: Tensor, normalizer: str | float | Tensor | None
@@ -175,6 +178,14 @@ class Meeting:
         elif not takes(group, target.device):
             raise ArgumentValueError(f"the data are on {target.device}, where group has no collectives")
         self.turn = next_turn(group)
+        self._awaited = self.world > 1  # the other ranks wait, or will, for this one's header
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._awaited and isinstance(error, Exception):
+            _tell(error, self.group, self._target.device)
 
     def _guess(self) -> int:
         """The first class of this rank: as given, as the last time, or as an even split has it."""
@@ -191,21 +202,20 @@ class Meeting:
 
         Raises:
             ValueError: ranks disagree; the same text on every rank. On a GPU that has met the head: an assertion.
-            Exception: of ``payload`` on some rank, on every one.
         """
         if self._borders is not None or self.world == 1:
             return all_gather(payload().contiguous(), self.group)
         while True:
-            try:
-                sent = payload().contiguous()
-            except Exception as error:
-                _tell(error, self.group, self._target.device)
-            headers, received = _exchange(self._header(sent.nbytes), sent, self.group)
+            sent = payload().contiguous()
+            header = self._header(sent.nbytes)
+            self._awaited = False
+            headers, received = _exchange(header, sent, self.group)
             confirmed = self._compare(headers)
             self._memory.rooms.append(HEADER + -(-sent.nbytes // 16) * 16)
             if confirmed:
                 self._target, self._normalizer = self._target.new_empty(0), None  # which others may free now
                 return all_gather(sent, self.group) if received is None else received
+            self._awaited = True
 
     def _header(self, payload_bytes: int) -> Tensor:
         size = self.proposal.size

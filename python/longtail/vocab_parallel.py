@@ -112,12 +112,13 @@ def vocab_parallel_cross_entropy(
         meeting = Meeting(proposal, group, g, normalizer)
     except Exception as error:
         refuse(error, group, local_logits)
-    shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
-    denominator = shard.denominator(reduction, normalizer, g)
-    wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
-    mode = gradient if wants_grad else "backward"  # nothing may be overwritten by a gradient that nobody wants
-    data = (arguments.laid_out(local_logits), g, denominator)
-    loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, reduction, mode, shard)
+    with meeting:
+        shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
+        denominator = shard.denominator(reduction, normalizer, g)
+        wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
+        mode = gradient if wants_grad else "backward"  # nothing may be overwritten by a gradient that nobody wants
+        data = (arguments.laid_out(local_logits), g, denominator)
+        loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, reduction, mode, shard)
     return (loss, row_stats(stats, g, ignore_index, g.shape)) if return_stats else loss
 
 

@@ -118,15 +118,16 @@ def vocab_parallel_linear_cross_entropy(
         meeting = Meeting(proposal, group, g, normalizer)
     except Exception as error:
         refuse(error, group, input)
-    shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
-    denominator = shard.denominator(reduction, normalizer, g)
-    if denominator is not None:
-        denominator = denominator.to(arithmetic_dtype(dtype))
-    size = chunk_size or chunk_rows(len(g), -(-shard.total // world), dtype.itemsize, input.device.type)
-    keeps = any(needs) and reduction != "none" and gradient != "backward"
-    setting = Setting(reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
-    data = (input, linear_weight, linear_bias, g, denominator)
-    loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*data, setting, shard, sequence_parallel)
+    with meeting:
+        shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
+        denominator = shard.denominator(reduction, normalizer, g)
+        if denominator is not None:
+            denominator = denominator.to(arithmetic_dtype(dtype))
+        size = chunk_size or chunk_rows(len(g), -(-shard.total // world), dtype.itemsize, input.device.type)
+        keeps = any(needs) and reduction != "none" and gradient != "backward"
+        setting = Setting(reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
+        data = (input, linear_weight, linear_bias, g, denominator)
+        loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*data, setting, shard, sequence_parallel)
     return (loss, row_stats(stats, g, ignore_index, g.shape)) if return_stats else loss
 
 
