@@ -227,8 +227,9 @@ def meshes_as_groups(group: Any) -> list[tuple[str, str]]:
     assert torch.equal(call(mesh), call(group))
     counts = longtail.class_counts(torch.arange(3), 3, reduce=True, group=mesh)
     assert counts.tolist() == [dist.get_world_size(group)] * 3
-    grid = init_device_mesh("cpu", (2, 2))
-    return [raised_by(lambda: call(grid)), raised_by(lambda: call("tp"))]
+    grid, part = init_device_mesh("cpu", (2, 2)), DeviceMesh("cpu", [0, 1])
+    found = [raised_by(lambda: call(grid)), raised_by(lambda: call("tp"))]
+    return found if dist.get_rank() < 2 else [*found, raised_by(lambda: call(part))]
 
 
 def functional_gradients(group: Any, kind: str, gradient: str) -> None:

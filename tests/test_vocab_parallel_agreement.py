@@ -104,9 +104,10 @@ def test_backward_passes_in_different_orders(ranks: Ranks, sequence_parallel: bo
 
 
 def test_meshes_as_groups(ranks: Ranks) -> None:
-    for mesh, text in ranks.run(4, rank_cases_agreement.meshes_as_groups):
+    for rank, (mesh, text, *outside) in enumerate(ranks.run(4, rank_cases_agreement.meshes_as_groups)):
         assert mesh == ("ArgumentValueError", MESH)
         assert text == ("ArgumentTypeError", "group is a str, expected a ProcessGroup or a 1-D DeviceMesh")
+        assert outside == [("ArgumentValueError", "this process does not belong to group")] * (rank >= 2)
 
 
 MESH = "group is a DeviceMesh of 2 dimensions, expected one dimension: mesh.get_group(dimension)"

@@ -9,7 +9,7 @@ import torch
 
 import longtail
 import rank_cases
-from longtail.agreement import class_starts
+from longtail.agreement import Refusal, class_starts
 from longtail.meeting import range_code
 from longtail.vocab_shard import ALL, OWN, how_given
 from ranks import Ranks
@@ -68,6 +68,18 @@ def test_ranks_that_each_pass_all_classes(ranks: Ranks, num_classes: int | None,
 def test_no_process_group() -> None:
     with pytest.raises(ValueError, match="init_process_group"):
         longtail.vocab_parallel_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+class WordlessError(ValueError):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_errors_that_travel() -> None:
+    """As the nearest type that takes a text: what fails at that leaves the other ranks waiting."""
+    assert Refusal.of(WordlessError()) == (ValueError, "WordlessError: an error without a text")
+    assert Refusal.of(UnicodeDecodeError("utf-8", b"a", 0, 1, "r"))[0] is UnicodeError
+    assert Refusal.of(torch.OutOfMemoryError("no memory")) == (RuntimeError, "OutOfMemoryError: no memory")
 
 
 def test_how_class_vectors_are_given() -> None:

@@ -46,6 +46,10 @@ class Refusal(NamedTuple):
     @classmethod
     def of(cls, error: Exception) -> Refusal:
         """The nearest type that takes a text, of Python or longtail."""
+        try:
+            text = str(error)
+        except Exception:  # others wait for it
+            text = "an error without a text"
         for kind in type(error).__mro__:
             if kind.__module__ not in ("builtins", ArgumentValueError.__module__) or kind in (Exception, BaseException):
                 continue
@@ -53,8 +57,8 @@ class Refusal(NamedTuple):
                 kind("")
             except TypeError:  # UnicodeDecodeError, ExceptionGroup
                 continue
-            return cls(kind, str(error) if kind is type(error) else f"{type(error).__name__}: {error}")
-        return cls(RuntimeError, f"{type(error).__name__}: {error}")
+            return cls(kind, text if kind is type(error) else f"{type(error).__name__}: {text}")
+        return cls(RuntimeError, f"{type(error).__name__}: {text}")
 
 
 def explain(own: Proposal | Exception, groups: list[Group]) -> NoReturn:

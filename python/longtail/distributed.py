@@ -58,7 +58,8 @@ def process_group(group: Group) -> Group:
             raise ArgumentValueError(
                 f"group is a DeviceMesh of {group.ndim} dimensions, expected one dimension: mesh.get_group(dimension)"
             )
-        group = group.get_group()
+        inside = group.get_coordinate() is not None
+        group = group.get_group() if inside else torch.distributed.GroupMember.NON_GROUP_MEMBER
     outside = group is torch.distributed.GroupMember.NON_GROUP_MEMBER
     if not outside and not isinstance(group, torch.distributed.ProcessGroup):
         raise ArgumentTypeError(f"group is a {type(group).__name__}, expected a ProcessGroup or a 1-D DeviceMesh")
