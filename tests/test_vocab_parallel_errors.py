@@ -109,4 +109,7 @@ def test_codes_of_ranges_add_up_where_they_cut_the_classes_into_pieces() -> None
     assert total((60, 128256), (0, 60), (7, 7)) == whole
     for wrong in ((0, 128255), (1, 128256)), ((0, 60), (61, 128256)), ((0, 128256), (0, 60)), ((60, 128256),):
         assert total(*wrong) != whole
+    for size in range(1, 100):  # as many classes as there are, some of them twice
+        for start in {*range(101 - size)} - {100 - size}:
+            assert total((0, 100 - size), (start, start + size)) != range_code(0, 100)
     assert abs(whole) * 4096 < 2**53  # so float64 adds them up exactly

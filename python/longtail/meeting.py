@@ -13,6 +13,7 @@ The CPU reads the headers. A GPU compares them without a host sync, and reads th
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import weakref
 from collections import OrderedDict, deque
@@ -76,7 +77,10 @@ _memories: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
 
 def range_code(start: int, stop: int) -> int:
     """Codes of ranges add up to that of [0, C) where, and but for chance only where, they cut it into pieces."""
-    first, last = ((x * 0x9E3779B97F4A7C15 >> 16) % (1 << 40) for x in (start, stop))
+    first, last = (  # hashes: multiples of bounds would add up of ranges that overlap, too
+        int.from_bytes(hashlib.blake2b(x.to_bytes(8, "little"), digest_size=5).digest(), "little")
+        for x in (start, stop)
+    )
     return last - first
 
 
