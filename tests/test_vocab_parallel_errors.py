@@ -20,6 +20,7 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "reduction": ({"reduction": "sum"}, "ArgumentValueError", "reduction: 'mean' on rank 0, 'sum' on rank 1"),
     "ignore_index": ({"ignore_index": 0}, "ArgumentValueError", "ignore_index: -100 on rank 0, 0 on rank 1"),
     "bad_option": ({"label_smoothing": 2.0}, "ArgumentValueError", "rank 1: label_smoothing is 2.0"),
+    "negative_zero": ({"focal_gamma": -0.0}, "ArgumentValueError", "focal_gamma: 0.0 on rank 0, -0.0 on rank 1"),
     "bad_type": ({"softcap": "high"}, "ArgumentTypeError", "rank 1: softcap is a str"),
     "dtype": ({"dtype": torch.float64}, "ArgumentValueError", "torch.float32 on rank 0, torch.float64 on rank 1"),
     "rows": ({"shape": (5, 4)}, "ArgumentValueError", "rows: 6 on rank 0, 5 on rank 1"),

@@ -134,11 +134,11 @@ def check_equal(name: str, values: dict[int, Any]) -> None:
     """``values`` by rank.
 
     Raises:
-        ValueError: they are not all the same.
+        ValueError: they are not all the same, as fingerprints have it: -0.0 is not 0.0, NaN is NaN.
     """
     (first, expected), *others = values.items()
     for rank, value in others:
-        if value != expected:
+        if repr(value) != repr(expected):
             raise ArgumentValueError(
                 f"ranks disagree on {name}: {expected!r} on rank {first}, {value!r} on rank {rank}"
             )
