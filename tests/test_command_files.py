@@ -61,6 +61,17 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             files.read_whole(path)
 
 
+def test_neither_a_protected_file_nor_a_device_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protected, device = tmp_path / "protected", tmp_path / "device"
+    protected.touch()
+    device.symlink_to("/dev/null")
+    monkeypatch.setattr(os, "access", lambda path, _: path != protected)  # root may write everywhere
+    for path, said in ((protected, "cannot be written to"), (device, "is not a file")):
+        with pytest.raises(ValueError, match=f"{path.name}' {said}"):
+            files.check_writable(path)
+    files.check_writable(tmp_path / "other")
+
+
 class SmallReport:
     @staticmethod
     def print_report(rows: list[output.Row]) -> None:
