@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +76,12 @@ def _unpacked(content: bytes) -> Any:
                 check_pickle(part)
             copy.writestr(name, part)
     looked_at.seek(0)
-    return torch.load(looked_at, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged files: several lines
+        try:
+            return torch.load(looked_at, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # a text on how to read it nevertheless, before what is wrong
+            raise error.__context__ or error from None
 
 
 def check_state(run: Run, saved: Any) -> None:
