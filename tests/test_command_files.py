@@ -149,6 +149,35 @@ def test_a_full_disk_takes_no_other_result_with_it(
     assert [*tmp_path.iterdir()] == [csv]
 
 
+@pytest.mark.usefixtures("trained")
+def test_a_full_disk_is_named_where_nobody_reads_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(SmallReport, "print_report", stop)
+    with full_disk(), pytest.raises(SystemExit) as left:
+        __main__.main(["experiment", "digits", "-o", str(tmp_path)])
+    assert left.value.code == 2
+    assert "experiment_digits.csv' cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_nobody_reads_is_no_traceback(
+    buffered: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(open(writer, "wb"), write_through=not buffered) as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as left:
+            __main__.main(["info"])
+        monkeypatch.undo()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_links_are_followed_but_for_the_partial_file(tmp_path: Path) -> None:
     victim, target, link = (tmp_path / name for name in ("victim", "target", "link"))
     victim.write_bytes(b"kept")
