@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtail.meeting import HEADER
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +31,8 @@ def test_a_tiny_run_writes_rows(tmp_path: Path) -> None:
     assert list(ours) == results.columns_of(parallel.Row)
     assert ours["passes"] == "3"
     assert ours["collectives"] == "1"
-    assert float(ours["wire_bytes_per_row"]) == pytest.approx(12 + 4 / 32)  # m, d and a logit; one sum of all rows
+    payload = 12 * 32 + 4  # m, d and a logit; one sum of all rows
+    assert float(ours["wire_bytes_per_row"]) == pytest.approx((HEADER + payload + 12) / 32)  # in whole 16 bytes
     assert rows["plain", "loss_parallel", ""]["collectives"] == "3"
     assert float(rows["plain", "all-gather of the logits", ""]["wire_bytes_per_row"]) == 4 * 128
     assert rows["", "local sweeps alone", ""]["wire_bytes_per_row"] == "0"

@@ -96,10 +96,15 @@ def known_architectures() -> list[tuple[int, int]]:
     return [a for a in load_setup().CUDA_ARCHITECTURES if "compute_{}{}".format(*a) in said]
 
 
-@needs_nvcc
-def test_rows_move_in_16_byte_accesses(library: Path) -> None:
+@pytest.fixture(scope="module")
+def functions(library: Path) -> dict[str, str]:
+    """The instructions of every kernel for sm_90, by symbol."""
     listing = cuobjdump("-sass", "-arch", "sm_90", library)
-    functions = {f.split()[0]: f for f in listing.split("Function : ")[1:]}
+    return {f.split()[0]: f for f in listing.split("Function : ")[1:]}
+
+
+@needs_nvcc
+def test_rows_move_in_16_byte_accesses(functions: dict[str, str]) -> None:
     for variant in VARIANTS:
         (body,) = (body for name, body in functions.items() if mangled(*variant) in name)
         read = "LDGSTS.E.BYPASS.128" if variant[0] == "shared_rows" else "LDG.E.128"
@@ -112,14 +117,13 @@ def test_rows_move_in_16_byte_accesses(library: Path) -> None:
 
 
 @needs_nvcc
-def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path) -> None:
+def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path, functions: dict[str, str]) -> None:
     """sm_80 has no clusters, and a single block no reason to wait for others."""
     old = cuobjdump("-sass", "-arch", "sm_80", library)
     assert "UCGABAR" not in old
-    new = cuobjdump("-sass", "-arch", "sm_90", library)
-    for body in new.split("Function : ")[1:]:
-        regime = body.split("_rows_kernel")[0] if "_rows_kernel" in body.split()[0] else "scale"
-        assert ("UCGABAR" in body) == regime.endswith(("sweep", "shared", "sigmoid")), body.split()[0]
+    for name, body in functions.items():
+        regime = name.split("_rows_kernel")[0] if "_rows_kernel" in name else "scale"
+        assert ("UCGABAR" in body) == regime.endswith(("sweep", "shared", "sigmoid")), name
 
 
 @needs_nvcc
