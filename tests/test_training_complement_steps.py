@@ -16,6 +16,7 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 import longtail
+from allocations import peak_while
 from longtail.training import ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining
 from test_training_complement_objective import (
     CLASSES,
@@ -156,12 +157,36 @@ def test_an_optimizer_of_what_only_its_loss_reaches(variant: Any, hidden: bool) 
     """Two heads, each with its loss and its optimizer, under a gradient scaler."""
     model = Heads(hidden)
     before = copy.deepcopy(model)
+    calls = 0
+
+    def complement_loss(logits: Any, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return complement(logits[1], target)
+
     training = variant(
         *(model, SGD(model.first.parameters(), lr=0.1), SGD(model.second.parameters(), lr=0.1)),
         loss=lambda logits, target: F.cross_entropy(logits[0], target),
-        complement_loss=lambda logits, target: complement(logits[1], target),
+        complement_loss=complement_loss,
         scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10),
     )
-    training.step(*batches()[0])
+    for batch in batches():
+        training.step(*batch)
+    assert calls - len(batches()) == (variant is ComplementObjectiveTraining and not hidden), "the first batch checks"
     for p, q in zip(model.parameters(), before.parameters(), strict=True):
         assert not torch.equal(p, q)
+
+
+def test_logits_are_gone_when_the_gradients_of_the_parameters_are_made() -> None:
+    model = nn.Linear(300, 300, bias=False)
+    training = ComplementObjectiveTraining(
+        *(model, SGD(model.parameters(), lr=0.1), SGD(model.parameters(), lr=0.1)),
+        loss=longtail.CrossEntropyLoss(gradient="forward"),
+        complement_loss=longtail.ComplementCrossEntropyLoss(gradient="forward"),
+    )
+    batch = torch.randn(300, 300), torch.arange(300)
+    training.step(*batch)
+    peak, _ = peak_while(lambda: training.step(*batch))
+    assert peak < 2.5 * model.weight.nbytes, (
+        "logits, of the weight's size, and their gradient, then that and the weight's"
+    )

@@ -128,9 +128,9 @@ class ComplementObjectiveTraining(_Trainer):
 
     Raises:
         TypeError, ValueError: the optimizers are no two optimizers, or one needs a closure (LBFGS); max_grad_norm is
-            negative; autocast is no context and no function. In a step: an optimizer's loss depends on none of its
-            parameters. That is before a weight moves, unless the first loss depends on some of the complement
-            optimizer's, or the autograd graph does not show (FSDP, reentrant checkpoints).
+            negative; autocast is no context and no function. An optimizer's loss depends on none of its
+            parameters: in the first step, before a weight moves, unless the first loss depends on some of the
+            complement optimizer's, or the autograd graph does not show it (FSDP, reentrant checkpoints).
     """
 
     def __init__(
@@ -158,6 +158,7 @@ class ComplementObjectiveTraining(_Trainer):
             max_grad_norm=max_grad_norm,
             autocast=autocast,
         )
+        self._second_step_checked = False
 
     def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
         """Both steps on one batch; returns the two losses, detached."""
@@ -166,26 +167,28 @@ class ComplementObjectiveTraining(_Trainer):
             self._zero_grad()
             logits = self._forward(input)
             loss = loss_function(logits, target)
+            if not self._second_step_checked:
+                self._check_second_step(loss, logits, target)
+            del logits  # a loss that has made its gradient in forward keeps none: room for those of the parameters
             self.scaler.scale(loss).backward()
             self._check_gradients(optimizer)
-            if optimizer is self.optimizers[0]:
-                self._check_second_step(loss, logits, target)
             self._optimizer_step(optimizer)
             losses.append(loss.detach())
         self.scaler.update()
         return ComplementObjectiveLosses(*losses)
 
     def _check_second_step(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        """Before the first step: that the second will have gradients, as it has where the first loss made some.
+        """Before the first of all steps: that the second has gradients, as it has where the first loss makes some.
 
-        A graph in which nothing leads from that loss to the parameters it has reached (those of FSDP, or within a
-        reentrant checkpoint) says nothing of the second either.
+        A graph in which nothing leads from that loss to the primary optimizer's parameters (those of FSDP, or within a
+        reentrant checkpoint) says nothing of the complement optimizer's either.
         """
-        primary, complement = self.optimizers
-        if has_gradients(complement) or not depends_on(loss, parameters_of(primary)):
-            return
-        if not depends_on(self.complement_loss(logits, target), parameters_of(complement)):
-            raise ValueError(_NO_GRADIENT.format("complement"))
+        primary, complement = (parameters_of(optimizer) for optimizer in self.optimizers)
+        if not depends_on(loss, complement) and depends_on(loss, primary):
+            other = self.complement_loss(logits, target)
+            if not depends_on(other, complement):
+                raise ValueError(_NO_GRADIENT.format("complement"))
+        self._second_step_checked = True
 
 
 class SingleForwardComplementObjectiveTraining(_Trainer):
