@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from longtail.files import write_whole
+from longtail.files import check_writable, write_whole
 from longtail.provenance import provenance
 
 from .contenders import Problem
@@ -127,8 +127,13 @@ def _text(value: str | float | None) -> str:
 def csv_file(text: str) -> Path:
     """Where rows are to be written, looked at before they are measured."""
     path = Path(text)
-    if path.suffix != ".csv" or path.is_dir():
+    if path.suffix != ".csv":
         raise argparse.ArgumentTypeError(f"{text!r} is not a .csv file")
+    try:
+        if path.parent.exists():  # else it is made
+            check_writable(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return path
 
 

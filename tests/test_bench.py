@@ -270,7 +270,7 @@ def test_a_folder_at_the_csvs_path_is_noticed_first(bench, tmp_path, monkeypatch
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == 2
-        assert "a.csv' is not a .csv file" in capsys.readouterr().err
+        assert "a.csv' is a folder" in capsys.readouterr().err
 
 
 def test_an_option_given_twice_adds_up(bench):

@@ -61,6 +61,17 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             files.read_whole(path)
 
 
+def test_neither_a_protected_file_nor_a_device_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protected, device = tmp_path / "protected", tmp_path / "device"
+    protected.touch()
+    device.symlink_to("/dev/null")
+    monkeypatch.setattr(os, "access", lambda path, _: path != protected)  # root may write everywhere
+    for path, said in ((protected, "cannot be written to"), (device, "is not a file")):
+        with pytest.raises(ValueError, match=f"{path.name}' {said}"):
+            files.check_writable(path)
+    files.check_writable(tmp_path / "other")
+
+
 class SmallReport:
     @staticmethod
     def print_report(rows: list[output.Row]) -> None:
@@ -136,6 +147,35 @@ def test_a_full_disk_takes_no_other_result_with_it(
         assert f"experiment_digits.{suffix}' cannot be written: File too large" in printed.err
     assert (csv.read_text() == "before") == ("csv" in failed)
     assert [*tmp_path.iterdir()] == [csv]
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_full_disk_is_named_where_nobody_reads_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(SmallReport, "print_report", stop)
+    with full_disk(), pytest.raises(SystemExit) as left:
+        __main__.main(["experiment", "digits", "-o", str(tmp_path)])
+    assert left.value.code == 2
+    assert "experiment_digits.csv' cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_nobody_reads_is_no_traceback(
+    buffered: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(open(writer, "wb"), write_through=not buffered) as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as left:
+            __main__.main(["info"])
+        monkeypatch.undo()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_links_are_followed_but_for_the_partial_file(tmp_path: Path) -> None:

@@ -201,6 +201,24 @@ def test_each_of_several_loaders_has_its_own_accuracy() -> None:
     assert run.callback_metrics.keys() == expected.keys()
 
 
+def test_loaders_whose_batches_come_together_have_one_accuracy() -> None:
+    """In a mode of the CombinedLoader in which Lightning gives steps no index, and what they log none."""
+
+    class Together(Classifier):
+        def validation_step(self, batch: Any, index: int) -> dict[str, Tensor]:
+            return super().validation_step([torch.cat(parts) for parts in zip(*batch, strict=True)], index)
+
+    module = Together(longtail.CrossEntropyLoss(weight=torch.ones(4)))
+    loaders = [
+        DataLoader(TensorDataset(*(x[part] for x in data(30).tensors)), 5) for part in (slice(15), slice(15, 30))
+    ]
+    both = lightning.utilities.CombinedLoader(loaders, "min_size")
+    (seen,) = trainer([LongTailAccuracyCallback(COUNTS)]).validate(module, both, verbose=False)
+    whole = Classifier(module.loss)
+    (expected,) = trainer([LongTailAccuracyCallback(COUNTS)]).validate(whole, DataLoader(data(30), 30), verbose=False)
+    assert seen == pytest.approx(expected)
+
+
 def test_accuracy_from_what_the_step_returns() -> None:
     class Other(Classifier):
         def validation_step(self, batch: Any, _: int) -> Tensor:

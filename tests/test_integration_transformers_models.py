@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -110,6 +112,18 @@ def test_removed_in_any_order(order: tuple[int, ...]) -> None:
         left.remove(which)
         assert_same(model(input_ids=IDS, labels=IDS).loss, losses[left[-1]] if left else own)
     assert "_loss_function" not in vars(model)
+
+
+def test_a_removed_loss_is_not_kept_by_the_one_set_after_it() -> None:
+    model = tiny("LlamaForCausalLM")
+    loss = longtail.FocalLoss(gamma=2.0)
+    known, handle = weakref.ref(loss), set_loss_function(model, loss)
+    later = set_loss_function(model, longtail.CrossEntropyLoss())
+    handle.remove()
+    del loss, handle
+    gc.collect()
+    assert known() is None
+    later.remove()
 
 
 def test_a_loss_that_was_set_since_is_left_alone() -> None:

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
 
 import longtail
+from allocations import peak_while
 from longtail.training import ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining
 from test_training_complement_objective import (
     CLASSES,
@@ -84,6 +86,25 @@ def test_a_loss_that_overwrites_the_logits(loss: str, optimizers_given: int) -> 
             assert_close(p, q, factor=10)
 
 
+@pytest.mark.parametrize("output", [lambda logits: (logits, None), lambda logits: {"logits": [logits]}])
+def test_logits_among_other_outputs_are_watched_too(output: Any) -> None:
+    class Outputs(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return output(super().forward(input))
+
+    def logits_of(outputs: Any) -> Tensor:
+        return outputs["logits"][0] if isinstance(outputs, dict) else outputs[0]
+
+    model = Outputs(FEATURES, CLASSES, dtype=torch.float64)
+    training = SingleForwardComplementObjectiveTraining(
+        *(model, SGD(model.parameters(), lr=0.1)),
+        loss=lambda outputs, target: longtail.cross_entropy(logits_of(outputs), target, gradient="inplace"),
+        complement_loss=lambda outputs, target: complement(logits_of(outputs), target),
+    )
+    with pytest.raises(ValueError, match="the loss has written over the logits"):
+        training.step(*batches()[0])
+
+
 def test_a_complement_loss_may_overwrite_what_the_first_loss_has_done_with() -> None:
     model, expected = network(), network()
     for trained, gradient in ((model, "inplace"), (expected, "forward")):
@@ -114,26 +135,58 @@ def test_an_optimizer_without_gradients_is_refused_before_the_other_steps(
         assert_same(p, q)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_an_optimizer_of_what_only_its_loss_reaches(variant: Any) -> None:
-    """Two heads, each with its loss and its optimizer, under a gradient scaler."""
+class Heads(nn.Module):
+    """Two heads; perhaps within checkpoints, whose parameters the autograd graph does not show."""
 
-    class Heads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = (nn.Linear(FEATURES, CLASSES, dtype=torch.float64) for _ in range(2))
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.first, self.second = (nn.Linear(FEATURES, CLASSES, dtype=torch.float64) for _ in range(2))
 
-        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.hidden:
             return self.first(input), self.second(input)
+        input = input.clone().requires_grad_()
+        first, second = (checkpoint(head, input, use_reentrant=True) for head in (self.first, self.second))
+        return first, second
 
-    model = Heads()
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_optimizer_of_what_only_its_loss_reaches(variant: Any, hidden: bool) -> None:
+    """Two heads, each with its loss and its optimizer, under a gradient scaler."""
+    model = Heads(hidden)
     before = copy.deepcopy(model)
+    calls = 0
+
+    def complement_loss(logits: Any, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return complement(logits[1], target)
+
     training = variant(
         *(model, SGD(model.first.parameters(), lr=0.1), SGD(model.second.parameters(), lr=0.1)),
         loss=lambda logits, target: F.cross_entropy(logits[0], target),
-        complement_loss=lambda logits, target: complement(logits[1], target),
+        complement_loss=complement_loss,
         scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10),
     )
-    training.step(*batches()[0])
+    for batch in batches():
+        training.step(*batch)
+    assert calls - len(batches()) == (variant is ComplementObjectiveTraining and not hidden), "the first batch checks"
     for p, q in zip(model.parameters(), before.parameters(), strict=True):
         assert not torch.equal(p, q)
+
+
+def test_logits_are_gone_when_the_gradients_of_the_parameters_are_made() -> None:
+    model = nn.Linear(300, 300, bias=False)
+    training = ComplementObjectiveTraining(
+        *(model, SGD(model.parameters(), lr=0.1), SGD(model.parameters(), lr=0.1)),
+        loss=longtail.CrossEntropyLoss(gradient="forward"),
+        complement_loss=longtail.ComplementCrossEntropyLoss(gradient="forward"),
+    )
+    batch = torch.randn(300, 300), torch.arange(300)
+    training.step(*batch)
+    peak, _ = peak_while(lambda: training.step(*batch))
+    assert peak < 2.5 * model.weight.nbytes, (
+        "logits, of the weight's size, and their gradient, then that and the weight's"
+    )

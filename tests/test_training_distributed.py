@@ -119,3 +119,11 @@ def test_complement_objective_training_of_a_distributed_model(seen: list[dict[st
     for rank in seen:
         for name, got in rank["trained"][which].items():
             assert_close(got, expected[name], what=name, factor=10)
+
+
+def test_a_layer_that_only_the_complement_loss_reaches(seen: list[dict[str, Any]]) -> None:
+    """Its gradients too are averaged over the ranks, and what that loss does not reach is left alone."""
+    expected = training_ranks.train_heads(None)
+    for rank in seen:
+        for name, got in rank["heads"].items():
+            assert_close(got, expected[name], what=name, factor=10)

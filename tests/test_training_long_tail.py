@@ -139,7 +139,7 @@ def test_wrong_targets(targets, exception, message):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_indices_of_any_factor(profile):
-    with pytest.raises(ValueError, match=r"imbalance_factor is 1e\+308, expected at most"):
+    with pytest.raises(ValueError, match=r"imbalance_factor is 1e\+308, expected at most 2, the size of the largest"):
         long_tailed_indices([0, 0, 1], 1e308, profile)
 
 

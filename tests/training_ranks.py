@@ -75,6 +75,35 @@ def train(rank: int | None, which: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+class Heads(nn.Module):
+    """Two layers, each for one of the losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(FEATURES, CLASSES, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(input), self.second(input)
+
+
+def train_heads(rank: int | None) -> dict[str, Tensor]:
+    """The model after all batches; what a loss does not reach has no gradient, so that no weight decay moves it."""
+    torch.manual_seed(1)
+    model = Heads()
+    wrapped = model if rank is None else nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    training = SingleForwardComplementObjectiveTraining(
+        wrapped,
+        torch.optim.SGD(model.first.parameters(), lr=0.1),
+        torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1),
+        loss=lambda logits, target: longtail.cross_entropy(logits[0], target),
+        complement_loss=lambda logits, target: -longtail.complement_entropy(logits[1], target, balanced=True),
+    )
+    for input, target in zip(*data(), strict=True):
+        part = slice(None) if rank is None else slice(rank, None, WORLD_SIZE)
+        training.step(input[part], target[part])
+    return model.state_dict()
+
+
 def statistics(rank: int | None) -> dict[str, Any]:
     """Counts, frequencies and scores of the stream; a rank sees unequal parts of it."""
     _, target = data()
@@ -176,5 +205,6 @@ def work(rank: int, folder: str) -> None:
         with pytest.raises(ValueError, match="does not belong to group"):
             longtail.class_counts([0], CLASSES, reduce=True, group=alone)
     seen["trained"] = [train(rank, which) for which in range(len(TRAININGS))]
+    seen["heads"] = train_heads(rank)
     torch.save(seen, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

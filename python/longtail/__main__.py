@@ -9,7 +9,7 @@ import sys
 import torch
 
 from . import __version__, demo, demo_report, dispatch
-from .command_line import Parser, imbalance_factor, png, positive_int, show_everything
+from .command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
 from .experiments import command as experiments
 from .files import one_line
 from .provenance import processor_name, version_of
@@ -68,9 +68,11 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         demo_report.draw(plan, splits, results, arguments.output)
     except OSError as error:
         failed = f"longtail demo: error: {error}"
-    demo_report.print_report(plan, splits, results, backend)
-    if failed:
-        parser.exit(2, failed)
+    try:
+        demo_report.print_report(plan, splits, results, backend)
+    finally:  # also where nobody reads the table
+        if failed:
+            parser.exit(2, failed)
     print(one_line(f"Picture: accuracy per class in {arguments.output}"))
 
 
@@ -110,8 +112,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         _run(arguments, parser)
+        print(end="", flush=True)
     except KeyboardInterrupt:
         parser.exit(130, f"longtail {arguments.command}: interrupted\n")
+    except OSError as error:  # of what is printed: those of files have left already
+        print_nothing_more()
+        gone = isinstance(error, BrokenPipeError)  # whoever reads has read enough, as in "longtail info | head -1"
+        parser.exit(1, None if gone else f"longtail {arguments.command}: error: {error}")
 
 
 def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

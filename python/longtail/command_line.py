@@ -29,6 +29,13 @@ def show_everything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def print_nothing_more() -> None:
+    """After an error of standard output: what it still holds would fail once more at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")

@@ -72,12 +72,15 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"the folder {str(path.parent)!r} does not exist")
     for taken in (place, partial):
         try:
-            folder = taken.is_dir()
+            there, folder = taken.exists(), taken.is_dir()
         except OSError as error:  # such as a name that is too long
             raise ValueError(f"{str(path)!r} cannot be written to: {error.strerror or error}") from error
         if folder:
             raise ValueError(f"{str(path.with_name(taken.name))!r} is a folder, expected a place for a file")
-    if not os.access(place.parent, os.W_OK | os.X_OK):
+        if there and not taken.is_file():  # a device would be replaced by a file
+            raise ValueError(f"{str(path)!r} is not a file")
+    # Moving a file to a place asks its folder alone: one that is protected would be gone.
+    if not os.access(place.parent, os.W_OK | os.X_OK) or (place.exists() and not os.access(place, os.W_OK)):
         raise ValueError(f"{str(path)!r} cannot be written to")
 
 

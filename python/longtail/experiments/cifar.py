@@ -200,10 +200,10 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.training.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-            for entry in optimizer.state.values():  # memory of its own, whatever shares it in the file
+            for entry in optimizer.state.values():  # of its own, as the lists below, whatever is shared in the file
                 entry["momentum_buffer"] = entry["momentum_buffer"].detach().clone()
         self.generator.set_state(state["generator"])
-        self.history = History(**state["history"])
+        self.history = History(**{name: [*values] for name, values in state["history"].items()})
 
 
 def check(plan: Plan, names: Iterable[str], images: Images, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,9 @@ from .pickles import check_pickle
 
 if TYPE_CHECKING:
     from .cifar import Plan, Run
+
+ANYTHING = object()
+"""What is set anew before each epoch, whatever a file holds."""
 
 
 def checkpoint_path(plan: Plan, name: str, folder: Path) -> Path:
@@ -55,17 +60,28 @@ def load(run: Run, path: Path) -> None:
 
 
 def _unpacked(content: bytes) -> Any:
-    """The state in a file; torch checks no checksums."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("it is compressed")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} is damaged")
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                check_pickle(archive.read(name))
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """The state in a file.
+
+    torch gets a new archive of the parts that were looked at: it checks no checksums, and where parts have one name,
+    or something stands before the archive, it may read others than zipfile does.
+    """
+    looked_at = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(looked_at, "w") as copy:
+        size = sum(part.file_size for part in archive.infolist())
+        if size > len(content):  # compressed, or of parts that overlap
+            raise ValueError(f"it unpacks to {size} bytes")
+        for name in dict.fromkeys(archive.namelist()):
+            part = archive.read(name)
+            if name.lower().endswith("data.pkl"):  # torch finds names in any case
+                check_pickle(part)
+            copy.writestr(name, part)
+    looked_at.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged files: several lines
+        try:
+            return torch.load(looked_at, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # a text on how to read it nevertheless, before what is wrong
+            raise error.__context__ or error from None
 
 
 def check_state(run: Run, saved: Any) -> None:
@@ -86,7 +102,7 @@ def check_state(run: Run, saved: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state["state"] = {i: {"momentum_buffer": parameter} for i, parameter in enumerate(parameters)}
         for group in state["param_groups"]:
-            group["lr"] = None  # set anew before each epoch
+            group["lr"] = ANYTHING
     for key in ("model", "optimizers", "generator"):
         _check_alike(key, saved.get(key), own[key])
 
@@ -107,8 +123,8 @@ def _check_history(history: Any, epochs: int) -> None:
 
 
 def _check_alike(where: str, saved: Any, own: Any) -> None:
-    """The same keys, lengths and values, tensors of the same shape and dtype; None is anything."""
-    if own is None:
+    """The same keys, lengths and values, tensors of the same shape and dtype."""
+    if own is ANYTHING:
         return
     if isinstance(own, Tensor):
         form = _form(own)

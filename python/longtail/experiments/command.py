@@ -120,10 +120,14 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.exit(1, f"{prog}: nothing written: {error}\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"{prog}: error: {error}\n")
+    failed = _write(csv_path, rows, report)
     try:
-        _finish(csv_path, rows, report)
-    except OSError as error:
-        parser.exit(2, f"{prog}: error: {error}\n")
+        report.print_report(rows)
+        if not failed:
+            print(one_line(f"wrote {csv_path} and {csv_path.with_suffix('.png')}"))
+    finally:  # also where nobody reads the table
+        if failed:
+            parser.exit(2, f"{prog}: error: {failed}\n")
 
 
 def _run_digits(arguments: argparse.Namespace) -> Finished:
@@ -191,22 +195,15 @@ def _csv_path(arguments: argparse.Namespace) -> Path:
     return folder / f"experiment_{name}.csv"
 
 
-def _finish(csv_path: Path, rows: list[Row], report: Any) -> None:
-    """Writes the rows first, and prints the table last, whatever happened: one that fails takes no other with it.
-
-    Raises:
-        OSError: not everything could be written.
-    """
-    png_path, failed = csv_path.with_suffix(".png"), []
-    for write, path in ((write_csv, csv_path), (report.draw, png_path)):
+def _write(csv_path: Path, rows: list[Row], report: Any) -> str:
+    """Writes CSV and PNG, each whatever becomes of the other; what could not be written, in words."""
+    failed = []
+    for write, path in ((write_csv, csv_path), (report.draw, csv_path.with_suffix(".png"))):
         try:
             write(rows, path)
         except OSError as error:
             failed.append(str(error))
-    report.print_report(rows)
-    if failed:
-        raise OSError("; ".join(failed))
-    print(one_line(f"wrote {csv_path} and {png_path}"))
+    return "; ".join(failed)
 
 
 RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {

@@ -59,9 +59,9 @@ class LongTailAccuracyCallback(Callback):
     """Logs :class:`longtail.training.LongTailAccuracy` of validation and test, over all ranks.
 
     Logged at the end of an epoch as ``val_accuracy``, ``val_accuracy_balanced``, ``_many``, ``_medium`` and ``_few``
-    (``test_...``); scores without a single sample are left out. Each of several loaders has its own:
-    ``val_accuracy_few/dataloader_idx_0`` and so on. ``validation_step`` and ``test_step`` return a mapping with
-    "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
+    (``test_...``); scores without a single sample are left out. Each of several loaders has its own,
+    ``val_accuracy_few/dataloader_idx_0`` and so on, as Lightning names what steps log. ``validation_step`` and
+    ``test_step`` return a mapping with "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
 
     Args:
         samples_per_class, many, few, ignore_index: as in ``LongTailAccuracy``.
@@ -81,14 +81,18 @@ class LongTailAccuracyCallback(Callback):
         get_correct: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self._new = partial(LongTailAccuracy, samples_per_class, many, few, ignore_index=ignore_index)
-        self.metrics = [self._new()]
+        self._start(1)
         self.get_correct = get_correct or _correct_of
 
+    def _start(self, loaders: int) -> None:
+        self.metrics = [self._new() for _ in range(loaders)]
+        self._one_by_one = False  # several loaders, one after the other
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metrics = [self._new() for _ in trainer.num_val_batches]
+        self._start(len(trainer.num_val_batches))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metrics = [self._new() for _ in trainer.num_test_batches]
+        self._start(len(trainer.num_test_batches))
 
     def on_validation_batch_end(
         self,
@@ -97,9 +101,11 @@ class LongTailAccuracyCallback(Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int | None = None,
     ) -> None:
-        self.metrics[dataloader_idx].update(*self.get_correct(outputs, batch))
+        # Lightning gives no index where a batch is of all loaders, in the other modes of its CombinedLoader.
+        self._one_by_one = dataloader_idx is not None
+        self.metrics[dataloader_idx or 0].update(*self.get_correct(outputs, batch))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -110,15 +116,14 @@ class LongTailAccuracyCallback(Callback):
         self._log(pl_module, "test_accuracy")
 
     def _log(self, pl_module: LightningModule, name: str) -> None:
-        values = {}
+        known: dict[str, float] = {}
         for index, metric in enumerate(self.metrics):
-            loader = f"/dataloader_idx_{index}" if len(self.metrics) > 1 else ""  # as Lightning names what steps log
+            loader = f"/dataloader_idx_{index}" if self._one_by_one else ""
             scores = metric.compute(reduce=True)
-            values[name + loader] = scores.overall
-            for group in ("balanced", "many", "medium", "few"):
-                values[f"{name}_{group}{loader}"] = getattr(scores, group)
+            groups = {f"_{group}": getattr(scores, group) for group in ("balanced", "many", "medium", "few")}
+            named = {"": scores.overall, **groups}
+            known |= {name + group + loader: value for group, value in named.items() if value == value}
         # Every rank has the same scores already: nothing is left to synchronise.
-        known = {key: value for key, value in values.items() if value == value}
         pl_module.log_dict(known, sync_dist=False, add_dataloader_idx=False)
 
 

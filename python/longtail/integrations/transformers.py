@@ -139,9 +139,7 @@ class LossFunctionHandle:
             return
         self._hook.remove()
         self._ours.removed = True
-        current = self._model.__dict__.get("_loss_function")
-        while isinstance(current, _ModelLoss) and current.removed:
-            current = current.before
+        current = _without_removed(self._model.__dict__.get("_loss_function"))
         if current is not None:
             self._model.loss_function = current
         else:
@@ -233,6 +231,15 @@ class _ModelLoss:
         overrides = {"ignore_index": given["ignore_index"]} if "ignore_index" in given else {}
         mark_used()
         return flat_loss(self.compute.current_loss(), logits, labels, given.get("num_items_in_batch"), **overrides)
+
+
+def _without_removed(loss: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The loss, or the one before it that is not removed; nor does it then hold removed ones."""
+    while isinstance(loss, _ModelLoss) and loss.removed:
+        loss = loss.before
+    if isinstance(loss, _ModelLoss):
+        loss.before = _without_removed(loss.before)
+    return loss
 
 
 _PASSES = "longtail.integrations.transformers.DeferredReweightingCallback"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ..arguments import check_number
 from ..functional import complement_entropy, cross_entropy
@@ -127,8 +128,9 @@ class ComplementObjectiveTraining(_Trainer):
 
     Raises:
         TypeError, ValueError: the optimizers are no two optimizers, or one needs a closure (LBFGS); max_grad_norm is
-            negative; autocast is no context and no function. In a step, before a weight moves: an optimizer's loss
-            depends on none of its parameters.
+            negative; autocast is no context and no function. An optimizer's loss depends on none of its
+            parameters: in the first step, before a weight moves, unless the first loss depends on some of the
+            complement optimizer's, or the autograd graph does not show it (FSDP, reentrant checkpoints).
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class ComplementObjectiveTraining(_Trainer):
             max_grad_norm=max_grad_norm,
             autocast=autocast,
         )
+        self._second_step_checked = False
 
     def step(self, input: Any, target: Tensor) -> ComplementObjectiveLosses:
         """Both steps on one batch; returns the two losses, detached."""
@@ -164,22 +167,28 @@ class ComplementObjectiveTraining(_Trainer):
             self._zero_grad()
             logits = self._forward(input)
             loss = loss_function(logits, target)
+            if not self._second_step_checked:
+                self._check_second_step(loss, logits, target)
+            del logits  # a loss that has made its gradient in forward keeps none: room for those of the parameters
             self.scaler.scale(loss).backward()
             self._check_gradients(optimizer)
-            if optimizer is self.optimizers[0]:
-                self._check_second_step(logits, target)
             self._optimizer_step(optimizer)
             losses.append(loss.detach())
         self.scaler.update()
         return ComplementObjectiveLosses(*losses)
 
-    def _check_second_step(self, logits: Tensor, target: Tensor) -> None:
-        """Before the first step: that the second will have gradients, as it has where the first loss made some."""
-        complement = self.optimizers[1]
-        if not has_gradients(complement):
-            loss = self.complement_loss(logits, target)
-            if not depends_on(loss, parameters_of(complement)):
+    def _check_second_step(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Before the first of all steps: that the second has gradients, as it has where the first loss makes some.
+
+        A graph in which nothing leads from that loss to the primary optimizer's parameters (those of FSDP, or within a
+        reentrant checkpoint) says nothing of the complement optimizer's either.
+        """
+        primary, complement = (parameters_of(optimizer) for optimizer in self.optimizers)
+        if not depends_on(loss, complement) and depends_on(loss, primary):
+            other = self.complement_loss(logits, target)
+            if not depends_on(other, complement):
                 raise ValueError(_NO_GRADIENT.format("complement"))
+        self._second_step_checked = True
 
 
 class SingleForwardComplementObjectiveTraining(_Trainer):
@@ -236,9 +245,9 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
         """One forward, both gradients, and the steps; returns the two losses, detached."""
         self._zero_grad()
         logits = self._forward(input)
-        version = getattr(logits, "_version", None)
+        before = _versions(logits)
         loss = self.loss(logits, target)
-        if getattr(logits, "_version", None) != version:
+        if _versions(logits) != before:
             raise ValueError(f"the loss has written over the logits, {_LEAVE_THE_LOGITS}")
         losses = ComplementObjectiveLosses(loss, self.complement_loss(logits, target))
         if len(self.optimizers) == 1:
@@ -255,9 +264,8 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
         primary, complement = self.optimizers
         self.scaler.scale(losses.loss).backward(retain_graph=True)
         kept = [self._gradients(primary)]
-        reached = {id(parameter) for parameter in parameters_of(complement) if parameter.grad is not None}
         self._zero_grad()
-        second_backward(self.scaler.scale(losses.complement_loss), self.model, complement, reached)
+        second_backward(self.scaler.scale(losses.complement_loss), self.model, complement)
         kept.append(self._gradients(complement))
         for optimizer, gradients in zip(self.optimizers, kept, strict=True):
             self._zero_grad()
@@ -273,6 +281,11 @@ class SingleForwardComplementObjectiveTraining(_Trainer):
 def _option(loss: object, name: str) -> object:
     """An option of a loss, where it is a module or a functools.partial."""
     return loss.keywords.get(name) if isinstance(loss, partial) else getattr(loss, name, None)
+
+
+def _versions(logits: Any) -> list[int | None]:
+    """How often each tensor of what a model returned has been written over."""
+    return [getattr(leaf, "_version", None) for leaf in tree_leaves(logits)]
 
 
 def _is_context(value: object) -> bool:

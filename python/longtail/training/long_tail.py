@@ -79,7 +79,7 @@ def long_tailed_indices(
     if 0 in available:
         raise ValueError(f"targets hold no class {available.index(0)}, expected all of 0 to {len(available) - 1}")
     shares = _shares(len(available), imbalance_factor, profile)
-    n_max = int(min((have + 1) / share for have, share in zip(available, shares, strict=True)))
+    n_max = min(available[0], int(min((have + 1) / share for have, share in zip(available, shares, strict=True))))
     counts = long_tailed_counts(n_max, len(available), imbalance_factor, profile)
     while any(want > have for want, have in zip(counts, available, strict=True)):
         n_max -= 1

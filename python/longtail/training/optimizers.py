@@ -48,14 +48,12 @@ def depends_on(loss: Tensor, parameters: Collection[Tensor]) -> bool:
     return False
 
 
-def second_backward(loss: Tensor, model: nn.Module, optimizer: Optimizer, reached: Collection[int]) -> None:
+def second_backward(loss: Tensor, model: nn.Module, optimizer: Optimizer) -> None:
     """Makes the gradients of an optimizer by a second backward pass through one forward of the model.
 
     DistributedDataParallel averages over its ranks in the first, and in no other: here that is done for it. It does
-    not see this pass, after which it would take the parameters for used in its next forward.
-
-    Args:
-        reached: ids of the parameters that have a gradient after the first pass, on this rank or on another.
+    not see this pass, after which it would take the parameters for used in its next forward. A parameter that no
+    rank's loss depends on has no gradient, as in one process.
     """
     groups = {
         id(parameter): module.process_group
@@ -70,8 +68,20 @@ def second_backward(loss: Tensor, model: nn.Module, optimizer: Optimizer, reache
         return
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
         parameter.grad = None if gradient is None else gradient.clone()  # two parameters may have got one tensor
-        if id(parameter) in groups and id(parameter) in reached:
-            group = groups[id(parameter)]
-            total = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    for group in dict.fromkeys(groups.values()):  # in the same order on all ranks
+        _average([parameter for parameter in parameters if groups.get(id(parameter)) == group], group)
+
+
+def _average(parameters: list[Tensor], group: Any) -> None:
+    """Averages over the ranks the gradients that one of them has at least."""
+    if not parameters:
+        return
+    found = [parameter.grad is not None for parameter in parameters]
+    ranks = torch.tensor(found, dtype=torch.int32, device=parameters[0].device)
+    torch.distributed.all_reduce(ranks, group=group)
+    for parameter, known in zip(parameters, ranks.tolist(), strict=True):  # a GPU's host waits here, once a batch
+        if known:
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            total = mine.contiguous()  # ranks add up memory, in whatever order each has it
             torch.distributed.all_reduce(total, group=group)
             parameter.grad = total / group.size()
