@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import cases
 import longtail
@@ -203,6 +205,42 @@ def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> N
     if true.numel():
         error = ((got.double() - true).norm() / (true.norm() + 1e-300)).item()
         assert error <= bound, f"{what} is off by {error:.2g} of its norm"
+
+
+def losses_of(group: Any) -> dict[str, Callable[..., Tensor]]:
+    """(x, w, target, ...) -> either loss; ``w``: this rank's 3 classes."""
+    shared: dict[str, Any] = {"group": group, "num_classes": 3 * dist.get_world_size(group), "label_smoothing": 0.1}
+    return {
+        "logits": lambda x, w, *args, **given: longtail.vocab_parallel_cross_entropy(x @ w.T, *args, **given, **shared),
+        "linear": lambda *args, **given: longtail.vocab_parallel_linear_cross_entropy(*args, **given, **shared),
+    }
+
+
+def constants_that_change(group: Any, kind: str, name: str) -> str:
+    """What backward raises after one of them has been written to, as that of one process does; where they are freed."""
+    classes, loss = 3 * dist.get_world_size(group), losses_of(group)[kind]
+    x, w, target = torch.randn(4, 5), torch.randn(3, 5, requires_grad=True), torch.arange(4) % classes
+    given = torch.rand(4 if name == "sample_weight" else classes)
+    value = loss(x, w, target, gradient="backward", **{name: given})
+    value.backward()
+    alive, given = weakref.ref(given), torch.rand_like(given)
+    assert alive() is None, "kept by a loss whose gradient is known"
+    value = loss(x, w, target, gradient="backward", **{name: given})
+    given.mul_(2)
+    return raised_by(value.backward)[1]
+
+
+def checkpointed(group: Any, kind: str, gradient: str, reentrant: bool) -> None:
+    loss = losses_of(group)[kind]
+    x, w = torch.randn(4, 5), torch.randn(3, 5, requires_grad=True)
+    v, target = torch.rand(4), torch.arange(4)
+
+    def call(w: Tensor) -> Tensor:
+        return loss(x, w, target, gradient=gradient, sample_weight=v)
+
+    (truth,) = torch.autograd.grad(call(w), w)
+    checkpoint(call, w, use_reentrant=reentrant).backward()
+    assert_same(w.grad, truth)
 
 
 def counting(group: Any) -> None:

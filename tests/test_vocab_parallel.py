@@ -91,3 +91,18 @@ def test_one_rank(ranks: Ranks) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_counts_over_ranks(ranks: Ranks, world: int) -> None:
     ranks.run(world, rank_cases.counting)
+
+
+@pytest.mark.parametrize("name", ["sample_weight", *rank_cases.VECTORS])
+@pytest.mark.parametrize("kind", ["logits", "linear"])
+def test_constants_that_change_before_backward(ranks: Ranks, kind: str, name: str) -> None:
+    """An error, as in one process; and nothing holds them longer than the gradient needs them."""
+    for text in ranks.run(2, rank_cases.constants_that_change, kind, name):
+        assert "modified by an inplace operation" in text
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("gradient", ["backward", "forward"])
+@pytest.mark.parametrize("kind", ["logits", "linear"])
+def test_under_checkpoint(ranks: Ranks, kind: str, gradient: str, reentrant: bool) -> None:
+    ranks.run(2, rank_cases.checkpointed, kind, gradient, reentrant)

@@ -158,12 +158,13 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        logits, target, _, ctx.reduction, ctx.gradient, ctx.shard = inputs
+        logits, target, _, ctx.reduction, ctx.gradient, shard = inputs
+        ctx.shard, constants = shard.parted()
         _, stats, divisor, *rest = output
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
             ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
-            ctx.save_for_backward(logits, target, divisor, stats, *rest)
+            ctx.save_for_backward(logits, target, divisor, stats, *rest, *constants)
         else:
             ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
             ctx.save_for_backward(*(rest or [logits]), target, divisor)
@@ -174,10 +175,11 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
             return (None,) * 6
         if ctx.gradient != "backward":
             return (scaled_gradient(ctx, grad_output, ctx.shard.ignore_index), *(None,) * 5)
-        logits, target, divisor, *found = ctx.saved_tensors
-        _, row_grad = ctx.shard.loss_and_row_grad(Gathered(*found))
+        logits, target, divisor, stats, w_g, weight_sum, *constants = ctx.saved_tensors
+        shard = ctx.shard.joined(constants)
+        _, row_grad = shard.loss_and_row_grad(Gathered(stats, w_g, weight_sum))
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = ctx.shard.apply(logits, target, row_grad, upstream, inplace=False)
+        grad = shard.apply(logits, target, row_grad, upstream, inplace=False)
         if torch.is_grad_enabled() and (grad_output.requires_grad or logits.requires_grad):
             grad = RefuseSecondDerivative.apply(grad, grad_output, logits)
         return (grad, *(None,) * 5)

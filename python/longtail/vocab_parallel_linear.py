@@ -192,7 +192,8 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *data, _, ctx.setting, ctx.shard, ctx.sequence_parallel = inputs
+        *data, _, ctx.setting, shard, ctx.sequence_parallel = inputs
+        ctx.shard, constants = shard.parted()
         _, stats, divisor, *rest = output
         ctx.gradient, ctx.dtypes = ctx.setting.gradient, (data[0].dtype, data[1].dtype)
         ctx.rows = ctx.shard.local_rows(len(data[3])) if ctx.sequence_parallel else slice(None)
@@ -202,7 +203,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
             ctx.save_for_backward(data[3], divisor, *rest)
         else:
             ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
-            ctx.save_for_backward(*data, divisor, stats, *rest)
+            ctx.save_for_backward(*data, divisor, stats, *rest, *constants)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -211,11 +212,13 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
             return (None, None, None, *rest)
         if ctx.gradient == "forward":
             return (*kept_gradients(ctx, grad_output, ctx.shard.ignore_index), *rest)
-        *data, divisor, stats, w_g, weight_sum = ctx.saved_tensors
-        ctx.shard.meeting.check_turn()
+        saved = ctx.saved_tensors  # of a checkpoint they are there once
+        *data, divisor, stats, w_g, weight_sum = saved[:8]
+        shard = ctx.shard.joined(saved[8:])
+        shard.meeting.check_turn()
         upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
         known = Gathered(stats, w_g, weight_sum)
-        grads = sweep(data, ctx.setting, ctx.shard, ctx.sequence_parallel, upstream, known).grads
+        grads = sweep(data, ctx.setting, shard, ctx.sequence_parallel, upstream, known).grads
         assert grads is not None
         needs = ctx.needs_input_grad[:3]
         found = [guarded(x, grad_output, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]

@@ -135,6 +135,16 @@ class Shard(NamedTuple):
     finish: dict[str, Any]
     """Options of :func:`longtail.reference.finish` that are numbers."""
 
+    def parted(self) -> tuple[Shard, tuple[Tensor | None, ...]]:
+        """Without the caller's tensors, and these, which autograd keeps: it sees whether they change until backward."""
+        rest = self._replace(vectors=dict.fromkeys(self.vectors), sample_weight=None)
+        return rest, (*self.vectors.values(), self.sample_weight)
+
+    def joined(self, tensors: tuple[Tensor | None, ...]) -> Shard:
+        """The whole of what :meth:`parted` made two of."""
+        *vectors, sample_weight = tensors
+        return self._replace(vectors=dict(zip(self.vectors, vectors, strict=True)), sample_weight=sample_weight)
+
     @property
     def total(self) -> int:
         """Classes of all ranks."""
