@@ -148,10 +148,10 @@ def exchanged(layout: Layout, told: Tensor) -> Tensor:
         if layout.mesh.size(i) == 1:
             continue
         parts = all_gather(told, layout.mesh.get_group(i))
-        total, shares_rows = sum_in_rank_order(parts), i in layout.row_dims
-        others = ~torch.isclose(parts, parts[0], rtol=1e-5, atol=0.0, equal_nan=True)
-        targets = torch.zeros_like(told[0]) if shares_rows else (parts[:, 1] != parts[0, 1]).sum()
-        wrong = total[WRONG] + torch.stack([torch.zeros_like(told[0]), targets, others[:, NORMALIZER].sum()])
+        total, shares_rows, zero = sum_in_rank_order(parts), i in layout.row_dims, torch.zeros_like(told[0])
+        others = ~torch.isclose(parts[:, NORMALIZER], parts[0, NORMALIZER], rtol=1e-5, atol=0.0, equal_nan=True)
+        targets = zero if shares_rows else (parts[:, 1] != parts[0, 1]).sum(dtype=zero.dtype)
+        wrong = total[WRONG] + torch.stack([zero, targets, others.sum(dtype=zero.dtype)])
         told = torch.cat([(total if shares_rows else told)[SUMS], told[NORMALIZER : NORMALIZER + 1], wrong])
     return told
 
