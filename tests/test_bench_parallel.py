@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtail.meeting import HEADER
+from longtail.handshake import HEADER
 
 ROOT = Path(__file__).resolve().parent.parent
 

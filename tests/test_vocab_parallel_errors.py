@@ -10,7 +10,7 @@ import torch
 import longtail
 import rank_cases
 from longtail.agreement import Refusal, class_starts
-from longtail.meeting import range_code
+from longtail.handshake import range_code
 from longtail.vocab_shard import ALL, OWN, how_given
 from ranks import Ranks
 

@@ -14,8 +14,8 @@ from .distributed import Group, untraced
 from .dtensor import Problem, check_problem, global_result, placements_of
 from .dtensor_layout import Layout, local_range
 from .errors import ArgumentTypeError, ArgumentValueError
+from .handshake import check_turn, next_turn
 from .linear_cross_entropy import check_chunks, linear_cross_entropy, logits_dtype
-from .meeting import check_turn, next_turn
 from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 SUPPORTED = (

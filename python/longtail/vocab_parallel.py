@@ -16,8 +16,8 @@ from . import arguments, reference
 from .autograd import SIGNATURE, RefuseSecondDerivative, reduce_loss, rows_of, scaled_gradient
 from .distributed import Group, process_group, untraced
 from .functional import check_options
+from .handshake import Handshake, refuse
 from .kept_gradient import check_overwritable, gradient_divisor, shares
-from .meeting import Meeting, refuse
 from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
 from .vocab_shard import check_rows, check_targets, class_vectors, kind_of, make_shard, propose
@@ -109,11 +109,11 @@ def vocab_parallel_cross_entropy(
         proposal = propose(local_logits.shape[1], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, local_logits)
         check_targets(g, ignore_index, proposal.total)
-        meeting = Meeting(proposal, group, g, normalizer)
+        handshake = Handshake(proposal, group, g, normalizer)
     except Exception as error:
         refuse(error, group, local_logits)
-    with meeting:
-        shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
+    with handshake:
+        shard = make_shard(handshake, numbers, ignore_index, vectors, v, return_stats)
         denominator = shard.denominator(reduction, normalizer, g)
         wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
         mode = gradient if wants_grad else "backward"  # nothing may be overwritten by a gradient that nobody wants

@@ -12,11 +12,11 @@ from .autograd import SIGNATURE, reduce_loss, rows_of
 from .distributed import Group, process_group, untraced
 from .errors import ArgumentValueError
 from .functional import check_options
+from .handshake import Handshake, refuse
 from .kept_gradient import gradient_divisor, shares
 from .linear_autograd import Setting, guarded, kept_gradients
 from .linear_chunks import arithmetic_dtype, chunk_rows
 from .linear_cross_entropy import GRADIENTS, check_chunks, check_gathered, logits_dtype
-from .meeting import Meeting, refuse
 from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
 from .vocab_parallel_sweep import sweep
@@ -115,11 +115,11 @@ def vocab_parallel_linear_cross_entropy(
         proposal = propose(linear_weight.shape[0], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, input)
         check_targets(g, ignore_index, proposal.total)
-        meeting = Meeting(proposal, group, g, normalizer)
+        handshake = Handshake(proposal, group, g, normalizer)
     except Exception as error:
         refuse(error, group, input)
-    with meeting:
-        shard = make_shard(meeting, numbers, ignore_index, vectors, v, return_stats)
+    with handshake:
+        shard = make_shard(handshake, numbers, ignore_index, vectors, v, return_stats)
         denominator = shard.denominator(reduction, normalizer, g)
         if denominator is not None:
             denominator = denominator.to(arithmetic_dtype(dtype))
@@ -215,7 +215,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # of a checkpoint they are there once
         *data, divisor, stats, w_g, weight_sum = saved[:8]
         shard = ctx.shard.joined(saved[8:])
-        shard.meeting.check_turn()
+        shard.handshake.check_turn()
         upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
         known = Gathered(stats, w_g, weight_sum)
         grads = sweep(data, ctx.setting, shard, ctx.sequence_parallel, upstream, known).grads

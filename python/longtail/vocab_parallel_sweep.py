@@ -53,7 +53,7 @@ def _chunks(
     shard: Shard,
     sequence_parallel: bool,
 ) -> Iterator[_Chunk]:
-    rows, blocks = input.shape[0], shard.meeting.world if sequence_parallel else 1
+    rows, blocks = input.shape[0], shard.handshake.world if sequence_parallel else 1
     size = max(1, size // blocks)
     buffer = weight.new_empty((blocks * min(size, rows), weight.shape[0]))
     for begin in range(0, rows, size):
@@ -71,7 +71,7 @@ def _chunks(
 
 def _gathered(rows: Tensor, shard: Shard) -> Tensor:
     """Those of every rank, in rank order."""
-    return shard.meeting.gather(lambda: rows).flatten(0, 1)
+    return shard.handshake.gather(lambda: rows).flatten(0, 1)
 
 
 class _Sums:
@@ -137,7 +137,7 @@ def sweep(
         loss = input.new_empty((rows,), dtype=wide)
         w_g = loss.new_ones((rows,)) if shard.vectors["weight"] is not None else None
         whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()))
-        sums = None if upstream is None else _Sums(data, setting, shard.meeting.group, sequence_parallel)
+        sums = None if upstream is None else _Sums(data, setting, shard.handshake.group, sequence_parallel)
         if rows == 0 and known is None:
             _gathered(weight[:0], shard)  # ranks compare what they are about to compute all the same
         for chunk in _chunks(input, weight, bias, target, setting.chunk_size, shard, sequence_parallel):

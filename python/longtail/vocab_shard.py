@@ -11,8 +11,8 @@ from . import arguments, ops, reference
 from .agreement import Proposal
 from .distributed import Group, sum_in_rank_order
 from .errors import ArgumentValueError
+from .handshake import Handshake
 from .kept_gradient import Size, softmax_size
-from .meeting import Meeting
 from .softmax_loss import mean_denominator
 from .vocab_stats import Gathered, Local, Traffic, gather
 
@@ -124,7 +124,7 @@ def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Te
 class Shard(NamedTuple):
     """A rank's part of a problem, but for logits and targets; its three steps."""
 
-    meeting: Meeting
+    handshake: Handshake
     traffic: Traffic
     vectors: dict[str, Tensor | None]
     """Class vectors as given."""
@@ -148,14 +148,14 @@ class Shard(NamedTuple):
     @property
     def total(self) -> int:
         """Classes of all ranks."""
-        return self.meeting.proposal.total
+        return self.handshake.proposal.total
 
     def own(self, name: str) -> Tensor | None:
         """A class vector of this rank's classes."""
-        vector, proposal = self.vectors[name], self.meeting.proposal
+        vector, proposal = self.vectors[name], self.handshake.proposal
         if vector is None or dict(proposal.options)[name] == OWN:
             return vector
-        return vector[self.meeting.start : self.meeting.start + proposal.size]
+        return vector[self.handshake.start : self.handshake.start + proposal.size]
 
     @property
     def whole_weight(self) -> Tensor | None:
@@ -170,11 +170,11 @@ class Shard(NamedTuple):
 
     def local_target(self, target: Tensor) -> Tensor:
         """Global classes as the operators of a shard take them."""
-        return local_target(target, self.meeting.start, self.meeting.proposal.size, self.ignore_index)
+        return local_target(target, self.handshake.start, self.handshake.proposal.size, self.ignore_index)
 
     def accumulate(self, logits: Tensor, target: Tensor) -> Gathered:
         """The statistics of whole rows, known to every rank."""
-        found = gather(lambda: self._local(logits, target), target, self.traffic, self.meeting)
+        found = gather(lambda: self._local(logits, target), target, self.traffic, self.handshake)
         return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
 
     def _local(self, logits: Tensor, target: Tensor) -> Local:
@@ -202,8 +202,8 @@ class Shard(NamedTuple):
 
     def local_rows(self, rows: int) -> slice:
         """This rank's of ``rows`` that sequence parallelism shares out evenly."""
-        part = rows // self.meeting.world
-        return slice(part * self.meeting.rank, part * (self.meeting.rank + 1))
+        part = rows // self.handshake.world
+        return slice(part * self.handshake.rank, part * (self.handshake.rank + 1))
 
     def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, reference.RowGrad]:
         """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
@@ -228,7 +228,7 @@ class Shard(NamedTuple):
             w_g, weight_sum = self._whole_weights(target), self.whole_weight.sum()
         elif self.vectors["weight"] is not None:
             own = self.vectors["weight"].sum()[None]
-            parts = self.meeting.gather(lambda: torch.cat([self._local_weights(self.local_target(target)), own]))
+            parts = self.handshake.gather(lambda: torch.cat([self._local_weights(self.local_target(target)), own]))
             packed = sum_in_rank_order(parts)
             w_g, weight_sum = packed[:-1], packed[-1]
         return self.size(target, dtype, w_g, weight_sum)
@@ -247,7 +247,7 @@ class Shard(NamedTuple):
 
 
 def make_shard(
-    meeting: Meeting,
+    handshake: Handshake,
     numbers: dict[str, Any],
     ignore_index: int,
     vectors: dict[str, Tensor | None],
@@ -255,12 +255,12 @@ def make_shard(
     return_stats: bool,
 ) -> Shard:
     """This rank's part."""
-    total = meeting.proposal.total
+    total = handshake.proposal.total
     smoothing, complement = numbers["label_smoothing"], numbers["complement_gamma"]
     traffic = Traffic(
         entropy=complement != 0 or return_stats,
         smoothing=smoothing != 0,
-        weight=dict(meeting.proposal.options)["weight"] == OWN,
+        weight=dict(handshake.proposal.options)["weight"] == OWN,
     )
     finish = {
         "num_classes": total,
@@ -271,7 +271,7 @@ def make_shard(
         "z_loss": numbers["z_loss"],
     }
     return Shard(
-        meeting,
+        handshake,
         traffic,
         vectors,
         sample_weight=sample_weight,

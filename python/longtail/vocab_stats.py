@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .distributed import sum_in_rank_order
-from .meeting import Meeting
+from .handshake import Handshake
 from .reference import shifted_exp
 
 
@@ -65,15 +65,15 @@ class Local(NamedTuple):
         return torch.cat([torch.stack(parts).reshape(-1), self.weight_sum.to(self.stats.dtype).reshape(1)])
 
 
-def gather(local: Callable[[], Local], target: Tensor, traffic: Traffic, meeting: Meeting) -> Gathered:
+def gather(local: Callable[[], Local], target: Tensor, traffic: Traffic, handshake: Handshake) -> Gathered:
     """One all-gather of the ranks' statistics, and their combination: bitwise the same on every rank.
 
     ``target``: [N] global classes.
     """
-    received = meeting.gather(lambda: local().packed(traffic))
+    received = handshake.gather(lambda: local().packed(traffic))
     sent = len(traffic.columns) + traffic.weight
     columns = received[:, :-1].unflatten(1, (sent, len(target))).transpose(0, 1)  # [columns, P, N]
-    owner = meeting.owners(target)
+    owner = handshake.owners(target)
     found = dict(zip(traffic.columns, columns, strict=False))
     omega = received[:, -1]
     owned_w = columns[-1].gather(0, owner[None])[0] if traffic.weight else None

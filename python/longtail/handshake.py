@@ -1,4 +1,4 @@
-"""What a rank takes of the others, compared inside the first all-gather of every call.
+"""The handshake of ranks: what they assume of each other, compared inside the first all-gather of every call.
 
     header + payload --all-gather--> headers compared; the payload of every rank
 
@@ -116,7 +116,7 @@ def _exchange(header: Tensor, payload: Tensor | None, group: Group) -> tuple[Ten
 
 
 def refuse(error: Exception, group: Group, data: object) -> NoReturn:
-    """Raises ``error`` on every rank, in the place of a :class:`Meeting`; GPUs that know their head assert.
+    """Raises ``error`` on every rank, in the place of a :class:`Handshake`; GPUs that know their head assert.
 
     ``data``: what this rank was given for logits or hidden states.
     """
@@ -160,7 +160,7 @@ def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
     raise error
 
 
-class Meeting:
+class Handshake:
     """One call of the ranks of a group: where this rank's classes begin, who holds a class, and gathers.
 
     As a context: what this rank raises before the ranks have compared what they assume is raised on every rank.
@@ -266,10 +266,8 @@ class Meeting:
         fits = (headers[:, :EQUAL] == headers[self.rank, :EQUAL]).all() & (headers[self.rank, Column.FAULT] == 0)
         fits &= headers[:, Column.RANGE].sum() == range_code(0, self.proposal.total)
         if self.proposal.class_start is None:
-            ends = headers[:, Column.SIZE].cumsum(0)
-            fits &= (
-                (headers[:, Column.START] + headers[:, Column.SIZE] == ends) | (headers[:, Column.SIZE] == 0)
-            ).all()
+            starts, sizes = headers[:, Column.START], headers[:, Column.SIZE]
+            fits &= ((starts + sizes == sizes.cumsum(0)) | (sizes == 0)).all()
         if self._normalizer is not None:
             values = headers[:, Column.NORMALIZER]
             fits &= torch.isclose(values, values[self.rank], rtol=1e-5, atol=0.0, equal_nan=True).all()
