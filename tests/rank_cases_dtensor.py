@@ -154,7 +154,8 @@ def refused_by_one(
             input = sharded(mesh, (6, 3), [placements[0], Replicate()]).requires_grad_("i" in trains)
             longtail.linear_cross_entropy(input, weight, target, **given)
         else:
-            getattr(longtail, loss)(sharded(mesh, (6, 8), placements), target, **given)
+            counts = {"samples_per_class": [3] * 8, "beta": 0.9} if loss == "class_balanced_loss" else {}
+            getattr(longtail, loss)(sharded(mesh, (6, 8), placements), target, **counts | given)
 
     for given in ({}, odd):
         with contextlib.suppress(ValueError, TypeError, IndexError):

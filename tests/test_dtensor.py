@@ -107,6 +107,13 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "focal_loss": ({"gamma": -1.0}, "focal_loss", "focal_gamma is -1.0"),
     "complement": ({"gamma": float("nan")}, "complement_cross_entropy", "complement_gamma is nan"),
     "gamma_of_text": ({"gamma": "two"}, "complement_cross_entropy", "complement_gamma is a str"),
+    "counts": (
+        {"samples_per_class": [-1] * 8},
+        "class_balanced_loss",
+        "ValueError: rank 2: samples_per_class[0] is -1",
+    ),
+    "balanced": ({"loss": "softmin"}, "class_balanced_loss", "rank 2: loss is 'softmin'"),
+    "sigmoid": ({"loss": "focal"}, "class_balanced_loss", "rank 2: input is a DTensor, expected a plain tensor with"),
     "stats": ({"return_stats": True}, "cross_entropy", "disagree on return_stats: False on rank 0, True on rank 2"),
     "row_placement": ({"placed": "fc"}, "cross_entropy", "disagree on placements of input"),
     "class_placement": ({"placed": "rf"}, "cross_entropy", "disagree on placements of input"),

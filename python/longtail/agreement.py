@@ -125,6 +125,16 @@ def agreed(mesh: Any, device: torch.device, check: Callable[[], tuple[T, dict[st
     return found
 
 
+def refuse_on_mesh(error: Exception, data: Any) -> NoReturn:
+    """Raises ``error`` on every rank of the mesh of ``data``, a DTensor, in the place of what :func:`agreed` checks."""
+
+    def check() -> NoReturn:
+        raise error
+
+    agreed(data.device_mesh, data.device, check)
+    raise error
+
+
 def mesh_groups(mesh: Any) -> list[Group]:
     """Of the dimensions of several ranks, in turn."""
     return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from . import arguments, reference
+from .agreement import refuse_on_mesh
 from .distributed import is_dtensor
 from .errors import ArgumentTypeError
 from .softmax_loss import probability_cross_entropy, softmax_loss
+
+R = TypeVar("R")
 
 
 def check_options(
@@ -63,6 +67,16 @@ def check_gamma(input: Tensor, gamma: float, low: float = 0.0) -> float:
     arguments.check_tensors(input=input)
     arguments.check_logits(input)
     return arguments.check_number("gamma", gamma, low, dtype=reference.accumulate_dtype(input))
+
+
+def checked_on_every_rank(input: Tensor, check: Callable[[], R]) -> R:
+    """What ``check`` finds; with a DTensor its error is raised on every rank, where all compare what they compute."""
+    if not is_dtensor(input):
+        return check()
+    try:
+        return check()
+    except Exception as error:
+        refuse_on_mesh(error, input)
 
 
 def cross_entropy(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from . import arguments
 from .class_balance import Counts, PerClass, effective_number_weight
-from .errors import ArgumentValueError
-from .functional import check_gamma, cross_entropy
+from .distributed import is_dtensor
+from .errors import ArgumentTypeError, ArgumentValueError
+from .functional import check_gamma, checked_on_every_rank, cross_entropy
 from .sigmoid_loss import along_classes, sigmoid_loss
 
 CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
@@ -206,7 +208,8 @@ def class_balanced_loss(
         TypeError, ValueError, IndexError: as ``effective_number_weight`` and :func:`longtail.cross_entropy`; or
             ``loss`` is none of the four.
     """
-    weight = effective_number_weight(samples_per_class, beta, empty, volume=volume)  # type: ignore[arg-type]
+    weights = partial(effective_number_weight, samples_per_class, beta, empty, volume=volume)  # type: ignore[arg-type]
+    weight = checked_on_every_rank(input, weights)
     return balanced(
         *(input, target, weight.to(input.device), loss, gamma), reduction=reduction, normalizer=normalizer, **options
     )
@@ -224,17 +227,9 @@ def balanced(
     **options: Any,
 ) -> Any:
     """:func:`class_balanced_loss` for given class weights [C]."""
-    arguments.check_choice("loss", loss, CLASS_BALANCED)
-    arguments.check_tensors(input=input, target=target)
-    gamma = check_gamma(input, gamma)
+    gamma = checked_on_every_rank(input, partial(_check_balanced, input, target, loss, gamma))
     focal_gamma = gamma if loss in ("focal", "softmax_focal") else 0.0
     softmax = loss in ("softmax", "softmax_focal")
-    if loss != "softmax" and input.shape == target.shape:
-        raise ArgumentValueError(
-            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
-            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
-            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
-        )
     if isinstance(normalizer, str) and normalizer == "rows":
         normalizer = None if reduction != "mean" else "count" if softmax else "rows"
     if softmax:
@@ -251,3 +246,18 @@ def balanced(
         normalizer=normalizer,
         **options,
     )
+
+
+def _check_balanced(input: Tensor, target: Tensor, loss: str, gamma: float) -> float:
+    arguments.check_choice("loss", loss, CLASS_BALANCED)
+    arguments.check_tensors(input=input, target=target)
+    gamma = check_gamma(input, gamma)
+    if loss in ("sigmoid", "focal") and is_dtensor(input):
+        raise ArgumentTypeError(f"input is a DTensor, expected a plain tensor with loss={loss!r}")
+    if loss != "softmax" and input.shape == target.shape:
+        raise ArgumentValueError(
+            f"target has the input's shape {list(input.shape)}, expected class indices, one for each row: the "
+            "class-balanced losses weight a row by its one class. For a target for each element pass the weights to "
+            "longtail.sigmoid_focal_loss, as weight=effective_number_weight(samples_per_class, beta)"
+        )
+    return gamma
