@@ -71,8 +71,8 @@ def vocab_parallel_linear_cross_entropy(
             that for C / P classes; with ``sequence_parallel`` it is rounded to a multiple of P.
 
     The gradient of the input is summed over the ranks in the input's dtype (float16 that is kept for backward: in
-    ``accumulate_dtype``), by torch.distributed: it is the same on
-    every rank, but its last bits depend on how the backend orders the sum.
+    ``accumulate_dtype``), by torch.distributed: it is the same on every rank, but its last bits depend on how the
+    backend orders the sum.
 
     With ``gradient="backward"`` the backward passes of several losses run in the same order on every rank.
 
