@@ -138,6 +138,17 @@ def calls_after_a_mistake(group: Any) -> None:
             raise AssertionError(f"{wrong} was accepted")
 
 
+def linear_truth(
+    parts: list[Tensor | None], target: Tensor, reduction: str, options: cases.Options
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """(loss, upstream, gradients) of input, weight and bias that are whole, by the float64 reference."""
+    wide = [None if p is None else p.clone().double().requires_grad_() for p in parts]
+    logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
+    loss = longtail.reference.cross_entropy(logits, target, reduction=reduction, **cases.to_float64(options))
+    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
+    return loss.detach(), up, torch.autograd.grad(loss, [p for p in wide if p is not None], up)
+
+
 def linear_case(
     group: Any,
     sizes: list[int],
@@ -162,11 +173,7 @@ def linear_case(
     w = torch.randn(classes, features, generator=g, dtype=torch.float64).to(dtype)
     b = torch.randn(classes, generator=g, dtype=torch.float64).to(dtype) if bias else None
     options = cases.options(option_set, classes, target, dtype)
-    wide = [None if p is None else p.clone().double().requires_grad_() for p in (x, w, b)]
-    logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
-    loss = longtail.reference.cross_entropy(logits, target, reduction=reduction, **cases.to_float64(options))
-    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
-    truth = torch.autograd.grad(loss, [p for p in wide if p is not None], up)
+    loss, up, truth = linear_truth([x, w, b], target, reduction, options)
     begin, end = local_range(group, sizes)
     share = rows // world
     mine = x.clone()
@@ -183,7 +190,7 @@ def linear_case(
         accumulate_dtype=accumulate_dtype, return_stats=True, **given,
     )  # fmt: skip
     assert got.dtype == cases.vector_dtype(dtype)
-    close_in_norm(got.detach(), loss.detach(), dtype, "loss")
+    close_in_norm(got.detach(), loss, dtype, "loss")
     if trains:
         wanted = [p for p in parts if p is not None and p.requires_grad]
         grads = iter(torch.autograd.grad(got, wanted, up.to(got.dtype)))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 import cases
 import longtail
-from rank_cases import close_in_norm, digest, raised_by
+from rank_cases import close_in_norm, digest, linear_truth, raised_by
 from rank_cases_dtensor import mesh_of, placements_of
 from tolerances import assert_close
 
@@ -36,11 +36,7 @@ def linear_case(
     x, w = (torch.randn(n, 6, generator=g, dtype=torch.float64).to(dtype) for n in (rows, classes))
     b = torch.randn(classes, generator=g, dtype=torch.float64).to(dtype) if bias else None
     options = cases.options(option_set, classes, target, dtype)
-    wide = [None if p is None else p.clone().double().requires_grad_() for p in (x, w, b)]
-    logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
-    loss = longtail.reference.cross_entropy(logits, target, reduction=reduction, **cases.to_float64(options))
-    up = torch.randn(loss.shape, generator=cases.generator(11), dtype=torch.float64)
-    truth = torch.autograd.grad(loss, [p for p in wide if p is not None], up)
+    loss, up, truth = linear_truth([x, w, b], target, reduction, options)
     placed = [placements_of(text) for text in (input_placed, weight_placed, weight_placed)]
     parts = [
         None if p is None else distribute_tensor(p, mesh, q).requires_grad_()
@@ -50,7 +46,7 @@ def linear_case(
         parts[0], parts[1], target, linear_bias=parts[2], reduction=reduction, gradient=gradient, chunk_size=5,
         return_stats=True, **options,
     )  # fmt: skip
-    close_in_norm(got.full_tensor(), loss.detach(), dtype, "loss")
+    close_in_norm(got.full_tensor(), loss, dtype, "loss")
     upstream = distribute_tensor(up.to(got.dtype), mesh, got.placements)
     grads = torch.autograd.grad(got, [p for p in parts if p is not None], upstream)
     for grad, true, q in zip(grads, truth, placed, strict=False):

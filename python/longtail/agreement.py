@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from .distributed import Group, all_gather, numbers
+from .distributed import Group, all_gather, on_device
 from .errors import ArgumentValueError
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def agreed(mesh: Any, device: torch.device, check: Callable[[], tuple[T, dict[st
         mine = [0.0, float(own.fingerprint())]
     except Exception as error:
         own, mine = error, [1.0, 0.0]
-    known = numbers(tuple(mine), device if device.type == mesh.device_type else torch.device(mesh.device_type))
+    known = on_device(tuple(mine), device if device.type == mesh.device_type else torch.device(mesh.device_type))
     for group in groups:
         seen = all_gather(known, group)
         odd = (seen[:, 0] != 0) | (seen[:, 1] != known[1])

@@ -85,7 +85,7 @@ def device_of(data: object, group: Group) -> torch.device:
 
 
 @functools.lru_cache(maxsize=64)
-def numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float64, on the device once: a CUDA graph can not be captured over a copy. The host does not wait for that."""
     return torch.tensor(values, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
 

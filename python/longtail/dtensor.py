@@ -1,8 +1,8 @@
 """The losses of DTensors: rows sharded (data parallel), classes sharded (tensor parallel), both, or neither.
 
 A rank works on its local tensors: :func:`longtail.vocab_parallel_cross_entropy` over the mesh dimension that shards the
-classes, the plain loss otherwise. Over the mesh dimensions that shard rows, only the mean's denominator and the sum of
-the losses are exchanged.
+classes, the plain loss otherwise. Over the mesh dimensions that shard rows, the mean's denominator and the sum of the
+losses are exchanged; over all of them, first, what has to be alike on every rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .errors import ArgumentTypeError, ArgumentValueError
 from .kept_gradient import check_overwritable
 from .softmax_loss import RowStats
 from .vocab_parallel import vocab_parallel_cross_entropy
-from .vocab_shard import kind_of
+from .vocab_shard import compared
 
 
 class OverwritableLocal(torch.autograd.Function):
@@ -79,6 +79,7 @@ def check_problem(
     reduction: str,
     normalizer: str | float | Tensor | None,
     gradient: str,
+    return_stats: bool,
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and what of it has to be the same on every rank.
 
@@ -103,7 +104,8 @@ def check_problem(
     if given["sample_weight"] is not None:
         layout.check_rows("sample_weight", given["sample_weight"], rows)
     options = {**numbers, "ignore_index": int(ignore_index), "reduction": reduction, "gradient": gradient}
-    same = {"dtype": input.dtype, "shape": (rows, num_classes), **options, "normalizer": kind_of(normalizer)}
+    same = {"dtype": input.dtype, "shape": (rows, num_classes)}
+    same |= compared(numbers, ignore_index, reduction, normalizer, gradient, return_stats)
     same |= {f"whether {name} is given": value is not None for name, value in given.items()}
     placed = {"input": input, "target": target, **given, "normalizer": normalizer}
     same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
@@ -159,9 +161,10 @@ def cross_entropy(
             reduction=reduction,
             normalizer=normalizer,
             gradient=gradient,
+            return_stats=return_stats,
         )
         check_overwritable(input, gradient)
-        return problem, same | {"return_stats": bool(return_stats)}
+        return problem, same
 
     layout, *_ = problem = agreed(input.device_mesh, input.device, check)
     num_classes = input.shape[1]

@@ -118,10 +118,11 @@ def dtensor_linear_cross_entropy(
             reduction=reduction,
             normalizer=normalizer,
             gradient=gradient,
+            return_stats=return_stats,
         )
         same |= {"accumulate_dtype": check_chunks(chunk_size, accumulate_dtype, dtype)}
         same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
-        same |= {"dtype of the logits": dtype, "return_stats": bool(return_stats)}
+        same |= {"dtype of the logits": dtype}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
         differentiable = {"input": input} | {name: x for name, x in placed.items() if x is not None}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .agreement import Proposal, check_equal, checksum, class_starts, explain
 from .arguments import given_normalizer
-from .distributed import Group, all_gather, device_of, numbers, takes
+from .distributed import Group, all_gather, device_of, on_device, takes
 from .errors import ArgumentValueError
 
 
@@ -154,7 +154,7 @@ def check_turn(turn: int, group: Group, device: torch.device) -> None:
 def _tell(error: Exception, group: Group, device: torch.device) -> NoReturn:
     header = [0.0] * len(Column)
     header[Column.FAULT] = header[Column.READS] = 1.0
-    headers, _ = _exchange(numbers(tuple(header), device), None, group)
+    headers, _ = _exchange(on_device(tuple(header), device), None, group)
     if headers[:, Column.READS].all():
         explain(error, [group])
     raise error
@@ -229,7 +229,7 @@ class Handshake:
         header[Column.READS] = self._reads
         header[Column.START], header[Column.SIZE] = self.start, size
         header[Column.RANGE] = range_code(self.start, self.start + size)
-        found = numbers(tuple(header), self._target.device).clone()
+        found = on_device(tuple(header), self._target.device).clone()
         found[Column.TARGET] = checksum(self._target)
         if self._normalizer is not None:
             found[Column.NORMALIZER] = self._normalizer

@@ -20,7 +20,7 @@ from .handshake import Handshake, refuse
 from .kept_gradient import check_overwritable, gradient_divisor, shares
 from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
-from .vocab_shard import check_rows, check_targets, class_vectors, kind_of, make_shard, propose
+from .vocab_shard import check_rows, check_targets, class_vectors, compared, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -103,9 +103,9 @@ def vocab_parallel_cross_entropy(
         vectors = class_vectors(local_logits, weight, class_bias, class_margin)
         wide = reference.accumulate_dtype(local_logits)
         v = arguments.vector("sample_weight", sample_weight, target.shape, local_logits, wide)
-        same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), "ignore_index": int(ignore_index)}
-        same |= {**numbers, "reduction": reduction, "normalizer": kind_of(normalizer), "gradient": gradient}
-        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
+        same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target)}
+        same |= compared(numbers, ignore_index, reduction, normalizer, gradient, return_stats)
+        same |= {"whether sample_weight is given": v is not None}
         proposal = propose(local_logits.shape[1], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, local_logits)
         check_targets(g, ignore_index, proposal.total)

@@ -20,7 +20,7 @@ from .linear_cross_entropy import GRADIENTS, check_chunks, check_gathered, logit
 from .no_vmap import refuse as refuse_vmap
 from .softmax_loss import row_stats
 from .vocab_parallel_sweep import sweep
-from .vocab_shard import check_rows, check_targets, class_vectors, kind_of, make_shard, propose
+from .vocab_shard import check_rows, check_targets, class_vectors, compared, make_shard, propose
 from .vocab_stats import Gathered
 
 
@@ -104,13 +104,15 @@ def vocab_parallel_linear_cross_entropy(
         bias_trains = linear_bias is not None and linear_bias.requires_grad
         trains = torch.is_grad_enabled()
         needs = (trains and input.requires_grad, trains and linear_weight.requires_grad, trains and bias_trains)
-        same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype, **numbers}
+        same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype}
         same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
-        same |= {"ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind_of(normalizer)}
-        same |= {"gradient": gradient, "sequence_parallel": bool(sequence_parallel)}
+        same |= compared(numbers, ignore_index, reduction, normalizer, gradient, return_stats)
+        same |= {"sequence_parallel": bool(sequence_parallel)}
         same |= {"chunk_size": None if chunk_size is None else int(chunk_size)}
-        same |= {"return_stats": bool(return_stats), "whether sample_weight is given": v is not None}
-        same |= {"whether linear_bias is given": linear_bias is not None}
+        same |= {
+            "whether sample_weight is given": v is not None,
+            "whether linear_bias is given": linear_bias is not None,
+        }
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
         proposal = propose(linear_weight.shape[0], class_start, num_classes, group, vectors, same)
         g = arguments.class_indices(target, input)

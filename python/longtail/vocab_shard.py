@@ -109,9 +109,18 @@ def how_given(name: str, vector: Tensor | None, size: int, total: int) -> str | 
     return ALL if len(vector) == total else OWN
 
 
-def kind_of(normalizer: str | float | Tensor | None) -> str | None:
-    """What ranks compare of a normalizer; a number may be another one at every step."""
-    return normalizer if normalizer is None or isinstance(normalizer, str) else "a number"
+def compared(
+    numbers: dict[str, Any],
+    ignore_index: int,
+    reduction: str,
+    normalizer: str | float | Tensor | None,
+    gradient: str,
+    return_stats: bool,
+) -> dict[str, Any]:
+    """What every loss over ranks has to be given alike, by name; the value of a ``normalizer`` is compared apart."""
+    kind = normalizer if normalizer is None or isinstance(normalizer, str) else "a number"
+    same = {**numbers, "ignore_index": int(ignore_index), "reduction": reduction, "normalizer": kind}
+    return same | {"gradient": gradient, "return_stats": bool(return_stats)}
 
 
 def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Tensor:
@@ -152,10 +161,10 @@ class Shard(NamedTuple):
 
     def own(self, name: str) -> Tensor | None:
         """A class vector of this rank's classes."""
-        vector, proposal = self.vectors[name], self.handshake.proposal
-        if vector is None or dict(proposal.options)[name] == OWN:
+        vector, start = self.vectors[name], self.handshake.start
+        if vector is None or len(vector) != self.total:
             return vector
-        return vector[self.handshake.start : self.handshake.start + proposal.size]
+        return vector[start : start + self.handshake.proposal.size]
 
     @property
     def whole_weight(self) -> Tensor | None:
