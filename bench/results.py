@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from longtail.files import check_writable, write_whole
+from longtail.files import check_writable, write_table
 from longtail.provenance import provenance
 
 from .contenders import Problem
@@ -157,8 +156,4 @@ def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> 
         text = {name: _text(value) for name, value in (vars(row) | provenance()).items()}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(merged.values())
-    write_whole(path, file.getvalue().encode())
+    write_table(path, columns, merged.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib.util
 import io
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..files import write_whole
+from ..files import write_table, write_whole
 from ..provenance import provenance
 
 if TYPE_CHECKING:
@@ -72,11 +71,7 @@ def number_text(value: float) -> str:
 
 def write_csv(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
     """Writes the rows; their columns are those of the first."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: text_of(value) for name, value in row.items()} for row in rows)
-    write_whole(path, file.getvalue().encode())
+    write_table(path, list(rows[0]), ({name: text_of(value) for name, value in row.items()} for row in rows))
 
 
 def make_console() -> Console:
