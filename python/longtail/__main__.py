@@ -8,10 +8,11 @@ import sys
 
 import torch
 
-from . import __version__, demo, demo_report, dispatch
+from . import __version__, demo, demo_report
 from .command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
 from .experiments import command as experiments
 from .files import one_line
+from .ops import backends, cpu, dispatch
 from .provenance import processor_name, version_of
 
 
@@ -55,7 +56,7 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     try:
         splits = demo.load_splits(plan)
         name = dispatch.selected(torch.device("cpu"))
-        backend = f"backend {name} ({dispatch.backends()[name].detail})"
+        backend = f"backend {name} ({backends.backends()[name].detail})"
     except ValueError as error:
         parser.exit(2, f"longtail demo: error: {error}\n")
     torch.set_num_threads(1)  # a network this small gains little from more, and crawls on a busy machine
@@ -93,7 +94,7 @@ def info_lines() -> list[str]:
         "triton": version_of("triton"),
         "system": platform.platform(),
         "processor": processor_name(),
-        "CPU kernels": dispatch.cpu_isa() or "none",
+        "CPU kernels": cpu.isa() or "none",
         "torch's CPU": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(devices),
@@ -101,7 +102,7 @@ def info_lines() -> list[str]:
     }
     lines = [f"{name:<12} {value}" for name, value in facts.items()]
     lines.append("backends")
-    for name, backend in dispatch.backends().items():
+    for name, backend in backends.backends().items():
         lines.append(f"  {name:<10} {'yes' if backend.available else 'no ':<4} {backend.detail}")
     return lines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch
+from .ops import cpu
 
 FOLDER = Path(__file__).parent
 
@@ -62,7 +62,7 @@ def provenance() -> dict[str, str | int]:
         "python": platform.python_version(),
         "cpu": processor_name(),
         "threads": torch.get_num_threads(),
-        "isa": dispatch.cpu_isa() or "",
+        "isa": cpu.isa() or "",
         "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

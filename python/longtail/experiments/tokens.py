@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..class_balance import class_counts
-from ..linear_cross_entropy import linear_cross_entropy
+from ..functional import linear_cross_entropy
 from ..peak_memory import PeakMemory
 from .output import Advance, Row, with_provenance
 from .tokens_data import UNKNOWN_ID, Corpus
