@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from longtail.command_line import Parser, positive_int
+from longtail.experiments.command_line import Parser, positive_int
 
 from . import gpu, plot, report, results, suite
 from .measure import TOLERANCE, Mismatch

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import longtail
 from longtail.experiments.output import print_table
-from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.experiments.peak_memory import PeakMemory, return_freed_memory
 
 from . import eager, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch

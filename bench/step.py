@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import longtail
 from longtail.experiments.output import print_table
-from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.experiments.peak_memory import PeakMemory, return_freed_memory
 
 from . import results
 from .measure import TOLERANCE, CpuClock, CudaClock, Mismatch
