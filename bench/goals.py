@@ -12,8 +12,7 @@ from .results import Row
 from .suite import CPU, IMAGES, LARGE, MEMORY, OVERHEAD, SIGMOID, SMALL, Shape
 
 NO_MEMORY = 0.02  # of the logits: room for one number per row, and for the allocator's own pages
-LINEAR_MEMORY = 1 / 8  # of the logits, from so many rows on
-LINEAR_ROWS = 1024
+LINEAR_MEMORY = 1 / 8  # of the logits
 
 
 class Outcome(NamedTuple):
@@ -108,7 +107,6 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
     return found
 
 
-def linear_outcomes(rows: int, dtype: str, peaks: Iterable[float | None]) -> list[Outcome]:
-    """The goal of the fused linear loss, whose ``peaks`` are in multiples of the logits."""
-    judged = peaks if rows >= LINEAR_ROWS and dtype == "float32" else ()
-    return _worst("fused linear loss: peak extra memory, in logits", "<=", LINEAR_MEMORY, judged)
+def linear_outcomes(peaks: Iterable[float | None]) -> list[Outcome]:
+    """The goal of the fused linear loss in float32, whose ``peaks`` are in multiples of the logits."""
+    return _worst("fused linear loss: peak extra memory, in logits", "<=", LINEAR_MEMORY, peaks)

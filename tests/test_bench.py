@@ -269,9 +269,9 @@ def test_goals_that_the_rows_allow_are_judged():
     assert not found["out of place: peak extra memory, in logits"].met
     assert found["gpu, complement: faster than eager"].measured == pytest.approx(10.0), "the worst of all problems"
     assert not any("compiled" in what for what in found)
-    (linear,) = goals.linear_outcomes(2048, "float32", [0.1, None, 0.2])
+    (linear,) = goals.linear_outcomes([0.1, None, 0.2])
     assert (linear.measured, linear.met) == (0.2, False)
-    assert goals.linear_outcomes(64, "float32", [0.1]) == goals.linear_outcomes(2048, "bfloat16", [0.1]) == []
+    assert goals.linear_outcomes([None]) == []
 
 
 def test_call_overhead_is_a_pytest_benchmark():
