@@ -62,10 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     if not words:
         parser.print_help()
         return
-    arguments, unknown = parser.parse_known_args(words[:1])
-    if unknown:
-        parser.error(f"{unknown[0]} needs a section before it: {', '.join(SECTIONS)}")
-    parser, module = section_parser(arguments.section)
+    section = parser.parse_known_args(words[:1])[0].section
+    if section is None:
+        parser.error(f"{words[0]} needs a section before it: {', '.join(SECTIONS)}")
+    parser, module = section_parser(section)
     module.run(parser.parse_args(words[1:]), parser)
 
 

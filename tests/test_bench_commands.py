@@ -37,6 +37,7 @@ def bench(monkeypatch):
             "--shape 64,96",
             "--shape needs a section before it: all, cpu, sigmoid, images, linear, step, parallel, overhead,",
         ),
+        ("-- cpu", "-- needs a section before it: all, cpu,"),
         ("linear --rounds 0", "'0' is not a whole number of at least 1"),
         ("all --rounds 2", "unrecognized arguments: --rounds 2"),
         ("gpu-session tests", "unknown part 'tests', expected of: build, test,"),
