@@ -32,15 +32,11 @@ test-gpu: $(VENV)/.test
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.test
-	$(BIN)/python -m bench
-	$(BIN)/python -m bench.linear
-	$(BIN)/python -m bench.step
-	$(BIN)/python -m bench.parallel
-	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
+	$(BIN)/python -m bench all
 
 # All that needs a GPU: build, tests, compute-sanitizer, timings.
 gpu: $(VENV)/.test
-	$(BIN)/python -m bench.gpu_session
+	$(BIN)/python -m bench gpu-session
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[1]
 TINY = ["--shape", "64,96", "--rounds", "1", "--no-compile"]
 MODES = ["backward", "forward", "inplace"]
+PEAKS = {"backward": 2048 * 32768 * 4 / 1e6, "forward": 1.5 * 2048 * 32768 * 4 / 1e6, "inplace": 0.0}
 
 
 def command(*arguments, **environment):
@@ -89,7 +90,7 @@ def test_sections_of_the_sigmoid_family_and_of_images(section, shape, rows, loss
 
 def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
     path = tmp_path / "linear.csv"
-    done = command("bench.linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
+    done = command("bench", "linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
     assert done.returncode == 0, done.stderr
     bare, *others = rows_of(path)
     assert (bare["contender"], bare["loss"], bare["time_of_gemms"]) == ("three GEMMs", "", "1")
@@ -103,7 +104,7 @@ def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
 def test_training_step_rows(tmp_path):
     path = tmp_path / "step.csv"
     options = ["--tokens", "256", "--rounds", "1", "--vocabulary", "4096", "--most", "512", "--output", str(path)]
-    done = command("bench.step", *options)
+    done = command("bench", "step", *options)
     assert done.returncode == 0, done.stderr
     rows = rows_of(path)
     assert [row["contender"] for row in rows] == ["plain PyTorch", "fused loss", "fused linear loss"]
@@ -236,82 +237,49 @@ def test_the_other_gpu_sections_agree_with_eager(plan, shape):
         assert dense in ([], [5, 3, 3]), "the targets are read too"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("cpu --shape 2,3,4,5", "section cpu has no problems of that many dimensions"),
-        ("cpu --shape 64x96", "'64x96' is not N,C"),
-        ("cpu --shape 64,1", "'64,1' is not N,C"),
-        ("images --shape 64,96,8", "'64,96,8' is not N,C"),
-        ("cpu --rounds 0", "'0' is not a whole number of at least 1"),
-        ("cpu --dtype float64", "invalid choice: 'float64'"),
-        ("--shape 64,96", "--shape, --dtype and --rounds need a section: cpu, sigmoid, images, overhead, memory, gpu"),
-        ("cpu --output cpu.txt", "'cpu.txt' is not a .csv file"),
-        ("tpu", "invalid choice: 'tpu'"),
-    ],
-)
-def test_bad_options_are_explained_in_one_line(options, message, bench, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench.main(options.split())
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert printed.err.count("\n") == 1
-    assert printed.out == ""
-
-
-def test_a_folder_at_the_csvs_path_is_noticed_first(bench, tmp_path, monkeypatch, capsys):
-    from bench import linear, parallel, step
-
-    (tmp_path / "a.csv").mkdir()
-    arguments = ["--output", str(tmp_path / "a.csv")]
-    for main in (bench.main, linear.main, parallel.main, step.main):
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert stop.value.code == 2
-        assert "a.csv' is a folder" in capsys.readouterr().err
-
-
-def test_an_option_given_twice_adds_up(bench):
-    twice = ["cpu", "--shape", "2,3", "--shape", "4,5", "--dtype", "float32", "--dtype", "bfloat16"]
-    arguments = bench.make_parser().parse_args(twice)
-    assert arguments.shape == [(2, 3), (4, 5)]
-    assert arguments.dtype == ["float32", "bfloat16"]
-
-
 @pytest.mark.usefixtures("bench")
 def test_goals_that_the_rows_allow_are_judged():
     from bench import goals, results
 
-    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768)):
+    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768), peak=None):
         values = dict.fromkeys(column.name for column in dataclasses.fields(results.Row))
         values |= {"section": section, "dtype": dtype, "N": shape[0], "C": shape[1], "loss": loss}
-        values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds}
+        values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds, "peak_extra_MB": peak}
         return results.Row(**values)
 
     rows = [
         row("", "copy", "", 20.0),
         row("plain", "eager", "", 300.0),
         *(row("plain", "longtail", mode, 60.0) for mode in MODES),
+        *(row("family", "longtail", mode, None, section="memory", peak=peak) for mode, peak in PEAKS.items()),
+        *(row("complement", "eager", "", ms, section="gpu", shape=(ms, 1000)) for ms in (20, 10)),
+        *(row("complement", "longtail", "backward", 1.0, section="gpu", shape=(ms, 1000)) for ms in (20, 10)),
         row("family", "eager", "", 1000.0),
         row("family", "longtail", "backward", 100.0),
         row("plain", "eager", "", 0.1, section="overhead", shape=(128, 10)),
         row("plain", "longtail", "backward", 0.2, section="overhead", shape=(128, 10)),
     ]
     found = {outcome.what: outcome for outcome in goals.outcomes(rows)}
-    assert found["plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
-    assert found["plain: faster than F.cross_entropy"].met
-    assert not found["family: faster than eager"].met
-    assert not found["plain, in place: time of a copy"].met
-    assert found["(128, 10), backward: time of F.cross_entropy"].measured == pytest.approx(2.0)
+    assert found["cpu, plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
+    assert found["cpu, plain: faster than F.cross_entropy"].met
+    assert not found["cpu, family: faster than eager"].met
+    assert found["a call on (128, 10): time of F.cross_entropy"].measured == pytest.approx(2.0)
+    assert found["in place: peak extra memory, in logits"].measured == 0.0
+    assert found["out of place: peak extra memory, in logits"].measured == pytest.approx(1.5)
+    assert not found["out of place: peak extra memory, in logits"].met
+    assert found["gpu, complement: faster than eager"].measured == pytest.approx(10.0), "the worst of all problems"
     assert not any("compiled" in what for what in found)
+    (linear,) = goals.linear_outcomes([0.1, None, 0.2])
+    assert (linear.measured, linear.met) == (0.2, False)
+    assert goals.linear_outcomes([None]) == []
 
 
 def test_call_overhead_is_a_pytest_benchmark():
-    done = command("pytest", "bench/overhead.py", "-q", "-p", "no:cacheprovider")
+    done = command("bench", "overhead", "--pytest-benchmark", PYTEST_ADDOPTS="-p no:cacheprovider")
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
+    for contender in ("eager", *(f"longtail-{mode}" for mode in MODES)):
+        assert f"test_forward_and_backward[{contender}]" in done.stdout
 
 
 @pytest.mark.usefixtures("bench")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from longtail.handshake import HEADER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +41,9 @@ def test_a_tiny_run_writes_rows(tmp_path: Path) -> None:
 
 def test_a_prediction_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     prediction = pytest.importorskip("bench.prediction")
-    prediction.main(["--sweep", "1000"])
+    from bench import __main__ as bench
+
+    bench.main(["prediction", "--sweep", "1000"])
     text = capsys.readouterr().out
     assert text.startswith("PREDICTION, not a measurement")
     assert all(link.source in text for link in prediction.LINKS)

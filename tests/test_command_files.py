@@ -17,8 +17,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from full_disk import full_disk
-from longtail import __main__, demo, demo_report, files
-from longtail.experiments import command, output
+from longtail import __main__, files
+from longtail.experiments import command, demo, demo_report, output
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from longtail import demo, demo_report
 from longtail.__main__ import main
+from longtail.experiments import demo, demo_report
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LONGTAIL_BACKEND", "LONGTAIL_CPU_ISA")}
 

@@ -17,9 +17,8 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from longtail import demo
 from longtail.__main__ import main
-from longtail.experiments import digits, methods
+from longtail.experiments import demo, digits, methods
 
 COUNTS = torch.tensor([40, 20, 8, 3])
 

@@ -20,8 +20,18 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from longtail import __main__, demo, demo_report
-from longtail.experiments import cifar_report, command, digits, digits_report, methods, output, tokens_report
+from longtail import __main__
+from longtail.experiments import (
+    cifar_report,
+    command,
+    demo,
+    demo_report,
+    digits,
+    digits_report,
+    methods,
+    output,
+    tokens_report,
+)
 from longtail.training import LongTailScores
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"

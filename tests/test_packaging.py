@@ -143,3 +143,11 @@ def test_a_required_library_that_cannot_be_built_fails_the_install(tmp_path):
     assert done.returncode != 0
     assert "LONGTAIL_REQUIRE_CPU=1, but the CPU kernels cannot be built: no C++ compiler found" in done.stdout
     assert wheels == []
+
+
+def test_commit_hooks_run_what_make_lint_runs():
+    recipe = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    commands = [words.split(" $(shell")[0] for words in re.findall(r"\$\(BIN\)/(.+)", recipe)]
+    hooks = re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == commands
+    assert len(hooks) == 4

@@ -8,12 +8,14 @@ import sys
 
 import torch
 
-from . import __version__, demo, demo_report
-from .command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
+from . import __version__
 from .experiments import command as experiments
+from .experiments import demo, demo_report
+from .experiments.command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
+from .experiments.output import missing_packages
+from .experiments.provenance import processor_name, version_of
 from .files import one_line
 from .ops import backends, cpu, dispatch
-from .provenance import processor_name, version_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    missing = demo_report.missing_extras()
+    missing = missing_packages("demo")
     if missing:
         parser.exit(1, f"longtail demo: needs {', '.join(missing)}: pip install longtail[demo]\n")
     losses = list(dict.fromkeys(getattr(arguments, "loss", demo.LOSSES)))

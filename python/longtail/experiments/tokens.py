@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..class_balance import class_counts
 from ..functional import linear_cross_entropy
-from ..peak_memory import PeakMemory
 from .output import Advance, Row, with_provenance
+from .peak_memory import PeakMemory
 from .tokens_data import UNKNOWN_ID, Corpus
 from .tokens_model import WIDTH, LanguageModel, Objective, cross_entropies, variants
 

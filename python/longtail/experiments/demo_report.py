@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import statistics
 from pathlib import Path
@@ -10,14 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import demo
-from .experiments.output import plotting, print_table, progress_bar, save_figure
-
-_EXTRAS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
-
-
-def missing_extras() -> list[str]:
-    """The packages that the demo needs and does not find."""
-    return [package for module, package in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+from .output import plotting, print_table, progress_bar, save_figure
 
 
 def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Result]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .ops import cpu
+from ..ops import cpu
 
 FOLDER = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def commit() -> str:
 @functools.cache
 def provenance() -> dict[str, str | int]:
     """Versions, processor and commit, the same for every row of a run."""
-    from . import __version__
+    from .. import __version__
 
     return {
         "longtail": __version__,

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import reference
-from .class_balance import class_counts, effective_number_weight
-from .functional import cross_entropy
-from .training import LongTailAccuracy, LongTailScores, long_tailed_indices
+from .. import reference
+from ..class_balance import class_counts, effective_number_weight
+from ..functional import cross_entropy
+from ..training import LongTailAccuracy, LongTailScores, long_tailed_indices
 
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from .files import check_writable, one_line
+from ..files import check_writable, one_line
 
 
 class Parser(argparse.ArgumentParser):
