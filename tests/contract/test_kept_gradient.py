@@ -12,22 +12,13 @@ from torch import Tensor
 
 import cases
 import longtail
+from gradient_modes import Loss, gradient, sigmoid, softmax
 from tolerances import assert_close, assert_same
 
-Loss = Callable[[Tensor, str], Tensor]
 KEPT = ("forward", "inplace")
 BACKENDS = ("cpu", "reference")
 CLASSES = 7
 LINEAR = torch.randn(CLASSES, 5, generator=cases.generator(3))
-
-
-def softmax(target: Tensor, **options: Any) -> Loss:
-    return lambda z, mode: longtail.cross_entropy(z * 1.0, target, gradient=mode, **options)
-
-
-def sigmoid(target: Tensor, **options: Any) -> Loss:
-    options = {"reduction": "mean", **options}
-    return lambda z, mode: longtail.sigmoid_focal_loss(z * 1.0, target, gradient=mode, **options)
 
 
 def binary(target: Tensor, **options: Any) -> Loss:
@@ -61,12 +52,6 @@ LOSSES: dict[str, tuple[Callable[..., Loss], Tensor, tuple[int, ...], Tensor]] =
 def inputs(name: str, dtype: torch.dtype = torch.float32) -> tuple[Callable[..., Loss], Tensor, Tensor, Tensor]:
     make, target, shape, ignored = LOSSES[name]
     return make, target, torch.randn(shape, generator=cases.generator(2)).to(dtype), ignored.expand(shape)
-
-
-def gradient(loss: Loss, values: Tensor, mode: str, upstream: float = 1.0) -> Tensor:
-    x = values.clone().requires_grad_()
-    value = loss(x, mode)
-    return torch.autograd.grad(value, x, torch.full_like(value, upstream))[0]
 
 
 HOOKS: dict[str, Callable[[], Any]] = {

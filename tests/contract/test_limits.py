@@ -12,8 +12,8 @@ from torch import Tensor
 import cases
 import limit_cases
 import longtail
-from test_linear_cross_entropy import fused, problem
-from test_shard_ops import run_shards
+from linear_cases import fused, problem
+from shard_cases import run_shards
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail

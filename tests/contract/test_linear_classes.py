@@ -10,8 +10,8 @@ from torch import Tensor
 
 import cases
 import longtail
+from linear_cases import Data, assert_results, fused, plain, problem, truth
 from longtail import linear_classes, linear_softmax_loss
-from test_linear_cross_entropy import Data, assert_results, fused, plain, problem, truth
 from tolerances import assert_close
 
 CLASSES = 200  # chunks of 64, 64, 64 and 8

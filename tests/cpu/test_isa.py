@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from emulation.build import COMPILER, ROOT
-
-SCRIPT_HEAD = """
-import os, sys
-import numpy as np, torch
-import torch.nn.functional as F
-sys.path.insert(0, {tests!r})
-import cases, limit_cases, longtail, naive, test_shard_ops
-from tolerances import assert_close
-"""
+from isa import run, supported
 
 AGREE = """
 for dtype in cases.DTYPES:
@@ -43,7 +32,7 @@ for dtype in cases.DTYPES:
     up = torch.randn(6, generator=cases.generator(1), dtype=torch.float64)
     truth, true_grad = naive.rows_and_grad(logits, target, up, **cases.to_float64(options))
     up = up.to(cases.vector_dtype(dtype))
-    _, loss, grad = test_shard_ops.run_shards(logits, target, up, [1, 1500, 999], options, inplace=False)
+    _, loss, grad = shard_cases.run_shards(logits, target, up, [1, 1500, 999], options, inplace=False)
     assert_close(loss, truth, what=f"loss of shards {dtype}", factor=4)
     assert_close(grad, true_grad, what=f"grad of shards {dtype}", factor=4)
 print("agrees")
@@ -148,41 +137,6 @@ FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-ma
 FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
 
 
-def supported() -> list[str]:
-    """Names of the instruction sets that this machine runs."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return ["neon"]
-    try:
-        with open("/proc/cpuinfo") as cpuinfo:
-            flags = next(set(line.split()) for line in cpuinfo if line.startswith("flags"))
-    except OSError:  # what torch uses, which its environment can lower
-        best = torch.backends.cpu.get_cpu_capability().lower()
-        return ["baseline", "avx2", "avx512"][: {"avx512": 3, "avx2": 2}.get(best, 1)]
-    needed = {
-        "baseline": set(),
-        "avx2": {"avx2", "fma", "f16c"},
-        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-        "avx512_bf16": {"avx512_bf16"},
-    }
-    runs = [needed[name] <= flags for name in needed]
-    return [name for i, name in enumerate(needed) if all(runs[: i + 1])]
-
-
-def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
-    if isa is not None:
-        environment["LONGTAIL_CPU_ISA"] = isa
-    script = SCRIPT_HEAD.format(tests=os.path.dirname(__file__)) + body
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("isa", supported())
 def test_results_agree_with_float64_truth(isa: str) -> None:
     report = "print('isa:', longtail.backends()['cpu'].detail)"
@@ -210,7 +164,7 @@ def test_rows_at_the_limits(isa: str) -> None:
 @pytest.mark.parametrize("isa", supported())
 def test_no_arithmetic_is_undefined(isa: str, tmp_path: Path) -> None:
     name = "baseline" if isa == "neon" else isa
-    sources = [str(ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp"), str(ROOT / "tests" / "cpu_undefined.cpp")]
+    sources = [str(ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp"), str(Path(__file__).with_name("undefined.cpp"))]
     flags = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
     flags += [*FLAGS[isa], f"-DLONGTAIL_KERNELS=kernels_{name}"]
     built = subprocess.run([COMPILER, *flags, *sources, "-o", tmp_path / "odd"], capture_output=True, text=True)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from test_isa import run, supported
+from isa import run, supported
 
 AGREE = """
 import sigmoid_cases

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longtail import reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     target = tmp_path_factory.mktemp("loss_math") / "loss_math_host.so"
-    source = ROOT / "tests" / "loss_math_host.cpp"
+    source = Path(__file__).with_name("loss_math_host.cpp")
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run([COMPILER, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))

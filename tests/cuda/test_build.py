@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 import setuptools
 
-from test_packaging import ROOT, build_wheel, needs_compiler
+from wheels import ROOT, build_wheel, needs_compiler
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")

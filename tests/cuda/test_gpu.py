@@ -12,8 +12,8 @@ from torch import Tensor
 import cases
 import longtail
 import sigmoid_cases
+from gpu_cases import FLOATS, IMAGES, check_sigmoid, poisoned
 from longtail import cuda_library
-from test_gpu_sigmoid import FLOATS, IMAGES, check_sigmoid, poisoned
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,8 @@ import cases
 import sigmoid_cases
 from emulation import build, harness
 from emulation.harness import SWEEP, WARP, Plan
+from emulation.plans import DEVICES, assert_can_run, problems
 from emulation.sigmoid_numerics import Batch, check, poison
-from test_cuda_emulation_plans import DEVICES, assert_can_run, problems
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 HALVES = (torch.bfloat16, torch.float16)

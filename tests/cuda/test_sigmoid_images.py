@@ -15,8 +15,8 @@ import sigmoid_cases
 from emulation import build, harness, image_layouts
 from emulation.harness import BACKWARD, LOSS, SWEEP, Plan, Problem
 from emulation.numerics import one_thread
+from emulation.plans import DEVICES, constant, is_power_of_two
 from emulation.sigmoid_numerics import Batch, check, poison
-from test_cuda_emulation_plans import DEVICES, constant, is_power_of_two
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 HALVES = (torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pytest_benchmark")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ["--shape", "64,96", "--rounds", "1", "--no-compile"]
 MODES = ["backward", "forward", "inplace"]
 

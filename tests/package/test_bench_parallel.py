@@ -10,7 +10,7 @@ import torch
 
 from longtail.handshake import HEADER
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

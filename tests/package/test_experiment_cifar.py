@@ -11,10 +11,10 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from cifar_files import make_batches, write_binary, write_pickles
 from longtail.__main__ import main
 from longtail.experiments import cifar, resnet
 from longtail.experiments.cifar_data import Images
-from test_experiment_cifar_data import make_batches, write_binary, write_pickles
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,12 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from cifar_files import doubled, make_batches, nested, write_binary
 from full_disk import full_disk
 from longtail.__main__ import main
 from longtail.experiments import cifar, resnet
 from longtail.experiments.cifar_checkpoint import checkpoint_path, load, save
 from longtail.experiments.cifar_data import Images
-from test_experiment_cifar_data import doubled, make_batches, nested, write_binary
 
 PLAN = cifar.Plan("cifar10", imbalance_factor=2.0, epochs=3)
 LOSS = "complement-objective-training"

@@ -24,7 +24,7 @@ from longtail import __main__, demo, demo_report
 from longtail.experiments import cifar_report, command, digits, digits_report, methods, output, tokens_report
 from longtail.training import LongTailScores
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results"
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 WIDTHS = (60, 80, 100, 120, 200)
 

@@ -12,7 +12,7 @@ import torch
 import longtail
 from longtail.__main__ import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 RESULT = re.compile(r"^(.+): balanced accuracy (0\.\d+), rare digits (0\.\d+)$", re.MULTILINE)
 

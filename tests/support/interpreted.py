@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def rerun(file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
         env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=os.path.dirname(os.path.dirname(file)),
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=900,

@@ -1,4 +1,4 @@
-"""What each of two processes does in test_training_distributed.py; a module of its own, which they can import."""
+"""What each of two processes does in training/test_distributed.py; a module of its own, which they can import."""
 
 from __future__ import annotations
 

@@ -17,17 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import longtail
 from allocations import peak_while
+from complement_steps import CLASSES, FEATURES, assert_equal_models, batches, complement, network, optimizers, run
 from longtail.training import ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining
-from test_training_complement_objective import (
-    CLASSES,
-    FEATURES,
-    assert_equal_models,
-    batches,
-    complement,
-    network,
-    optimizers,
-    run,
-)
 from tolerances import assert_close, assert_same
 
 VARIANTS: list[Any] = [ComplementObjectiveTraining, SingleForwardComplementObjectiveTraining]

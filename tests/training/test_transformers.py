@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tiny_transformers import VOCABULARY, tiny, transformers  # first: it skips where the package is missing
+from tiny_transformers import (  # first: it skips where the package is missing
+    ACCUMULATION,
+    BATCH,
+    LEARNING_RATE,
+    LENGTH,
+    STEPS,
+    VOCABULARY,
+    arguments,
+    examples,
+    tiny,
+    transformers,
+)
 
 import longtail  # isort: skip
 from longtail.integrations.transformers import (  # isort: skip
@@ -23,40 +34,7 @@ from longtail.integrations.transformers import (  # isort: skip
 from longtail.training import ClassBalancedSampler, DeferredReweighting
 from tolerances import assert_close, assert_same
 
-LENGTH, BATCH, ACCUMULATION, STEPS = 7, 2, 2, 3
-LEARNING_RATE = 0.3
 COUNTS = [90, 60, 40, 30, 20, 10, 8, 6, 4, 2, 1]
-
-
-def examples() -> list[dict[str, Tensor]]:
-    """Prompts of different lengths are ignored, so that micro-batches hold different numbers of labels."""
-    made = []
-    for i in range(STEPS * ACCUMULATION * BATCH):
-        ids = torch.randint(1, VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(i))
-        labels = ids.clone()
-        labels[: i % 5] = -100
-        made.append({"input_ids": ids, "labels": labels})
-    return made
-
-
-def arguments(folder: Path, **changes: Any) -> Any:
-    options = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "max_steps": STEPS,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **changes,
-    }
-    return transformers.TrainingArguments(**options)
 
 
 def trainer(model: Any, folder: Path, data: list[Any], compute: ComputeLoss | None = None, **changes: Any) -> Any:

@@ -10,8 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from test_integration_transformers import BATCH, arguments, examples  # first: it skips where the package is missing
-from tiny_transformers import VOCABULARY, tiny, transformers
+from tiny_transformers import (  # first: it skips where the package is missing
+    BATCH,
+    VOCABULARY,
+    arguments,
+    examples,
+    tiny,
+    transformers,
+)
 
 import longtail  # isort: skip
 from longtail.integrations.transformers import ComputeLoss, DeferredReweightingCallback  # isort: skip

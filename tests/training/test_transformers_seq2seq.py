@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_integration_transformers import arguments  # first: it skips where the package is missing
-from tiny_transformers import VOCABULARY, tiny, transformers
+from tiny_transformers import (  # first: it skips where the package is missing
+    VOCABULARY,
+    arguments,
+    tiny,
+    transformers,
+)
 
 import longtail  # isort: skip
 from longtail.integrations.transformers import ComputeLoss  # isort: skip

@@ -9,7 +9,7 @@ import cases
 import limit_cases
 import longtail
 from interpreted import FACTOR, interpreted, rerun, starts_it
-from test_shard_ops import run_shards
+from shard_cases import run_shards
 
 pytest.importorskip("triton")
 
