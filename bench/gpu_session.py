@@ -70,7 +70,7 @@ PARTS: dict[str, Callable[[], list[Command]]] = {
         _python("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", ".", LONGTAIL_CUDA="1"),
         _python("-m", "longtail", "info"),
     ],
-    "test": lambda: [_python("-m", "pytest", "-q", "tests/test_cuda_build.py"), _pytest("-k", "cuda")],
+    "test": lambda: [_python("-m", "pytest", "-q", "tests/cuda/test_build.py"), _pytest("-k", "cuda")],
     "test-triton": lambda: [_pytest("-k", "triton")],
     "test-rest": lambda: [_pytest("-k", "not cuda and not triton")],
     "memcheck": lambda: _sanitizer("memcheck"),
