@@ -16,7 +16,7 @@ import backends
 import cases
 import longtail
 from backends import chosen
-from longtail import dispatch
+from longtail.ops import cpu, cuda, dispatch, triton
 from tolerances import assert_close
 
 
@@ -135,7 +135,7 @@ def no_cpu_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(dispatch._kernels)
     dispatch._kernels.clear()
     dispatch._warn_of_plain_pytorch.cache_clear()
-    monkeypatch.setitem(dispatch._missing, "cpu", "built without a C++ compiler. Reinstall with g++")
+    monkeypatch.setattr(cpu, "_missing", "built without a C++ compiler. Reinstall with g++")
     yield
     dispatch._warn_of_plain_pytorch.cache_clear()
     dispatch._kernels.clear()
@@ -178,8 +178,8 @@ def test_the_lack_of_kernels_is_said_of_devices_that_have_some(monkeypatch: pyte
     def lookup(device: str) -> list[str]:
         return said_of_plain_pytorch(lambda: dispatch.kernel("softmax_loss", torch.device(device)))
 
-    why = {"cuda": "no library", "triton": "not installed"}
-    monkeypatch.setattr(dispatch, "_why_missing", why.get)
+    monkeypatch.setattr(cuda, "missing", lambda: "no library")
+    monkeypatch.setattr(triton, "missing", lambda: "not installed")
     assert ["cuda: no library; triton: not installed" in text for text in lookup("cuda")] == [True]
     assert lookup("mps") == lookup("cuda") == []
 
@@ -202,5 +202,5 @@ def test_cuda_logits_by_the_reference_equal_the_cpu() -> None:
             loss = longtail.cross_entropy(x, target.to(device), **moved)
             loss.backward(torch.tensor(1.7, device=device))
         results.append((loss.detach().cpu(), x.grad.cpu()))
-    for cpu, cuda in zip(*results, strict=True):
-        assert_close(cuda, cpu.double(), factor=4)
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        assert_close(on_gpu, on_cpu.double(), factor=4)

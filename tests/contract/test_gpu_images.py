@@ -11,8 +11,9 @@ from torch import Tensor
 
 import cases
 import longtail
-from longtail import cuda_library
-from longtail.images import to_images, to_rows
+import shard_cases
+from longtail.ops import cuda as cuda_backend
+from longtail.ops.layout import to_images, to_rows
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -31,7 +32,7 @@ def softmax(request: pytest.FixtureRequest) -> Any:
     names = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_", "scale_grad_")
     if request.param == "cuda":
         with longtail.use_backend("cuda"):
-            yield SimpleNamespace(**{name: cuda_library.operator(name) for name in names})
+            yield SimpleNamespace(**{name: cuda_backend.operator(name) for name in names})
     else:
         with longtail.use_backend("triton"):
             yield SimpleNamespace(**{name: getattr(ops, name) for name in names})
@@ -90,7 +91,7 @@ def test_the_same_bits_at_every_run_and_in_a_graph(
 
     first = run()
     wide_rows, wide_tail = to_rows(logits).double(), [x.double() if isinstance(x, Tensor) else x for x in tail]
-    truth = longtail.fallback.softmax_loss_and_grad(up.double(), wide_rows, target, *wide_tail)
+    truth = longtail.ops.fallback.softmax_loss_and_grad(up.double(), wide_rows, target, *wide_tail)
     for value, want in ((first[0], truth[0]), (first[2], truth[0])):
         assert_close(value, want, factor=4)
     for value in (first[1], first[4]):
@@ -147,7 +148,7 @@ def test_shards_of_the_classes() -> None:
         local = torch.where((target >= first) & (target < first + 3000), target - first, -1)
         part = logits[:, first : first + 3000].contiguous()
         pieces.append(softmax_shard.softmax_loss_accumulate(part, local, *tail).double())
-    assert_close(longtail.reference.combine(*pieces)[:, :3].float(), whole[:, :3].double(), factor=4)
+    assert_close(shard_cases.joined(*pieces)[:, :3].float(), whole[:, :3].double(), factor=4)
     row_grad = torch.randn(9, 5, device="cuda")
     row_grad[:, 0] = logits.amax(1)
     grad = softmax_shard.softmax_loss_apply(logits, target, row_grad, None, None, cases.IGNORE, 1.0, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 import cases
 import longtail
 from allocations import peak_while
-from longtail.images import to_images, to_rows
+from longtail.ops.layout import to_images, to_rows
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail

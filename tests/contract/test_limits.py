@@ -53,7 +53,7 @@ def test_derivatives_of_the_reference(target_logit: float) -> None:
     x = torch.tensor([[0.3, target_logit, -0.7, 1.1]], dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     pairs = (
-        (longtail.reference.posterior(longtail.reference.accumulate(x, torch.tensor([1]))).lse ** 2, x),
+        (longtail.reference.softmax.posterior(longtail.reference.softmax.accumulate(x, torch.tensor([1]))).lse ** 2, x),
         (y.logsumexp(1) ** 2, y),
     )
     first = [torch.autograd.grad(value.sum(), leaf, create_graph=True)[0] for value, leaf in pairs]

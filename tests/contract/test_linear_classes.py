@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import cases
-import longtail
 from linear_cases import Data, assert_results, fused, plain, problem, truth
-from longtail import linear_classes, linear_softmax_loss
+from longtail.linear import classes as linear_classes
+from longtail.linear import rows as linear_rows
+from longtail.options import SoftmaxOptions
+from longtail.reference import softmax
 from tolerances import assert_close
 
 CLASSES = 200  # chunks of 64, 64, 64 and 8
@@ -29,12 +31,10 @@ def operator(by_classes: bool, data: Data, upstream: Tensor, needs: tuple[bool, 
     values = cases.operator_options(weight.shape[0], options)
     if not by_classes:
         dtypes = [torch.float64] * 4
-        return linear_softmax_loss.linear_softmax_loss_and_grad(
-            upstream, x, weight, bias, target, 7, *dtypes, *needs, *values
-        )
+        return linear_rows.linear_softmax_loss_and_grad(upstream, x, weight, bias, target, 7, *dtypes, *needs, *values)
     with torch.no_grad():
-        return linear_classes.linear_softmax_loss_and_grad(
-            upstream, x, weight, bias, target, torch.float64, torch.float64, needs, *values
+        return linear_classes.loss_and_grad(
+            upstream, x, weight, bias, target, torch.float64, torch.float64, needs, SoftmaxOptions(*values)
         )
 
 
@@ -54,7 +54,7 @@ def test_equals_chunks_of_rows(option_set: str) -> None:
         for what, a, b in zip(NAMES, got, want, strict=True):
             if what == "stats":
                 # m, d and t may refer to another maximum: what they say is what counts.
-                a, b = (torch.stack(longtail.reference.posterior(s)).masked_fill(target < 0, 0.0) for s in (a, b))
+                a, b = (torch.stack(softmax.posterior(s)).masked_fill(target < 0, 0.0) for s in (a, b))
             assert_close(a, b, what=what)
 
 

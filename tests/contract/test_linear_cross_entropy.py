@@ -12,7 +12,8 @@ from torch import Tensor
 import cases
 import longtail
 from linear_cases import N, assert_results, fused, leaves, plain, problem, truth
-from longtail import linear_classes, linear_softmax_loss
+from longtail.linear import classes as linear_classes
+from longtail.linear import rows as linear_rows
 from tolerances import assert_close, assert_same
 
 CHUNKS = (1, 7, N, N + 1)
@@ -107,14 +108,14 @@ def test_ignored_rows_take_no_product(reduction: str, dtype: torch.dtype, monkey
     options = cases.options("mixed", 13, data[3], dtype) | {"reduction": reduction}
     up = cases.upstreams((N,) if reduction == "none" else (), cases.vector_dtype(dtype))["random"]
     seen = []
-    for module in (linear_softmax_loss, linear_classes):
+    for module in (linear_rows, linear_classes):
         make = module.make_logits
         monkeypatch.setattr(module, "make_logits", lambda x, *rest, make=make: (seen.append(len(x)), make(x, *rest)))
     filtered = fused(data, up, **options)
     counted = int((data[3] != cases.IGNORE).sum())
     assert 0 < counted < N
     assert set(seen) == {counted}
-    monkeypatch.setattr(linear_softmax_loss, "_counted", lambda *_: None)  # as on a GPU: cleared, not left out
+    monkeypatch.setattr(linear_rows, "_counted", lambda *_: None)  # as on a GPU: cleared, not left out
     assert_results(filtered, fused(data, up, **options), plain(data, up, **options))
 
 

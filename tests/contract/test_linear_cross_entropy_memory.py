@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cases
 import longtail
 from allocations import peak_while
-from longtail import linear_chunks, linear_softmax_loss
+from longtail.linear import chunks as linear_chunks
+from longtail.linear import rows as linear_rows
 
 ROWS, FEATURES, CLASSES = 12, 8, 13
 
@@ -33,13 +34,13 @@ class Calls(TorchDispatchMode):
 def test_the_operator_makes_what_is_needed_and_reads_nothing_back(
     needs: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_softmax_loss, "_counted", lambda *_: None)  # as on a GPU
+    monkeypatch.setattr(linear_rows, "_counted", lambda *_: None)  # as on a GPU
     x, target = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
     weight, bias = torch.randn(CLASSES, FEATURES), torch.randn(CLASSES)
     dtypes = [torch.float32] * 4
     options = cases.operator_options(CLASSES, {})
     with Calls() as calls:
-        out = linear_softmax_loss.linear_softmax_loss_and_grad(
+        out = linear_rows.linear_softmax_loss_and_grad(
             torch.ones(ROWS), x, weight, bias, target, 5, *dtypes, *needs, *options
         )
     assert [g.numel() > 0 for g in out[2:]] == list(needs)

@@ -10,7 +10,7 @@ from isa import run, supported
 
 AGREE = """
 import sigmoid_cases
-from longtail.images import to_rows
+from longtail.ops.layout import to_rows
 for dtype in cases.DTYPES:
     for shape in ((5, 1), (5, 3), (4, 19), (3, 600), (2, 3, 5), (2, 70, 37), (1, 1, 600)):
         for kind in sigmoid_cases.TARGETS:

@@ -150,10 +150,10 @@ def test_it_loads_without_the_cuda_runtime_and_registers_its_operators(library: 
     run("c++", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", source, "-o", stand_in)
     code = f"""
 import ctypes, torch, longtail
-from longtail import cuda_library
+from longtail.ops import cuda
 ctypes.CDLL({str(stand_in)!r})
 torch.ops.load_library({str(library)!r})
-print(sorted(op for op in longtail.ops.SCHEMAS if cuda_library.operator(op)))
+print(sorted(op for op in longtail.ops.operators.SCHEMAS if cuda.operator(op)))
 """
     said = run(sys.executable, "-c", code)
     steps = ("loss", "loss_and_grad", "loss_and_grad_", "loss_backward")

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 import longtail
-from longtail import cuda_library, dispatch, fallback, images
+from longtail.ops import cuda, dispatch, layout, plain, triton
 
 
 @pytest.fixture(autouse=True)
 def _fresh_answers() -> Iterator[None]:
-    before = dict(dispatch._kernels)
-    for question in (cuda_library.missing, dispatch._triton_missing):
+    before, questions = dict(dispatch._kernels), (cuda.missing, triton.missing)
+    for question in questions:
         question.cache_clear()
     yield
-    for question in (cuda_library.missing, dispatch._triton_missing):
+    for question in questions:
         question.cache_clear()
     dispatch._kernels.clear()
     dispatch._kernels.update(before)
@@ -36,7 +36,7 @@ def library(monkeypatch: pytest.MonkeyPatch, *majors: int, loads: Callable[[str]
         loads(path)
         loaded.append(path)
 
-    monkeypatch.setattr(cuda_library, "libraries", lambda: {m: f"/install/_C_cuda{m}.so" for m in majors})
+    monkeypatch.setattr(cuda, "libraries", lambda: {m: f"/install/_C_cuda{m}.so" for m in majors})
     monkeypatch.setattr(torch.ops, "load_library", load)
     return loaded
 
@@ -54,8 +54,8 @@ def test_cuda_comes_first() -> None:
 
 def test_libraries_are_known_by_their_cuda_major(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["_C_cuda13.so", "_C_cuda12.so", "_C_cuda.so", "_C_cuda13_old.so"]
-    monkeypatch.setattr(cuda_library.glob, "glob", lambda _: [f"/install/{name}" for name in names])
-    assert cuda_library.libraries() == {13: "/install/_C_cuda13.so", 12: "/install/_C_cuda12.so"}
+    monkeypatch.setattr(cuda.glob, "glob", lambda _: [f"/install/{name}" for name in names])
+    assert cuda.libraries() == {13: "/install/_C_cuda13.so", 12: "/install/_C_cuda12.so"}
 
 
 def test_an_install_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,22 +126,18 @@ def test_without_the_library_triton_serves_the_gpu(monkeypatch: pytest.MonkeyPat
     assert dispatch.selected(torch.device("cuda")) == "triton"
 
 
-@pytest.mark.parametrize("triton", [True, False])
-def test_an_operator_without_a_cuda_kernel_runs_on_the_next_backend(
-    triton: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("triton")
-    library(monkeypatch, 13)
-    gpu(monkeypatch, "13.0", (9, 0))
-    monkeypatch.setattr(cuda_library, "operator", lambda _: None)
-    if not triton:
-        monkeypatch.setattr(dispatch, "_triton_missing", lambda: "not here")
-    from longtail.triton_kernels import scale_grad
-
-    expected = ("triton", scale_grad.scale_grad_) if triton else ("reference", fallback.scale_grad_)
-    assert dispatch._implementation("cuda", "scale_grad_") == expected
-    assert dispatch._implementation("cuda", "mean_denominator") == ("reference", fallback.mean_denominator)
-    assert dispatch.kernel("mean_denominator", torch.device("cuda")) is not None
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_cuda_does_not_serve_runs_on_the_next_backend(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "operator", lambda op: (lambda *_: "cuda") if op == "softmax_loss" else None)
+    monkeypatch.setattr(triton, "operator", lambda op: None if op == "mean_denominator" else lambda *_: "triton")
+    monkeypatch.setattr(triton, "missing", lambda: None if runs else "not here")
+    monkeypatch.setattr(plain, "operator", lambda _: lambda *_: "reference")
+    single, double = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.float64)
+    after = "triton" if runs else "reference"
+    for op, dtypes in {"softmax_loss": ("cuda", "reference"), "scale_grad_": (after, "reference")}.items():
+        kernel = dispatch.implementation("cuda", op)
+        assert (kernel(single), kernel(double)) == dtypes
+    assert dispatch.implementation("cuda", "mean_denominator")(torch.ones(2, dtype=torch.int64)) == "reference"
 
 
 @pytest.fixture
@@ -155,8 +151,7 @@ def compiled() -> Iterator[list[Tensor]]:
 
 
 def test_float64_goes_to_the_reference(compiled: list[Tensor]) -> None:
-    scale = cuda_library.operator("scale_grad_")
-    assert scale is not None
+    scale = dispatch.implementation("cuda", "scale_grad_")
     factor = torch.tensor([2.0, 3.0])
     single, double = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.float64)
     scale(single, factor, None, -100)
@@ -170,8 +165,8 @@ def test_float64_goes_to_the_reference(compiled: list[Tensor]) -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_only_registered_operators_count() -> None:
-    assert cuda_library.operator("scale_grad_") is not None
-    assert cuda_library.operator("mean_denominator") is None
+    assert cuda.operator("scale_grad_") is not None
+    assert cuda.operator("mean_denominator") is None
 
 
 @pytest.mark.parametrize(
@@ -180,4 +175,4 @@ def test_only_registered_operators_count() -> None:
 def test_where_the_logits_stand(op: str, position: int) -> None:
     schema = getattr(torch.ops.longtail, op).default._schema
     assert schema.arguments[position].name == "logits"
-    assert images.logits_position(op) == position
+    assert layout.logits_position(op) == position

@@ -13,7 +13,7 @@ import cases
 import longtail
 import sigmoid_cases
 from gpu_cases import FLOATS, IMAGES, check_sigmoid, poisoned
-from longtail import cuda_library
+from longtail.ops import cuda
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -172,7 +172,7 @@ def test_tensors_on_another_device_are_refused() -> None:
 
 def test_the_library_has_the_softmax_operators() -> None:
     for op in ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_"):
-        assert cuda_library.operator(op) is not None
+        assert cuda.operator(op) is not None
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=cases.name)

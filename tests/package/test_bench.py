@@ -67,7 +67,7 @@ def test_tiny_run_writes_every_row_and_the_pictures(tmp_path):
         for fact in ("torch", "triton", "python", "cpu", "threads", "commit", "date"):
             assert row[fact], fact
         assert row["torch"] == torch.__version__
-        assert row["isa"] == (longtail.dispatch.cpu_isa() or "")
+        assert row["isa"] == (longtail.ops.cpu.isa() or "")
     assert "over F.cross_entropy" in done.stdout
     for name in ("cpu_time.png", "cpu_share_of_copy.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from longtail.handshake import HEADER
+
+from longtail.parallel.handshake import HEADER
 
 ROOT = Path(__file__).parents[2]
 

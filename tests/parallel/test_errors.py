@@ -9,9 +9,9 @@ import torch
 
 import longtail
 import rank_cases
-from longtail.agreement import Refusal, class_starts
-from longtail.handshake import range_code
-from longtail.vocab_shard import ALL, OWN, how_given
+from longtail.parallel.agreement import Refusal, class_starts
+from longtail.parallel.handshake import range_code
+from longtail.parallel.shard import ALL, OWN, how_given
 from ranks import Ranks
 
 # What rank 1 passes, and what every rank then says.

@@ -7,7 +7,7 @@ import torch
 
 import cases
 import rank_cases_traffic
-from longtail.handshake import CALLS, HEADER
+from longtail.parallel.handshake import CALLS, HEADER
 from rank_cases_traffic import CHUNKS, FEATURES, ROWS
 from ranks import Ranks
 

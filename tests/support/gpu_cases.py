@@ -10,7 +10,7 @@ from torch import Tensor
 import cases
 import longtail
 import sigmoid_cases
-from longtail.images import to_rows
+from longtail.ops.layout import to_rows
 from tolerances import assert_close
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cases
-from longtail.images import to_images
+from longtail.ops.layout import to_images
 from tolerances import assert_close, assert_same
 
 INF, NAN = torch.inf, torch.nan

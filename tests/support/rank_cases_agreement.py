@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import cases
 import longtail
-from longtail import handshake
+from longtail.parallel import handshake
 from rank_cases import raised_by
 from tolerances import assert_close
 
@@ -84,7 +84,7 @@ def odd_one_out(group: Any, kind: str, odd: dict[str, Any], rank: int) -> tuple[
 
 def as_gpus_do() -> Any:
     """Headers of heads that are known are compared by the device, whose assertion is an error on the CPU."""
-    return mock.patch("longtail.handshake.reads_headers", side_effect=lambda _device, known: not known)
+    return mock.patch("longtail.parallel.handshake.reads_headers", side_effect=lambda _device, known: not known)
 
 
 def compared_on_the_device(group: Any, kind: str) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import cases
-from longtail import reference
-from longtail.vocab_stats import combine_shards
+from longtail.options import SoftmaxOptions
+from longtail.reference import softmax
+from longtail.softmax.shards import combine_shards
 
 ops = torch.ops.longtail
 ELSEWHERE = -1
@@ -24,6 +25,13 @@ def shard_arguments(
     local = torch.where(target == cases.IGNORE, cases.IGNORE, local)
     vectors = {k: options[k][begin:end].clone() if k in options else None for k in VECTORS}
     return logits[:, begin:end].clone(), local, vectors
+
+
+def joined(*pieces: Tensor) -> Tensor:
+    """The statistics [N, 5] of rows from those of pieces, each of which knows the logit that U is relative to."""
+    columns = dict(enumerate(torch.stack(pieces).permute(2, 0, 1)))
+    nothing = pieces[0].new_zeros(len(pieces))
+    return combine_shards(columns, nothing, torch.zeros(len(pieces[0]), dtype=torch.long, device=nothing.device))
 
 
 def run_shards(
@@ -47,18 +55,10 @@ def run_shards(
     stats = combine_shards(columns, torch.stack(omegas), owner)
     weight = options.get("weight")
     g = target.clamp(min=0)
-    loss, row_grad = reference.finish(
-        stats,
-        1.0 if weight is None else weight[g],
-        options.get("sample_weight", 1.0),
-        num_classes=classes,
-        weight_sum=torch.stack(omegas).sum(),
-        label_smoothing=options.get("label_smoothing", 0.0),
-        focal_gamma=options.get("focal_gamma", 0.0),
-        complement_coefficient=options.get("complement_gamma", 0.0) / max(classes - 1, 1),
-        cross_entropy_coefficient=1.0,
-        z_loss=options.get("z_loss", 0.0),
+    factors = softmax.Factors(
+        1.0 if weight is None else weight[g], options.get("sample_weight", 1.0), classes, torch.stack(omegas).sum()
     )
+    loss, row_grad = softmax.finish(stats, factors, SoftmaxOptions(*cases.operator_options(classes, options)))
     packed = torch.stack(row_grad.times(up), 1)
     grads = []
     for z, local, vectors in shards:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import longtail
-from longtail.ranks import checked_sum, group_or_alone
+from longtail.parallel.ranks import checked_sum, group_or_alone
 from longtail.training import (
     ClassBalancedSampler,
     ComplementObjectiveTraining,

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import longtail
 from allocations import peak_while
-from longtail import class_counts, counting
+from longtail import class_counts
+from longtail.class_balance import counting
 
 
 @given(labels=st.lists(st.integers(0, 6), max_size=60))

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import longtail
 from allocations import peak_while
-from longtail import class_counts, counting, effective_number_weight
+from longtail import class_counts, effective_number_weight
+from longtail.class_balance import counting
 
 MULTI_HOT = [[1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
 SOFT = [[0.5, 0.0, 1.0], [0.0, 0.25, 1.0], [1.0, 0.0, 0.0], [-100.0, 0.0, -100.0]]

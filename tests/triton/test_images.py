@@ -11,7 +11,7 @@ from torch import Tensor
 import cases
 import longtail
 from interpreted import FACTOR, HALVES, interpreted, rerun, starts_it
-from longtail import images
+from longtail.ops import layout, plain
 from tolerances import assert_close, assert_same
 
 pytest.importorskip("triton")
@@ -28,7 +28,7 @@ def _no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_x: Tensor) -> Tensor:
         raise AssertionError("an image was transposed")
 
-    monkeypatch.setattr(images, "to_rows", refuse)
+    monkeypatch.setattr(plain, "to_rows", refuse)
 
 
 def to_rows(x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def check(shape: tuple[int, ...], option_set: str, dtype: torch.dtype) -> None:
     """All four operators against float64 on rows."""
     n, c, p = shape
     rows, target = cases.random_case(n * p, c, dtype)
-    logits = images.to_images(cases.poison_ignored(rows, target), torch.Size(shape))
+    logits = layout.to_images(cases.poison_ignored(rows, target), torch.Size(shape))
     options = cases.options(option_set, c, target, dtype)
     up = cases.upstreams((n * p,), torch.float32)["random"]
     x, y = rows.double().requires_grad_(), rows.clone().requires_grad_()
@@ -55,7 +55,7 @@ def check(shape: tuple[int, ...], option_set: str, dtype: torch.dtype) -> None:
         two, two_stats, two_grad = ops.softmax_loss_and_grad(up, z, target, *tail)
         assert_same(z, logits)
         three, three_stats = ops.softmax_loss_and_grad_(up, z, target, *tail)
-    assert stats.stride() == two_stats.stride() == images.stats_like(logits, torch.float32).stride()
+    assert stats.stride() == two_stats.stride() == layout.stats_like(logits, torch.float32).stride()
     for value in (one, two, three):
         assert_close(value, truth.detach(), eager.detach(), what="loss")
     for value in (two_stats, three_stats):
@@ -125,7 +125,7 @@ def test_infinite_and_undefined_logits(classes: int) -> None:
 @pytest.mark.parametrize("classes", [6, 70])
 def test_part_of_a_larger_image(classes: int, dtype: torch.dtype) -> None:
     rows, target = cases.random_case(64, classes, dtype)
-    logits = images.to_images(rows, torch.Size((2, classes, 32)))
+    logits = layout.to_images(rows, torch.Size((2, classes, 32)))
     tail = cases.operator_options(classes, cases.options("mixed", classes, target))
     up = torch.randn(64, generator=cases.generator(1))
     with longtail.use_backend("triton"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import cases
-import longtail
+import shard_cases
 from interpreted import FACTOR, interpreted, rerun, starts_it
 from tolerances import assert_close, assert_same
 
@@ -135,8 +135,7 @@ def test_shards_join_to_the_row(option_set: str) -> None:
         local = torch.where((local >= 0) & (local < part.stop - part.start), local, ELSEWHERE)
         cut = {k: v[part].contiguous() if k.startswith(("class", "weight")) else v for k, v in options.items()}
         pieces.append(accumulate(logits[:, part].contiguous(), local, cut, False).double())
-    joined = longtail.reference.combine(*pieces)
-    assert_close(joined[:, :3].float(), whole[:, :3].double(), factor=4)
+    assert_close(shard_cases.joined(*pieces)[:, :3].float(), whole[:, :3].double(), factor=4)
     second = target >= 70
     assert_same(torch.where(second, pieces[1][:, 3], pieces[0][:, 3]), whole[:, 3].double())
 

@@ -12,7 +12,7 @@ import cases
 import longtail
 import sigmoid_cases
 from interpreted import FACTOR, HALVES, interpreted, rerun, starts_it
-from longtail.images import to_rows
+from longtail.ops.layout import to_rows
 from tolerances import assert_close, assert_same
 
 pytest.importorskip("triton")

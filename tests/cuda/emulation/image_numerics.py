@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.images import to_images, to_rows
+from longtail.ops.layout import to_images, to_rows
 
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, Launch, Plan, launch, poisoned
 from .image_layouts import LAYOUTS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import cases
-from longtail import fallback
+from longtail.ops import fallback
 from tolerances import assert_close, assert_same
 
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Launch, Plan, launch, poisoned

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cases
 import sigmoid_cases
-from longtail import fallback, images
+from longtail.ops import fallback, layout
 from tolerances import assert_close, assert_same
 
 from . import image_layouts
@@ -26,7 +26,7 @@ def poison(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    return images.to_rows(x) if x.dim() == 3 else x
+    return layout.to_rows(x) if x.dim() == 3 else x
 
 
 def sigmoid_launch(
@@ -45,7 +45,7 @@ def sigmoid_launch(
     dense = target.is_floating_point()
     fields = {
         "storage": STORAGES.index(logits.dtype),
-        "rows": images.row_count(logits),
+        "rows": layout.row_count(logits),
         "num_classes": logits.shape[1],
         "pixels": logits.shape[2] if logits.dim() == 3 else 0,
         "logits": logits,
@@ -92,13 +92,13 @@ class Batch:
         self.logits, self.target = case
         self.tail = sigmoid_cases.operator_options(options)
         self.layouts = image_layouts.LAYOUTS if self.logits.dim() == 3 else LAYOUTS
-        shape = self.logits.shape if elementwise else (images.row_count(self.logits),)
+        shape = self.logits.shape if elementwise else (layout.row_count(self.logits),)
         self.up = torch.randn(shape, generator=cases.generator(3)) if up is None else up
         self.plan, self.elementwise, self.layout = plan, elementwise, layout
         self.grad_layout = grad_layout or layout
 
     def launches(self) -> list[Launch]:
-        shape = self.logits.shape if self.elementwise else (images.row_count(self.logits),)
+        shape = self.logits.shape if self.elementwise else (layout.row_count(self.logits),)
         lay, unwritten = self.layouts[self.layout], poisoned(self.logits.shape, self.logits.dtype)
         self.z, self.written = lay(self.logits), lay(self.logits)
         self.y = lay(self.target) if self.target.is_floating_point() else self.target.view(-1)
