@@ -26,10 +26,11 @@ PEAKS = {"backward": 2048 * 32768 * 4 / 1e6, "forward": 1.5 * 2048 * 32768 * 4 /
 
 
 def command(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # no test of this run
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+        env={**inherited, "PYTHONIOENCODING": "utf-8", **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -83,8 +83,8 @@ def test_targets_that_are_much_alike(ranks: Ranks) -> None:
         assert all("disagree on the values of target" in text for _, text in found), found
 
 
-STEPS = [("logits", "vocab_shard.mean_denominator"), ("linear", "vocab_parallel_sweep.make_logits")]
-STEPS += [(kind, "ops.softmax_loss_accumulate") for kind in KINDS]
+STEPS = [("logits", "parallel.shard.mean_denominator"), ("linear", "parallel.sweep.make_logits")]
+STEPS += [(kind, "ops.operators.softmax_loss_accumulate") for kind in KINDS]
 
 
 @pytest.mark.parametrize(("kind", "step"), STEPS)
