@@ -40,8 +40,7 @@ from .modules import (
 from .ops.backends import backends
 from .ops.dispatch import use_backend
 from .softmax.loss import RowStats
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "BinaryFocalLoss",

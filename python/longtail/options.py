@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .arguments import LIMITS, check_choice, check_integer, check_normalizer, check_number, vector
 from .signatures import annotation_text
-
-if TYPE_CHECKING:
-    from typing_extensions import TypedDict
-else:
-    from typing import TypedDict
 
 REDUCTIONS = ("mean", "sum", "none")
 GRADIENTS = ("backward", "forward", "inplace")
@@ -257,52 +252,6 @@ class Request(NamedTuple):
     def of_logits(self) -> Request:
         """The same of a loss of logits, where the "auto" of linear losses is "backward"."""
         return self._replace(gradient="backward") if self.gradient == "auto" else self
-
-
-class Keywords(TypedDict, total=False):
-    """Keyword arguments of every loss, for type checkers."""
-
-    sample_weight: Tensor | None
-    normalizer: str | float | Tensor | None
-    gradient: str
-
-
-class SoftmaxKeywords(Keywords, total=False):
-    """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has an overload of its own."""
-
-    focal_gamma: float
-    complement_gamma: float
-    class_bias: Tensor | None
-    class_margin: Tensor | None
-    scale: float
-    softcap: float | None
-    z_loss: float
-    return_stats: Literal[False]
-
-
-class LinearKeywords(SoftmaxKeywords, total=False):
-    """Keyword arguments of the losses that take all options by name."""
-
-    weight: Tensor | None
-    reduction: str
-    label_smoothing: float
-
-
-class SigmoidKeywords(Keywords, total=False):
-    """Keyword arguments of the sigmoid family."""
-
-    ignore_index: int | None
-
-
-class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
-    class_weight_by_target: bool
-    alpha: float | None
-    gamma: float
-
-
-class BinaryFocalKeywords(SigmoidKeywords, total=False):
-    weight: Tensor | None
-    pos_weight: Tensor | None
 
 
 def softmax_options(**named: Any) -> SoftmaxOptions:

@@ -53,7 +53,7 @@ def commit() -> str:
 @functools.cache
 def provenance() -> dict[str, str | int]:
     """Versions, processor and commit, the same for every row of a run."""
-    from .. import __version__
+    from ..version import __version__
 
     return {
         "longtail": __version__,

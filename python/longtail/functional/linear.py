@@ -18,7 +18,7 @@ from .softmax import cross_entropy
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..options import LinearKeywords
+    from .softmax import LinearKeywords
 
 
 @overload

@@ -14,7 +14,21 @@ from ..signatures import refuse_unknown, with_options_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..options import BinaryFocalKeywords, SigmoidCrossEntropyKeywords
+    from .softmax import Keywords
+
+    class SigmoidKeywords(Keywords, total=False):
+        """Keyword arguments of the sigmoid family."""
+
+        ignore_index: int | None
+
+    class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
+        class_weight_by_target: bool
+        alpha: float | None
+        gamma: float
+
+    class BinaryFocalKeywords(SigmoidKeywords, total=False):
+        weight: Tensor | None
+        pos_weight: Tensor | None
 
 
 def sigmoid_focal_loss(

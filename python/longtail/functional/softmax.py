@@ -14,9 +14,33 @@ from ..softmax import loss
 from ..softmax.loss import RowStats
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import TypedDict, Unpack
 
-    from ..options import SoftmaxKeywords
+    class Keywords(TypedDict, total=False):
+        """Keyword arguments of every loss, for type checkers."""
+
+        sample_weight: Tensor | None
+        normalizer: str | float | Tensor | None
+        gradient: str
+
+    class SoftmaxKeywords(Keywords, total=False):
+        """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has its own overload."""
+
+        focal_gamma: float
+        complement_gamma: float
+        class_bias: Tensor | None
+        class_margin: Tensor | None
+        scale: float
+        softcap: float | None
+        z_loss: float
+        return_stats: Literal[False]
+
+    class LinearKeywords(SoftmaxKeywords, total=False):
+        """Keyword arguments of the losses that take all options by name."""
+
+        weight: Tensor | None
+        reduction: str
+        label_smoothing: float
 
 
 @overload

@@ -19,7 +19,7 @@ from .softmax import cross_entropy
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..options import LinearKeywords, SoftmaxKeywords
+    from .softmax import LinearKeywords, SoftmaxKeywords
 
 
 @overload

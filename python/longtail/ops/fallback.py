@@ -10,6 +10,8 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..options import SigmoidOptions, SoftmaxOptions
 from ..reference import sigmoid, softmax
+from ..reference.softmax_rows import Rows, through_cap
+from ..reference.softmax_rows import mean_denominator as plain_mean_denominator
 
 
 def check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int | None, lowest: int = 0) -> None:
@@ -37,22 +39,22 @@ def _check_lengths(lengths: dict[str, tuple[Tensor | None, int]]) -> None:
             raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
 
 
-def _rows(logits: Tensor, target: Tensor, *values: Any) -> softmax.Rows:
+def _rows(logits: Tensor, target: Tensor, *values: Any) -> Rows:
     options, (n, num_classes) = SoftmaxOptions(*values), (logits.shape[0], logits.shape[-1])
     per_class = {name: (x, num_classes) for name, x in options.vectors.items()}
     _check_shapes(logits, target, per_class | {"sample_weight": (options.sample_weight, n)})
     check_target(target, target != options.ignore_index, num_classes, options.ignore_index)
-    return softmax.Rows.of(logits, target, options)
+    return Rows.of(logits, target, options)
 
 
-def _loss(rows: softmax.Rows) -> tuple[Tensor, Tensor]:
+def _loss(rows: Rows) -> tuple[Tensor, Tensor]:
     if rows.u.numel() == 0:  # no rows, or no classes and therefore ignored rows alone
         return rows.u.new_zeros(rows.g.shape), rows.u.new_zeros((*rows.g.shape, 5))
     stats = rows.stats()
     return rows.losses(stats), stats.masked_fill(~rows.counted[:, None], 0.0)
 
 
-def _grad(rows: softmax.Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
     return (rows.u if rows.u.numel() == 0 else rows.grad(stats, grad_loss)).to(dtype)
 
 
@@ -136,7 +138,7 @@ def softmax_loss_apply(
     if row_grad.shape != (logits.shape[0], 5):
         raise RuntimeError(f"longtail: row_grad has shape {list(row_grad.shape)}, expected [{logits.shape[0]}, 5]")
     du = softmax.apply(softmax.RowGrad(*row_grad.unbind(1)), shard.u, shard.target, weight, smoothing=True)
-    return softmax.through_cap(du, shard.capped, shard.counted, scale, softcap).to(logits.dtype)
+    return through_cap(du, shard.capped, shard.counted, scale, softcap).to(logits.dtype)
 
 
 def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:
@@ -151,7 +153,7 @@ def scale_grad_(grad: Tensor, grad_loss: Tensor, target: Tensor | None, ignore_i
 
 def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int) -> Tensor:
     check_target(target, target != ignore_index, num_classes, ignore_index)
-    return softmax.mean_denominator(target, weight, ignore_index)
+    return plain_mean_denominator(target, weight, ignore_index)
 
 
 def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> sigmoid.Element:

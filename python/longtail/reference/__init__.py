@@ -3,6 +3,6 @@
 from . import sigmoid as sigmoid
 from . import softmax as softmax
 from .sigmoid import sigmoid_elements, sigmoid_loss
-from .softmax import cross_entropy, softmax_loss
+from .softmax_rows import cross_entropy, softmax_loss
 
 __all__ = ["cross_entropy", "sigmoid_elements", "sigmoid_loss", "softmax_loss"]

@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype
-from ..options import SoftmaxOptions, softmax_options
-from ..signatures import refuse_unknown, with_options_of
+from ..options import SoftmaxOptions
 from .sizes import LARGEST_HALF, Size, largest
 
 
@@ -209,105 +207,3 @@ def gradient_size(counted: Tensor, factors: Factors, options: SoftmaxOptions) ->
         row = row + 2 * abs(options.z_loss) * (options.softcap or scale * LARGEST_HALF)
     row = row * scale
     return largest(row, counted) if isinstance(row, Tensor) else row
-
-
-class Rows(NamedTuple):
-    """A batch made ready: ignored rows are cleared, everything is in the dtype of the arithmetic."""
-
-    capped: Tensor
-    u: Tensor
-    g: Tensor
-    counted: Tensor
-    factors: Factors
-    options: SoftmaxOptions
-
-    @classmethod
-    def of(cls, logits: Tensor, target: Tensor, options: SoftmaxOptions) -> Rows:
-        """Of logits [N, C] and target [N]; the vectors in the dtype of the arithmetic."""
-        counted = target != options.ignore_index
-        g = torch.where(counted, target, 0)
-        z = logits.to(arithmetic_dtype(logits.dtype)).masked_fill(~counted[:, None], 0.0)
-        capped = capped_logits(z, options.scale, options.softcap)
-        u = effective_logits(capped, g, options.class_bias, options.class_margin)
-        return cls(capped, u, g, counted, Factors.of(g, logits.shape[1], options), options)
-
-    def stats(self) -> Tensor:
-        """[N, 5]"""
-        return accumulate(self.u, self.g, self.options.weight, self.options.label_smoothing != 0)
-
-    def losses(self, stats: Tensor) -> Tensor:
-        """[N], 0 where ignored."""
-        return finish(stats, self.factors, self.options)[0].masked_fill(~self.counted, 0.0)
-
-    def grad(self, stats: Tensor, grad_loss: Tensor) -> Tensor:
-        """[N, C], of the losses times ``grad_loss`` [N]."""
-        row_grad = finish(stats, self.factors, self.options)[1].times(grad_loss)
-        du = apply(row_grad, self.u, self.g, self.options.weight, self.options.label_smoothing != 0)
-        return through_cap(du, self.capped, self.counted, self.options.scale, self.options.softcap)
-
-
-def through_cap(du: Tensor, capped: Tensor, counted: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """``dloss/dlogits`` from ``dloss/du``; 0 where ignored."""
-    grad = du * scale
-    if softcap:
-        grad = grad * (1 - (capped / softcap) ** 2)
-    return grad.masked_fill(~counted[:, None], 0.0)
-
-
-@with_options_of(softmax_options)
-def softmax_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """The loss of each row, [N], for logits [N, C] and target [N].
-
-    ``options``: those of :func:`longtail.cross_entropy` that change a row's loss, and ``cross_entropy_coefficient``.
-    """
-    refuse_unknown(softmax_loss, options)
-    given = softmax_options(**options)
-    dtype, num_classes = arithmetic_dtype(logits.dtype), logits.shape[1]
-    if logits.numel() == 0:
-        return logits.to(dtype).sum(1)
-    vectors, numbers = given.parted()
-    converted: list[Any] = [None if x is None else x.to(dtype) for x in vectors]
-    given = SoftmaxOptions(*converted, *numbers).for_classes(num_classes)
-    rows = Rows.of(logits, target, given)
-    return rows.losses(rows.stats())
-
-
-def mean_denominator(target: Tensor, weight: Tensor | None = None, ignore_index: int = -100) -> Tensor:
-    """What torch's mean divides by: the number of counted rows, or the sum of their class weights; 0-d."""
-    counted = target != ignore_index
-    if weight is None:
-        return counted.sum()
-    return weight[torch.where(counted, target, 0)].masked_fill(~counted, 0.0).sum()
-
-
-@with_options_of(softmax_options, without=["cross_entropy_coefficient"])
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    *,
-    normalizer: str | float | Tensor | None = None,
-    **options: float | Tensor | None,
-) -> Tensor:
-    """:func:`longtail.cross_entropy` for input [N, C] and integer target [N], in plain PyTorch.
-
-    Takes all its options but ``gradient`` and ``return_stats``.
-    """
-    loss = softmax_loss(
-        input,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        **options,
-    )
-    if reduction != "mean":
-        return loss.sum() if reduction == "sum" else loss
-    if normalizer is None:
-        normalizer = mean_denominator(target, None if weight is None else weight.to(loss.dtype), ignore_index)
-    elif isinstance(normalizer, str):
-        normalizer = (target != ignore_index).sum().clamp(min=1)
-    return loss.sum() / normalizer
