@@ -179,6 +179,7 @@ def focal_loss(
     Finite in value and gradient for every gamma >= 0 and every margin. ``weight`` [C] is the per-class alpha.
     Arguments, ``options`` and errors as :func:`cross_entropy`, whose ``focal_gamma`` is ``gamma`` here.
     """
+    refuse_unknown(focal_loss, options)
     options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
     return cross_entropy(input, target, weight, focal_gamma=check_gamma(input, gamma), **options)
 
@@ -212,6 +213,7 @@ def complement_cross_entropy(
     gamma < 0 raises the complement entropy H, that is, flattens the probabilities of the wrong classes. Arguments,
     ``options`` and errors as :func:`cross_entropy`, whose ``complement_gamma`` is ``gamma`` here.
     """
+    refuse_unknown(complement_cross_entropy, options)
     options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
     return cross_entropy(input, target, weight, complement_gamma=check_gamma(input, gamma, -math.inf), **options)
 

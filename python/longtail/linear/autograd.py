@@ -142,16 +142,16 @@ def kept_gradients(ctx: Any, grad_output: Tensor, ignore_index: int) -> list[Ten
             continue
         grad = own(buffer)
         if i == 0:
-            _scale_kept_(grad, scale, target[ctx.rows], ignore_index)
+            _scale_by_scalar_(grad, scale, target[ctx.rows], ignore_index)
         else:
-            _scale_kept_(grad, scale.where(counted, 0.0), None, ignore_index)
+            _scale_by_scalar_(grad, scale.where(counted, 0.0), None, ignore_index)
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(grad)
         grads.append(guarded(grad.to(ctx.dtypes[min(i, 1)]), grad_output, buffer))
     return grads
 
 
-def _scale_kept_(grad: Tensor, scale: Tensor, target: Tensor | None, ignore_index: int) -> None:
+def _scale_by_scalar_(grad: Tensor, scale: Tensor, target: Tensor | None, ignore_index: int) -> None:
     """Multiplies by a scalar on the device; returns early, without a host sync, when it is 1."""
     rows = grad if grad.dim() == 2 else grad[None]
     if target is None and rows.stride(1) != 1:

@@ -34,10 +34,13 @@ class Loss(nn.Module):
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
+        shown = None  # that of __init__
         if "_function" in vars(cls) and "__init__" not in vars(cls):
             signature = inspect.signature(cls._function)
             options = [p for p in signature.parameters.values() if p.name not in _DATA]
-            cls.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
+            shown = signature.replace(parameters=options, return_annotation=None)
+        if shown is not None or "__init__" in vars(cls):
+            cls.__signature__ = shown  # type: ignore[attr-defined]
 
     if TYPE_CHECKING:  # options are attributes
 

@@ -1,4 +1,4 @@
-"""The fused linear loss of DTensors; see :mod:`longtail.dtensor`."""
+"""The fused linear loss of DTensors; see :mod:`longtail.parallel.dtensor`."""
 
 from __future__ import annotations
 
