@@ -81,9 +81,8 @@ class SoftmaxOptions(NamedTuple):
     @property
     def numbers(self) -> dict[str, float | None]:
         """Those that users pass as numbers, by the name and in the way that they do, of checked ones."""
-        values: tuple[Any, ...] = self[-len(SOFTMAX_NUMBERS) :]
-        pairs = zip(SOFTMAX_NUMBERS, values, strict=True)
-        return {number.name: number.given(x) for number, x in pairs if number.name not in _INTERNAL}
+        public = {field: number for field, number in SOFTMAX_NUMBERS.items() if field not in _INTERNAL}
+        return {number.name: number.given(getattr(self, field)) for field, number in public.items()}
 
     def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
@@ -96,10 +95,9 @@ class SoftmaxOptions(NamedTuple):
             TypeError, ValueError: an option that is no tensor is wrong.
         """
         check_integer("ignore_index", self.ignore_index)
-        first = len(self) - len(SOFTMAX_NUMBERS)
-        others: tuple[Any, ...] = self[:first]
-        numbers = [n.check(x, dtype) for n, x in zip(SOFTMAX_NUMBERS, self[first:], strict=True)]
-        return SoftmaxOptions(*others, *numbers)
+        values: tuple[Any, ...] = self
+        found: list[Any] = [x if rule is None else rule.check(x, dtype) for rule, x in zip(_RULES, values, strict=True)]
+        return SoftmaxOptions(*found)
 
     def prepared(
         self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype, balanced: bool = True
@@ -119,7 +117,7 @@ class SoftmaxOptions(NamedTuple):
     def with_vectors(self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype) -> SoftmaxOptions:
         """With vectors that are checked, flat and in ``dtype``."""
         vectors, others = self.parted()
-        found = _checked_vectors(dict(zip(SOFTMAX_VECTORS, vectors, strict=True)), input, rows, num_classes, dtype)
+        found = _checked_vectors(SOFTMAX_VECTORS, vectors, input, rows, num_classes, dtype)
         return SoftmaxOptions(*found, *others)
 
     def of_classes(self, part: slice) -> SoftmaxOptions:
@@ -180,46 +178,51 @@ class SigmoidOptions(NamedTuple):
         """
         if self.class_weight_by_target and (dense or self.weight is None):
             raise ValueError("class_weight_by_target needs class indices as targets, and weight")
-        vectors, (_, ignore_index, alpha, gamma) = self.parted()
-        found = _checked_vectors(dict(zip(SIGMOID_VECTORS, vectors, strict=True)), input, rows, num_classes, dtype)
-        others: list[Any] = [bool(self.class_weight_by_target), ignore_index, alpha, gamma]
+        vectors, (by_target, ignore_index, alpha, gamma) = self.parted()
+        found = _checked_vectors(SIGMOID_VECTORS, vectors, input, rows, num_classes, dtype)
         if ignore_index is None and not dense:
-            return SigmoidOptions(*found, *others)._replace(ignore_index=-100)
-        return SigmoidOptions(*found, *others)
+            ignore_index = -100
+        found += [bool(by_target), ignore_index, alpha, gamma]
+        return SigmoidOptions(*found)
 
 
 def _checked_vectors(
-    vectors: dict[str, Any], input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype
+    names: tuple[str, ...],
+    vectors: tuple[Any, ...],
+    input: Tensor,
+    rows: torch.Size,
+    num_classes: int,
+    dtype: torch.dtype,
 ) -> list[Any]:
     per_class = torch.Size((num_classes,))
     return [
         None if x is None else vector(name, x, rows if name == "sample_weight" else per_class, input, dtype)
-        for name, x in vectors.items()
+        for name, x in zip(names, vectors, strict=True)
     ]
 
 
 SOFTMAX_VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
 SIGMOID_VECTORS = ("weight", "pos_weight", "sample_weight")
-# The last fields of SoftmaxOptions.
-SOFTMAX_NUMBERS = (
-    Number("label_smoothing", 0.0, 1.0),
-    Number("focal_gamma", 0.0, needs_class=True),
-    Number("complement_gamma", needs_class=True),
-    Number("cross_entropy_coefficient", off=1.0),
-    Number("scale", off=1.0, vanishes=False),
-    Number("softcap", off=None, vanishes=False),
-    Number("z_loss", share=0.5),  # its gradient has 2 z_loss
-)
-_NUMBER_FIELDS = SoftmaxOptions._fields[-len(SOFTMAX_NUMBERS) :]
-_FIELDS = {number.name: field for number, field in zip(SOFTMAX_NUMBERS, _NUMBER_FIELDS, strict=True)}
+# By the field of SoftmaxOptions.
+SOFTMAX_NUMBERS = {
+    "label_smoothing": Number("label_smoothing", 0.0, 1.0),
+    "focal_gamma": Number("focal_gamma", 0.0, needs_class=True),
+    "complement_coefficient": Number("complement_gamma", needs_class=True),
+    "cross_entropy_coefficient": Number("cross_entropy_coefficient", off=1.0),
+    "scale": Number("scale", off=1.0, vanishes=False),
+    "softcap": Number("softcap", off=None, vanishes=False),
+    "z_loss": Number("z_loss", share=0.5),  # its gradient has 2 z_loss
+}
 _INTERNAL = ("cross_entropy_coefficient",)  # of complement_entropy, and of the operators
+_RULES = tuple(SOFTMAX_NUMBERS.get(field) for field in SoftmaxOptions._fields)
+_FIELDS = {number.name: field for field, number in SOFTMAX_NUMBERS.items()}
 
 
 def schema(options: type[SoftmaxOptions] | type[SigmoidOptions]) -> str:
     """The arguments of operators, as torch.library writes them."""
     parts = []
     for name, annotation in options.__annotations__.items():
-        kind = "float" if name in _NUMBER_FIELDS else annotation_text(annotation).replace(" | None", "?")
+        kind = "float" if name in SOFTMAX_NUMBERS else annotation_text(annotation).replace(" | None", "?")
         parts.append(f"{kind} {name}")
     return ", ".join(parts)
 
@@ -261,12 +264,8 @@ def softmax_options(**named: Any) -> SoftmaxOptions:
 
 softmax_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
-        parameter.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in zip(
-            (*SoftmaxOptions._fields[: -len(SOFTMAX_NUMBERS)], *_FIELDS),
-            inspect.signature(SoftmaxOptions).parameters.values(),
-            strict=True,
-        )
+        parameter.replace(name=rule.name if rule else parameter.name, kind=inspect.Parameter.KEYWORD_ONLY)
+        for rule, parameter in zip(_RULES, inspect.signature(SoftmaxOptions).parameters.values(), strict=True)
     ]
 )
 

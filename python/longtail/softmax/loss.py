@@ -115,7 +115,7 @@ def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Reque
             f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
         )
     numbers = options.numbers
-    needs_class = {n.name: numbers[n.name] != n.off for n in SOFTMAX_NUMBERS if n.needs_class}
+    needs_class = {n.name: numbers[n.name] != n.off for n in SOFTMAX_NUMBERS.values() if n.needs_class}
     needs_class["class_margin"] = options.class_margin is not None
     needs_class |= {"return_stats": request.return_stats, "gradient": request.gradient != "backward"}
     for name, used in needs_class.items():
