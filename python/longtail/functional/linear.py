@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from ..linear import loss
 from ..linear.chunks import Chunking
 from ..options import softmax_request
 from ..signatures import refuse_unknown, with_options_of
-from ..softmax.loss import RowStats
-from .softmax import cross_entropy
+from .softmax import cross_entropy, with_stats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,21 +20,8 @@ if TYPE_CHECKING:
     from .softmax import LinearKeywords
 
 
-@overload
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int | None = None,
-    chunk_size: int | None = None,
-    accumulate_dtype: torch.dtype | None = None,
-    **options: Unpack[LinearKeywords],
-) -> Tensor: ...
-@overload
-def linear_cross_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
-@with_options_of(cross_entropy, without=["size_average", "reduce"])  # type: ignore[misc]  # the overload of statistics takes anything
+@with_stats
+@with_options_of(cross_entropy, without=["size_average", "reduce"])
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -46,7 +32,7 @@ def linear_cross_entropy(
     gradient: str = "auto",
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[LinearKeywords],
 ) -> Any:
     r"""``cross_entropy(input @ linear_weight.T + linear_bias, target, ...)`` without ever holding the logits.
 

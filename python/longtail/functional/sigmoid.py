@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         """Keyword arguments of the sigmoid family."""
 
         ignore_index: int | None
+        gradient: str
 
     class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
         class_weight_by_target: bool

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, overload
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from ..signatures import refuse_unknown, with_options_of
 from ..softmax import loss
 from ..softmax.loss import RowStats
 
+P = ParamSpec("P")
+
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
@@ -21,11 +24,8 @@ if TYPE_CHECKING:
 
         sample_weight: Tensor | None
         normalizer: str | float | Tensor | None
-        gradient: str
 
-    class SoftmaxKeywords(Keywords, total=False):
-        """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has its own overload."""
-
+    class _Keywords(Keywords, total=False):
         focal_gamma: float
         complement_gamma: float
         class_bias: Tensor | None
@@ -35,12 +35,33 @@ if TYPE_CHECKING:
         z_loss: float
         return_stats: Literal[False]
 
-    class LinearKeywords(SoftmaxKeywords, total=False):
-        """Keyword arguments of the losses that take all options by name."""
+    class SoftmaxKeywords(_Keywords, total=False):
+        """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has its own overload."""
+
+        gradient: str
+
+    class ComplementEntropyKeywords(SoftmaxKeywords, total=False):
+        weight: Tensor | None
+
+    class LinearKeywords(_Keywords, total=False):
+        """Those of :func:`longtail.cross_entropy` that linear losses take by name."""
 
         weight: Tensor | None
         reduction: str
         label_smoothing: float
+
+    class WithStats(Protocol[P]):
+        """A loss, and a pair of it and statistics where they are asked for."""
+
+        @overload
+        def __call__(self, *data: P.args, **options: P.kwargs) -> Tensor: ...
+        @overload
+        def __call__(self, *data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
+
+
+def with_stats(function: Callable[P, Any]) -> WithStats[P]:
+    """For type checkers: what ``function`` returns follows from ``return_stats``."""
+    return function  # type: ignore[return-value]
 
 
 @overload
@@ -150,7 +171,8 @@ def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes any
     return loss.cross_entropy(input, target, options, request)
 
 
-@overload
+@with_stats
+@with_options_of(cross_entropy, without=["focal_gamma"])
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -160,19 +182,6 @@ def focal_loss(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     **options: Unpack[SoftmaxKeywords],
-) -> Tensor: ...
-@overload
-def focal_loss(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
-@with_options_of(cross_entropy, without=["focal_gamma"])  # type: ignore[misc]  # the overload of statistics takes anything
-def focal_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    gamma: float = 2.0,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    **options: Any,
 ) -> Any:
     r"""Softmax focal loss :math:`-w_g (1 - p_g)^\gamma \log p_g` (Lin et al. 2017, eq. 4 and 5, multi-class).
 
@@ -180,11 +189,13 @@ def focal_loss(
     Arguments, ``options`` and errors as :func:`cross_entropy`, whose ``focal_gamma`` is ``gamma`` here.
     """
     refuse_unknown(focal_loss, options)
-    options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return cross_entropy(input, target, weight, focal_gamma=check_gamma(input, gamma), **options)
+    named: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, **options}
+    gamma = check_gamma(input, gamma)
+    return cross_entropy(input, target, weight, label_smoothing=label_smoothing, focal_gamma=gamma, **named)
 
 
-@overload
+@with_stats
+@with_options_of(cross_entropy, without=["complement_gamma"])
 def complement_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -194,19 +205,6 @@ def complement_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     **options: Unpack[SoftmaxKeywords],
-) -> Tensor: ...
-@overload
-def complement_cross_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
-@with_options_of(cross_entropy, without=["complement_gamma"])  # type: ignore[misc]  # the overload of statistics takes anything
-def complement_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    gamma: float = -1.0,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    **options: Any,
 ) -> Any:
     r"""Complement cross-entropy :math:`\mathrm{CE} + \tfrac{\gamma}{C - 1} H` (Kim et al. 2021, eq. 4).
 
@@ -214,25 +212,15 @@ def complement_cross_entropy(
     ``options`` and errors as :func:`cross_entropy`, whose ``complement_gamma`` is ``gamma`` here.
     """
     refuse_unknown(complement_cross_entropy, options)
-    options |= {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return cross_entropy(input, target, weight, complement_gamma=check_gamma(input, gamma, -math.inf), **options)
+    named: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, **options}
+    gamma = check_gamma(input, gamma, -math.inf)
+    return cross_entropy(input, target, weight, label_smoothing=label_smoothing, complement_gamma=gamma, **named)
 
 
-@overload
-def complement_entropy(
-    input: Tensor,
-    target: Tensor,
-    balanced: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    *,
-    weight: Tensor | None = None,
-    **options: Unpack[SoftmaxKeywords],
-) -> Tensor: ...
-@overload
-def complement_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
-@with_options_of(  # type: ignore[misc]  # the overload of statistics takes anything
-    cross_entropy, without=("size_average", "reduce", "label_smoothing", "focal_gamma", "complement_gamma", "z_loss")
+@with_stats
+@with_options_of(
+    cross_entropy,
+    without=("size_average", "reduce", "label_smoothing", "focal_gamma", "complement_gamma", "z_loss"),
 )
 def complement_entropy(
     input: Tensor,
@@ -240,7 +228,7 @@ def complement_entropy(
     balanced: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
-    **options: Any,
+    **options: Unpack[ComplementEntropyKeywords],
 ) -> Any:
     r"""Complement entropy :math:`H = -\sum_{j \ne g} q_j \log q_j`, q the softmax over the wrong classes.
 

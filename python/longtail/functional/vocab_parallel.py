@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from ..parallel import vocab, vocab_linear
 from ..parallel.collectives import Group
 from ..parallel.vocab import Part
 from ..signatures import refuse_unknown, with_options_of
-from ..softmax.loss import RowStats
-from .softmax import cross_entropy
+from .softmax import cross_entropy, with_stats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from .softmax import LinearKeywords, SoftmaxKeywords
 
 
-@overload
+@with_stats
+@with_options_of(cross_entropy, without=["input", "size_average", "reduce"])
 def vocab_parallel_cross_entropy(
     local_logits: Tensor,
     target: Tensor,
@@ -35,24 +35,6 @@ def vocab_parallel_cross_entropy(
     class_start: int | None = None,
     num_classes: int | None = None,
     **options: Unpack[SoftmaxKeywords],
-) -> Tensor: ...
-@overload
-def vocab_parallel_cross_entropy(
-    *data: Any, return_stats: Literal[True], **options: Any
-) -> tuple[Tensor, RowStats]: ...
-@with_options_of(cross_entropy, without=["input", "size_average", "reduce"])  # type: ignore[misc]  # the overload of statistics takes anything
-def vocab_parallel_cross_entropy(
-    local_logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    *,
-    group: Group = None,
-    class_start: int | None = None,
-    num_classes: int | None = None,
-    **options: Any,
 ) -> Any:
     r""":func:`longtail.cross_entropy` of logits whose classes are shared out over the ranks of a process group.
 
@@ -104,7 +86,8 @@ def vocab_parallel_cross_entropy(
     return vocab.cross_entropy(local_logits, target, *records, Part(group, class_start, num_classes))
 
 
-@overload
+@with_stats
+@with_options_of(cross_entropy, without=["size_average", "reduce"])
 def vocab_parallel_linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -116,29 +99,10 @@ def vocab_parallel_linear_cross_entropy(
     sequence_parallel: bool = False,
     linear_bias: Tensor | None = None,
     ignore_index: int = -100,
-    chunk_size: int | None = None,
-    accumulate_dtype: torch.dtype | None = None,
-    **options: Unpack[LinearKeywords],
-) -> Tensor: ...
-@overload
-def vocab_parallel_linear_cross_entropy(
-    *data: Any, return_stats: Literal[True], **options: Any
-) -> tuple[Tensor, RowStats]: ...
-@with_options_of(cross_entropy, without=["size_average", "reduce"])  # type: ignore[misc]  # the overload of statistics takes anything
-def vocab_parallel_linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    group: Group = None,
-    class_start: int | None = None,
-    num_classes: int | None = None,
-    sequence_parallel: bool = False,
-    linear_bias: Tensor | None = None,
     gradient: str = "auto",
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[LinearKeywords],
 ) -> Any:
     r""":func:`longtail.linear_cross_entropy` with the rows of the weight shared out over the ranks of a process group.
 
@@ -170,7 +134,7 @@ def vocab_parallel_linear_cross_entropy(
     refuse_unknown(vocab_parallel_linear_cross_entropy, options)
     return vocab_linear.linear_cross_entropy(
         (input, linear_weight, linear_bias, target),
-        *softmax_request(gradient=gradient, **options),
+        *softmax_request(ignore_index=ignore_index, gradient=gradient, **options),
         Chunking(chunk_size, accumulate_dtype),
         Part(group, class_start, num_classes),
         sequence_parallel,

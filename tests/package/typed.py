@@ -1,0 +1,25 @@
+"""What type checkers know of the losses; `make lint` reads it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import assert_type
+
+import longtail
+
+Pair = tuple[Tensor, longtail.RowStats]
+
+
+def of_logits(input: Tensor, target: Tensor) -> None:
+    assert_type(longtail.cross_entropy(input, target, z_loss=1e-4), Tensor)
+    assert_type(longtail.cross_entropy(input, target, return_stats=True), Pair)
+    assert_type(longtail.focal_loss(input, target, gamma=1.5, softcap=30.0), Tensor)
+    assert_type(longtail.focal_loss(input, target, return_stats=True), Pair)
+    assert_type(longtail.complement_entropy(input, target, weight=input, gradient="forward"), Tensor)
+    longtail.focal_loss(input, target, zloss=1e-4)  # type: ignore[call-overload]
+    longtail.sigmoid_cross_entropy(input, target, alpha="much")  # type: ignore[arg-type]
+
+
+def linear(input: Tensor, weight: Tensor, target: Tensor) -> None:
+    assert_type(longtail.linear_cross_entropy(input, weight, target, label_smoothing=0.1), Tensor)
+    assert_type(longtail.vocab_parallel_linear_cross_entropy(input, weight, target, return_stats=True), Pair)
