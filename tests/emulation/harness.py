@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import longtail  # noqa: F401  (its operators)
+
 from . import build
 
 STORAGES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS, BACKWARD, LOSS_AND_GRAD = range(3)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
+# Trailing arguments of the operators, in their order: name -> type.
+OPTIONS = {x.name: str(x.type) for x in torch.ops.longtail.softmax_loss.default._schema.arguments}
+OPTIONS = {name: kind for name, kind in OPTIONS.items() if name not in ("logits", "target")}
+NUMBERS = " ".join(name for name, kind in OPTIONS.items() if kind == "float")  # as LossOptions of csrc/loss_math.h
 
 
 def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
@@ -38,7 +44,7 @@ Args = _structure(
     "Args",
     "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
     "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
-    "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
+    f"float {NUMBERS},"
     "pointer loss stats grad,"
     "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride",
 )
@@ -130,9 +136,7 @@ def launch(
     up: Tensor | None = None,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
-    names = ("weight", "class_bias", "class_margin", "sample_weight", "ignore_index", "label_smoothing", "focal_gamma")
-    names += ("complement_coefficient", "cross_entropy_coefficient", "scale", "softcap", "z_loss")
-    fields = dict(zip(names, options, strict=True))
+    fields = dict(zip(OPTIONS, options, strict=True))
     weight = fields["weight"]
     fields.update(
         storage=STORAGES.index(logits.dtype),
