@@ -16,9 +16,10 @@ test: $(VENV)/.test
 
 # What another torch could break, beside that torch in an environment of its own: make test-torch-2.10.0, the oldest.
 # (The interpreter of its Triton, 3.6, fails with numpy 2.4.)
-TORCH_TESTS := $(addprefix tests/test_,$(addsuffix .py,compile_func default_device dtensor element_targets errors export \
-    gradients images kept_gradient linear_cross_entropy module_options no_rows ops refused_arguments semantics shard_ops \
-    sigmoid_ops sigmoid_semantics triton_interpreter triton_launch vocab_parallel))
+TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,compile_func default_device element_targets errors export gradients \
+    images kept_gradient linear_cross_entropy module_options no_rows ops refused_arguments semantics shard_ops sigmoid_ops \
+    sigmoid_semantics) tests/parallel/test_dtensor.py tests/parallel/test_vocab.py $(patsubst %,tests/triton/test_%.py, \
+    launch softmax)
 
 test-torch-%:
 	LONGTAIL_CUDA=0 $(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*
@@ -32,15 +33,11 @@ test-gpu: $(VENV)/.test
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.test
-	$(BIN)/python -m bench
-	$(BIN)/python -m bench.linear
-	$(BIN)/python -m bench.step
-	$(BIN)/python -m bench.parallel
-	$(BIN)/python -m pytest bench/overhead.py --benchmark-enable
+	$(BIN)/python -m bench all
 
 # All that needs a GPU: build, tests, compute-sanitizer, timings.
 gpu: $(VENV)/.test
-	$(BIN)/python -m bench.gpu_session
+	$(BIN)/python -m bench gpu-session
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m bench`` compares results, then times, and writes ``bench/results/*.csv`` and pictures."""
+"""``python -m bench SECTION`` compares results, then times, and writes ``bench/results/*.csv`` and pictures."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import longtail
-from longtail import dispatch
+from longtail.ops import dispatch
 
 from . import eager
 

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu_session``: all that a GPU machine is needed for, in parts of less than 8 minutes each.
+"""All that a GPU machine is needed for, in parts of less than 8 minutes each.
 
 Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, the fused linear loss and
 a training step, with rows in ``bench/results``.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import longtail
+from longtail.experiments.command_line import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 480.0
@@ -59,7 +60,7 @@ def _sanitizer(tool: str) -> list[Command]:
         print(f"compute-sanitizer is not on the PATH nor in {home}/bin: {tool} is left out")
         return []
     flags = ("--tool", tool, "--error-exitcode", "9", "--kernel-name-exclude", "kernel_substring=at::")
-    words = (found, *flags, sys.executable, "-m", "bench.gpu_session", "--sanitized")
+    words = (found, *flags, sys.executable, "-m", "bench", "gpu-session", "--sanitized")
     # The caching allocator would hide accesses beyond a tensor.
     return [Command(words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "LONGTAIL_BACKEND": "cuda"})]
 
@@ -69,7 +70,7 @@ PARTS: dict[str, Callable[[], list[Command]]] = {
         _python("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", ".", LONGTAIL_CUDA="1"),
         _python("-m", "longtail", "info"),
     ],
-    "test": lambda: [_python("-m", "pytest", "-q", "tests/test_cuda_build.py"), _pytest("-k", "cuda")],
+    "test": lambda: [_python("-m", "pytest", "-q", "tests/cuda/test_build.py"), _pytest("-k", "cuda")],
     "test-triton": lambda: [_pytest("-k", "triton")],
     "test-rest": lambda: [_pytest("-k", "not cuda and not triton")],
     "memcheck": lambda: _sanitizer("memcheck"),
@@ -83,11 +84,11 @@ PARTS: dict[str, Callable[[], list[Command]]] = {
         _python("-m", "bench", "gpu", "--dtype", "bfloat16", "--shape", "32768,1000", "8192,32768", "4096,128256")
     ],
     "bench-linear": lambda: [
-        _python("-m", "bench.linear", "--device", "cuda", "--dtype", "bfloat16", "--shape", *shape.split())
+        _python("-m", "bench", "linear", "--device", "cuda", "--dtype", "bfloat16", "--shape", *shape.split())
         for shape in ("4096 4096 128256", "8192 2048 256000")
     ],
     "bench-step": lambda: [
-        _python("-m", "bench.step", "--device", "cuda", "--tokens", "8192", "--budget", "20000", "--most", "131072")
+        _python("-m", "bench", "step", "--device", "cuda", "--tokens", "8192", "--budget", "20000", "--most", "131072")
     ],
 }
 
@@ -150,22 +151,19 @@ def _gradient(
     return x.grad
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.gpu_session", description=__doc__)
+def add_options(parser: Parser) -> None:
     parser.add_argument("part", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)} (default: all, in this order)")
     parser.add_argument("--sanitized", action="store_true", help="what compute-sanitizer runs, without it")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, parser: Parser) -> None:
     unknown = [name for name in arguments.part if name not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}, expected of: {', '.join(PARTS)}")
     if not torch.cuda.is_available():
-        parser.exit(1, "bench.gpu_session: no CUDA device\n")
+        parser.exit(1, f"{parser.prog}: no CUDA device\n")
     if arguments.sanitized:
         run_sanitized()
         return
     failed = [name for name in arguments.part or PARTS if not run_part(name)]
     parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "all parts passed\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The fused linear loss beside its three bare GEMMs and ``F.linear_cross_entropy``: ``python -m bench.linear``.
+"""The fused linear loss beside its three bare GEMMs and ``F.linear_cross_entropy``.
 
 Forward + backward, gradients of input and weight. Results are compared before anything is timed; contenders are timed
 in one process, in a new order every round; medians. Memory is the peak above the inputs and the gradients.
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import longtail
+from longtail.experiments.command_line import Parser, positive_int
 from longtail.experiments.output import print_table
-from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.experiments.peak_memory import PeakMemory, return_freed_memory
 
-from . import eager, results
+from . import eager, goals, report, results
 from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
 from .peers import usable
 
@@ -216,16 +217,17 @@ def _show(rows: Sequence[Row]) -> None:
     print_table(f"N, D, C = {first.N}, {first.D}, {first.C}, {first.dtype} on {first.device}", headings, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.linear", description=__doc__)
+def add_options(parser: Parser) -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("N", "D", "C"))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive_int, default=7, help="slow contenders have 3 (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=results.csv_file, default=results.FOLDER / "linear.csv", help="the CSV")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, parser: Parser) -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "bench.linear: no CUDA device\n")
+        parser.exit(2, f"{parser.prog}: no CUDA device\n")
     shape, dtype = tuple(arguments.shape), getattr(torch, arguments.dtype)
     device = torch.device(arguments.device)
     timings = measure(shape, arguments.rounds, dtype, device)
@@ -233,8 +235,7 @@ def main() -> None:
     rows = rows_of(timings, shape, dtype, name)
     results.write(arguments.output, rows)
     _show(rows)
+    if (shape, dtype) == (SHAPE, torch.float32):
+        peaks = (row.peak_of_logits for row in rows if row.contender.startswith("longtail"))
+        report.print_goals(goals.linear_outcomes(peaks))
     print(f"wrote {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.peak_memory import SMALLEST, PeakMemory
+from longtail.experiments.peak_memory import SMALLEST, PeakMemory
 
 from .contenders import Contender, Problem
 

@@ -1,4 +1,4 @@
-"""Time of a call, by pytest-benchmark: ``python -m pytest bench/overhead.py --benchmark-enable``.
+"""Time of a call, by pytest-benchmark: ``python -m bench overhead --pytest-benchmark``.
 
 ``python -m bench overhead`` times the same calls interleaved and writes them to the CSV.
 """

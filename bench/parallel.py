@@ -1,6 +1,6 @@
 """Vocabulary-parallel cross-entropy against torch's ``loss_parallel`` and an all-gather of the logits.
 
-``python -m bench.parallel``: gloo ranks on this machine's CPU, one thread each. Every rank holds C / P classes of all N
+Gloo ranks on this machine's CPU, one thread each. Every rank holds C / P classes of all N
 rows. Forward + backward; results are compared before anything is timed; a round runs all contenders in a new order, and
 counts for each the slowest rank. Rows go to bench/results/parallel.csv.
 """
@@ -27,8 +27,9 @@ from torch.distributed.tensor.parallel import loss_parallel
 from torch.multiprocessing.spawn import spawn
 
 import longtail
-from longtail import ops
-from longtail.distributed import all_gather
+from longtail.experiments.command_line import Parser, positive_int
+from longtail.ops import operators
+from longtail.parallel.collectives import all_gather
 
 from . import results
 from .measure import TOLERANCE, Mismatch
@@ -115,8 +116,8 @@ def contenders(logits: Tensor, target: Tensor, classes: int) -> list[Contender]:
     def sweeps() -> tuple[None, Tensor]:
         here = target - rank * width
         here = here.masked_fill((here < 0) | (here >= width), -1)
-        stats = ops.softmax_loss_accumulate(logits, here, None, None, None, -100, False, 1.0, 0.0)
-        return None, ops.softmax_loss_apply(logits, here, stats, None, None, -100, 1.0, 0.0)
+        stats = operators.softmax_loss_accumulate(logits, here, None, None, None, -100, False, 1.0, 0.0)
+        return None, operators.softmax_loss_apply(logits, here, stats, None, None, -100, 1.0, 0.0)
 
     # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
     family: dict[str, Any] = {"focal_gamma": 2.0, "complement_gamma": -(classes - 1) / 100, "label_smoothing": 0.1}
@@ -240,14 +241,15 @@ def measure(shape: tuple[int, int], world: int, dtype: torch.dtype, rounds: int,
     spawn(_rank, (world, port, shape, dtype, rounds, output), nprocs=world)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.parallel", description=__doc__)
+def add_options(parser: Parser) -> None:
     parser.add_argument("--shape", type=int, nargs=2, default=SHAPE, metavar=("N", "C"))
-    parser.add_argument("--world", type=int, default=WORLD, help="ranks")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--world", type=int, default=WORLD, help="ranks (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, help="default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--output", type=results.csv_file, default=OUTPUT)
-    chosen = parser.parse_args(argv)
+    parser.add_argument("--output", type=results.csv_file, default=OUTPUT, help="the CSV")
+
+
+def run(chosen: argparse.Namespace, _parser: Parser) -> None:
     measure(tuple(chosen.shape), chosen.world, getattr(torch, chosen.dtype), chosen.rounds, chosen.output)
     print(f"{'':34}{'ms':>9}{'passes':>8}{'wire B/row':>12}{'over loss_parallel':>20}{'over all-gather':>17}")
     for row in results.read(chosen.output):
@@ -263,7 +265,3 @@ def main(argv: list[str] | None = None) -> None:
             )
             widths = (9, 8, 12, 20, 17)
             print(f"{name:34}" + "".join(f"{row[c]:>{w}}" for c, w in zip(cells, widths, strict=True)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""On paper: the time of vocabulary-parallel cross-entropy at 8 to 512 ranks. ``python -m bench.prediction``
+"""On paper: the time of vocabulary-parallel cross-entropy at 8 to 512 ranks.
 
 A prediction, not a measurement: ``passes * N * V / P * itemsize / sweep + collective``. The sweep is the bandwidth of
 the local passes as measured (row "local sweeps alone" of bench/results/parallel.csv, a CPU core), or ``--sweep`` GB/s.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from longtail.experiments.command_line import Parser
 
 from . import results
 from .parallel import OUTPUT
@@ -78,18 +80,17 @@ def measured_sweep() -> float | None:
     return float(max(rows, key=lambda row: int(row["C"]))["local_GB_per_s"]) if rows else None
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.prediction", description=__doc__)
+def add_options(parser: Parser) -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--itemsize", type=int, default=2, help="bytes of a logit")
     parser.add_argument("--numbers", type=int, default=3, help="statistics of a row that travel")
     parser.add_argument("--sweep", type=float, help="GB/s of the local passes (default: as measured)")
-    chosen = parser.parse_args(argv)
+
+
+def run(chosen: argparse.Namespace, parser: Parser) -> None:
     sweep = chosen.sweep or measured_sweep()
     if sweep is None:
-        parser.exit(
-            1, f"bench.prediction: no measured sweep in {OUTPUT}: run python -m bench.parallel, or pass --sweep\n"
-        )
+        parser.exit(1, f"{parser.prog}: no measured sweep in {OUTPUT}: run python -m bench parallel, or pass --sweep\n")
     origin = "given" if chosen.sweep else "measured, bench/results/parallel.csv"
     print(
         f"PREDICTION, not a measurement. {chosen.rows} rows, {chosen.itemsize} bytes a logit, {chosen.numbers} numbers"
@@ -104,7 +105,3 @@ def main(argv: list[str] | None = None) -> None:
         for p in table(chosen.rows, chosen.itemsize, chosen.numbers, sweep, link):
             cells = f"{p.sweep_ms:12.3f}{p.gather_ms:12.3f}{p.total_ms:12.3f}{p.logits_ms:18.3f}"
             print(f"{p.classes:9}{p.ranks:7}{cells}")
-
-
-if __name__ == "__main__":
-    main()

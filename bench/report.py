@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from longtail.experiments.output import print_notes, print_table
 
 from . import suite
-from .goals import outcomes
+from .goals import Outcome, outcomes
 from .results import Row
 
 REFRESH_SECONDS = 0.5
@@ -110,7 +110,11 @@ def print_report(rows: Iterable[Row]) -> None:
         print()
     if rows:
         print_notes([LEGEND])
-    found = outcomes(rows)
+    print_goals(outcomes(rows))
+
+
+def print_goals(found: Sequence[Outcome]) -> None:
+    """A table of the goals, if there are any."""
     if not found:
         return
     print_table(

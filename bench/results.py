@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from longtail.experiments.provenance import provenance
 from longtail.files import check_writable, write_table
-from longtail.provenance import provenance
 
 from .contenders import Problem
 from .measure import Timing

@@ -1,4 +1,4 @@
-"""A training step of a small language model with a large vocabulary: ``python -m bench.step``.
+"""A training step of a small language model with a large vocabulary.
 
 The same model, weights and tokens three times: plain PyTorch, the fused loss on the logits, and the fused linear loss,
 which never makes them. Losses and gradients are compared before anything is timed. Memory is the peak above the weights
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import longtail
+from longtail.experiments.command_line import Parser, positive_int
 from longtail.experiments.output import print_table
-from longtail.peak_memory import PeakMemory, return_freed_memory
+from longtail.experiments.peak_memory import PeakMemory, return_freed_memory
 
 from . import results
 from .measure import TOLERANCE, CpuClock, CudaClock, Mismatch
@@ -190,21 +191,19 @@ def _show(rows: Sequence[Row]) -> None:
     print_table(title, (("contender",), ("ms", "20 %", "80 %", "over plain"), memory), lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.step", description=__doc__)
+def add_options(parser: Parser) -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="in the timed batch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive_int, default=7, help="default: %(default)s")
     parser.add_argument("--budget", type=int, default=1000, help="MB for the largest batch")
     parser.add_argument("--most", type=int, default=16384, help="tokens of the largest batch tried")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=results.csv_file, default=results.FOLDER / "step.csv", help="the CSV")
-    a = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, _parser: Parser) -> None:
+    a = arguments
     rows = measure(a.tokens, a.rounds, a.budget * 10**6, a.most, a.vocabulary, torch.device(a.device))
     results.write(a.output, rows)
     _show(rows)
     print(f"wrote {a.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ settings.load_profile("longtail")
 
 
 # Files that share a build, or the processes of `ranks`, run on one worker of pytest-xdist, as every other file does.
-TOGETHER = {"test_cuda_emulation": "emulation", "test_vocab_parallel": "ranks", "test_dtensor": "ranks"}
+TOGETHER = {"tests/cuda/test_build": "nvcc", "tests/cuda/": "emulation", "tests/parallel/": "ranks"}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -25,8 +24,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            stem = Path(nodeid.split("::")[0]).stem
-            return next((group for start, group in TOGETHER.items() if stem.startswith(start)), stem)
+            file = nodeid.split("::")[0]
+            return next((group for start, group in TOGETHER.items() if file.startswith(start)), file)
 
     return ByFile(config, log)
 

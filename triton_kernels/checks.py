@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail import fallback, images, reference
+from longtail.arguments import arithmetic_dtype
+from longtail.ops import fallback, layout
 
 VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
 
@@ -36,28 +37,28 @@ def check_layout(name: str, t: Tensor) -> None:
 def check_factor(name: str, t: Tensor | None, like: Tensor) -> None:
     """One float32 per row of ``like``, of any stride."""
     if t is not None:
-        _check(name, t, (images.row_count(like),), torch.float32, like.device)
+        _check(name, t, (layout.row_count(like),), torch.float32, like.device)
 
 
 def _check_vectors(logits: Tensor, vectors: dict[str, Tensor | None]) -> None:
     """float32 constants, one per row for ``sample_weight``, else one per class."""
     for name, vector in vectors.items():
         if vector is not None:
-            length = images.row_count(logits) if name == "sample_weight" else logits.shape[1]
+            length = layout.row_count(logits) if name == "sample_weight" else logits.shape[1]
             _check(name, vector, (length,), torch.float32, logits.device)
             _check_contiguous(name, vector)
 
 
 def check_target(target: Tensor, like: Tensor) -> None:
     """One class per row of ``like``, of any stride."""
-    _check("target", target, (images.row_count(like),), torch.int64, like.device)
+    _check("target", target, (layout.row_count(like),), torch.int64, like.device)
 
 
 def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
     check_target(target, logits)
     if logits.device.type == "cpu":  # Triton's interpreter has no assertions
         counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-        fallback._check_target(target, counted, logits.shape[1], ignore_index)
+        fallback.check_target(target, counted, logits.shape[1], ignore_index)
 
 
 def check_loss(
@@ -71,7 +72,7 @@ def check_loss(
     """The tensors of a softmax loss or its backward."""
     check_layout("logits", logits)
     check_factor("grad_loss", grad_loss, logits)
-    _check("stats", stats, (images.row_count(logits), 5), torch.float32, logits.device)
+    _check("stats", stats, (layout.row_count(logits), 5), torch.float32, logits.device)
     _check_vectors(logits, dict(zip(VECTORS, vectors, strict=True)))
     _check_classes(logits, target, ignore_index)
 
@@ -93,7 +94,7 @@ def check_shard(
     _check("target", target, logits.shape[:1], torch.int64, logits.device)
     if logits.device.type == "cpu":
         counted = (target != ignore_index) & (target != -1)
-        fallback._check_target(target, counted, logits.shape[1], ignore_index)
+        fallback.check_target(target, counted, logits.shape[1], ignore_index)
 
 
 def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: tuple[Any, ...]) -> None:
@@ -104,7 +105,7 @@ def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None,
     dense = target.is_floating_point()
     if dense:
         wide = target.dtype != logits.dtype
-        dtype = reference.accumulate_dtype(logits) if wide else logits.dtype
+        dtype = arithmetic_dtype(logits.dtype) if wide else logits.dtype
         _check("target", target, tuple(logits.shape), dtype, logits.device)
         check_layout("target", target)
     else:

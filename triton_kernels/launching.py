@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail import fallback, images
+from longtail.ops import plain
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
@@ -23,7 +23,7 @@ def served(logits: Tensor) -> bool:
 
 def reference(op: str) -> Callable[..., Any]:
     """Operator ``op`` where no kernel serves its logits."""
-    return images.through_rows(op, getattr(fallback, op))
+    return plain.operator(op)
 
 
 def on(device: torch.device) -> Any:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longtail import images
+from longtail.ops import layout
 
 from . import tuning
 from .checks import check_factor, check_layout, check_target
@@ -86,7 +86,7 @@ def scale_grad_(grad: Tensor, grad_loss: Tensor, target: Tensor | None, ignore_i
     if grad.numel() == 0:
         return
     c, every, factor_stride = grad.shape[1], aligned(grad), grad_loss.stride(0)
-    rows, target_stride = images.row_count(grad), 0 if target is None else target.stride(0)
+    rows, target_stride = layout.row_count(grad), 0 if target is None else target.stride(0)
     with on(grad.device):
         if grad.dim() == 2:
             t = tuning.scaling(c, grad.itemsize, grad.stride(0), every)

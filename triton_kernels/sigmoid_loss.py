@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longtail import images
+from longtail.ops import layout
 
 from . import tuning
 from .checks import check_sigmoid_loss
@@ -98,7 +98,7 @@ def pixels_kernel(
 ):  # fmt: skip
     """Logits [N, C, P], P = `pixels`; `rows` = N * P.
 
-    grid: ceil(N * P / PIXELS) programs of PIXELS pixels, which may lie in several images. Sweeps: one, over the
+    grid: ceil(N * P / PIXELS) programs of PIXELS pixels, which may lie in several layout. Sweeps: one, over the
       classes, CLASSES of them at a time.
     reads, writes, bytes: as rows_kernel, with N * P rows.
     VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1. GROUPS of neighbouring
@@ -163,7 +163,7 @@ def _launch(
             return
         apart = tuple(s for x in tensors for s in x.stride()[:2])
         p = tuning.element_pixels(c, logits.shape[2], logits.itemsize, apart, every, heavy)
-        rows = images.row_count(logits)
+        rows = layout.row_count(logits)
         pixels_kernel[(triton.cdiv(rows, p.pixels),)](
             *matrices, *logits.stride()[:2], target.stride(0), target.stride(1) if dense else 0,
             *written.stride()[:2], grad_loss_stride, rows, c, logits.shape[2], ignored, x, o, **what,
@@ -172,7 +172,7 @@ def _launch(
 
 
 def _new_loss(logits: Tensor, elementwise: bool) -> Tensor:
-    shape = logits.shape if elementwise else (images.row_count(logits),)
+    shape = logits.shape if elementwise else (layout.row_count(logits),)
     return logits.new_empty(shape, dtype=torch.float32)
 
 

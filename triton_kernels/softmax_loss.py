@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longtail import images
+from longtail.ops import layout
 
 from . import tuning
 from .checks import check_loss
@@ -181,7 +181,7 @@ def _launch_pixels(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: L
     logits, target, grad_loss, loss, _, grad = tensors
     _, c, pixels = logits.shape
     written = logits if grad is None else grad
-    strides, rows = (*logits.stride()[:2], *written.stride()[:2]), images.row_count(logits)
+    strides, rows = (*logits.stride()[:2], *written.stride()[:2]), layout.row_count(logits)
     arguments = (
         *(*tensors, *strides, target.stride(0), 0 if grad_loss is None else grad_loss.stride(0)),
         *(rows, c, pixels, ignore_index, x, o),
@@ -199,12 +199,12 @@ def _launch_pixels(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: L
 
 
 def _new_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty((images.row_count(logits),), dtype=torch.float32)
-    return loss, images.stats_like(logits, torch.float32)
+    loss = logits.new_empty((layout.row_count(logits),), dtype=torch.float32)
+    return loss, layout.stats_like(logits, torch.float32)
 
 
 def _as_written(stats: Tensor, logits: Tensor) -> Tensor:
-    """Statistics as ``images.stats_like`` lays them out."""
+    """Statistics as ``layout.stats_like`` lays them out."""
     return stats.contiguous() if logits.dim() == 2 else stats.t().contiguous().t()
 
 

@@ -4,7 +4,6 @@
 complement entropy, logit adjustment, margins, softcap and z-loss in the same single pass over the logits.
 """
 
-from . import operator_autograd as operator_autograd
 from . import reference, training
 from .class_balance import (
     class_counts,
@@ -14,20 +13,33 @@ from .class_balance import (
     ldam_margin,
     logit_adjustment,
 )
-from .class_balanced_module import ClassBalancedLoss
-from .dispatch import backends, use_backend
-from .functional import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
-from .functional_sigmoid import binary_focal_loss, class_balanced_loss, sigmoid_cross_entropy, sigmoid_focal_loss
-from .linear_cross_entropy import linear_cross_entropy
-from .linear_modules import LinearCrossEntropyLoss
-from .modules import ComplementCrossEntropyLoss, ComplementEntropyLoss, CrossEntropyLoss, FocalLoss
-from .modules_sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
-from .no_vmap import refuse_vmap as _refuse_vmap
-from .softmax_loss import RowStats
-from .vocab_parallel import vocab_parallel_cross_entropy
-from .vocab_parallel_linear import vocab_parallel_linear_cross_entropy
-
-_refuse_vmap()
+from .functional import (
+    binary_focal_loss,
+    class_balanced_loss,
+    complement_cross_entropy,
+    complement_entropy,
+    cross_entropy,
+    focal_loss,
+    linear_cross_entropy,
+    sigmoid_cross_entropy,
+    sigmoid_focal_loss,
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+)
+from .modules import (
+    BinaryFocalLoss,
+    ClassBalancedLoss,
+    ComplementCrossEntropyLoss,
+    ComplementEntropyLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    LinearCrossEntropyLoss,
+    SigmoidCrossEntropyLoss,
+    SigmoidFocalLoss,
+)
+from .ops.backends import backends
+from .ops.dispatch import use_backend
+from .softmax.loss import RowStats
 
 __version__ = "0.1.0"
 

@@ -8,11 +8,14 @@ import sys
 
 import torch
 
-from . import __version__, demo, demo_report, dispatch
-from .command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
+from . import __version__
 from .experiments import command as experiments
+from .experiments import demo, demo_report
+from .experiments.command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
+from .experiments.output import missing_packages
+from .experiments.provenance import processor_name, version_of
 from .files import one_line
-from .provenance import processor_name, version_of
+from .ops import backends, cpu, dispatch
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    missing = demo_report.missing_extras()
+    missing = missing_packages("demo")
     if missing:
         parser.exit(1, f"longtail demo: needs {', '.join(missing)}: pip install longtail[demo]\n")
     losses = list(dict.fromkeys(getattr(arguments, "loss", demo.LOSSES)))
@@ -55,7 +58,7 @@ def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     try:
         splits = demo.load_splits(plan)
         name = dispatch.selected(torch.device("cpu"))
-        backend = f"backend {name} ({dispatch.backends()[name].detail})"
+        backend = f"backend {name} ({backends.backends()[name].detail})"
     except ValueError as error:
         parser.exit(2, f"longtail demo: error: {error}\n")
     torch.set_num_threads(1)  # a network this small gains little from more, and crawls on a busy machine
@@ -93,7 +96,7 @@ def info_lines() -> list[str]:
         "triton": version_of("triton"),
         "system": platform.platform(),
         "processor": processor_name(),
-        "CPU kernels": dispatch.cpu_isa() or "none",
+        "CPU kernels": cpu.isa() or "none",
         "torch's CPU": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(devices),
@@ -101,7 +104,7 @@ def info_lines() -> list[str]:
     }
     lines = [f"{name:<12} {value}" for name, value in facts.items()]
     lines.append("backends")
-    for name, backend in dispatch.backends().items():
+    for name, backend in backends.backends().items():
         lines.append(f"  {name:<10} {'yes' if backend.available else 'no ':<4} {backend.detail}")
     return lines
 

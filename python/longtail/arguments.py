@@ -6,29 +6,28 @@ import math
 import numbers
 import operator
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .distributed import is_dtensor
 from .errors import ArgumentTypeError, ArgumentValueError
 
-REDUCTIONS = ("mean", "sum", "none")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-GRADIENTS = ("backward", "forward", "inplace")
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
 ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
-class Rows(NamedTuple):
-    """Logits [N, C] or [N, C, P], targets [N] or [N * P], and the shape that row results go back to."""
+def is_dtensor(x: object) -> bool:
+    """Whether ``x`` is a DTensor, without importing what defines it."""
+    return hasattr(type(x), "full_tensor")  # the type: torch.compile does not see it on the tensor
 
-    logits: Tensor
-    target: Tensor
-    shape: torch.Size
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """That of losses and statistics for logits of ``dtype``: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -147,6 +146,18 @@ def check_logits(input: Tensor) -> None:
         raise ArgumentTypeError(f"input has dtype {input.dtype}, expected float64, float32, bfloat16 or float16")
 
 
+def check_gamma(input: Tensor, gamma: float, low: float = 0.0) -> float:
+    """A gamma that :func:`longtail.cross_entropy` knows by another name: its error has the name that was passed.
+
+    Of DTensors it is left to the check that the ranks agree on: one that raised alone would leave the others waiting.
+    """
+    if is_dtensor(input):
+        return gamma
+    check_tensors(input=input)
+    check_logits(input)
+    return check_number("gamma", gamma, low, dtype=arithmetic_dtype(input.dtype))
+
+
 def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dtype: torch.dtype) -> Tensor | None:
     """An optional constant vector (``weight``, ``sample_weight``, ...), checked, flat, in the arithmetic's dtype."""
     if value is None:
@@ -194,46 +205,6 @@ def class_indices(target: Tensor, input: Tensor) -> Tensor:
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected int64 or uint8 for class indices")
     check_device("target", target, input)
     return target
-
-
-def rows(input: Tensor, target: Tensor) -> Rows:
-    """(C,), (N, C) or (N, C, d1, ...) logits and integer targets, as the operators take them."""
-    target = class_indices(target, input)
-    if input.dim() == 0:
-        raise ArgumentValueError("input is 0-dimensional, expected (C,), (N, C) or (N, C, d1, ...)")
-    shape = target.shape
-    if input.dim() == 1:
-        if target.dim() > 1 or target.numel() != 1:
-            raise ArgumentValueError(f"target has shape {list(shape)}, expected [] for input of shape [C]")
-        logits = input.unsqueeze(0)
-    else:
-        expected = input.shape[:1] + input.shape[2:]
-        if shape != expected:
-            raise ArgumentValueError(
-                f"target has shape {list(shape)}, expected {list(expected)} for input of shape {list(input.shape)}"
-            )
-        logits = input
-    return Rows(laid_out(logits), target.reshape(-1), shape)
-
-
-def laid_out(input: Tensor) -> Tensor:
-    """(N, C, d1, ...) as the operators take it: [N, C] with contiguous classes, [N, C, P] with contiguous pixels.
-
-    A view of contiguous and of channels-last tensors, a copy of others.
-    """
-    n, c = input.shape[:2]
-    images = input.dim() > 2 and (input.stride(1) != 1 or c == 1)
-    if images:
-        input = input.flatten(2)
-        p = input.shape[2]
-        apart = (c <= 1 or input.stride(1) >= p) and (n <= 1 or input.stride(0) >= (c - 1) * input.stride(1) + p)
-        if p > 1:
-            return input if input.stride(2) == 1 and apart else input.contiguous()
-    if input.dim() > 2:
-        input = input.movedim(1, -1).flatten(0, -2)  # flatten knows the number of rows of no classes
-    if (input.stride(1) != 1 and c > 1) or (input.stride(0) < c and input.shape[0] > 1):
-        input = input.contiguous()
-    return input
 
 
 def check_normalizer(

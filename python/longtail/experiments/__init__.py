@@ -1,1 +1,1 @@
-"""Evidence on real data: ``python -m longtail experiment digits|tokens|cifar``; needs the extra ``experiments``."""
+"""Evidence on real data, the demo, and what the commands share; ``python -m longtail experiment|demo`` need extras."""

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import torch
 
 from ..class_balance import class_counts
-from ..command_line import Parser, existing_folder, imbalance_factor, positive_int, seed, writable_folder
 from ..files import check_writable, one_line
 from .cifar import METHODS
 from .cifar_data import DATASETS
+from .command_line import Parser, existing_folder, imbalance_factor, positive_int, seed, writable_folder
 from .output import Row, missing_packages, number_text, write_csv
 
 Finished: TypeAlias = "tuple[list[Row], Any]"
@@ -105,7 +105,7 @@ def _add_cifar(names: Any) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Runs an experiment, prints its report and writes its files."""
     prog = f"longtail experiment {arguments.experiment}"
-    missing = missing_packages()
+    missing = missing_packages("experiments")
     if missing:
         parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
     csv_path = _csv_path(arguments)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..class_balance import effective_number_weight, ldam_margin, logit_adjustment
 from ..functional import cross_entropy
-from ..functional_sigmoid import balanced
+from ..functional.class_balanced import balanced
 from ..training import (
     ComplementObjectiveTraining,
     DeferredReweighting,

@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..files import write_table, write_whole
-from ..provenance import provenance
+from .provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PACKAGES = {"matplotlib": "matplotlib", "rich": "rich", "scipy": "scipy", "sklearn": "scikit-learn"}
-"""Modules of the extra ``experiments``, and what they are installed as."""
+EXTRAS = {
+    "demo": ("scikit-learn", "rich", "matplotlib"),
+    "experiments": ("matplotlib", "rich", "scipy", "scikit-learn"),
+}
+"""The packages of the extras that the commands need."""
+
+MODULES = {"scikit-learn": "sklearn"}
+"""What is imported of a package, where that is another name."""
 
 Value: TypeAlias = "str | int | float | None"
 Row: TypeAlias = "dict[str, Value]"
@@ -28,9 +34,9 @@ Advance: TypeAlias = "Callable[[str], None]"
 """Told after each unit of work what was done."""
 
 
-def missing_packages() -> list[str]:
-    """The packages of the extra ``experiments`` that are not installed."""
-    return [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+def missing_packages(extra: str) -> list[str]:
+    """The packages of an extra that are not installed."""
+    return [name for name in EXTRAS[extra] if importlib.util.find_spec(MODULES.get(name, name)) is None]
 
 
 @contextmanager

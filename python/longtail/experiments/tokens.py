@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..class_balance import class_counts
-from ..linear_cross_entropy import linear_cross_entropy
-from ..peak_memory import PeakMemory
+from ..functional import linear_cross_entropy
 from .output import Advance, Row, with_provenance
+from .peak_memory import PeakMemory
 from .tokens_data import UNKNOWN_ID, Corpus
 from .tokens_model import WIDTH, LanguageModel, Objective, cross_entropies, variants
 

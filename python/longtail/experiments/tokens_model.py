@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..class_balance import effective_number_weight, logit_adjustment
-from ..functional import cross_entropy
-from ..linear_cross_entropy import linear_cross_entropy
+from ..functional import cross_entropy, linear_cross_entropy
 
 WIDTH = 64
 

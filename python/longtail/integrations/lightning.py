@@ -22,7 +22,7 @@ except ImportError as missing:
             f"{missing}; longtail.integrations.lightning needs pip install 'longtail[lightning]'"
         ) from missing
 
-from ..class_balance import Counts
+from ..class_balance.weights import Counts
 from ..training import LongTailAccuracy
 from .reweighting import WeightSchedule, set_weight
 

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_number
-from ..class_balance import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
-from ..counting import check_ignore_index, check_positive_int, count_indices, integer_labels, options_of_ranks
-from ..ranks import checked_sum, group_or_alone
+from ..class_balance.counting import (
+    check_ignore_index,
+    check_positive_int,
+    count_indices,
+    integer_labels,
+    options_of_ranks,
+)
+from ..class_balance.weights import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
+from ..parallel.ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_number, check_tensors
-from ..class_balance import Counts, checked_counts
-from ..counting import Array, check_ignore_index, check_positive_int, class_counts, count_indices, integer_labels
-from ..ranks import checked_sum, group_or_alone
+from ..class_balance.counting import (
+    Array,
+    check_ignore_index,
+    check_positive_int,
+    class_counts,
+    count_indices,
+    integer_labels,
+)
+from ..class_balance.weights import Counts, checked_counts
+from ..parallel.ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..arguments import check_choice, check_integer, check_number
-from ..class_balance import effective_number
-from ..counting import Array, check_positive_int, class_counts, integer_labels
-from ..ranks import rank_and_world_size
+from ..class_balance.counting import Array, check_positive_int, class_counts, integer_labels
+from ..class_balance.weights import effective_number
+from ..parallel.ranks import rank_and_world_size
 
 SamplingMode: TypeAlias = Literal["oversample", "undersample", "square_root", "effective_number"]
 MODES = ("oversample", "undersample", "square_root", "effective_number")

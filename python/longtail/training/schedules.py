@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_number
-from ..class_balance import Counts, Empty, PerClass, effective_number_weight
+from ..class_balance.weights import Counts, Empty, PerClass, effective_number_weight
 
 
 class DeferredReweighting:

@@ -1,0 +1,291 @@
+"""Weights, biases and margins computed from the number of training samples per class.
+
+Everything here is arithmetic on a vector of C counts, done once before training: in float64 on the CPU, then
+rounded once to ``dtype`` (float32) and moved to the device of the counts (the CPU for sequences and arrays).
+
+A result that ``dtype`` does not hold, or a weight or effective number of a class with samples that it takes for 0, is a
+``ValueError``. Biases and margins are added to logits: there a number near 0 rounds to 0 like any other.
+
+Counts are a 1-D tensor, sequence or array of C >= 1 finite, non-negative numbers (fractions are welcome:
+weighted data has them). The rest raises ``TypeError`` (not numbers) or ``ValueError`` (wrong value or shape).
+
+An empty class (``n_c = 0``) makes the formulas infinite or NaN, so it is an error unless ``empty`` says
+otherwise: "zero" gives that class the value 0 and computes the others without it, "clamp" counts it as 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..arguments import as_float, check_choice, check_number, check_tensors
+from .counting import Array
+
+Counts: TypeAlias = Tensor | Sequence[float] | Array
+PerClass: TypeAlias = float | Tensor | Sequence[float] | Array
+Empty: TypeAlias = Literal["error", "zero", "clamp"]
+
+
+def effective_number(
+    samples_per_class: Counts,
+    beta: PerClass | None = None,
+    *,
+    volume: PerClass | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Effective number ``(1 - beta_c^n_c) / (1 - beta_c)``; [C], 0 for an empty class.
+
+    The expected volume of n samples drawn from a class of volume N, ``beta = (N - 1) / N`` (Cui et al. 2019,
+    section 3: definition 1, proposition 1). Exactly one of ``beta`` and ``volume`` is given.
+
+    Args:
+        samples_per_class: counts n, [C].
+        beta: in [0, 1]; 1 means its limit, ``n`` itself. A number (0-d tensors and arrays too), or one for each class:
+            a tensor, sequence or array [C] (float64 near 1, where float32 has few digits of ``1 - beta``).
+        volume: N >= 1, the number of unique prototypes: 1 is ``beta = 0``, infinity ``beta = 1``. A number, or [C].
+        dtype: of the result; a value that it does not hold is refused.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; beta or volume is out of range, or of
+            another length; both of them are given, or neither; beta or volume requires grad.
+    """
+    counts, device = checked_counts(samples_per_class)
+    return _finish("effective_number", _effective_number(counts, beta, volume), dtype, device, counts > 0)
+
+
+def effective_number_weight(
+    samples_per_class: Counts,
+    beta: PerClass | None = None,
+    empty: Empty = "error",
+    *,
+    volume: PerClass | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Class-balanced weights, ``1 / effective_number``, scaled to sum to C (Cui et al. 2019, section 4); [C].
+
+    Args:
+        samples_per_class: counts [C].
+        beta: in [0, 1]; 0 gives all ones, 1 inverse frequency. A number, or one for each class, [C]. There is no
+            default: what helps depends on the data, and a wrong value is worse than no weights at all.
+        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
+            (counted as 1).
+        volume: instead of beta, as in :func:`effective_number`.
+        dtype: of the result; a value that it does not hold is refused.
+
+    Raises:
+        TypeError, ValueError: as :func:`effective_number`; a class is empty.
+    """
+    counts, device = checked_counts(samples_per_class)
+    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    weight = _balanced(_effective_number(counts, beta, volume), 1.0)
+    return _finish("effective_number_weight", weight, dtype, device, counts > 0)
+
+
+def inverse_frequency_weight(
+    samples_per_class: Counts,
+    power: float = 1.0,
+    empty: Empty = "error",
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Weights ``n_c^-power``, scaled to sum to C; [C].
+
+    Args:
+        samples_per_class: counts [C].
+        power: >= 0; 0.5 is the inverse square root (Mahajan et al. 2018).
+        empty: "error", "zero" (the other weights sum to the number of present classes) or "clamp"
+            (counted as 1).
+        dtype: of the result; a value that it does not hold is refused.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; power is out of range; a class is empty.
+    """
+    counts, device = checked_counts(samples_per_class)
+    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    weight = _balanced(counts, check_number("power", power, 0.0))
+    return _finish("inverse_frequency_weight", weight, dtype, device, counts > 0)
+
+
+def logit_adjustment(
+    samples_per_class: Counts,
+    tau: float = 1.0,
+    empty: Literal["error", "clamp"] = "error",
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The ``class_bias`` of balanced softmax and logit adjustment, ``tau * log(n_c / sum_k n_k)``; [C].
+
+    Args:
+        samples_per_class: counts [C].
+        tau: 1 is balanced softmax (Ren et al. 2020), any other number logit adjustment (Menon et al. 2021).
+        empty: "error" or "clamp" (counted as 1); no "zero", which would be the largest bias of all and make the empty
+            class the most likely one.
+        dtype: of the result; a value that it does not hold is refused.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; tau is no finite number; a class is empty.
+    """
+    counts, device = checked_counts(samples_per_class)
+    counts = _without_empty(counts, empty, ("clamp",))
+    largest = counts.max()  # of which the sum has no more than C: of the counts themselves it could overflow
+    log_prior = counts.log() - largest.log() - (counts / largest).sum().log()
+    return _finish("logit_adjustment", check_number("tau", tau) * log_prior, dtype, device)
+
+
+def ldam_margin(
+    samples_per_class: Counts,
+    max_margin: float = 0.5,
+    empty: Empty = "error",
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The ``class_margin`` of LDAM, ``max_margin (n_c / min_k n_k)^(-1/4)`` (Cao et al. 2019, eq. 13); [C].
+
+    Args:
+        samples_per_class: counts [C].
+        max_margin: >= 0, the margin of the rarest class.
+        empty: "error", "zero" (margin 0; the largest margin goes to the rarest class present) or "clamp"
+            (counted as 1).
+        dtype: of the result; a value that it does not hold is refused.
+
+    Raises:
+        TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; max_margin is negative; a class is empty.
+    """
+    counts, device = checked_counts(samples_per_class)
+    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    margin = check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25)
+    return _finish("ldam_margin", margin, dtype, device)
+
+
+def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
+    """Counts as float64 [C] on the CPU, and the device they came from."""
+    counts = _vector("samples_per_class", samples_per_class)
+    if counts.dim() != 1 or counts.numel() < 1:
+        raise ValueError(f"samples_per_class has shape {list(counts.shape)}, expected [C] with C >= 1")
+    _check_each("samples_per_class", counts, torch.isfinite(counts) & (counts >= 0), "a finite count >= 0")
+    return counts, samples_per_class.device if isinstance(samples_per_class, Tensor) else torch.device("cpu")
+
+
+def _vector(name: str, values: Counts, expected: str = "a tensor, sequence or array") -> Tensor:
+    """float64 on the CPU; of sequences and arrays by way of a list: torch refuses arrays with negative strides."""
+    if isinstance(values, Tensor):
+        check_tensors(**{name: values})
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers")
+        return values.detach().to("cpu", torch.float64)
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, (str, bytes)) or not isinstance(plain, Sequence):
+        raise TypeError(f"{name} is a {type(values).__name__}, expected {expected}")
+    return torch.tensor([_entry(name, c, x) for c, x in enumerate(plain)], dtype=torch.float64, device="cpu")
+
+
+def _entry(name: str, c: int, x: object) -> float:
+    if isinstance(x, (list, tuple)):
+        raise ValueError(f"{name}[{c}] is a {type(x).__name__}, expected one number per class")
+    try:
+        if not isinstance(x, (bool, complex)) and hasattr(x, "__float__"):
+            return as_float(x)
+    except (TypeError, ValueError):  # of a tensor of several
+        pass
+    raise TypeError(f"{name}[{c}] is {x!r}, expected a real number")
+
+
+def _check_each(name: str, values: Tensor, right: Tensor, expected: str) -> None:
+    if not right.all():
+        c = int((~right).nonzero()[0])
+        raise ValueError(f"{name}[{c}] is {values[c].item():g}, expected {expected}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one number for all classes, and not one for each."""
+    return getattr(value, "ndim", None) == 0 or not hasattr(value, "__len__")
+
+
+def _per_class(name: str, value: PerClass, counts: Tensor, low: float, high: float) -> Tensor:
+    """A number, or one for each class, as float64 [C] on the CPU: the same arithmetic for both."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires grad, but the result is not differentiable in it: pass {name}.detach()")
+    if is_number(value):
+        number = _vector(name, value) if isinstance(value, Tensor) else value
+        number = number.item() if hasattr(number, "ndim") else number  # type: ignore[union-attr]
+        return torch.full_like(counts, check_number(name, number, low, high, infinite=high == math.inf))
+    values = _vector(name, value, "a number, tensor, sequence or array")  # type: ignore[arg-type]
+    if values.shape != counts.shape:
+        raise ValueError(
+            f"{name} has shape {list(values.shape)}, expected a number or {list(counts.shape)} as samples_per_class"
+        )
+    _check_each(name, values, (values >= low) & (values <= high), f"a number in [{low:g}, {high:g}]")
+    return values
+
+
+def _without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tensor:
+    """Counts with their zeros dealt with: 0 for "zero" (not all of them, though), 1 for "clamp"."""
+    check_choice("empty", empty, ("error", *choices))
+    absent = counts == 0
+    if empty == "clamp":
+        return counts.masked_fill(absent, 1.0)
+    if absent.any() and empty == "error":
+        which = absent.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
+        ways = {
+            "zero": 'empty="zero" (value 0, the others computed without it)',
+            "clamp": 'empty="clamp" (counted as 1)',
+        }
+        advice = " or ".join(ways[choice] for choice in choices)
+        raise ValueError(f"samples_per_class is 0 for class {shown}; expected at least 1, or {advice}")
+    if absent.all():
+        raise ValueError('samples_per_class is 0 for every class; empty="zero" expects one with samples')
+    return counts
+
+
+def _effective_number(counts: Tensor, beta: PerClass | None, volume: PerClass | None) -> Tensor:
+    if (beta is None) == (volume is None):
+        given = "neither" if beta is None else "both"
+        raise TypeError(f"expected exactly one of beta and volume, got {given}")
+    if volume is not None:
+        log_beta = torch.log1p(-1 / _per_class("volume", volume, counts, 1.0, math.inf))
+    else:
+        assert beta is not None
+        log_beta = _per_class("beta", beta, counts, 0.0, 1.0).log()
+    exponent = counts * log_beta
+    number = torch.expm1(exponent) / torch.expm1(log_beta)
+    # Of exponents that small expm1 changes nothing, but the product may be 0, or have lost its digits.
+    number = torch.where(exponent > -1e-18, counts * (log_beta / torch.expm1(log_beta)), number)
+    # The limits, where that is 0 / 0 or holds 0 * inf: beta = 1, and no samples.
+    return torch.where((log_beta == 0) | (counts == 0), counts, number)
+
+
+def _relative(numbers_per_class: Tensor, power: float) -> Tensor:
+    """``x_c^-power`` over its largest value, 0 where x_c = 0; ratio first, so no power overflows."""
+    present = numbers_per_class > 0
+    smallest = numbers_per_class[present].min()
+    ratio = smallest / numbers_per_class
+    by_logs = torch.exp(power * (smallest.log() - numbers_per_class.log()))  # where the ratio has lost its digits
+    relative = torch.where(ratio < torch.finfo(torch.float64).tiny, by_logs, ratio**power)
+    return torch.where(present, relative, 0.0)
+
+
+def _balanced(numbers_per_class: Tensor, power: float) -> Tensor:
+    """``x_c^-power`` scaled to sum to the number of classes with x_c > 0."""
+    weight = _relative(numbers_per_class, power)
+    return weight * ((numbers_per_class > 0).sum() / weight.sum())
+
+
+def _finish(
+    name: str, values: Tensor, dtype: torch.dtype, device: torch.device, positive: Tensor | None = None
+) -> Tensor:
+    """Rounded to ``dtype``, which has to hold them, and has to tell the ``positive`` ones from 0."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype")
+    rounded, limits = values.to(dtype), torch.finfo(dtype)
+    lost, held = ~(values.abs() <= limits.max), f"at most {limits.max:.2g} in size"
+    if positive is not None:
+        lost, held = lost | (positive & (rounded.double() == 0)), f"{limits.tiny * limits.eps:.2g} to {limits.max:.2g}"
+    if lost.any():
+        c = int(lost.nonzero()[0])
+        raise ValueError(f"{name} of class {c} is {values[c].item():.3g}, expected {held}, which {dtype} holds")
+    return rounded.to(device)

@@ -1,0 +1,216 @@
+"""A small convolutional network on long-tailed handwritten digits: the demo, without its output.
+
+The data are real: scikit-learn's 1797 images of 8 x 8 pixels. 50 images of each class are kept for testing,
+the rest is cut to an exponential long tail, anew for each seed. All losses of a seed start from the same network
+and see the same images in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import reference
+from ..class_balance import class_counts, effective_number_weight
+from ..functional import cross_entropy
+from ..training import LongTailAccuracy, LongTailScores, long_tailed_indices
+
+NUM_CLASSES = 10
+TEST_PER_CLASS = 50
+BATCH_SIZE = 64
+LEARNING_RATE = 2e-3
+BETA, FOCAL_GAMMA, COMPLEMENT_GAMMA = 0.99, 2.0, -1.0
+TIMED_ROUNDS = 300
+
+LOSSES = {
+    "cross-entropy": "cross-entropy",
+    "class-balanced-softmax": "class-balanced softmax",
+    "class-balanced-focal": "class-balanced focal",
+    "complement-cross-entropy": "complement cross-entropy",
+    "class-balanced-focal-complement": "class-balanced focal + complement",
+}
+"""The losses by name on the command line."""
+
+
+class Plan(NamedTuple):
+    """What to run."""
+
+    losses: list[str]
+    imbalance_factor: float
+    seeds: int
+    epochs: int
+
+
+class Split(NamedTuple):
+    """The images [N, 1, 8, 8] float32 and labels [N] int64 of one seed."""
+
+    seed: int
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def counts(self) -> Tensor:
+        """Training images of each class, [C]."""
+        return class_counts(self.train_labels, NUM_CLASSES)
+
+
+class LossTime(NamedTuple):
+    """Median seconds of forward + backward of the loss alone, on the logits of one training batch."""
+
+    fused: float
+    plain: float
+
+
+class Result(NamedTuple):
+    """What one loss achieved: the scores of every seed, and its time."""
+
+    loss: str
+    scores: list[LongTailScores]
+    time: LossTime
+
+
+def load_splits(plan: Plan) -> list[Split]:
+    """The data of every seed.
+
+    Raises:
+        ValueError: the imbalance factor is below 1, or leaves the rarest class without images.
+    """
+    return [load_split(plan.imbalance_factor, seed) for seed in range(plan.seeds)]
+
+
+def load_split(imbalance_factor: float, seed: int) -> Split:
+    """The data of one seed; the test images do not depend on the imbalance factor. Errors as :func:`load_splits`."""
+    images, labels = _digits()
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(labels.numel(), generator=generator)
+    by_class = [shuffled[labels[shuffled] == c] for c in range(NUM_CLASSES)]
+    test = torch.cat([members[:TEST_PER_CLASS] for members in by_class])
+    rest = torch.cat([members[TEST_PER_CLASS:] for members in by_class])
+    train = rest[long_tailed_indices(labels[rest], imbalance_factor, generator=generator)]
+    return Split(seed, images[train], labels[train], images[test], labels[test])
+
+
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.as_tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
+    return images, torch.as_tensor(digits.target, dtype=torch.int64)
+
+
+def group_thresholds(counts: Tensor) -> tuple[int, int]:
+    """(many, few) for ``LongTailAccuracy``: a third of the classes each for the most and the fewest images.
+
+    The usual 100 and 20 are meant for larger data sets. Classes of equal count stay together, in the middle.
+    """
+    ordered = sorted(counts.tolist(), reverse=True)
+    third = len(ordered) // 3
+    return ordered[third], ordered[-third - 1]
+
+
+def loss_options(loss: str, counts: Tensor) -> dict[str, Any]:
+    """Keyword arguments of ``longtail.cross_entropy`` for one of ``LOSSES``."""
+    options: dict[str, Any] = {}
+    if loss.startswith("class-balanced"):
+        options |= {"weight": effective_number_weight(counts, BETA), "normalizer": "count"}
+    if "focal" in loss:
+        options["focal_gamma"] = FOCAL_GAMMA
+    if "complement" in loss:
+        options["complement_gamma"] = COMPLEMENT_GAMMA
+    return options
+
+
+def make_model(seed: int) -> nn.Module:
+    """Images [N, 1, 8, 8] to logits [N, 10], two convolutions and a linear layer."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, NUM_CLASSES),
+        )
+
+
+def train(model: nn.Module, split: Split, loss_function: Callable[..., Tensor], epochs: int) -> Iterator[int]:
+    """Trains the model in place; yields after each epoch."""
+    generator = torch.Generator().manual_seed(split.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for epoch in range(epochs):
+        for batch in torch.randperm(split.train_labels.numel(), generator=generator).split(BATCH_SIZE):
+            optimizer.zero_grad()
+            loss_function(model(split.train_images[batch]), split.train_labels[batch]).backward()
+            optimizer.step()
+        schedule.step()
+        yield epoch
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> LongTailScores:
+    """Accuracy on the test images; what is correct comes with the loss, for free."""
+    many, few = group_thresholds(split.counts())
+    metric = LongTailAccuracy(split.counts(), many, few)
+    for images, labels in zip(split.test_images.split(250), split.test_labels.split(250), strict=True):
+        _, stats = cross_entropy(model(images), labels, return_stats=True)
+        metric.update(stats.correct, labels)
+    return metric.compute()
+
+
+def plain_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
+    """The same loss without longtail's kernels: torch's own where it has the loss, else the reference."""
+    if options.keys() <= {"weight", "normalizer"}:
+        return F.cross_entropy(logits, target, options.get("weight"), reduction="sum") / target.numel()
+    return reference.cross_entropy(logits, target, **options)
+
+
+def time_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> LossTime:
+    """Times the fused and the plain loss, alternating, and checks that they agree.
+
+    Raises:
+        AssertionError: loss or gradient differ.
+    """
+    logits = logits.detach().requires_grad_()
+    losses = {
+        "fused": functools.partial(cross_entropy, logits, target, **options),
+        "plain": functools.partial(plain_loss, logits, target, options),
+    }
+    results: dict[str, tuple[Tensor, Tensor]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(TIMED_ROUNDS):
+        for name, function in losses.items():
+            start = time.perf_counter()
+            loss = function()
+            (grad,) = torch.autograd.grad(loss, logits)
+            seconds[name].append(time.perf_counter() - start)
+            results[name] = loss.detach(), grad
+    torch.testing.assert_close(results["fused"], results["plain"], rtol=1e-4, atol=1e-7)
+    return LossTime(**{name: statistics.median(values) for name, values in seconds.items()})
+
+
+def run(plan: Plan, splits: list[Split], advance: Callable[[str], None]) -> list[Result]:
+    """Trains and tests one network per loss and seed; tells ``advance`` after every epoch what it is at."""
+    results = []
+    for loss in plan.losses:
+        scores = []
+        for split in splits:
+            options = loss_options(loss, split.counts())
+            model = make_model(split.seed)
+            for _ in train(model, split, functools.partial(cross_entropy, **options), plan.epochs):
+                advance(f"{LOSSES[loss]}, seed {split.seed}")
+            scores.append(evaluate(model, split))
+        logits = model(split.train_images[:BATCH_SIZE])
+        results.append(Result(loss, scores, time_loss(logits, split.train_labels[:BATCH_SIZE], options)))
+    return results

@@ -1,0 +1,21 @@
+"""The losses as functions: what users call, and what it means. The work is done in the rooms below."""
+
+from .class_balanced import class_balanced_loss
+from .linear import linear_cross_entropy
+from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
+from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
+from .vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
+
+__all__ = [
+    "binary_focal_loss",
+    "class_balanced_loss",
+    "complement_cross_entropy",
+    "complement_entropy",
+    "cross_entropy",
+    "focal_loss",
+    "linear_cross_entropy",
+    "sigmoid_cross_entropy",
+    "sigmoid_focal_loss",
+    "vocab_parallel_cross_entropy",
+    "vocab_parallel_linear_cross_entropy",
+]

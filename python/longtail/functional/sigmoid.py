@@ -1,0 +1,148 @@
+"""The sigmoid family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..arguments import check_tensors, legacy_reduction
+from ..options import Request, SigmoidOptions, sigmoid_request
+from ..sigmoid.loss import along_classes, sigmoid_loss
+from ..signatures import refuse_unknown, with_options_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import BinaryFocalKeywords, SigmoidCrossEntropyKeywords
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    *,
+    weight: Tensor | None = None,
+    class_weight_by_target: bool = False,
+    pos_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    normalizer: str | float | Tensor | None = None,
+    gradient: str = "backward",
+) -> Tensor:
+    r"""Sigmoid focal loss (Lin et al. 2017, eq. 5); torchvision's function of that name, and more.
+
+    Each element, with :math:`p_t = \sigma(z)` for y = 1 and :math:`1 - \sigma(z)` for y = 0:
+
+    .. math:: \mathrm{loss} = v\, w_j\, \alpha_t (1 - p_t)^\gamma (-\log p_t)
+
+    exact for every finite logit, in value and gradient: nothing is clipped. Computed and returned in float32 for half
+    inputs (torchvision returns their dtype), in float64 for float64.
+
+    Args:
+        inputs: logits, float64, float32, bfloat16 or float16. (N, C) or (N, C, d1, ...); with a target for each element
+            any shape, where (N,) means N binary problems. Contiguous and channels-last images are read as they lie.
+        targets: int64 or uint8 class indices, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
+            shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
+            them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise. NaN gives a loss of NaN.
+        alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)
+            leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
+        gamma: >= 0; 0 is binary cross-entropy.
+        reduction: "none" (a loss for each element, in the inputs' shape), "rows" (summed over the classes), "sum" or
+            "mean".
+        weight: [C], of each column. Constants, as every vector below.
+        class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
+            class-balanced paper has it; class indices only.
+        pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``.
+        sample_weight: v, of the rows' shape: (N,) or (N, d1, ...).
+        ignore_index: rows (elements, with a target for each) with this target have loss 0 and gradient exactly 0,
+            whatever their logits hold. None: -100 for class indices, nothing otherwise.
+        normalizer: what "mean" divides by: "elements" (or None; those that count, as torch: NaN when none does), "rows"
+            (counted rows, at least 1), "positives" (the sum of the targets, at least 1), a number, or a 0-d tensor.
+        gradient: "backward", "forward" or "inplace", as in :func:`longtail.cross_entropy`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`.
+        ValueError: on the CPU, a target of an element is neither in [0, 1] nor ignored (255 in a mask); names its
+            index and value. Floats up to 1e-3 (bfloat16: 2^-7) beyond, as rounding makes them, count as 0 or 1. On a
+            GPU an assertion on the device for integers; floats are not looked at there, nor anything under
+            torch.compile.
+    """
+    options = SigmoidOptions(*(weight, pos_weight, sample_weight, class_weight_by_target, ignore_index, alpha, gamma))
+    return sigmoid_loss(inputs, targets, options, Request(reduction, normalizer, gradient))
+
+
+@with_options_of(SigmoidOptions, Request, without=["return_stats"])
+def sigmoid_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    **options: Unpack[SigmoidCrossEntropyKeywords],
+) -> Tensor:
+    r"""Binary cross-entropy with logits, :math:`-w_j (\mathrm{pos}_j\, y \log p + (1 - y) \log(1 - p))`.
+
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits` for float targets; class indices too.
+
+    Args:
+        input, target, reduction: as in :func:`sigmoid_focal_loss`.
+        weight: [C], of each column, whatever dimensions follow the classes. With a target for each element also any
+            shape that broadcasts to the input's, as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing,
+            another some passes over the losses.
+        size_average, reduce: torch's, deprecated.
+        pos_weight: [C], or with a target for each element a shape that broadcasts along the classes alone.
+        options: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer, gradient, as in
+            :func:`sigmoid_focal_loss`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
+    """
+    element_weight = None
+    given = {"input": input, "target": target, "weight": weight, "pos_weight": pos_weight}
+    check_tensors(**{name: x for name, x in given.items() if x is not None or name in ("input", "target")})
+    if input.shape == target.shape:
+        if weight is not None and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
+            along = along_classes(weight, input)
+            element_weight, weight = (weight, None) if along is None else (None, along)
+        if pos_weight is not None and pos_weight.dim() != 1:
+            pos_weight = pos_weight if (along := along_classes(pos_weight, input)) is None else along
+    reduction = legacy_reduction(reduction, size_average, reduce)
+    refuse_unknown(sigmoid_cross_entropy, options)
+    records = sigmoid_request(weight=weight, pos_weight=pos_weight, reduction=reduction, **options)
+    return sigmoid_loss(input, target, *records, element_weight)
+
+
+@with_options_of(SigmoidOptions, Request, without=["return_stats", "class_weight_by_target"])
+def binary_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | None = None,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    **options: Unpack[BinaryFocalKeywords],
+) -> Tensor:
+    """Binary classification: logits (N,), or any shape, and a target in {0, 1} (or soft) for each.
+
+    The four binary losses of Lin et al. 2017:
+
+    >>> binary_focal_loss(z, y, gamma=0)              # cross-entropy, eq. 1
+    >>> binary_focal_loss(z, y, alpha=0.25, gamma=0)  # alpha-weighted cross-entropy, eq. 3
+    >>> binary_focal_loss(z, y)                       # focal loss, eq. 4
+    >>> binary_focal_loss(z, y, alpha=0.25)           # alpha-balanced focal loss, eq. 5
+
+    ``options``: sample_weight (for (N,) logits of their shape), weight and pos_weight (for (N,) logits [1]),
+    ignore_index, normalizer, gradient, as in :func:`sigmoid_focal_loss`.
+
+    Raises:
+        ValueError: the target's shape is not the input's.
+    """
+    check_tensors(input=input, target=target)
+    if input.shape != target.shape:
+        raise ValueError(f"target has shape {list(target.shape)}, expected {list(input.shape)} as the input")
+    refuse_unknown(binary_focal_loss, options)
+    return sigmoid_loss(input, target, *sigmoid_request(alpha=alpha, gamma=gamma, reduction=reduction, **options))

@@ -1,0 +1,18 @@
+"""The losses as modules, made from the functions."""
+
+from .class_balanced import ClassBalancedLoss
+from .linear import LinearCrossEntropyLoss
+from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
+from .softmax import ComplementCrossEntropyLoss, ComplementEntropyLoss, CrossEntropyLoss, FocalLoss
+
+__all__ = [
+    "BinaryFocalLoss",
+    "ClassBalancedLoss",
+    "ComplementCrossEntropyLoss",
+    "ComplementEntropyLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "LinearCrossEntropyLoss",
+    "SigmoidCrossEntropyLoss",
+    "SigmoidFocalLoss",
+]

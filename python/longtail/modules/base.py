@@ -1,0 +1,140 @@
+"""The losses as modules: options are attributes, class vectors buffers that stand in the ``state_dict``.
+
+Construction takes what the function takes. What is written to an attribute is checked as the function checks it
+(vectors for their type alone), by a call with no rows, and holds from the next call on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import arguments
+from ..errors import ArgumentTypeError
+
+_DATA = ("input", "target", "inputs", "targets", "linear_weight", "linear_bias")  # never options
+LEGACY = ("size_average", "reduce")  # another way to say the reduction
+_VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of what ``function`` takes besides the data."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.name not in _DATA and p.kind is not p.VAR_KEYWORD}
+
+
+class Loss(nn.Module):
+    """Keeps the options of one function and calls it. Its constructor takes them in the function's order."""
+
+    _function: Any
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "_function" in vars(cls) and "__init__" not in vars(cls):
+            signature = inspect.signature(cls._function)
+            options = [p for p in signature.parameters.values() if p.name not in _DATA]
+            cls.__signature__ = signature.replace(parameters=options, return_annotation=None)  # type: ignore[attr-defined]
+
+    if TYPE_CHECKING:  # options are attributes
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, *positional: Any, **options: Any) -> None:
+        super().__init__()
+        accepted = self._accepted(options)
+        names = self._positional()
+        if len(positional) > len(names):
+            given = f"{len(positional)} were given"
+            raise TypeError(f"{type(self).__name__} takes {len(names)} positional arguments but {given}")
+        for name, value in zip(names, positional, strict=False):
+            if name in options:
+                raise TypeError(f"{type(self).__name__} got multiple values for argument {name!r}")
+            options[name] = value
+        unknown = sorted(options.keys() - accepted.keys())
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
+        size_average, reduce = (options.pop(name, None) for name in LEGACY)
+        if size_average is not None or reduce is not None:
+            reduction = options.get("reduction", accepted["reduction"])
+            options["reduction"] = arguments.legacy_reduction(reduction, size_average, reduce, stacklevel=3)
+        self._set_options({name: default for name, default in accepted.items() if name not in LEGACY}, options)
+
+    def _accepted(self, _options: dict[str, Any]) -> dict[str, Any]:
+        """The options and their defaults, in view of what is given."""
+        return options_of(type(self)._function)
+
+    @classmethod
+    def _positional(cls) -> list[str]:
+        """The options that the function takes by position."""
+        parameters = inspect.signature(cls._function).parameters.values()
+        return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in _DATA]
+
+    def _set_options(self, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+        self._defaults = defaults
+        for name, default in defaults.items():
+            value = options.get(name, default)
+            if name in _VECTORS:
+                self._check(name, value)
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_defaults", ()):
+            self._check(name, value)
+        super().__setattr__(name, value)
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raises what the function raises of this option alone; what depends on the input is left to the call."""
+        default = self._defaults[name]
+        if value is default or (type(value) is type(default) and not differ(value, default)):
+            return
+        if name in (*_VECTORS, "sample_weight"):
+            if value is not None:
+                arguments.check_tensors(**{name: value})
+                if not value.is_floating_point():
+                    raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
+        elif name == "normalizer" and isinstance(value, Tensor):
+            arguments.check_normalizer(value, "mean", ())
+        else:
+            self._call_on_nothing(**{"reduction": "mean" if name == "normalizer" else "sum", name: value})
+
+    def _call_on_nothing(self, **options: Any) -> None:
+        """The function of no rows, and of one class: it checks what it is given, and computes nothing."""
+        if "class_weight_by_target" in options:
+            options["weight"] = torch.ones(1, device="meta", dtype=torch.float64)
+        logits, target = (torch.empty(shape, device="meta", dtype=torch.float64) for shape in ((0, 1), (0,)))
+        type(self)._function(logits, target.long(), **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._defaults}
+
+    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
+        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
+        return type(self)._function(input, target, **{**self._options(), **overrides})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that may be given by position, and others where they are not the default; no class vectors."""
+        named = self._positional()
+        return {
+            name: value
+            for name, value in self._options().items()
+            if name not in _VECTORS and (name in named or differ(value, self._defaults[name]))
+        }
+
+    def extra_repr(self) -> str:
+        vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        return ", ".join(f"{name}={_shown(value)}" for name, value in (vectors | self.options).items())
+
+
+def differ(value: Any, default: Any) -> bool:
+    return value is not default and (isinstance(value, Tensor) or value != default)
+
+
+def _shown(value: Any) -> str:
+    return f"[{value.numel()}]" if isinstance(value, Tensor) and value.dim() else repr(value)

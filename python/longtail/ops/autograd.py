@@ -1,0 +1,145 @@
+"""A family of losses under autograd: one idea of a Function over its operators, for the three gradient modes.
+
+"backward": forward reads the logits once; backward reads them once and writes the gradient once (3 passes).
+"forward": loss and gradient in one sweep (2 passes); backward multiplies by the upstream gradient, which costs a scalar
+read when it is 1 (of float16 logits always a pass more). "inplace": as "forward", written over the logits.
+
+A Function takes (logits, target, denominator, divisor, factor, *vectors, constants) and gives (loss[, stats][, grad]),
+of which the last two are for the context alone. ``denominator``: 0-d divisor of the sum of the row losses, or None;
+``factor``: of the gradient that forward makes; ``divisor``: of the upstream gradient in backward, where None is what is
+left to divide by: nothing if forward made the gradient, else ``denominator``. ``vectors``: those of the operators.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arguments import arithmetic_dtype
+from ..options import SigmoidOptions, SoftmaxOptions
+from ..reference.sizes import Size
+from . import operators
+from .gradient import (
+    check_overwritable,
+    differentiable_reduction,
+    function_shares,
+    guarded,
+    reduce_loss,
+    rows_of,
+    scaled_gradient,
+)
+from .layout import row_count
+
+# What Function.apply binds arguments against at every call: building it anew costs as much as a small loss.
+SIGNATURE = inspect.Signature([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
+
+
+class Family(NamedTuple):
+    """The operators of a family of losses."""
+
+    loss: Callable[..., Any]
+    loss_and_grad: Callable[..., Any]
+    loss_and_grad_: Callable[..., Any]
+    backward: Callable[..., Tensor]
+    statistics: int
+    """How many outputs, of the first two, stand between losses and gradient; backward takes them after the target."""
+
+
+class Constants(NamedTuple):
+    """What a Function takes that is no tensor: one argument, for each costs time."""
+
+    reduction: str
+    gradient: str
+    ignore_index: int | None
+    options: tuple[Any, ...]
+    """Of the operators, after the vectors."""
+    outputs: tuple[Any, ...]
+    """What the operators of forward take at the end."""
+
+
+def forward(family: Family, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    logits, target, denominator, _, factor, *vectors, (reduction, gradient, _, options, outputs) = inputs
+    with operators.below_autograd():
+        if gradient == "backward":
+            found = family.loss(logits, target, *vectors, *options, *outputs)
+        else:
+            one_sweep = family.loss_and_grad if gradient == "forward" else family.loss_and_grad_
+            upstream = factor.expand(row_count(logits))
+            found = one_sweep(upstream, logits, target, *vectors, *options, *outputs)
+    if gradient == "inplace" and not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(logits)
+    loss, *rest = found if isinstance(found, tuple) else (found,)
+    return (reduce_loss(loss, denominator, reduction), *rest)
+
+
+def setup_context(family: Family, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, denominator, divisor, _, *vectors, constants = inputs
+    ctx.reduction, ctx.gradient, ctx.ignore_index, ctx.options, _ = constants
+    # The gradient stays differentiable in name, so that differentiating through it meets the refusal in backward; under
+    # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
+    kept = len(output) if torch.compiler.is_compiling() else 1 + family.statistics
+    ctx.mark_non_differentiable(*output[1:kept])
+    ctx.set_materialize_grads(False)
+    if ctx.gradient == "backward":
+        divisor = denominator if divisor is None else divisor
+        ctx.save_for_backward(logits, target, divisor, *output[1:], *vectors)
+    else:
+        ctx.save_for_backward(output[-1] if ctx.gradient == "forward" else logits, target, divisor)
+
+
+def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+    if grad_output is None or not ctx.needs_input_grad[0]:
+        return (None,) * len(ctx.needs_input_grad)
+    if ctx.gradient == "backward":
+        logits, target, divisor, *rest = ctx.saved_tensors
+        upstream = rows_of(grad_output, divisor, ctx.reduction, row_count(logits))
+        if ctx.reduction == "elements":
+            upstream = upstream.contiguous()
+        grad = family.backward(upstream, logits, target, *rest, *ctx.options)
+        grad = guarded(grad, grad_output, logits)
+    else:
+        grad = scaled_gradient(ctx, grad_output, ctx.ignore_index)
+    return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
+
+
+def differentiable_loss(
+    function: type[torch.autograd.Function],
+    family: Family,
+    input: Tensor,
+    data: tuple[Tensor, Tensor],
+    options: SoftmaxOptions | SigmoidOptions,
+    reduction: str,
+    gradient: str,
+    denominator: Tensor | None,
+    counts: bool,
+    size: Callable[[], Size],
+    outputs: tuple[Any, ...] = (),
+) -> tuple[Tensor, ...]:
+    """The losses of ``input``, reduced, and what of the operators' outputs stands between them and the gradient.
+
+    Args:
+        data: logits and target, as the operators take them; so are the options.
+        denominator: what a mean divides by; ``counts``: whether it counts rows, see :func:`function_shares`.
+        size: of the gradient, asked for where float16 keeps one.
+        outputs: see :class:`Constants`.
+    """
+    check_overwritable(input, gradient)
+    vectors, others = options.parted()
+    wants_grad = torch.is_grad_enabled() and data[0].requires_grad
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
+        # The operator alone: it differentiates in an exported graph, and torch.compile passes a context to the
+        # Function's forward where nothing requires grad.
+        found = family.loss(*data, *vectors, *others, *outputs)
+        loss, *rest = found if isinstance(found, tuple) else (found,)
+        return (differentiable_reduction(loss, denominator, reduction), *rest)
+    mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
+    keeps, dtype = mode != "backward", arithmetic_dtype(input.dtype)
+    bound = size() if keeps and input.dtype == torch.float16 else None
+    factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
+    constants = Constants(reduction, mode, options.ignore_index, others, outputs)
+    found = function.apply(*data, denominator, divisor, factor, *vectors, constants)
+    return tuple(found[: 1 + family.statistics])

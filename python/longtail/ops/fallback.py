@@ -1,0 +1,209 @@
+"""The operators on :mod:`longtail.reference`: what runs where no kernel does."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arguments import arithmetic_dtype
+from ..options import SigmoidOptions, SoftmaxOptions
+from ..reference import sigmoid, softmax
+
+
+def check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index: int | None, lowest: int = 0) -> None:
+    bad = counted & ((target < lowest) | (target >= num_classes))
+    if target.device.type == "cpu" and bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        raise RuntimeError(
+            f"longtail: target {int(target[row])} in row {row} is out of bounds: expected {lowest} <= target < "
+            f"{num_classes}" + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
+        )
+
+
+def _check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tensor | None, int]]) -> None:
+    if logits.dim() != 2 or target.shape != logits.shape[:1]:
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
+            "expected [N, C] and [N]"
+        )
+    _check_lengths(lengths)
+
+
+def _check_lengths(lengths: dict[str, tuple[Tensor | None, int]]) -> None:
+    for name, (vector, length) in lengths.items():
+        if vector is not None and vector.shape != (length,):
+            raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
+
+
+def _rows(logits: Tensor, target: Tensor, *values: Any) -> softmax.Rows:
+    options, (n, num_classes) = SoftmaxOptions(*values), (logits.shape[0], logits.shape[-1])
+    per_class = {name: (x, num_classes) for name, x in options.vectors.items()}
+    _check_shapes(logits, target, per_class | {"sample_weight": (options.sample_weight, n)})
+    check_target(target, target != options.ignore_index, num_classes, options.ignore_index)
+    return softmax.Rows.of(logits, target, options)
+
+
+def _loss(rows: softmax.Rows) -> tuple[Tensor, Tensor]:
+    if rows.u.numel() == 0:  # no rows, or no classes and therefore ignored rows alone
+        return rows.u.new_zeros(rows.g.shape), rows.u.new_zeros((*rows.g.shape, 5))
+    stats = rows.stats()
+    return rows.losses(stats), stats.masked_fill(~rows.counted[:, None], 0.0)
+
+
+def _grad(rows: softmax.Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return (rows.u if rows.u.numel() == 0 else rows.grad(stats, grad_loss)).to(dtype)
+
+
+def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return _loss(_rows(logits, target, *options))
+
+
+def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
+    return _grad(_rows(logits, target, *options), stats, grad_loss, logits.dtype)
+
+
+def softmax_loss_and_grad(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _rows(logits, target, *options)
+    loss, stats = _loss(rows)
+    return loss, stats, _grad(rows, stats, grad_loss, logits.dtype)
+
+
+def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    loss, stats, grad = softmax_loss_and_grad(grad_loss, logits, target, *options)
+    logits.copy_(grad)
+    return loss, stats
+
+
+class _Shard(NamedTuple):
+    capped: Tensor
+    u: Tensor
+    target: Tensor  # -1: in another shard, or ignored
+    counted: Tensor
+
+
+def _shard(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    ignore_index: int,
+    scale: float,
+    softcap: float,
+) -> _Shard:
+    num_classes = logits.shape[-1]
+    per_class = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
+    _check_shapes(logits, target, {name: (vector, num_classes) for name, vector in per_class.items()})
+    counted = target != ignore_index
+    check_target(target, counted, num_classes, ignore_index, lowest=-1)
+    local = target.masked_fill(~counted, -1)
+    z = logits.to(arithmetic_dtype(logits.dtype)).masked_fill(~counted[:, None], 0.0)
+    capped = softmax.capped_logits(z, scale, softcap)
+    return _Shard(capped, softmax.effective_logits(capped, local, class_bias, class_margin), local, counted)
+
+
+def softmax_loss_accumulate(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    class_margin: Tensor | None,
+    ignore_index: int,
+    label_smoothing: bool,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    shard = _shard(logits, target, weight, class_bias, class_margin, ignore_index, scale, softcap)
+    stats = softmax.accumulate(shard.u, shard.target, weight, label_smoothing)
+    return stats.masked_fill(~shard.counted[:, None], 0.0)
+
+
+def softmax_loss_apply(
+    logits: Tensor,
+    target: Tensor,
+    row_grad: Tensor,
+    weight: Tensor | None,
+    class_bias: Tensor | None,
+    ignore_index: int,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    shard = _shard(logits, target, weight, class_bias, None, ignore_index, scale, softcap)
+    if row_grad.shape != (logits.shape[0], 5):
+        raise RuntimeError(f"longtail: row_grad has shape {list(row_grad.shape)}, expected [{logits.shape[0]}, 5]")
+    du = softmax.apply(softmax.RowGrad(*row_grad.unbind(1)), shard.u, shard.target, weight, smoothing=True)
+    return softmax.through_cap(du, shard.capped, shard.counted, scale, softcap).to(logits.dtype)
+
+
+def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:
+    logits.copy_(softmax_loss_apply(logits, *rest))
+
+
+def scale_grad_(grad: Tensor, grad_loss: Tensor, target: Tensor | None, ignore_index: int) -> None:
+    if target is not None:  # 0 times an infinite upstream gradient is NaN
+        grad_loss = grad_loss.masked_fill(target == ignore_index, 1.0)
+    grad.mul_(grad_loss[:, None].to(grad.dtype) if grad.dtype == torch.float64 else grad_loss[:, None])
+
+
+def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int) -> Tensor:
+    check_target(target, target != ignore_index, num_classes, ignore_index)
+    return softmax.mean_denominator(target, weight, ignore_index)
+
+
+def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> sigmoid.Element:
+    options, one_class = SigmoidOptions(*values), target.dtype == torch.int64
+    if logits.dim() != 2 or target.shape != (logits.shape[:1] if one_class else logits.shape):
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and {target.dtype} target of shape {list(target.shape)}, "
+            "expected [N, C] and int64 [N] or floating point [N, C]"
+        )
+    n, num_classes = logits.shape
+    lengths = {"weight": num_classes, "pos_weight": num_classes, "sample_weight": n}
+    _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
+    if options.class_weight_by_target and not (one_class and options.weight is not None):
+        raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")
+    if one_class:
+        ignored = options.ignore_index
+        counted = torch.ones_like(target, dtype=torch.bool) if ignored is None else target != ignored
+        check_target(target, counted, num_classes, ignored)
+    return sigmoid.option_elements(logits, target, options)
+
+
+def _sigmoid_grad(slope: Tensor, grad_loss: Tensor, logits: Tensor, target: Tensor, *values: Any) -> Tensor:
+    ignore_index, rows = SigmoidOptions(*values).ignore_index, grad_loss.dim() == 1
+    if grad_loss.shape != (logits.shape[:1] if rows else logits.shape):
+        raise RuntimeError(f"longtail: grad_loss has shape {list(grad_loss.shape)}, expected [N] or [N, C]")
+    grad = (slope * (grad_loss[:, None] if rows else grad_loss)).to(logits.dtype)
+    if ignore_index is None:
+        return grad
+    # An infinite upstream gradient must not turn the 0 of what does not count into NaN.
+    ignored = target == ignore_index
+    return grad.masked_fill(ignored if target.dim() == 2 else ignored[:, None], 0.0)
+
+
+def sigmoid_loss(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    *values, elementwise = options
+    loss = _sigmoid_elements(logits, target, *values).loss
+    return loss if elementwise else loss.sum(1)
+
+
+def sigmoid_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    slope = _sigmoid_elements(logits, target, *options).slope
+    return _sigmoid_grad(slope, grad_loss, logits, target, *options)
+
+
+def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *values, elementwise = options
+    loss, slope = _sigmoid_elements(logits, target, *values)
+    grad = _sigmoid_grad(slope, grad_loss, logits, target, *values)
+    return loss if elementwise else loss.sum(1), grad
+
+
+def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    loss, grad = sigmoid_loss_and_grad(grad_loss, logits, target, *options)
+    logits.copy_(grad)
+    return loss

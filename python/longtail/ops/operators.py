@@ -1,0 +1,159 @@
+"""The operators ``torch.ops.longtail.*``: schemas, fake kernels, and the choice of backend at each call.
+
+Python owns the schemas. A shared library adds kernels under ``torch.ops.longtail_<backend>``, with the same schemas;
+:mod:`longtail.ops.backends` knows which are there. The kernels registered here only pick one and pass the call on, so
+that ``use_backend`` also holds inside compiled graphs. T is float64 for float64 logits, else float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import arithmetic_dtype
+from ..options import SigmoidOptions, SoftmaxOptions, schema
+from . import cpu, dispatch
+from .backends import COMPILED
+from .layout import row_count, stats_like
+from .vmap import refuse_vmap
+
+SOFTMAX, SIGMOID = schema(SoftmaxOptions), schema(SigmoidOptions)
+_APPLY_OPTIONS = "Tensor? weight, Tensor? class_bias, int ignore_index, float scale, float softcap"
+
+# logits: [N, C] with contiguous classes, or [N, C, P] with contiguous pixels and strided classes; [N * P] rows then.
+SCHEMAS = {
+    "softmax_loss": f"(Tensor logits, Tensor target, {SOFTMAX}) -> (Tensor loss, Tensor stats)",
+    "softmax_loss_backward": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {SOFTMAX}) -> Tensor grad"
+    ),
+    "softmax_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {SOFTMAX}) -> (Tensor loss, Tensor stats, Tensor grad)"
+    ),
+    "softmax_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SOFTMAX}) -> (Tensor loss, Tensor stats)"
+    ),
+    # The steps of one shard of the classes. logits: [N, C] alone. target: a local class, ignore_index, or -1 for one of
+    # another shard. stats: of -1 rows, u_g is the effective logit of local class 0, to which U is relative.
+    # row_grad: [N, 5], the RowGrad of each row (m, a, b, S, target) times its upstream gradient.
+    "softmax_loss_accumulate": (
+        "(Tensor logits, Tensor target, Tensor? weight, Tensor? class_bias, Tensor? class_margin, int ignore_index, "
+        "bool label_smoothing, float scale, float softcap) -> Tensor stats"
+    ),
+    "softmax_loss_apply": f"(Tensor logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> Tensor grad",
+    "softmax_loss_apply_": f"(Tensor(a!) logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> ()",
+    # target: int64 [rows] or floating point of the logits' shape; loss: [rows], or of the logits' shape (elementwise);
+    # grad_loss: either of the two shapes.
+    "sigmoid_loss": f"(Tensor logits, Tensor target, {SIGMOID}, bool elementwise) -> Tensor loss",
+    "sigmoid_loss_backward": f"(Tensor grad_loss, Tensor logits, Tensor target, {SIGMOID}) -> Tensor grad",
+    "sigmoid_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {SIGMOID}, bool elementwise) -> (Tensor loss, Tensor grad)"
+    ),
+    "sigmoid_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID}, bool elementwise) -> Tensor loss"
+    ),
+    # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
+    "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
+    "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
+}
+
+
+def _dispatcher(name: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return dispatch.kernel(name, args[0].device)(*args)
+        except RuntimeError as error:
+            # The stable ABI carries one type of exception only.
+            if "is out of bounds" in str(error):
+                raise IndexError(str(error)) from None
+            raise
+
+    return call
+
+
+def _fake_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
+    dtype = arithmetic_dtype(logits.dtype)
+    return logits.new_empty((row_count(logits),), dtype=dtype), stats_like(logits, dtype)
+
+
+def _fake_sigmoid_loss(logits: Tensor, _target: Tensor, *options: Any) -> Tensor:
+    *_, elementwise = options
+    shape = logits.shape if elementwise else (row_count(logits),)
+    return logits.new_empty(shape, dtype=arithmetic_dtype(logits.dtype))
+
+
+def _fake_grad(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _fake_mean_denominator(target: Tensor, weight: Tensor | None, *_: Any) -> Tensor:
+    return target.new_empty(()) if weight is None else weight.new_empty(())
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "softmax_loss": _fake_loss,
+    "softmax_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "softmax_loss_and_grad": lambda _grad_loss, logits, *rest: (
+        *_fake_loss(logits, *rest),
+        _fake_grad(logits),
+    ),
+    "softmax_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_loss(logits, *rest),
+    "softmax_loss_accumulate": lambda logits, *_: stats_like(logits, arithmetic_dtype(logits.dtype)),
+    "softmax_loss_apply": lambda logits, *_: _fake_grad(logits),
+    "softmax_loss_apply_": lambda *_: None,
+    "sigmoid_loss": _fake_sigmoid_loss,
+    "sigmoid_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "sigmoid_loss_and_grad": lambda _grad_loss, logits, *rest: (
+        _fake_sigmoid_loss(logits, *rest),
+        _fake_grad(logits),
+    ),
+    "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
+    "scale_grad_": lambda *_: None,
+    "mean_denominator": _fake_mean_denominator,
+}
+
+_library = torch.library.Library("longtail", "DEF")
+_kernel_libraries = [torch.library.Library(f"longtail_{name}", "DEF") for name in COMPILED]
+
+
+def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Makes ``torch.ops.longtail.<name>``, which nothing batches."""
+    _library.define(name + schema)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"longtail::{name}", fake, lib=_library)
+    torch.library.register_vmap(f"longtail::{name}", refuse_vmap, lib=_library)
+    return getattr(torch.ops.longtail, name).default
+
+
+for _name, _schema in SCHEMAS.items():
+    for _each in _kernel_libraries:
+        _each.define(_name + _schema)
+    define(_name, _schema, _dispatcher(_name), _FAKES[_name])
+
+cpu.load()
+
+
+def below_autograd() -> contextlib.AbstractContextManager[Any]:
+    """For our Functions, which differentiate: the operators' own formulas take time, and know no torch.func."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+softmax_loss = torch.ops.longtail.softmax_loss.default
+softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
+softmax_loss_and_grad = torch.ops.longtail.softmax_loss_and_grad.default
+softmax_loss_and_grad_ = torch.ops.longtail.softmax_loss_and_grad_.default
+softmax_loss_accumulate = torch.ops.longtail.softmax_loss_accumulate.default
+softmax_loss_apply = torch.ops.longtail.softmax_loss_apply.default
+softmax_loss_apply_ = torch.ops.longtail.softmax_loss_apply_.default
+sigmoid_loss = torch.ops.longtail.sigmoid_loss.default
+sigmoid_loss_backward = torch.ops.longtail.sigmoid_loss_backward.default
+sigmoid_loss_and_grad = torch.ops.longtail.sigmoid_loss_and_grad.default
+sigmoid_loss_and_grad_ = torch.ops.longtail.sigmoid_loss_and_grad_.default
+scale_grad_ = torch.ops.longtail.scale_grad_.default
+mean_denominator = torch.ops.longtail.mean_denominator.default

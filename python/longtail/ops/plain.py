@@ -1,0 +1,59 @@
+"""The reference backend: plain PyTorch, on any device.
+
+Its functions know rows [N, C] alone. Images [N, C, P] pay a transposing copy; results lie as those of a kernel that
+walks the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import fallback
+from .layout import logits_position, to_images, to_rows
+
+DEVICE = None
+serves = None  # whatever the operators take
+
+
+def missing() -> None:
+    """Nothing: it always runs."""
+
+
+def detail() -> str:
+    return "plain PyTorch, any device"
+
+
+def operator(op: str) -> Callable[..., Any]:
+    return through_rows(op, getattr(fallback, op))
+
+
+def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
+    if op in ("mean_denominator", "softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
+        return kernel  # knows no logits, or refuses images
+    position = logits_position(op)
+
+    def call(*args: Any) -> Any:
+        logits = args[position]
+        if logits.dim() != 3:
+            return kernel(*args)
+        inner = [to_rows(x) if isinstance(x, Tensor) and x.dim() == 3 else x for x in args]
+        result = kernel(*inner)
+        if op.endswith("_"):
+            logits.copy_(to_images(inner[position], logits.shape))
+        if result is None:
+            return None
+        several = isinstance(result, tuple)
+        restored = [_restored(x, logits) for x in (result if several else (result,))]
+        if op.startswith("softmax_loss") and several:
+            restored[1] = result[1].t().contiguous().t()
+        return tuple(restored) if several else restored[0]
+
+    return call
+
+
+def _restored(result: Tensor, logits: Tensor) -> Tensor:
+    return to_images(result, logits.shape) if result.dim() == 2 and result.shape[1] == logits.shape[1] else result

@@ -1,0 +1,334 @@
+"""The options of the two families of losses, written once: names, types, defaults, ranges, and what says "off".
+
+The rest follows from the records: the operators' schemas, what is checked, what ranks compare, what functions take.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import LIMITS, check_choice, check_integer, check_normalizer, check_number, vector
+from .signatures import annotation_text
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+else:
+    from typing import TypedDict
+
+REDUCTIONS = ("mean", "sum", "none")
+GRADIENTS = ("backward", "forward", "inplace")
+
+
+class Number(NamedTuple):
+    """What may be passed for an option that is a number."""
+
+    name: str
+    """As users pass it."""
+    low: float = -math.inf
+    high: float = math.inf
+    off: float | None = 0.0
+    """The value that does nothing. None: so does None, which operators take as 0, and others are positive."""
+    vanishes: bool = True
+    """Whether it may be so near 0 that the dtype of the arithmetic takes it for 0."""
+    share: float = 1.0
+    """Of the largest number of that dtype: how large it may be."""
+    needs_class: bool = False
+    """Whether it means something for one target class alone, and nothing for class probabilities."""
+
+    def check(self, value: Any, dtype: torch.dtype) -> float:
+        """``value`` as a float that ``dtype`` holds."""
+        if value is None and self.off is None:
+            return 0.0
+        if type(value) is float and value == self.off:  # at every call, of most options
+            return value
+        largest = math.inf if self.share == 1 else self.share * LIMITS[dtype][0]
+        low, high = max(self.low, -largest), min(self.high, largest)
+        number = check_number(self.name, value, low, high, dtype=dtype, vanishes=self.vanishes)
+        if self.off is None and number <= 0:
+            raise ValueError(f"{self.name} is {number}, expected a positive number or None")
+        return number
+
+    def given(self, value: float) -> float | None:
+        """What users pass for a checked ``value``."""
+        return None if self.off is None and value == 0 else value
+
+
+class SoftmaxOptions(NamedTuple):
+    """What the softmax operators take after the data, in their order; the meaning: :func:`longtail.cross_entropy`.
+
+    As users give them, or, after :meth:`checked` and :meth:`prepared`, as the operators take them.
+    """
+
+    weight: Tensor | None = None
+    class_bias: Tensor | None = None
+    class_margin: Tensor | None = None
+    sample_weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    complement_coefficient: float = 0.0
+    """Users' complement_gamma, which :meth:`prepared` divides by C - 1."""
+    cross_entropy_coefficient: float = 1.0
+    scale: float = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+
+    @property
+    def vectors(self) -> dict[str, Any]:
+        """Those that are tensors, or None, by name."""
+        return dict(zip(SOFTMAX_VECTORS, self, strict=False))
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """Those that users pass as numbers, by the name and in the way that they do, of checked ones."""
+        values: tuple[Any, ...] = self[-len(SOFTMAX_NUMBERS) :]
+        pairs = zip(SOFTMAX_NUMBERS, values, strict=True)
+        return {number.name: number.given(x) for number, x in pairs if number.name not in _INTERNAL}
+
+    def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
+        return self[: len(SOFTMAX_VECTORS)], self[len(SOFTMAX_VECTORS) :]
+
+    def checked(self, dtype: torch.dtype) -> SoftmaxOptions:
+        """With numbers that are floats, and that ``dtype``, of the arithmetic, holds.
+
+        Raises:
+            TypeError, ValueError: an option that is no tensor is wrong.
+        """
+        check_integer("ignore_index", self.ignore_index)
+        first = len(self) - len(SOFTMAX_NUMBERS)
+        others: tuple[Any, ...] = self[:first]
+        numbers = [n.check(x, dtype) for n, x in zip(SOFTMAX_NUMBERS, self[first:], strict=True)]
+        return SoftmaxOptions(*others, *numbers)
+
+    def prepared(
+        self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype, balanced: bool = True
+    ) -> SoftmaxOptions:
+        """As the operators take checked ones: vectors flat and in ``dtype``, complement_gamma over C - 1.
+
+        Args:
+            rows: the shape of the targets.
+            balanced: whether complement_gamma is divided.
+
+        Raises:
+            TypeError, ValueError: a vector is wrong.
+        """
+        options = self.with_vectors(input, rows, num_classes, dtype)
+        return options.for_classes(num_classes) if balanced else options
+
+    def with_vectors(self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype) -> SoftmaxOptions:
+        """With vectors that are checked, flat and in ``dtype``."""
+        vectors, others = self.parted()
+        found = _checked_vectors(dict(zip(SOFTMAX_VECTORS, vectors, strict=True)), input, rows, num_classes, dtype)
+        return SoftmaxOptions(*found, *others)
+
+    def of_classes(self, part: slice) -> SoftmaxOptions:
+        """With the vectors of some classes."""
+        cut = {name: x[part] for name, x in self.vectors.items() if x is not None and name != "sample_weight"}
+        return self._replace(**cut)
+
+    def for_classes(self, num_classes: int) -> SoftmaxOptions:
+        """With complement_gamma over C - 1."""
+        if not self.complement_coefficient:
+            return self
+        return self._replace(complement_coefficient=self.complement_coefficient / max(num_classes - 1, 1))
+
+
+class SigmoidOptions(NamedTuple):
+    """What the sigmoid operators take after the data, in their order; the meaning: :func:`longtail.sigmoid_focal_loss`.
+
+    As users give them, or, after :meth:`checked` and :meth:`prepared`, as the operators take them.
+    """
+
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+    sample_weight: Tensor | None = None
+    class_weight_by_target: bool = False
+    ignore_index: int | None = None
+    alpha: float | None = None
+    gamma: float = 0.0
+
+    def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
+        return self[: len(SIGMOID_VECTORS)], self[len(SIGMOID_VECTORS) :]
+
+    def checked(self, dtype: torch.dtype) -> SigmoidOptions:
+        """With numbers that are floats, and that ``dtype``, of the arithmetic, holds.
+
+        Raises:
+            TypeError, ValueError: an option that is no tensor is wrong.
+        """
+        if self.ignore_index is not None:
+            check_integer("ignore_index", self.ignore_index, expected="an int or None")
+        gamma, alpha = check_number("gamma", self.gamma, 0.0, dtype=dtype), self.alpha
+        if alpha is not None:
+            alpha = check_number("alpha", alpha, high=1.0)
+            alpha = None if alpha < 0 else alpha
+        return self._replace(alpha=alpha, gamma=gamma)
+
+    def prepared(
+        self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype, dense: bool
+    ) -> SigmoidOptions:
+        """As the operators take checked ones: vectors flat and in ``dtype``.
+
+        Args:
+            rows: the shape of the rows.
+            dense: whether there is a target for each element, not a class for each row.
+
+        Raises:
+            TypeError, ValueError: a vector is wrong, or does not go with the targets.
+        """
+        if self.class_weight_by_target and (dense or self.weight is None):
+            raise ValueError("class_weight_by_target needs class indices as targets, and weight")
+        vectors, (_, ignore_index, alpha, gamma) = self.parted()
+        found = _checked_vectors(dict(zip(SIGMOID_VECTORS, vectors, strict=True)), input, rows, num_classes, dtype)
+        others: list[Any] = [bool(self.class_weight_by_target), ignore_index, alpha, gamma]
+        if ignore_index is None and not dense:
+            return SigmoidOptions(*found, *others)._replace(ignore_index=-100)
+        return SigmoidOptions(*found, *others)
+
+
+def _checked_vectors(
+    vectors: dict[str, Any], input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype
+) -> list[Any]:
+    per_class = torch.Size((num_classes,))
+    return [
+        None if x is None else vector(name, x, rows if name == "sample_weight" else per_class, input, dtype)
+        for name, x in vectors.items()
+    ]
+
+
+SOFTMAX_VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
+SIGMOID_VECTORS = ("weight", "pos_weight", "sample_weight")
+# The last fields of SoftmaxOptions.
+SOFTMAX_NUMBERS = (
+    Number("label_smoothing", 0.0, 1.0),
+    Number("focal_gamma", 0.0, needs_class=True),
+    Number("complement_gamma", needs_class=True),
+    Number("cross_entropy_coefficient", off=1.0),
+    Number("scale", off=1.0, vanishes=False),
+    Number("softcap", off=None, vanishes=False),
+    Number("z_loss", share=0.5),  # its gradient has 2 z_loss
+)
+_NUMBER_FIELDS = SoftmaxOptions._fields[-len(SOFTMAX_NUMBERS) :]
+_FIELDS = {number.name: field for number, field in zip(SOFTMAX_NUMBERS, _NUMBER_FIELDS, strict=True)}
+_INTERNAL = ("cross_entropy_coefficient",)  # of complement_entropy, and of the operators
+
+
+def schema(options: type[SoftmaxOptions] | type[SigmoidOptions]) -> str:
+    """The arguments of operators, as torch.library writes them."""
+    parts = []
+    for name, annotation in options.__annotations__.items():
+        kind = "float" if name in _NUMBER_FIELDS else annotation_text(annotation).replace(" | None", "?")
+        parts.append(f"{kind} {name}")
+    return ", ".join(parts)
+
+
+class Request(NamedTuple):
+    """What of a loss is wanted, and how its gradient is made."""
+
+    reduction: str = "mean"
+    normalizer: str | float | Tensor | None = None
+    gradient: str = "backward"
+    return_stats: bool = False
+
+    def check(
+        self,
+        dtype: torch.dtype,
+        reductions: tuple[str, ...] = REDUCTIONS,
+        normalizers: tuple[str, ...] = ("count",),
+        gradients: tuple[str, ...] = GRADIENTS,
+    ) -> None:
+        """``dtype``: of the arithmetic; the rest: what may be passed, besides numbers and tensors.
+
+        Raises:
+            TypeError, ValueError: one of them is wrong.
+        """
+        check_choice("reduction", self.reduction, reductions)
+        check_choice("gradient", self.gradient, gradients)
+        check_normalizer(self.normalizer, self.reduction, normalizers, dtype)
+
+    @property
+    def of_logits(self) -> Request:
+        """The same of a loss of logits, where the "auto" of linear losses is "backward"."""
+        return self._replace(gradient="backward") if self.gradient == "auto" else self
+
+
+class Keywords(TypedDict, total=False):
+    """Keyword arguments of every loss, for type checkers."""
+
+    sample_weight: Tensor | None
+    normalizer: str | float | Tensor | None
+    gradient: str
+
+
+class SoftmaxKeywords(Keywords, total=False):
+    """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has an overload of its own."""
+
+    focal_gamma: float
+    complement_gamma: float
+    class_bias: Tensor | None
+    class_margin: Tensor | None
+    scale: float
+    softcap: float | None
+    z_loss: float
+    return_stats: Literal[False]
+
+
+class LinearKeywords(SoftmaxKeywords, total=False):
+    """Keyword arguments of the losses that take all options by name."""
+
+    weight: Tensor | None
+    reduction: str
+    label_smoothing: float
+
+
+class SigmoidKeywords(Keywords, total=False):
+    """Keyword arguments of the sigmoid family."""
+
+    ignore_index: int | None
+
+
+class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
+    class_weight_by_target: bool
+    alpha: float | None
+    gamma: float
+
+
+class BinaryFocalKeywords(SigmoidKeywords, total=False):
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+
+def softmax_options(**named: Any) -> SoftmaxOptions:
+    """The record of options by the names that users know."""
+    return SoftmaxOptions(**{_FIELDS.get(name, name): x for name, x in named.items()})
+
+
+softmax_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        parameter.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in zip(
+            (*SoftmaxOptions._fields[: -len(SOFTMAX_NUMBERS)], *_FIELDS),
+            inspect.signature(SoftmaxOptions).parameters.values(),
+            strict=True,
+        )
+    ]
+)
+
+
+def softmax_request(**named: Any) -> tuple[SoftmaxOptions, Request]:
+    """Both records of what :func:`longtail.cross_entropy` takes by name."""
+    request = {name: named.pop(name) for name in Request._fields if name in named}
+    return softmax_options(**named), Request(**request)
+
+
+def sigmoid_request(**named: Any) -> tuple[SigmoidOptions, Request]:
+    """Both records of what :func:`longtail.sigmoid_focal_loss` takes by name."""
+    request = {name: named.pop(name) for name in ("reduction", "normalizer", "gradient") if name in named}
+    return SigmoidOptions(**named), Request(**request)

@@ -1,0 +1,1 @@
+"""Losses whose rows or classes are shared out over ranks; what the ranks tell each other."""

@@ -1,0 +1,237 @@
+"""One rank's part of a loss over shared-out classes: what it proposes to the others, and its three steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..errors import ArgumentValueError
+from ..ops import operators
+from ..options import Request, SoftmaxOptions
+from ..reference import softmax
+from ..reference.sizes import Size
+from ..softmax import shards
+from ..softmax.loss import mean_denominator
+from ..softmax.shards import ELSEWHERE, sum_in_rank_order
+from .agreement import Proposal
+from .collectives import Group
+from .handshake import Handshake
+from .stats import Gathered, Local, Traffic, gather
+
+
+def check_rows(name: str, input: Tensor, target: Tensor) -> None:
+    """(N, C) or (N, D) input and integer targets (N,)."""
+    if input.dim() != 2:
+        raise ArgumentValueError(f"{name} has shape {list(input.shape)}, expected two dimensions, rows first")
+    if target.shape != input.shape[:1]:
+        raise ArgumentValueError(
+            f"target has shape {list(target.shape)}, expected {list(input.shape[:1])} for {name} of shape "
+            f"{list(input.shape)}"
+        )
+    arguments.class_indices(target, input)
+
+
+def check_targets(target: Tensor, ignore_index: int, num_classes: int) -> None:
+    """That class indices are in [0, num_classes), or ignored.
+
+    Raises:
+        IndexError: on the CPU. (On a GPU: an assertion on the device.)
+    """
+    if target.device.type == "cpu":
+        operators.mean_denominator(target, None, ignore_index, num_classes)
+        return
+    inside = ((target >= 0) & (target < num_classes)) | (target == ignore_index)
+    torch._assert_async(inside.all(), "longtail: a target is out of bounds")
+
+
+def with_vectors(options: SoftmaxOptions, input: Tensor, rows: torch.Size, dtype: torch.dtype) -> SoftmaxOptions:
+    """``options`` with vectors in ``dtype``; :func:`propose` looks at the lengths of those over classes."""
+    found: dict[str, Any] = {}
+    for name, value in options.vectors.items():
+        shape = rows
+        if name != "sample_weight" and value is not None:
+            arguments.check_tensors(**{name: value})
+            shape = value.shape
+            if len(shape) != 1:
+                raise ArgumentValueError(f"{name} has shape {list(shape)}, expected one dimension")
+        found[name] = arguments.vector(name, value, shape, input, dtype)
+    return options._replace(**found)
+
+
+ALL, OWN = "of all classes", "of the rank's own classes"
+
+
+def propose(
+    size: int,
+    class_start: int | None,
+    num_classes: int | None,
+    group: Group,
+    options: SoftmaxOptions,
+    same: dict[str, Any],
+) -> Proposal:
+    """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
+    class_start, num_classes = _count("class_start", class_start), _count("num_classes", num_classes)
+    world = torch.distributed.get_world_size(group)
+    if num_classes is None and world > 1:
+        raise ArgumentValueError(
+            f"num_classes is None, expected the number of classes of all {world} ranks together: without it a rank "
+            f"that passes all classes looks like one that passes its share. This one passes {size} classes"
+        )
+    total = size if num_classes is None else num_classes
+    if (class_start or 0) + size > total:
+        raise ArgumentValueError(
+            f"class_start is {class_start} and this rank passes {size} classes, but num_classes is {total}: expected "
+            "the number of classes of all ranks together"
+        )
+    per_class = {name: x for name, x in options.vectors.items() if name != "sample_weight"}
+    given = {name: how_given(name, x, size, total) for name, x in per_class.items()}
+    return Proposal(tuple((same | given).items()), size, class_start, num_classes)
+
+
+def _count(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    arguments.check_integer(name, value, 0, "an int or None")
+    return int(value)  # of numpy's too: what is compared has to look alike
+
+
+def how_given(name: str, vector: Tensor | None, size: int, total: int) -> str | None:
+    """Whether a class vector has all ``total`` classes or the ``size`` of this rank; None of one that is not given."""
+    if vector is None:
+        return None
+    if len(vector) not in (total, size):
+        raise ArgumentValueError(
+            f"{name} has {len(vector)} elements, expected {total} (all classes) or {size} (this rank's)"
+        )
+    return ALL if len(vector) == total else OWN
+
+
+def compared(options: SoftmaxOptions, request: Request) -> dict[str, Any]:
+    """What every loss over ranks has to be given alike, by name; the value of a ``normalizer`` is compared apart."""
+    normalizer = request.normalizer
+    kind = normalizer if normalizer is None or isinstance(normalizer, str) else "a number"
+    same = {**options.numbers, "ignore_index": int(options.ignore_index), "reduction": request.reduction}
+    return same | {"normalizer": kind, "gradient": request.gradient, "return_stats": bool(request.return_stats)}
+
+
+class Shard(NamedTuple):
+    """A rank's part of a problem, but for logits and targets; its three steps."""
+
+    handshake: Handshake
+    traffic: Traffic
+    options: SoftmaxOptions
+    """For all classes; class vectors as given."""
+
+    def parted(self) -> tuple[Shard, tuple[Tensor | None, ...]]:
+        """Without the caller's tensors, and these, which autograd keeps: it sees whether they change until backward."""
+        vectors, others = self.options.parted()
+        nothing: list[Any] = [None] * len(vectors)
+        return self._replace(options=SoftmaxOptions(*nothing, *others)), vectors
+
+    def joined(self, vectors: tuple[Any, ...]) -> Shard:
+        """The whole of what :meth:`parted` made two of."""
+        _, others = self.options.parted()
+        return self._replace(options=SoftmaxOptions(*vectors, *others))
+
+    @property
+    def total(self) -> int:
+        """Classes of all ranks."""
+        return self.handshake.proposal.total
+
+    @property
+    def own(self) -> SoftmaxOptions:
+        """With the vectors of this rank's classes."""
+        start, size, total = self.handshake.start, self.handshake.proposal.size, self.total
+        whole = {n: x for n, x in self.options.vectors.items() if n != "sample_weight" and x is not None}
+        return self.options._replace(**{n: x[start : start + size] for n, x in whole.items() if len(x) == total})
+
+    @property
+    def whole_weight(self) -> Tensor | None:
+        """[C], where every rank was given the weights of all classes."""
+        return None if self.traffic.weight else self.options.weight
+
+    def denominator(self, request: Request, target: Tensor) -> Tensor | None:
+        """What a mean divides by, 0-d; None where there is no mean, or where it takes the ranks' weights to know."""
+        if request.reduction != "mean" or (request.normalizer is None and self.traffic.weight):
+            return None
+        return mean_denominator(request.normalizer, target, self.options._replace(weight=self.whole_weight), self.total)
+
+    def local_target(self, target: Tensor) -> Tensor:
+        """Global classes as the operators of a shard take them."""
+        start, size = self.handshake.start, self.handshake.proposal.size
+        return shards.local_target(target, start, size, self.options.ignore_index)
+
+    def accumulate(self, logits: Tensor, target: Tensor) -> Gathered:
+        """The statistics of whole rows, known to every rank."""
+        found = gather(lambda: self._local(logits, target), target, self.traffic, self.handshake)
+        return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
+
+    def _local(self, logits: Tensor, target: Tensor) -> Local:
+        local_target, own = self.local_target(target), self.own
+        stats = shards.accumulate(logits, local_target, own)
+        weight_sum = stats.new_full((), float(logits.shape[1]))
+        if own.weight is not None and self.traffic.smoothing:
+            weight_sum = own.weight.sum(dtype=torch.float64)
+        return Local(stats, self._local_weights(local_target) if self.traffic.weight else None, weight_sum)
+
+    def _whole_weights(self, target: Tensor) -> Tensor:
+        """The class weight of each row's target, where this rank knows those of all classes."""
+        assert self.whole_weight is not None
+        return self.whole_weight[target.masked_fill(target == self.options.ignore_index, 0)]
+
+    def _local_weights(self, local_target: Tensor) -> Tensor:
+        """The class weight of each row's target, 0 where another rank holds it."""
+        weight = self.options.weight
+        assert weight is not None
+        padded = torch.cat([weight, weight.new_zeros(1)])
+        return padded[local_target.masked_fill(local_target < 0, ELSEWHERE)]
+
+    def local_rows(self, rows: int) -> slice:
+        """This rank's of ``rows`` that sequence parallelism shares out evenly."""
+        part = rows // self.handshake.world
+        return slice(part * self.handshake.rank, part * (self.handshake.rank + 1))
+
+    def _factors(self, w_g: Tensor | None, weight_sum: Tensor) -> softmax.Factors:
+        v = self.options.sample_weight
+        return softmax.Factors(1.0 if w_g is None else w_g, 1.0 if v is None else v, self.total, weight_sum)
+
+    def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, softmax.RowGrad]:
+        """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
+        return softmax.finish(found.stats, self._factors(found.w_g, found.weight_sum), self.options)
+
+    def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Size | None:
+        """A bound of the gradient's elements, for float16 logits alone; the same on every rank if the arguments are."""
+        if dtype != torch.float16:
+            return None
+        counted = target != self.options.ignore_index
+        return softmax.gradient_size(counted, self._factors(w_g, weight_sum), self.options)
+
+    def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Size | None:
+        """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone."""
+        if dtype != torch.float16:
+            return None
+        w_g, weight_sum = None, torch.full((), float(self.total), device=target.device)
+        if self.whole_weight is not None:
+            w_g, weight_sum = self._whole_weights(target), self.whole_weight.sum()
+        elif self.options.weight is not None:
+            own = self.options.weight.sum()[None]
+            parts = self.handshake.gather(lambda: torch.cat([self._local_weights(self.local_target(target)), own]))
+            packed = sum_in_rank_order(parts)
+            w_g, weight_sum = packed[:-1], packed[-1]
+        return self.size(target, dtype, w_g, weight_sum)
+
+    def apply(
+        self, logits: Tensor, target: Tensor, row_grad: softmax.RowGrad, upstream: Tensor, inplace: bool
+    ) -> Tensor:
+        """The gradient of the local logits, written over them where ``inplace``."""
+        return shards.apply(logits, self.local_target(target), row_grad, upstream, self.own, inplace)
+
+
+def make_shard(handshake: Handshake, options: SoftmaxOptions, return_stats: bool) -> Shard:
+    """This rank's part; ``options`` checked, with vectors."""
+    own_weights = dict(handshake.proposal.options)["weight"] == OWN
+    options = options.for_classes(handshake.proposal.total)
+    return Shard(handshake, Traffic.of(options, return_stats, own_weights), options)

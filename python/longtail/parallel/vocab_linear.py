@@ -1,0 +1,179 @@
+"""Projection and loss in one where each rank holds the weights of its own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import arithmetic_dtype, check_choice, check_tensors, class_indices
+from ..errors import ArgumentValueError
+from ..linear.autograd import Setting, kept_gradients
+from ..linear.chunks import Chunking, chunk_rows
+from ..linear.loss import (
+    GRADIENTS,
+    Data,
+    check_gathered,
+    check_one_loss,
+    logits_dtype,
+    needs_gradients,
+)
+from ..ops.autograd import SIGNATURE
+from ..ops.gradient import gradient_divisor, guarded, reduce_loss, rows_of, shares
+from ..ops.vmap import refuse_vmap
+from ..options import Request, SoftmaxOptions
+from ..softmax.loss import check, row_stats
+from .collectives import process_group, untraced
+from .handshake import Handshake, refuse
+from .shard import check_rows, check_targets, compared, make_shard, propose, with_vectors
+from .stats import Gathered
+from .sweep import sweep
+from .vocab import Part
+
+
+@untraced
+def linear_cross_entropy(
+    data: Data,
+    options: SoftmaxOptions,
+    request: Request,
+    chunking: Chunking,
+    part: Part,
+    sequence_parallel: bool,
+) -> Any:
+    """See :func:`longtail.vocab_parallel_linear_cross_entropy`."""
+    input, linear_weight, linear_bias, target = data
+    group = process_group(part.group)
+    world = torch.distributed.get_world_size(group)
+    try:
+        check_choice("gradient", request.gradient, GRADIENTS)
+        options = check(input, target, options, request.of_logits)
+        check_one_loss(request)
+        _check_data(*data, world if sequence_parallel else 1)
+        dtype = logits_dtype(input, linear_weight, linear_bias)
+        total_dtype, wide = chunking.check(dtype), arithmetic_dtype(dtype)
+        options = with_vectors(options, input, target.shape, wide)
+        needs = needs_gradients(input, linear_weight, linear_bias)
+        same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype}
+        same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
+        same |= compared(options, request)
+        same |= {"sequence_parallel": bool(sequence_parallel), "chunk_size": chunking.int_size}
+        same |= {
+            "whether sample_weight is given": options.sample_weight is not None,
+            "whether linear_bias is given": linear_bias is not None,
+        }
+        same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
+        proposal = propose(linear_weight.shape[0], part.class_start, part.num_classes, group, options, same)
+        g = class_indices(target, input)
+        check_targets(g, options.ignore_index, proposal.total)
+        handshake = Handshake(proposal, group, g, request.normalizer)
+    except Exception as error:
+        refuse(error, group, input)
+    with handshake:
+        shard = make_shard(handshake, options, request.return_stats)
+        denominator = shard.denominator(request, g)
+        if denominator is not None:
+            denominator = denominator.to(wide)
+        size = chunking.size or chunk_rows(len(g), -(-shard.total // world), dtype.itemsize, input.device.type)
+        keeps = any(needs) and request.reduction != "none" and request.gradient != "backward"
+        setting = Setting(request.reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
+        inputs = (input, linear_weight, linear_bias, g, denominator, setting, shard, sequence_parallel)
+        loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*inputs)
+    return (loss, row_stats(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
+
+
+def _check_data(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, row_ranks: int
+) -> None:
+    check_tensors(linear_weight=linear_weight)
+    check_gathered("linear_weight", linear_weight)
+    if input.dim() != 2 or linear_weight.dim() != 2 or input.shape[1] != linear_weight.shape[1]:
+        raise ArgumentValueError(
+            f"input has shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, expected (N, D) and "
+            "(C_local, D)"
+        )
+    if row_ranks == 1:
+        check_rows("input", input, target)
+    elif target.shape != (input.shape[0] * row_ranks,):
+        raise ArgumentValueError(
+            f"target has shape {list(target.shape)}, expected {[input.shape[0] * row_ranks]}: {row_ranks} ranks with "
+            f"{input.shape[0]} rows of input each"
+        )
+    else:
+        class_indices(target, input)
+    if linear_bias is not None:
+        check_tensors(linear_bias=linear_bias)
+        if linear_bias.shape != linear_weight.shape[:1]:
+            check_gathered("linear_bias", linear_bias)
+            raise ArgumentValueError(
+                f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
+            )
+
+
+class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
+    """(input, linear_weight, linear_bias, target, denominator, setting, shard, sequence_parallel) -> (loss, stats, ...)
+
+    For the context alone follow the divisor of the upstream gradient and, in mode "backward" the rest of what ranks
+    gather, in mode "forward" the gradients of the first three.
+    """
+
+    vmap = staticmethod(refuse_vmap)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        *data, denominator, setting, shard, sequence_parallel = inputs
+        rows, target, wide = len(data[3]), data[3], arithmetic_dtype(setting.dtype)
+        divisor, upstream = gradient_divisor(denominator), None
+        if setting.gradient == "forward":
+            size = shard.size_ahead(target, setting.dtype)
+            factor, divisor = shares(divisor, size, wide, data[0].device)
+            assert factor is not None
+            upstream = factor.expand(rows)
+        loss, found, grads = sweep(data, setting, shard, sequence_parallel, upstream, None)
+        if setting.reduction == "mean" and denominator is None:
+            assert found.w_g is not None
+            ignored = target == shard.options.ignore_index
+            denominator = found.w_g.masked_fill(ignored, 0.0).sum(dtype=torch.float64).to(loss.dtype)
+            late = gradient_divisor(denominator)
+            assert late is not None
+            divisor = late if divisor is None else divisor * late
+        loss = reduce_loss(loss, denominator, setting.reduction)
+        kept = (found.w_g, found.weight_sum) if grads is None else grads
+        return loss, found.stats, divisor, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *data, _, ctx.setting, shard, ctx.sequence_parallel = inputs
+        ctx.shard, constants = shard.parted()
+        _, stats, divisor, *rest = output
+        ctx.gradient, ctx.dtypes = ctx.setting.gradient, (data[0].dtype, data[1].dtype)
+        ctx.rows = ctx.shard.local_rows(len(data[3])) if ctx.sequence_parallel else slice(None)
+        ctx.set_materialize_grads(False)
+        if ctx.gradient == "forward":
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor) if x is not None))
+            ctx.save_for_backward(data[3], divisor, *rest)
+        else:
+            ctx.mark_non_differentiable(*(x for x in (stats, divisor, *rest) if x is not None))
+            ctx.save_for_backward(*data, divisor, stats, *rest, *constants)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        rest = (None,) * 5
+        if grad_output is None or not any(ctx.needs_input_grad):
+            return (None, None, None, *rest)
+        if ctx.gradient == "forward":
+            return (*kept_gradients(ctx, grad_output, ctx.shard.options.ignore_index), *rest)
+        saved = ctx.saved_tensors  # of a checkpoint they are there once
+        *data, divisor, stats, w_g, weight_sum = saved[:8]
+        shard = ctx.shard.joined(saved[8:])
+        shard.handshake.check_turn()
+        upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
+        known = Gathered(stats, w_g, weight_sum)
+        grads = sweep(data, ctx.setting, shard, ctx.sequence_parallel, upstream, known).grads
+        assert grads is not None
+        needs = ctx.needs_input_grad[:3]
+        found = [guarded(x, grad_output, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
+        return (*found, *rest)
+
+
+VocabParallelLinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

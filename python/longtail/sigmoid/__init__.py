@@ -1,0 +1,1 @@
+"""The sigmoid family: from options to the operators, and its autograd."""

@@ -1,0 +1,201 @@
+"""From checked arguments to the operators: layouts, denominators and shapes of the sigmoid family."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..arguments import arithmetic_dtype
+from ..errors import ArgumentTypeError, ArgumentValueError
+from ..ops import layout, operators
+from ..ops.autograd import differentiable_loss
+from ..ops.gradient import differentiable_reduction
+from ..options import Request, SigmoidOptions
+from ..reference import sigmoid
+from .autograd import SIGMOID, SigmoidLoss
+
+REDUCTIONS = ("mean", "sum", "none", "rows")
+NORMALIZERS = ("elements", "rows", "positives")
+
+
+class Layout(NamedTuple):
+    """Logits [N, C] or [N, C, P], targets [rows] or of the logits' shape, and the shapes that results go back to."""
+
+    logits: Tensor
+    target: Tensor
+    shape: torch.Size
+    rows: torch.Size
+    dense: bool
+    """Whether there is a target for each element, not a class for each row. No property: torch 2.10 traces none."""
+
+    def with_target(self, target: Tensor) -> Layout:
+        return Layout(self.logits, target, self.shape, self.rows, self.dense)
+
+    def restore(self, loss: Tensor) -> Tensor:
+        """Losses of the elements in the input's shape."""
+        if self.logits.dim() == 3 or len(self.shape) <= 2:
+            return loss.reshape(self.shape)
+        return loss.reshape(self.shape[0], *self.shape[2:], self.shape[1]).movedim(-1, 1)
+
+
+def lay_out(input: Tensor, target: Tensor) -> Layout:
+    """Class indices have the input's shape without the classes; a target of the input's shape is one per element."""
+    if input.shape != target.shape:
+        rows = layout.rows(input, target)
+        return Layout(rows.logits, rows.target, input.shape, rows.shape, False)
+    arguments.check_device("target", target, input)
+    if target.is_complex():
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected a real one")
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ArgumentValueError("target requires grad, but the loss is not differentiable in it: pass target.detach()")
+    wide = arithmetic_dtype(input.dtype)
+    if target.dtype not in (input.dtype, wide):
+        target = target.to(wide)
+    if input.dim() <= 1 or input.shape[1] == 1:  # one class: all rows are pixels of one image
+        flat = input.reshape(1, 1, -1).contiguous(), target.reshape(1, 1, -1).contiguous()
+        return Layout(*flat, input.shape, input.shape[:1] + input.shape[2:], True)
+    logits = layout.laid_out(input)
+    if logits.dim() == 3:
+        target = layout.laid_out(target.contiguous())
+    elif input.dim() > 2:
+        target = target.movedim(1, -1).flatten(0, -2)
+    return Layout(logits, layout.laid_out(target), input.shape, input.shape[:1] + input.shape[2:], True)
+
+
+def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Tensor:
+    """Targets of elements, ``y`` as they are laid out, lie in [0, 1] or are ignored; NaN makes a loss of NaN.
+
+    What rounding puts beside [0, 1], where a focal factor would be NaN, counts as 0 or 1. On a GPU only integers are
+    looked at, by an assertion on the device: of floats it would cost a third of the loss.
+    """
+    on_gpu = y.device.type == "cuda" and not target.is_floating_point()
+    if target.dtype == torch.bool or y.numel() == 0 or torch.compiler.is_compiling():
+        return y
+    if not on_gpu and y.device.type != "cpu":
+        return y
+    counted = y.masked_fill(y == ignore_index, 0.0) if on_gpu and ignore_index is not None else y
+    low, high = counted.aminmax()
+    if on_gpu:
+        torch._assert_async((low >= 0) & (high <= 1), "longtail: a target is not in [0, 1]")
+        return y
+    try:
+        fits = low.item() >= 0 and high.item() <= 1  # not of NaN, beside which another may be bad
+    except RuntimeError:  # what is traced has no values
+        return y
+    if fits:
+        return y
+    given = target.to(y.dtype)
+    slack = max(arguments.ROUNDING, torch.finfo(target.dtype).eps) if target.is_floating_point() else 0.0
+    bad = (given < -slack) | (given > 1 + slack)
+    if ignore_index is not None:
+        bad &= given != ignore_index
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise ArgumentValueError(
+            f"target {target[tuple(place)].item()} at index {place} is out of bounds: expected 0 <= target <= 1"
+            + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
+        )
+    clamped = y.clamp(0, 1)
+    return clamped if ignore_index is None else torch.where(y == ignore_index, y, clamped)
+
+
+def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
+    device = at.logits.device
+    given = arguments.given_normalizer(normalizer, device)
+    if given is not None:
+        return given
+    if not at.dense:
+        num_classes = at.logits.shape[1]
+        counted = operators.mean_denominator(
+            at.target, None, -100 if ignore_index is None else ignore_index, num_classes
+        )
+        return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
+    if normalizer == "rows":
+        return torch.full((), max(math.prod(at.rows), 1), dtype=torch.float64, device=device)
+    if normalizer == "positives":
+        total = at.target.sum(dtype=torch.float64)
+        if ignore_index is not None:
+            total = total - ignore_index * (at.target == ignore_index).sum()
+        return total.clamp(min=1)
+    if ignore_index is not None:
+        return (at.target != ignore_index).sum()
+    return torch.full((), at.target.numel(), dtype=torch.float64, device=device)
+
+
+def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
+    """[C] of what broadcasts over ``input``, (N, C, ...), with the classes alone; None of anything else."""
+    shape = (1,) * (input.dim() - value.dim()) + value.shape
+    num_classes = input.shape[1] if input.dim() > 1 else 1
+    beside = shape[:1] + shape[2:]
+    if len(shape) > input.dim() or any(n != 1 for n in beside) or shape[1:2] not in ((), (1,), (num_classes,)):
+        return None
+    return value.reshape(-1).expand(num_classes)
+
+
+def _over_elements(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Checks a weight that broadcasts over ``input``."""
+    try:
+        fits = torch.broadcast_shapes(weight.shape, input.shape) == input.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ArgumentValueError(
+            f"weight has shape {list(weight.shape)}, expected [C] or one that broadcasts to {list(input.shape)}"
+        )
+    checked = arguments.vector("weight", weight, weight.shape, input, dtype)
+    assert checked is not None
+    return checked.reshape(weight.shape)
+
+
+def sigmoid_loss(
+    input: Tensor, target: Tensor, options: SigmoidOptions, request: Request, element_weight: Tensor | None = None
+) -> Tensor:
+    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`.
+
+    ``element_weight`` broadcasts over ``input``: it costs passes over the losses of the elements.
+    """
+    arguments.check_tensors(input=input, target=target)
+    arguments.check_logits(input)
+    dtype, reduction = arithmetic_dtype(input.dtype), request.reduction
+    request.check(dtype, REDUCTIONS, NORMALIZERS)
+    options = options.checked(dtype)
+    at = lay_out(input, target)
+    if at.dense:
+        at = at.with_target(_checked_elements(target, at.target, options.ignore_index))
+    num_classes = at.logits.shape[1]
+    options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
+    denominator = None
+    if reduction == "mean":
+        denominator = _denominator(request.normalizer, at, options.ignore_index).to(dtype)
+    over = "elements" if reduction == "none" else reduction
+    if element_weight is not None:
+        element_weight, over = _over_elements(element_weight, input, dtype), "elements"
+    (loss,) = differentiable_loss(
+        *(SigmoidLoss, SIGMOID, input, (at.logits, at.target), options, over, request.gradient),
+        denominator=None if over == "elements" else denominator,
+        counts=request.normalizer is None,
+        size=lambda: sigmoid.gradient_size(at.target, num_classes, options),
+        outputs=(over == "elements",),
+    )
+    if element_weight is not None:
+        ignored = None if options.ignore_index is None else at.restore(at.target == options.ignore_index)
+        return _weighted(at.restore(loss), element_weight, ignored, denominator, reduction)
+    if reduction == "none":
+        return at.restore(loss)
+    return loss.reshape(at.rows) if reduction == "rows" else loss
+
+
+def _weighted(
+    loss: Tensor, element_weight: Tensor, ignored: Tensor | None, denominator: Tensor | None, reduction: str
+) -> Tensor:
+    """Losses of the elements, in the input's shape, weighted and reduced; 0 of ``ignored`` ones, whatever weighs."""
+    loss = loss * element_weight
+    if ignored is not None:
+        loss = loss.masked_fill(ignored, 0.0)
+    if reduction == "rows":
+        return loss.sum(1) if loss.dim() > 1 else loss
+    return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")

@@ -1,0 +1,1 @@
+"""The softmax family: from options to the operators, and its autograd."""

@@ -1,0 +1,206 @@
+"""Promise: every instruction set computes the same, with exp within 2.5 ULP; unknown ones are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emulation.build import COMPILER, ROOT
+from isa import run, supported
+
+AGREE = """
+for dtype in cases.DTYPES:
+    for classes, rows in cases.SIZES.items():
+        logits, target = cases.random_case(rows, classes, dtype, seed=classes)
+        logits = cases.poison_ignored(logits, target)
+        for option_set in ("plain", "mixed") if classes < 10**4 else ("mixed_linear",):
+            options = cases.options(option_set, classes, target, dtype)
+            wide = cases.to_float64(options)
+            up = torch.randn(rows, generator=cases.generator(1), dtype=torch.float64)
+            x, y = logits.clone().requires_grad_(), logits.double().requires_grad_()
+            loss = longtail.cross_entropy(x, target, reduction="none", **options)
+            truth = longtail.reference.softmax_loss(y, target, **wide)
+            assert_close(loss, truth.detach(), what=f"loss {dtype} C={classes} {option_set}", factor=3)
+            grad, = torch.autograd.grad(loss, x, up.to(loss.dtype))
+            true_grad, = torch.autograd.grad(truth, y, up)
+            assert_close(grad, true_grad, what=f"grad {dtype} C={classes} {option_set}", factor=3)
+    logits, target = cases.random_case(6, 2500, dtype)
+    options = cases.options("mixed", 2500, target, dtype)
+    up = torch.randn(6, generator=cases.generator(1), dtype=torch.float64)
+    truth, true_grad = naive.rows_and_grad(logits, target, up, **cases.to_float64(options))
+    up = up.to(cases.vector_dtype(dtype))
+    _, loss, grad = shard_cases.run_shards(logits, target, up, [1, 1500, 999], options, inplace=False)
+    assert_close(loss, truth, what=f"loss of shards {dtype}", factor=4)
+    assert_close(grad, true_grad, what=f"grad of shards {dtype}", factor=4)
+print("agrees")
+"""
+
+SUM = """
+# A sum over a whole vocabulary loses at most twice the digits that torch's own loses.
+for classes in (32000, 128256):
+    logits, target = cases.random_case(4, classes, torch.float32, ignore=False)
+    grads = []
+    for function, dtype in ((longtail, torch.float32), (F, torch.float64), (F, torch.float32)):
+        x = logits.to(dtype).detach().requires_grad_()
+        function.cross_entropy(x, target, reduction="sum").backward()
+        grads.append(x.grad.double())
+    ours, torchs = (((g - grads[1]) / grads[1]).abs().amax().item() for g in (grads[0], grads[2]))
+    print(f"C={classes}: largest relative error {ours:.2g}, torch's {torchs:.2g}")
+    assert ours <= 2 * torchs + 2e-6, (classes, ours, torchs)
+print("sums well")
+"""
+
+EXP = """
+def statistics(x, classes, offset=0.0):
+    # One row [target, 0, x, -inf ...] per x, with x and the 0 in columns that change from row to row.
+    n = len(x)
+    row = torch.arange(n)
+    z = torch.full((n, classes), -torch.inf, dtype=x.dtype)
+    target = row % classes
+    z[row, target] = 1.0
+    z[row, (target + 1) % classes] = 0.0
+    z[row, (target + 2 + row // classes % (classes - 2)) % classes] = x
+    return torch.ops.longtail.softmax_loss(z, target, *cases.operator_options(classes, {{}}))[1]
+
+for dtype, lowest, vanish in ((torch.float32, -87.0, -104.0), (torch.float64, -708.0, -746.0)):
+    real = np.float32 if dtype == torch.float32 else np.float64
+    dense = -torch.rand(150_000, generator=cases.generator(1), dtype=torch.float64)
+    whole = torch.arange(1, 88, dtype=torch.float64).neg()
+    dense = torch.cat([dense * -lowest, dense * 1e-3, dense * 3, whole])
+    x = dense.to(dtype)
+    x = x[(x < 0) & (x >= lowest)]
+    for classes in (3, 67):
+        m, d, t, _, _ = statistics(x, classes).unbind(1)
+        assert torch.equal(m, torch.zeros_like(m))
+        exact = np.exp(x.numpy().astype(np.longdouble))
+        got = t.numpy().astype(np.longdouble) / x.numpy().astype(np.longdouble)
+        ulp = np.spacing(exact.astype(real)).astype(np.longdouble)
+        error = float(np.max(np.abs(got - exact) / ulp))
+        worst = x[int(np.argmax(np.abs(got - exact) / ulp))].item()
+        print(f"{{dtype}} C={{classes}}: {{error:.3f}} ulp at {{worst!r}}")
+        assert error <= 2.5, (dtype, classes, error, worst)
+        none = torch.tensor([-torch.inf, vanish, vanish * 2, -1e30, torch.finfo(dtype).min], dtype=dtype)
+        stats = statistics(none.repeat(40), classes)
+        assert torch.equal(stats[:, 1], torch.ones_like(stats[:, 1])), stats[:, 1]
+        assert torch.equal(stats[:, 2].abs(), torch.zeros_like(stats[:, 2])), stats[:, 2]
+print("exp is accurate")
+"""
+
+
+GUARD = """
+import ctypes, mmap
+# The logits end where an unreadable page begins: a vector load past the last column is a crash.
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+memory = mmap.mmap(-1, 5 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert libc.mprotect(ctypes.c_void_p(start + 4 * page), ctypes.c_size_t(page), 0) == 0, ctypes.get_errno()
+for dtype in cases.DTYPES:
+    for classes in (*range(1, 40), 63, 64, 65, 100):
+        values, target = cases.random_case(3, classes, dtype, ignore=False)
+        size = values.numel() * values.element_size()
+        z = torch.frombuffer(memory, dtype=dtype, count=values.numel(), offset=4 * page - size)
+        z = z.view(3, classes)
+        tail = cases.operator_options(classes, cases.options("mixed", classes, target, dtype))
+        up = cases.upstreams((3,), cases.vector_dtype(dtype))["random"]
+        z.copy_(values)
+        loss, stats = torch.ops.longtail.softmax_loss(z, target, *tail)
+        grad = torch.ops.longtail.softmax_loss_backward(up, z, target, stats, *tail)
+        torch.ops.longtail.softmax_loss_and_grad(up, z, target, *tail)
+        torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
+        assert_close(z, grad.double(), what=f"{dtype} C={classes}", factor=3)
+        z.copy_(values)
+        vectors = (*tail[:3], -100)
+        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)
+        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tail[:2], -100, 1.3, 8.0)
+        torch.ops.longtail.scale_grad_(z, up, None, -100)
+print("within bounds")
+"""
+
+LIMITS = """
+for dtype in cases.DTYPES:
+    for shape in ((0, 2), (0, 9), (0, 67), (0, 1030), (0, 9, 3), (0, 33, 16)):
+        limit_cases.check_operators(shape, dtype, factor=2)
+    limit_cases.check_weights_of_positives(dtype)
+    for shape in ((12, 33), (2, 7, 300)):
+        for name, grad, up, target, expected in cases.scalings(shape, dtype):
+            torch.ops.longtail.scale_grad_(grad, up, target, cases.IGNORE)
+            assert_close(grad, expected.double(), what=name)
+print("right at the limits")
+"""
+
+FLAGS = {"baseline": [], "neon": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_results_agree_with_float64_truth(isa: str) -> None:
+    report = "print('isa:', longtail.backends()['cpu'].detail)"
+    done = run(isa, AGREE + report)
+    assert done.returncode == 0, done.stderr
+    assert "agrees" in done.stdout
+    assert isa in done.stdout.split("isa:")[1].lower(), "the forced instruction set is the one reported"
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_sums_over_a_vocabulary_keep_their_digits(isa: str) -> None:
+    done = run(isa, SUM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sums well" in done.stdout
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_rows_at_the_limits(isa: str) -> None:
+    done = run(isa, LIMITS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right at the limits" in done.stdout
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize("isa", supported())
+def test_no_arithmetic_is_undefined(isa: str, tmp_path: Path) -> None:
+    name = "baseline" if isa == "neon" else isa
+    sources = [str(ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp"), str(Path(__file__).with_name("undefined.cpp"))]
+    flags = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
+    flags += [*FLAGS[isa], f"-DLONGTAIL_KERNELS=kernels_{name}"]
+    built = subprocess.run([COMPILER, *flags, *sources, "-o", tmp_path / "odd"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([tmp_path / "odd"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{isa} is defined\n"
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_exp_accuracy(isa: str) -> None:
+    done = run(isa, EXP.replace("{{", "{").replace("}}", "}"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exp is accurate" in done.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
+@pytest.mark.parametrize("isa", supported())
+def test_nothing_is_read_past_the_last_column(isa: str) -> None:
+    done = run(isa, GUARD)
+    assert done.returncode == 0, f"exit {done.returncode} (-11 is a read out of bounds): {done.stderr}"
+    assert "within bounds" in done.stdout
+
+
+def test_the_best_instruction_set_is_the_default() -> None:
+    done = run(None, "print('isa:', longtail.backends()['cpu'].detail)")
+    assert done.returncode == 0, done.stderr
+    assert supported()[-1] in done.stdout.lower()
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX-1024", "neon" if supported() != ["neon"] else "avx2"])
+def test_an_unknown_instruction_set_is_refused_by_name(isa: str) -> None:
+    body = "longtail.cross_entropy(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]))\nprint('silently ran')"
+    done = run(isa, body)
+    assert "silently ran" not in done.stdout
+    assert done.returncode == 1, "an exception, not a crash"
+    assert "LONGTAIL_CPU_ISA" in done.stderr
+    assert isa in done.stderr
+    assert supported()[0] in done.stderr, "the error names the choices"

@@ -1,0 +1,293 @@
+"""The benchmark: its rows are complete, a wrong result gets none, and no device means no row."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import longtail
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pytest_benchmark")
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--shape", "64,96", "--rounds", "1", "--no-compile"]
+MODES = ["backward", "forward", "inplace"]
+PEAKS = {"backward": 2048 * 32768 * 4 / 1e6, "forward": 1.5 * 2048 * 32768 * 4 / 1e6, "inplace": 0.0}
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The command line, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import bench.__main__
+
+    return bench.__main__
+
+
+def test_tiny_run_writes_every_row_and_the_pictures(tmp_path):
+    path = tmp_path / "cpu.csv"
+    done = command("bench", "cpu", *TINY, "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(path)
+    ours = [("longtail", mode) for mode in MODES]
+    losses = [(loss, *each) for loss in ("plain", "family", "everything") for each in [("eager", ""), *ours]]
+    for dtype in ("float32", "bfloat16"):
+        found = [(r["loss"], r["contender"], r["gradient"]) for r in rows if r["dtype"] == dtype]
+        assert found == [("", "copy", ""), *losses]
+    for row in rows:
+        assert (row["section"], row["device"], row["N"], row["C"], row["rounds"]) == ("cpu", "cpu", "64", "96", "1")
+        assert float(row["p20_ms"]) == float(row["median_ms"]) == float(row["p80_ms"]) > 0
+        for fact in ("torch", "triton", "python", "cpu", "threads", "commit", "date"):
+            assert row[fact], fact
+        assert row["torch"] == torch.__version__
+        assert row["isa"] == (longtail.ops.cpu.isa() or "")
+    assert "over F.cross_entropy" in done.stdout
+    for name in ("cpu_time.png", "cpu_share_of_copy.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("section", "shape", "rows", "losses"),
+    [("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]), ("images", "2,19,4,8", 64, ["focal"])],
+)
+def test_sections_of_the_sigmoid_family_and_of_images(section, shape, rows, losses, tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main([section, "--shape", shape, "--rounds", "1", "--no-compile", "--output", str(path)])
+    found = [row for row in rows_of(path) if row["dtype"] == "float32"]
+    contenders = [("eager", ""), *(("longtail", mode) for mode in MODES)]
+    expected = [("", "copy", ""), *((loss, *each) for loss in losses for each in contenders)]
+    assert [(r["loss"], r["contender"], r["gradient"]) for r in found] == expected
+    assert {(r["section"], int(r["N"]), int(r["C"])) for r in found} == {(section, rows, int(shape.split(",")[1]))}
+    assert (tmp_path / f"{section}_time.png").exists()
+
+
+def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
+    path = tmp_path / "linear.csv"
+    done = command("bench", "linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    bare, *others = rows_of(path)
+    assert (bare["contender"], bare["loss"], bare["time_of_gemms"]) == ("three GEMMs", "", "1")
+    assert [r["contender"] for r in others if r["loss"] == "family"] == ["longtail complement + focal"]
+    for row in others:
+        assert (row["N"], row["D"], row["C"], row["rounds"]) == ("64", "32", "512", "1")
+        ratio = float(row["median_ms"]) / float(bare["median_ms"])
+        assert float(row["time_of_gemms"]) == pytest.approx(ratio, rel=1e-3)
+
+
+def test_training_step_rows(tmp_path):
+    path = tmp_path / "step.csv"
+    options = ["--tokens", "256", "--rounds", "1", "--vocabulary", "4096", "--most", "512", "--output", str(path)]
+    done = command("bench", "step", *options)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(path)
+    assert [row["contender"] for row in rows] == ["plain PyTorch", "fused loss", "fused linear loss"]
+    for row in rows:
+        assert float(row["median_ms"]) > 0
+        assert row["largest_batch"] in ("", "512")  # empty where peak memory cannot be measured
+
+
+def test_figures_of_a_row_agree_with_each_other(tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main(["cpu", *TINY, "--dtype", "bfloat16", "--output", str(path)])
+    rows = rows_of(path)
+    copy, eager = rows[:2]
+    for row in rows:
+        time = float(row["median_ms"])
+        assert float(row["copy_ms"]) == float(copy["median_ms"])
+        if row["passes"]:
+            assert int(row["bytes"]) == int(row["passes"]) * 64 * 96 * 2
+            assert float(row["GB_per_s"]) == pytest.approx(int(row["bytes"]) / time / 1e6, rel=1e-3)
+            share = float(row["GB_per_s"]) / float(copy["GB_per_s"])
+            assert float(row["share_of_copy"]) == pytest.approx(share, rel=1e-3)
+        if row["loss"]:
+            of_eager = float(eager["median_ms"]) / time
+            assert float(row["speedup_over_cross_entropy"]) == pytest.approx(of_eager, rel=1e-3)
+            assert float(row["forward_ms"]) + float(row["backward_ms"]) == pytest.approx(time, rel=1e-3)
+
+
+def test_a_later_run_replaces_its_rows_and_keeps_the_others(tmp_path, bench):
+    path = tmp_path / "cpu.csv"
+    bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    first = rows_of(path)
+    bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    again = rows_of(path)
+    assert [r["median_ms"] for r in again] != [r["median_ms"] for r in first]
+    assert len(again) == len(first)
+    bench.main(["overhead", "--rounds", "2", "--output", str(path)])
+    both = rows_of(path)
+    assert both[: len(first)] == again
+    assert [(r["section"], r["N"], r["C"]) for r in both[len(first) :]] == [("overhead", "128", "10")] * 5
+
+
+def test_memory_is_one_gradient_out_of_place_and_none_in_place(tmp_path, bench):
+    path = tmp_path / "memory.csv"
+    bench.main(["memory", "--shape", "1024,4096", "--dtype", "float32", "--output", str(path)])
+    logits = 1024 * 4096 * 4 / 1e6
+    ours = [row for row in rows_of(path) if row["contender"] == "longtail"]
+    assert len(ours) == 9
+    for row in ours:
+        assert row["median_ms"] == ""
+        if not row["peak_extra_MB"]:
+            pytest.skip("no /proc/self/clear_refs: peak memory cannot be measured here")
+        expected = 0 if row["gradient"] == "inplace" else logits
+        assert float(row["peak_extra_MB"]) == pytest.approx(expected, abs=0.1 * logits), row["gradient"]
+
+
+def without_complement(logits, target, **options):
+    options["complement_gamma"] = 0.0
+    return CORRECT(logits, target, **options)
+
+
+def slightly_large_loss(logits, target, **options):
+    return CORRECT(logits, target, **options) * 1.001
+
+
+def gradient_off_elsewhere(logits, target, **options):
+    """1 % off at the classes other than the targets, whose gradients are small beside the targets'."""
+    seen = logits.view_as(logits)
+    seen.register_hook(lambda grad: torch.where(grad > 0, grad * 1.01, grad))
+    return CORRECT(seen, target, **options)
+
+
+CORRECT = longtail.cross_entropy
+
+
+@pytest.mark.parametrize("wrong", [without_complement, slightly_large_loss, gradient_off_elsewhere])
+def test_a_wrong_contender_is_refused_and_no_row_written(wrong, tmp_path, bench, monkeypatch, capsys):
+    monkeypatch.setattr(longtail, "cross_entropy", wrong)
+    path = tmp_path / "cpu.csv"
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["cpu", *TINY, "--dtype", "float32", "--output", str(path)])
+    assert stop.value.code == 1
+    assert "of longtail" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_without_a_cuda_device_the_gpu_section_says_so_and_writes_nothing(tmp_path):
+    path = tmp_path / "gpu.csv"
+    done = command("bench", "gpu", "--output", str(path), CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gpu: no CUDA device\n", "")
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
+    """Its plan on the CPU, with one stand-in that runs and one that does not."""
+    from bench import gpu, suite
+
+    def broken(*_arguments, **_options):
+        raise RuntimeError("no such device")
+
+    stand_ins = {"liger": torch.nn.functional.cross_entropy, "quack": broken}
+    for name, module, function, *_ in gpu.PEERS:
+        stand_in = types.ModuleType(module)
+        setattr(stand_in, function, stand_ins[name])
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    small = {"shapes": ((64, 96),), "dtypes": (torch.float32,), "rounds": 1, "compiled": False}
+    (rows,) = suite.run(dataclasses.replace(gpu.GPU, device="cpu", **small), lambda *_: None)
+    found = [(row.loss, row.contender, row.gradient) for row in rows if row.contender != "longtail"]
+    eager = [(loss, "eager", "") for loss in ("plain", "focal", "complement", "family")]
+    assert found == [("", "copy", ""), *eager, ("plain", "liger", "inplace")]
+    assert "quack is left out: RuntimeError: no such device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize(("plan", "shape"), [("SIGMOID", (64, 96)), ("IMAGES", (2, 9, 7, 8))])
+def test_the_other_gpu_sections_agree_with_eager(plan, shape):
+    """On the CPU: every loss compared, in each gradient mode, with rows of all pixels."""
+    from bench import gpu, suite
+
+    chosen = getattr(gpu, plan)
+    small = {"device": "cpu", "shapes": (shape,), "rounds": 1, "compiled": False}
+    problems = list(suite.run(dataclasses.replace(chosen, **small), lambda *_: None))
+    assert [rows[0].dtype for rows in problems] == ["bfloat16", "float32"]
+    for rows in problems:
+        assert [(r.loss, r.gradient) for r in rows if r.contender == "longtail"] == [
+            (loss, mode) for loss in chosen.losses for mode in MODES
+        ]
+        assert {(r.N, r.C) for r in rows} == {(64, 96) if len(shape) == 2 else (112, 9)}
+        dense = [r.passes for r in rows if (r.loss, r.contender) == ("dense_focal", "longtail")]
+        assert dense in ([], [5, 3, 3]), "the targets are read too"
+
+
+@pytest.mark.usefixtures("bench")
+def test_goals_that_the_rows_allow_are_judged():
+    from bench import goals, results
+
+    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768), peak=None):
+        values = dict.fromkeys(column.name for column in dataclasses.fields(results.Row))
+        values |= {"section": section, "dtype": dtype, "N": shape[0], "C": shape[1], "loss": loss}
+        values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds, "peak_extra_MB": peak}
+        return results.Row(**values)
+
+    rows = [
+        row("", "copy", "", 20.0),
+        row("plain", "eager", "", 300.0),
+        *(row("plain", "longtail", mode, 60.0) for mode in MODES),
+        *(row("family", "longtail", mode, None, section="memory", peak=peak) for mode, peak in PEAKS.items()),
+        *(row("complement", "eager", "", ms, section="gpu", shape=(ms, 1000)) for ms in (20, 10)),
+        *(row("complement", "longtail", "backward", 1.0, section="gpu", shape=(ms, 1000)) for ms in (20, 10)),
+        row("family", "eager", "", 1000.0),
+        row("family", "longtail", "backward", 100.0),
+        row("plain", "eager", "", 0.1, section="overhead", shape=(128, 10)),
+        row("plain", "longtail", "backward", 0.2, section="overhead", shape=(128, 10)),
+    ]
+    found = {outcome.what: outcome for outcome in goals.outcomes(rows)}
+    assert found["cpu, plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
+    assert found["cpu, plain: faster than F.cross_entropy"].met
+    assert not found["cpu, family: faster than eager"].met
+    assert found["a call on (128, 10): time of F.cross_entropy"].measured == pytest.approx(2.0)
+    assert found["in place: peak extra memory, in logits"].measured == 0.0
+    assert found["out of place: peak extra memory, in logits"].measured == pytest.approx(1.5)
+    assert not found["out of place: peak extra memory, in logits"].met
+    assert found["gpu, complement: faster than eager"].measured == pytest.approx(10.0), "the worst of all problems"
+    assert not any("compiled" in what for what in found)
+    (linear,) = goals.linear_outcomes([0.1, None, 0.2])
+    assert (linear.measured, linear.met) == (0.2, False)
+    assert goals.linear_outcomes([None]) == []
+
+
+def test_call_overhead_is_a_pytest_benchmark():
+    done = command("bench", "overhead", "--pytest-benchmark", PYTEST_ADDOPTS="-p no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+    for contender in ("eager", *(f"longtail-{mode}" for mode in MODES)):
+        assert f"test_forward_and_backward[{contender}]" in done.stdout
+
+
+@pytest.mark.usefixtures("bench")
+def test_what_the_sanitizer_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the CPU, where it compares the gradient modes."""
+    from bench import gpu_session
+
+    monkeypatch.setattr(gpu_session, "_on_gpu", lambda x: x)
+    monkeypatch.setattr(gpu_session, "SANITIZED", ((9, 100), (2, 21, 35)))
+    gpu_session.run_sanitized()
+    assert capsys.readouterr().out.count("as on the CPU") == 2

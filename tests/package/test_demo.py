@@ -1,0 +1,165 @@
+"""The command line: the demo trains on real data and reports; bad options are explained in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import longtail
+
+pytest.importorskip("sklearn")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from longtail.__main__ import main
+from longtail.experiments import demo, demo_report
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LONGTAIL_BACKEND", "LONGTAIL_CPU_ISA")}
+
+
+def command(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "longtail", *arguments],
+        cwd=cwd,
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "utf-8", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def test_demo_reports_and_draws(tmp_path):
+    options = ["--epochs", "1", "--seeds", "1", "--loss", "cross-entropy", "--output", "small.png"]
+    done = command("demo", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stderr
+    for word in ("overall", "balanced", "many", "medium", "few", "fused", "plain", "cross-entropy"):
+        assert word in done.stdout
+    assert "imbalance factor 50" in done.stdout
+    assert "128, 82, 53, 34, 22, 14, 9, 6, 3, 2" in done.stdout
+    assert "class-balanced" not in done.stdout
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_takes_several_losses_and_another_factor(tmp_path):
+    names = ["class-balanced-focal-complement", "complement-cross-entropy"]
+    options = ["--epochs", "1", "--seeds", "2", "--imbalance-factor", "10"]
+    done = command("demo", *options, "--loss", *names, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "imbalance factor 10" in done.stdout
+    assert "±" in done.stdout
+    assert "complement cross-entropy" in done.stdout
+    assert (tmp_path / "longtail_demo.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--seeds 0", "--seeds: '0' is not a whole number of at least 1"),
+        ("--epochs 1.5", "--epochs: '1.5' is not a whole number of at least 1"),
+        ("--imbalance-factor 0.02", "--imbalance-factor: '0.02' is not a number of at least 1"),
+        ("--imbalance-factor ten", "'ten' is not a number of at least 1"),
+        ("--imbalance-factor nan", "'nan' is not a number of at least 1"),
+        ("--imbalance-factor 1e309", "'1e309' is not a number of at least 1"),
+        ("--imbalance-factor 1e308", "imbalance_factor is 1e+308, expected at most 12"),
+        ("--loss \x1b[31m", "invalid choice: '\\x1b[31m'"),
+        ("--count \x1b[31m", "unrecognized arguments: --count \\x1b[31m"),
+        ("--imbalance-factor 1000", "imbalance_factor is 1000, expected at most 12"),
+        ("--loss mse", "invalid choice: 'mse' (choose from"),
+        ("--output missing/a.png", "the folder 'missing' does not exist"),
+        ("--output a.jpg", "'a.jpg' does not end in .png"),
+        ("--output folder.png", "'folder.png' is a folder"),
+        (f"--output {'a' * 300}.png", "a.png' cannot be written to: File name too long"),
+        (f"--output {'a' * 250}.png", "a.png' cannot be written to: File name too long"),
+        ("--seed-count 3", "unrecognized arguments"),
+    ],
+)
+def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *options.split()])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("longtail")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("subcommand", [[], ["info"], ["demo"]])
+def test_missing_command_and_bad_environment(subcommand, tmp_path):
+    done = command(*subcommand, cwd=tmp_path, LONGTAIL_BACKEND="abacus")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert ("LONGTAIL_BACKEND is 'abacus'" if subcommand else "required: {info,demo,experiment}") in done.stderr
+
+
+def test_missing_extras_name_the_install_command(tmp_path):
+    """A module that hides rich stands in for an environment without it."""
+    script = (
+        "import sys, importlib.util as u; found = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'rich' else found(name, *a); "
+        "from longtail.__main__ import main; main(['demo'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "longtail demo: needs rich: pip install longtail[demo]\n"
+
+
+def test_info_names_versions_devices_and_every_backend(tmp_path):
+    done = command("info", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for fact in (longtail.__version__, torch.__version__, "python", "triton", "threads", "devices", "cpu"):
+        assert fact in done.stdout
+    for name, backend in longtail.backends().items():
+        assert any(line.split()[:2] == [name, "yes" if backend.available else "no"] for line in done.stdout.split("\n"))
+
+
+def test_importing_the_package_needs_no_extras():
+    script = "import sys, longtail, longtail.__main__; sys.exit(bool({'rich','sklearn','matplotlib'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_splits_are_disjoint_balanced_for_testing_and_differ_by_seed():
+    first, second = demo.load_splits(demo.Plan(["cross-entropy"], 20.0, 2, 1))
+    assert first.test_labels.bincount().tolist() == [demo.TEST_PER_CLASS] * demo.NUM_CLASSES
+    counts = first.counts()
+    assert (counts.diff() <= 0).all()
+    assert counts[0] // counts[-1] == 21  # 128 and int(128 / 20) = 6
+    assert torch.equal(counts, second.counts())
+    assert not torch.equal(first.test_images, second.test_images)
+    train = {image.numpy().tobytes() for image in first.train_images}
+    assert not train & {image.numpy().tobytes() for image in first.test_images}
+
+
+@pytest.mark.parametrize("loss", demo.LOSSES)
+def test_fused_and_plain_loss_agree(loss, monkeypatch):
+    monkeypatch.setattr(demo, "TIMED_ROUNDS", 3)
+    options = demo.loss_options(loss, torch.tensor([50, 20, 5, 1]))
+    logits, target = torch.randn(32, 4) * 5, torch.randint(0, 4, (32,))
+    taken = demo.time_loss(logits, target, options)
+    assert taken.fused > 0
+    assert taken.plain > 0
+
+
+def test_disagreement_stops_the_demo(monkeypatch):
+    monkeypatch.setattr(demo, "plain_loss", lambda logits, *_: logits.square().mean())
+    with pytest.raises(AssertionError):
+        demo.time_loss(torch.randn(8, 4), torch.randint(0, 4, (8,)), {})
+
+
+def test_groups_are_thirds_of_the_classes():
+    assert demo.group_thresholds(torch.tensor([90, 80, 70, 60, 50, 40, 30])) == (70, 50)
+    assert demo.group_thresholds(torch.tensor([5, 5, 5])) == (5, 5)
+
+
+def test_mean_and_spread():
+    assert demo_report.mean_and_spread([0.5]) == "50.0"
+    assert demo_report.mean_and_spread([0.25, 0.75]) == "50.0±35.4"
+    assert demo_report.mean_and_spread([0.5, float("nan")]) == "-"

@@ -1,0 +1,130 @@
+"""What gets installed: the wheel's contents, its symbols, and an install without a C++ compiler."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wheels import ROOT, build_wheel, needs_compiler
+
+
+def run_installed(folder: Path, wheel: Path, code: str) -> str:
+    """Runs code in an empty folder that sees the installed wheel before everything else, and no source tree."""
+    site, empty = folder / "site", folder / "empty"
+    empty.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    done, wheels = build_wheel(folder)
+    assert done.returncode == 0, done.stdout[-2000:]
+    (wheel,) = wheels
+    return wheel
+
+
+@needs_compiler
+def test_wheel_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "longtail/triton_kernels/__init__.py" in names
+    assert "longtail/py.typed" in names
+    assert "longtail/_C.abi3.so" in names
+    sources = {str(path.relative_to(ROOT / "python")) for path in (ROOT / "python" / "longtail").rglob("*.py")}
+    assert sources <= set(names), "every package is listed in pyproject.toml"
+    tops = {name.split("/")[0] for name in names}
+    assert "triton_kernels" not in tops
+    assert tops == {"longtail", next(top for top in tops if top.endswith(".dist-info"))}
+
+
+@needs_compiler
+def test_wheel_serves_every_python_from_3_10(wheel):
+    assert re.fullmatch(r"longtail-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
+
+
+@needs_compiler
+def test_library_uses_the_stable_abi_only(wheel, tmp_path):
+    """Every undefined symbol is torch's C shim, the C or C++ runtime: no C++ symbol of torch, nothing of Python."""
+    zipfile.ZipFile(wheel).extract("longtail/_C.abi3.so", tmp_path)
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(tmp_path / "longtail/_C.abi3.so")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    symbols = {s for s in listed if len(s) > 1}
+    shim = {s for s in symbols if re.match(r"(aoti_torch|torch)_", s)}
+    assert "aoti_torch_library_init_impl" in shim
+    runtime = re.compile(r".*@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$|__gmon_start__$|_ITM_\w+TMCloneTable$|__cxa_\w+$")
+    # The C++ standard library leaves its own symbols unversioned where it instantiates them.
+    assert {
+        s for s in symbols - shim if not runtime.match(s) and not s.startswith(("_ZNSt", "_ZNKSt", "_ZSt"))
+    } == set()
+
+
+@needs_compiler
+def test_installed_package_runs_and_leaves_the_name_triton_kernels_alone(wheel, tmp_path):
+    code = """
+import importlib.util, longtail, longtail.triton_kernels, torch
+spec = importlib.util.find_spec("triton_kernels")
+print(longtail.__file__)
+print(spec is None or "longtail" not in str(spec.origin))
+print(longtail.backends()["cpu"].available)
+print(float(longtail.cross_entropy(torch.zeros(2, 4), torch.tensor([1, 2]))))
+"""
+    file, apart, compiled, loss = run_installed(tmp_path, wheel, code).split("\n")[:4]
+    assert file.startswith(str(tmp_path))
+    assert apart == "True"
+    assert compiled == "True"
+    assert float(loss) == pytest.approx(1.3862944)
+
+
+def test_install_without_a_compiler_falls_back_and_says_so(tmp_path):
+    done, wheels = build_wheel(tmp_path, CXX="/nonexistent/c++")
+    assert done.returncode == 0, done.stdout[-2000:]
+    said = {line.strip() for line in done.stdout.splitlines() if "only the reference backend is there" in line}
+    assert len(said) == 1
+    assert "no C++ compiler found" in said.pop()
+    (wheel,) = wheels
+    assert wheel.name.endswith("py3-none-any.whl")
+    code = """
+import longtail, torch
+print(longtail.backends()["cpu"])
+x = torch.zeros(2, 4, requires_grad=True)
+longtail.cross_entropy(x, torch.tensor([1, 2]), complement_gamma=-1.0).backward()
+print(float(x.grad.abs().sum()) > 0)
+"""
+    status, trained = run_installed(tmp_path, wheel, code).strip().split("\n")
+    assert "available=False" in status
+    assert "no compiled CPU library" in status
+    assert trained == "True"
+
+
+def test_a_required_library_that_cannot_be_built_fails_the_install(tmp_path):
+    done, wheels = build_wheel(tmp_path, CXX="/nonexistent/c++", LONGTAIL_REQUIRE_CPU="1")
+    assert done.returncode != 0
+    assert "LONGTAIL_REQUIRE_CPU=1, but the CPU kernels cannot be built: no C++ compiler found" in done.stdout
+    assert wheels == []
+
+
+def test_commit_hooks_run_what_make_lint_runs():
+    recipe = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    commands = [words.split(" $(shell")[0] for words in re.findall(r"\$\(BIN\)/(.+)", recipe)]
+    hooks = re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == commands
+    assert len(hooks) == 4

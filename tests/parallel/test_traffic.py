@@ -1,0 +1,72 @@
+"""Promise: one all-gather of a few numbers per row in forward, of a header too, and nothing in backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cases
+import rank_cases_traffic
+from longtail.parallel.handshake import CALLS, HEADER
+from rank_cases_traffic import CHUNKS, FEATURES, ROWS
+from ranks import Ranks
+
+WORLD = 4
+# Numbers per row beside m, d and the reference logit.
+MORE = {"plain": 0, "weight": 0, "focal": 0, "complement": 1, "smoothing": 1, "mixed": 2, "z_loss": 0}
+
+
+def message(payload: int) -> int:
+    """Bytes of an all-gather with a header."""
+    return HEADER + -(-payload // 16) * 16
+
+
+@pytest.mark.parametrize("local_vectors", [False, True], ids=["full", "local"])
+@pytest.mark.parametrize("option_set", MORE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=cases.name)
+def test_traffic_of_cross_entropy(ranks: Ranks, dtype: torch.dtype, option_set: str, local_vectors: bool) -> None:
+    numbers = 3 + MORE[option_set] + (local_vectors and option_set in ("weight", "mixed"))
+    payload = (ROWS * numbers + 1) * (8 if dtype == torch.float64 else 4)
+    first = [("allgather_base", HEADER), ("allgather_base", payload)]
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_cross_entropy, option_set, dtype, local_vectors):
+        assert seen == [(first, []), ([("allgather_base", message(payload))], [])]
+
+
+def test_a_message_has_room_for_those_of_the_last_calls(ranks: Ranks) -> None:
+    """So that losses of several lengths that take turns make one all-gather each; a long one is forgotten in time."""
+    rows = [5, 50, 5, 40, 60, *[5] * (CALLS + 1)]
+    lengths = [(3 * n + 1) * 4 for n in rows]
+    room, expected = [HEADER], []
+    for length in lengths:
+        sizes = [max(room[-CALLS:])]
+        if HEADER + length > sizes[0]:
+            sizes.append(length)
+        expected.append([("allgather_base", size) for size in sizes])
+        room.append(message(length))
+    assert len(expected[2]) == len(expected[3]) == 1 < len(expected[4])
+    assert expected[-1] == [("allgather_base", message(lengths[-1]))] != expected[-2]
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_several_lengths, rows):
+        assert seen == expected
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["replicated", "sequence"])
+@pytest.mark.parametrize("gradient", ["auto", "backward"])
+def test_traffic_of_the_linear_loss(ranks: Ranks, gradient: str, sequence_parallel: bool) -> None:
+    """Per chunk one gather of statistics, and once over all chunks every row's gradient."""
+    row, mine = 4 * FEATURES, ROWS // WORLD if sequence_parallel else ROWS  # bytes, rows
+    statistics = ("allgather_base", (3 * ROWS // CHUNKS + 1) * 4)
+    inputs = [("allgather_base", mine // CHUNKS * row)] if sequence_parallel else []
+    reduced = ("reduce_scatter_base" if sequence_parallel else "allreduce", ROWS // CHUNKS * row)
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_the_linear_loss, gradient, sequence_parallel):
+        forward, backward = seen[1]
+        compared = ("allgather_base", message([*inputs, statistics][0][1]))
+        if gradient == "auto":
+            assert forward == [
+                compared,
+                *[*inputs, statistics, reduced][1:],
+                *[*inputs, statistics, reduced] * (CHUNKS - 1),
+            ]
+            assert backward == []
+        else:
+            assert forward == [compared, *[*inputs, statistics][1:], *[*inputs, statistics] * (CHUNKS - 1)]
+            assert backward == [("allgather_base", 8), *[*inputs, reduced] * CHUNKS]  # first, whose backward it is
