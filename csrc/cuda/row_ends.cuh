@@ -83,7 +83,7 @@ LONGTAIL_DEVICE Grad finish_at(const SoftmaxLossArgs& a, const Row& row, Stats s
     s.m = s.d == s.d ? s.m : s.d;                                 // a maximum passes over NaN, a sum does not
     if (smoothing) s.U += row.w_g * (s.u_g - finite_max(s.u_g));  // the target's share: 0, but for a target at -inf
   }
-  // A copy of the options: of the kernel's own ones, read where they are used, other machine code is made.
+  // A copy: options that are read in place make more code of some kernels.
   longtail::generic::RowLoss<float> result =
       longtail::generic::finish(s, LossOptions<float>(a.options), classes, weight_sum, row.w_g, row.v);
   if (store && pass != Pass::backward) {

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import longtail  # noqa: F401  (its operators)
+from longtail.options import SoftmaxOptions
 
 from . import build
 
@@ -24,10 +24,8 @@ STORAGES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS, BACKWARD, LOSS_AND_GRAD = range(3)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
-# Trailing arguments of the operators, in their order: name -> type.
-OPTIONS = {x.name: str(x.type) for x in torch.ops.longtail.softmax_loss.default._schema.arguments}
-OPTIONS = {name: kind for name, kind in OPTIONS.items() if name not in ("logits", "target")}
-NUMBERS = " ".join(name for name, kind in OPTIONS.items() if kind == "float")  # as LossOptions of csrc/loss_math.h
+_ARGUMENTS = torch.ops.longtail.softmax_loss.default._schema.arguments
+NUMBERS = " ".join(x.name for x in _ARGUMENTS if str(x.type) == "float")  # in the order of LossOptions
 
 
 def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
@@ -136,7 +134,7 @@ def launch(
     up: Tensor | None = None,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
-    fields = dict(zip(OPTIONS, options, strict=True))
+    fields = SoftmaxOptions(*options)._asdict()
     weight = fields["weight"]
     fields.update(
         storage=STORAGES.index(logits.dtype),
