@@ -22,7 +22,35 @@
 #endif
 
 namespace longtail {
+
+// The numbers of a loss, in the order of the operators' schemas: `number` is a macro that is told each name.
+// clang-format off
+#define LONGTAIL_LOSS_NUMBERS(number)                                                   \
+  number(label_smoothing)           /* epsilon */                                       \
+  number(focal_gamma)               /* gamma */                                         \
+  number(complement_coefficient)    /* kappa without w_g: complement_gamma / (C - 1) */ \
+  number(cross_entropy_coefficient) /* 1, or 0 for complement entropy alone */          \
+  number(scale)                     /* logits become softcap(scale * z) */              \
+  number(softcap)                   /* 0: off */                                        \
+  number(z_loss)
+// clang-format on
+
+// Plain data, which every instruction set may share. S is a scalar type.
+template <typename S>
+struct LossOptions {
+#define LONGTAIL_FIELD(name) S name;
+  LONGTAIL_LOSS_NUMBERS(LONGTAIL_FIELD)
+#undef LONGTAIL_FIELD
+};
+
 namespace LONGTAIL_ISA {
+
+template <typename To, typename From>
+LONGTAIL_INLINE LossOptions<To> convert(const LossOptions<From>& o) {
+#define LONGTAIL_CONVERTED(name) static_cast<To>(o.name),
+  return {LONGTAIL_LOSS_NUMBERS(LONGTAIL_CONVERTED)};
+#undef LONGTAIL_CONVERTED
+}
 
 // ---- Scalar functions ----
 
@@ -125,18 +153,6 @@ LONGTAIL_INLINE RowStats<T> combine(RowStats<T> a, RowStats<T> b, Limit lowest) 
 
 // ---- Finish: the loss and the five coefficients of its gradient ----
 
-// S is the scalar type under T.
-template <typename S>
-struct LossOptions {
-  S label_smoothing;            // epsilon
-  S focal_gamma;                // gamma
-  S cross_entropy_coefficient;  // 1, or 0 for complement entropy alone
-  S complement_coefficient;     // kappa without w_g: complement_gamma / (C - 1)
-  S z_loss;
-  S num_classes;  // C
-  S weight_sum;   // Omega: sum of omega_j
-};
-
 // dloss/du_j = exp(u_j - m) * (a + b * (u_j - m)) + S * omega_j for j != g, and `target` for j == g.
 // This is the documented A, B, S, T form with the division by d and the centring by H folded in: no cancellation
 // between A and B * (u_j - l), and one multiply-add per element.
@@ -151,9 +167,11 @@ struct RowLoss {
   RowGrad<T> grad;
 };
 
-// w_g: the class weight of the target; v: the sample weight.
+// Scalar is the type under T. num_classes: C; weight_sum: Omega, the sum of omega_j; w_g: the class weight of the
+// target; v: the sample weight.
 template <typename T, typename Scalar>
-LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, T w_g, T v) {
+LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, Scalar num_classes,
+                                  Scalar weight_sum, T w_g, T v) {
   const T zero = T(0), one = T(1);
   const auto alone = s.d == zero;  // no other class has any mass: p_g = 1, H = 0
   const T d = select(alone, one, s.d);
@@ -181,10 +199,10 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
   T ce = kept * nll, by_nll = kept, by_target = -kept * miss;  // CE and its derivatives by l and by u_g
   T S = zero;
   if (o.label_smoothing != Scalar(0)) {
-    const T smooth = T(o.label_smoothing / o.num_classes), weight_sum = T(o.weight_sum);
-    ce = ce + smooth * (weight_sum * nll - s.U);
-    by_nll = by_nll + smooth * weight_sum;
-    by_target = smooth * (weight_sum * p - w_g) + by_target;
+    const T smooth = T(o.label_smoothing / num_classes), total = T(weight_sum);
+    ce = ce + smooth * (total * nll - s.U);
+    by_nll = by_nll + smooth * total;
+    by_target = smooth * (total * p - w_g) + by_target;
     S = -vF * smooth;
   }
   T loss = vF * ce, a = vF * by_nll * miss, target = vF * by_target, b = zero;

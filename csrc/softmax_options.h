@@ -2,23 +2,24 @@
 #pragma once
 
 #include "checks.h"
+#include "loss_math.h"
 
 namespace longtail {
 
 struct SoftmaxOptions {
   const MaybeTensor &weight, &class_bias, &class_margin, &sample_weight;
   int64_t ignore_index;
-  double label_smoothing, focal_gamma, complement_coefficient, cross_entropy_coefficient, scale, softcap, z_loss;
+  LossOptions<double> numbers;
 };
 
-#define LONGTAIL_OPTIONS                                                                                  \
-  const MaybeTensor &weight, const MaybeTensor &class_bias, const MaybeTensor &class_margin,              \
-      const MaybeTensor &sample_weight, int64_t ignore_index, double label_smoothing, double focal_gamma, \
-      double complement_coefficient, double cross_entropy_coefficient, double scale, double softcap, double z_loss
-#define LONGTAIL_OPTION_VALUES                                                                   \
-  SoftmaxOptions {                                                                               \
-    weight, class_bias, class_margin, sample_weight, ignore_index, label_smoothing, focal_gamma, \
-        complement_coefficient, cross_entropy_coefficient, scale, softcap, z_loss                \
+#define LONGTAIL_NUMBER_PARAMETER(name) , double name
+#define LONGTAIL_NUMBER_VALUE(name) name,
+#define LONGTAIL_OPTIONS                                                                     \
+  const MaybeTensor &weight, const MaybeTensor &class_bias, const MaybeTensor &class_margin, \
+      const MaybeTensor &sample_weight, int64_t ignore_index LONGTAIL_LOSS_NUMBERS(LONGTAIL_NUMBER_PARAMETER)
+#define LONGTAIL_OPTION_VALUES                                                                                      \
+  SoftmaxOptions {                                                                                                  \
+    weight, class_bias, class_margin, sample_weight, ignore_index, { LONGTAIL_LOSS_NUMBERS(LONGTAIL_NUMBER_VALUE) } \
   }
 
 }  // namespace longtail

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from longtail.arguments import arithmetic_dtype
 from longtail.ops import fallback, layout
-
-VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
+from longtail.options import SIGMOID_VECTORS, SigmoidOptions, SoftmaxOptions
 
 
 def _check(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -62,46 +59,35 @@ def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None) -> 
 
 
 def check_loss(
-    logits: Tensor,
-    target: Tensor,
-    grad_loss: Tensor | None,
-    stats: Tensor,
-    vectors: tuple[Tensor | None, ...],
-    ignore_index: int,
+    logits: Tensor, target: Tensor, grad_loss: Tensor | None, stats: Tensor, options: SoftmaxOptions
 ) -> None:
     """The tensors of a softmax loss or its backward."""
     check_layout("logits", logits)
     check_factor("grad_loss", grad_loss, logits)
     _check("stats", stats, (layout.row_count(logits), 5), torch.float32, logits.device)
-    _check_vectors(logits, dict(zip(VECTORS, vectors, strict=True)))
-    _check_classes(logits, target, ignore_index)
+    _check_vectors(logits, options.vectors)
+    _check_classes(logits, target, options.ignore_index)
 
 
-def check_shard(
-    logits: Tensor,
-    target: Tensor,
-    row_grad: Tensor | None,
-    vectors: tuple[Tensor | None, ...],
-    ignore_index: int,
-) -> None:
+def check_shard(logits: Tensor, target: Tensor, row_grad: Tensor | None, options: SoftmaxOptions) -> None:
     """The tensors of one shard of the classes, logits [N, C]; targets may be -1."""
     check_layout("logits", logits)
     if logits.dim() != 2:
         raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
-    _check_vectors(logits, dict(zip(VECTORS, vectors, strict=False)))
+    _check_vectors(logits, options.vectors)
     if row_grad is not None:
         _check("row_grad", row_grad, (logits.shape[0], 5), torch.float32, logits.device)
     _check("target", target, logits.shape[:1], torch.int64, logits.device)
     if logits.device.type == "cpu":
-        counted = (target != ignore_index) & (target != -1)
-        fallback.check_target(target, counted, logits.shape[1], ignore_index)
+        counted = (target != options.ignore_index) & (target != -1)
+        fallback.check_target(target, counted, logits.shape[1], options.ignore_index)
 
 
-def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: tuple[Any, ...]) -> None:
+def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: SigmoidOptions) -> None:
     """The tensors of a sigmoid loss or its backward."""
     check_layout("logits", logits)
-    weight, pos_weight, sample_weight, by_target, ignore_index, *_ = options
-    _check_vectors(logits, {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight})
+    vectors, _ = options.parted()
+    _check_vectors(logits, dict(zip(SIGMOID_VECTORS, vectors, strict=True)))
     dense = target.is_floating_point()
     if dense:
         wide = target.dtype != logits.dtype
@@ -109,8 +95,8 @@ def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None,
         _check("target", target, tuple(logits.shape), dtype, logits.device)
         check_layout("target", target)
     else:
-        _check_classes(logits, target, ignore_index)
-    if by_target and (dense or weight is None):
+        _check_classes(logits, target, options.ignore_index)
+    if options.class_weight_by_target and (dense or options.weight is None):
         raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")
     if grad_loss is not None and grad_loss.dim() == logits.dim():
         _check("grad_loss", grad_loss, tuple(logits.shape), torch.float32, logits.device)

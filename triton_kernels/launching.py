@@ -35,6 +35,6 @@ def aligned(*tensors: Tensor | None) -> bool:
     return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
 
 
-def switch(value: float | None, off: float = 0.0) -> float | None:
+def switch(value: float, off: float | None) -> float | None:
     """An option as kernels take it: None, which is compiled out, where it is off."""
-    return None if value is None or value == off else float(value)
+    return None if value == off else float(value)

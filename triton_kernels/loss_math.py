@@ -7,10 +7,15 @@ of a row is a scalar where a program works on one row, else a block with one ent
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+from longtail.options import SoftmaxOptions
+
+from .launching import switch
 
 # exp of anything below is exactly 0 in float32, on every device: the C++ kernels cut where exp leaves the normal
 # numbers, which takes two selects more per element.
@@ -41,6 +46,16 @@ class RowGrad(NamedTuple):
     target: Any
 
 
+class Vectors(NamedTuple):
+    """Optional constants, float32: per class [C], per row [N], and the sum of the class weights (0-d)."""
+
+    weight: Any = None
+    class_bias: Any = None
+    class_margin: Any = None
+    sample_weight: Any = None
+    weight_sum: Any = None  # only with label smoothing; without, or without weights, the sum is C
+
+
 class LossOptions(NamedTuple):
     """The numbers of a loss. None switches an option off when the kernel is compiled; values are read at run time."""
 
@@ -51,6 +66,21 @@ class LossOptions(NamedTuple):
     scale: Any
     softcap: Any
     z_loss: Any
+
+
+_numbers = attrgetter(*LossOptions._fields)
+# What the operators are given where an option is off; None: it never is.
+_OFF = [{"scale": 1.0, "cross_entropy_coefficient": None}.get(name, 0.0) for name in LossOptions._fields]
+
+
+def loss_options(options: SoftmaxOptions) -> LossOptions:
+    return LossOptions(*map(switch, _numbers(options), _OFF))
+
+
+def vectors(options: SoftmaxOptions) -> Vectors:
+    weight, smoothing = options.weight, options.label_smoothing
+    weight_sum = weight.sum() if smoothing and weight is not None else None
+    return Vectors(weight, options.class_bias, options.class_margin, options.sample_weight, weight_sum)
 
 
 @triton.jit

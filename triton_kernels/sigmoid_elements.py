@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from longtail.options import SigmoidOptions
+
 from .sigmoid_math import hard_element, logistic, soft_element
 
 
@@ -26,6 +28,14 @@ class Options(NamedTuple):
 
     alpha: Any
     gamma: Any
+
+
+def vectors(options: SigmoidOptions) -> Vectors:
+    return Vectors(options.weight, options.pos_weight, options.sample_weight)
+
+
+def element_options(options: SigmoidOptions) -> Options:
+    return Options(options.alpha, float(options.gamma))
 
 
 class Row(NamedTuple):

@@ -13,12 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from longtail.ops import layout
+from longtail.options import SigmoidOptions
 
 from . import tuning
 from .checks import check_sigmoid_loss
 from .launching import COMPILE, aligned, on, reference, served
 from .loss_math import over_lanes_sum
-from .sigmoid_elements import At, Options, Row, Vectors, block, load_factors
+from .sigmoid_elements import At, Row, block, element_options, load_factors, vectors
 from .softmax_pixels import first_class, of_class, place
 from .softmax_rows import edges, load_target
 
@@ -98,7 +99,7 @@ def pixels_kernel(
 ):  # fmt: skip
     """Logits [N, C, P], P = `pixels`; `rows` = N * P.
 
-    grid: ceil(N * P / PIXELS) programs of PIXELS pixels, which may lie in several layout. Sweeps: one, over the
+    grid: ceil(N * P / PIXELS) programs of PIXELS pixels, which may lie in several images. Sweeps: one, over the
       classes, CLASSES of them at a time.
     reads, writes, bytes: as rows_kernel, with N * P rows.
     VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1. GROUPS of neighbouring
@@ -129,9 +130,8 @@ def _focus(gamma: float) -> str:
 
 def _launch(
     logits: Tensor, target: Tensor, grad_loss: Tensor | None, loss: Tensor | None, grad: Tensor | None,
-    options: tuple[Any, ...],
+    options: SigmoidOptions,
 ) -> None:  # fmt: skip
-    weight, pos_weight, sample_weight, by_target, ignore_index, alpha, gamma = options
     check_sigmoid_loss(logits, target, grad_loss, options)
     if logits.numel() == 0:
         if loss is not None:
@@ -140,15 +140,17 @@ def _launch(
     dense = target.is_floating_point()
     losses = loss is not None and loss.dim() == logits.dim()
     upstreams = grad_loss is not None and grad_loss.dim() == logits.dim()
+    ignore_index = options.ignore_index
     ignored = float(ignore_index) if dense and ignore_index is not None else ignore_index
-    x, o = Vectors(weight, pos_weight, sample_weight), Options(alpha, float(gamma))
+    x, o = vectors(options), element_options(options)
     written = logits if grad is None else grad
     grad_loss_stride = 0 if grad_loss is None else grad_loss.stride(0)
     tensors = [logits, written, *([target] if dense else [])]
     tensors += [x for x in (loss, grad_loss) if x is not None and x.dim() == logits.dim()]
     every, heavy = aligned(*tensors), dense or grad is not None
     what = {
-        "FOCUS": _focus(gamma), "DENSE": dense, "BY_TARGET": by_target, "LOSSES": losses, "UPSTREAMS": upstreams,
+        "FOCUS": _focus(o.gamma), "DENSE": dense, "BY_TARGET": options.class_weight_by_target, "LOSSES": losses,
+        "UPSTREAMS": upstreams,
     }  # fmt: skip
     n, c = logits.shape[:2]
     matrices = (logits, target, grad_loss, loss, grad)
@@ -176,12 +178,13 @@ def _new_loss(logits: Tensor, elementwise: bool) -> Tensor:
     return logits.new_empty(shape, dtype=torch.float32)
 
 
-def sigmoid_loss(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+def sigmoid_loss(logits: Tensor, target: Tensor, *arguments: Any) -> Tensor:
     if not served(logits):
-        result: Tensor = reference("sigmoid_loss")(logits, target, *options)
+        result: Tensor = reference("sigmoid_loss")(logits, target, *arguments)
         return result
-    loss = _new_loss(logits, options[-1])
-    _launch(logits, target, None, loss, None, options[:-1])
+    *options, elementwise = arguments
+    loss = _new_loss(logits, elementwise)
+    _launch(logits, target, None, loss, None, SigmoidOptions(*options))
     return loss
 
 
@@ -190,23 +193,25 @@ def sigmoid_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, *op
         result: Tensor = reference("sigmoid_loss_backward")(grad_loss, logits, target, *options)
         return result
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, None, grad, options)
+    _launch(logits, target, grad_loss, None, grad, SigmoidOptions(*options))
     return grad
 
 
-def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     if not served(logits):
-        result: tuple[Tensor, Tensor] = reference("sigmoid_loss_and_grad")(grad_loss, logits, target, *options)
+        result: tuple[Tensor, Tensor] = reference("sigmoid_loss_and_grad")(grad_loss, logits, target, *arguments)
         return result
-    loss, grad = _new_loss(logits, options[-1]), logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, loss, grad, options[:-1])
+    *options, elementwise = arguments
+    loss, grad = _new_loss(logits, elementwise), logits.new_empty(logits.shape)
+    _launch(logits, target, grad_loss, loss, grad, SigmoidOptions(*options))
     return loss, grad
 
 
-def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *arguments: Any) -> Tensor:
     if not served(logits):
-        result: Tensor = reference("sigmoid_loss_and_grad_")(grad_loss, logits, target, *options)
+        result: Tensor = reference("sigmoid_loss_and_grad_")(grad_loss, logits, target, *arguments)
         return result
-    loss = _new_loss(logits, options[-1])
-    _launch(logits, target, grad_loss, loss, logits, options[:-1])
+    *options, elementwise = arguments
+    loss = _new_loss(logits, elementwise)
+    _launch(logits, target, grad_loss, loss, logits, SigmoidOptions(*options))
     return loss

@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from longtail.ops import layout
+from longtail.options import SoftmaxOptions
 
 from . import tuning
 from .checks import check_loss
-from .launching import COMPILE, aligned, on, reference, served, switch
-from .loss_math import LossOptions, RowStats, combine, empty_stats
+from .launching import COMPILE, aligned, on, reference, served
+from .loss_math import LossOptions, RowStats, Vectors, combine, empty_stats, loss_options, vectors
 from .softmax_pixels import pixel_sweep_kernel, pixel_tile_kernel
 from .softmax_rows import (
-    Vectors,
     add_block,
     edges,
     finish_row,
@@ -135,26 +135,19 @@ def sweep_kernel(
 
 def _launch(
     logits: Tensor, target: Tensor, grad_loss: Tensor | None, loss: Tensor | None, stats: Tensor,
-    grad: Tensor | None, options: tuple[Any, ...],
+    grad: Tensor | None, options: SoftmaxOptions,
 ) -> None:  # fmt: skip
-    weight, class_bias, class_margin, sample_weight, ignore_index, smoothing, focal, *rest = options
-    check_loss(logits, target, grad_loss, stats, options[:4], ignore_index)
+    check_loss(logits, target, grad_loss, stats, options)
     if target.numel() == 0:
         return
-    complement, coefficient, scale, softcap, z_loss = rest
-    weight_sum = weight.sum() if smoothing and weight is not None else None
-    x = Vectors(weight, class_bias, class_margin, sample_weight, weight_sum)
-    o = LossOptions(
-        switch(smoothing), switch(focal), switch(complement), float(coefficient), switch(scale, 1.0),
-        switch(softcap), switch(z_loss),
-    )  # fmt: skip
+    x, o = vectors(options), loss_options(options)
     tensors = (logits, target, grad_loss, loss, stats, grad)
-    heavy = class_bias is not None or smoothing != 0 or softcap != 0
+    heavy = x.class_bias is not None or o.label_smoothing is not None or o.softcap is not None
     with on(logits.device):
         if logits.dim() == 2:
-            _launch_rows(tensors, ignore_index, x, o, heavy)
+            _launch_rows(tensors, options.ignore_index, x, o, heavy)
         else:
-            _launch_pixels(tensors, ignore_index, x, o, heavy)
+            _launch_pixels(tensors, options.ignore_index, x, o, heavy)
 
 
 def _launch_rows(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool) -> None:
@@ -212,7 +205,7 @@ def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor,
     if not served(logits):
         return reference("softmax_loss")(logits, target, *options)
     loss, stats = _new_loss(logits)
-    _launch(logits, target, None, loss, stats, None, options)
+    _launch(logits, target, None, loss, stats, None, SoftmaxOptions(*options))
     return loss, stats
 
 
@@ -220,7 +213,7 @@ def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, sta
     if not served(logits):
         return reference("softmax_loss_backward")(grad_loss, logits, target, stats, *options)
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, options)
+    _launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, SoftmaxOptions(*options))
     return grad
 
 
@@ -231,7 +224,7 @@ def softmax_loss_and_grad(
         return reference("softmax_loss_and_grad")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, loss, stats, grad, options)
+    _launch(logits, target, grad_loss, loss, stats, grad, SoftmaxOptions(*options))
     return loss, stats, grad
 
 
@@ -239,5 +232,5 @@ def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *o
     if not served(logits):
         return reference("softmax_loss_and_grad_")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
-    _launch(logits, target, grad_loss, loss, stats, logits, options)
+    _launch(logits, target, grad_loss, loss, stats, logits, SoftmaxOptions(*options))
     return loss, stats

@@ -7,8 +7,6 @@ mask, lest their own layout become the block's. x: Vectors; o: LossOptions.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -26,16 +24,6 @@ from .loss_math import (
     scale_grad,
     tanh,
 )
-
-
-class Vectors(NamedTuple):
-    """Optional constants, float32: per class [C], per row [N], and the sum of the class weights (0-d)."""
-
-    weight: Any
-    class_bias: Any
-    class_margin: Any
-    sample_weight: Any
-    weight_sum: Any  # only with label smoothing; without, or without weights, the sum is C
 
 
 @triton.jit

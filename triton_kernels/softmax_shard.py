@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longtail.options import SoftmaxOptions
+
 from . import tuning
 from .checks import check_shard
-from .launching import COMPILE, aligned, on, reference, served, switch
-from .loss_math import LossOptions, RowGrad, RowStats, empty_stats
+from .launching import COMPILE, aligned, on, reference, served
+from .loss_math import RowGrad, RowStats, Vectors, empty_stats, loss_options
 from .softmax_rows import (
-    Vectors,
     add_block,
     closed_stats,
     load_block,
@@ -44,7 +45,7 @@ def load_shard_target(target, mask, classes, ignore_index):
 def load_reference(z_row, g, row, counted, x, o):
     """u_g and w_g of the target; where it lies elsewhere u_0, which U is relative to, without a margin."""
     first = tl.where(g < 0, 0, g)
-    margin = Vectors(x.weight, x.class_bias, None, None, None)
+    margin = Vectors(x.weight, x.class_bias)
     u_g, w_g, _ = load_row(z_row + first, first, row, counted, margin, o)
     if x.class_margin is not None:
         u_g -= tl.load(x.class_margin + first, mask=counted & (g >= 0), other=0.0)
@@ -135,17 +136,17 @@ def shard_sweep_kernel(
 
 def _launch(
     logits: Tensor, target: Tensor, row_grad: Tensor | None, stats: Tensor | None, grad: Tensor | None,
-    x: Vectors, smoothing: bool, ignore_index: int, scale: float, softcap: float,
+    options: SoftmaxOptions,
 ) -> None:  # fmt: skip
-    check_shard(logits, target, row_grad, (x.weight, x.class_bias, x.class_margin), ignore_index)
+    check_shard(logits, target, row_grad, options)
     n, c = logits.shape
     if n == 0:
         return
-    o = LossOptions(1.0 if smoothing else None, None, None, 1.0, switch(scale, 1.0), switch(softcap), None)
+    x, o = Vectors(options.weight, options.class_bias, options.class_margin), loss_options(options)
     strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
     arguments = (
         *(logits, target, None if row_grad is None else row_grad.contiguous(), stats, grad, strides[0], strides[-1]),
-        *(target.stride(0), n, c, ignore_index, x, o),
+        *(target.stride(0), n, c, options.ignore_index, x, o),
     )
     every = aligned(logits, grad)
     with on(logits.device):
@@ -164,31 +165,41 @@ def softmax_loss_accumulate(
     ignore_index: int, label_smoothing: bool, scale: float, softcap: float,
 ) -> Tensor:  # fmt: skip
     if not served(logits):
-        options = (weight, class_bias, class_margin, ignore_index, label_smoothing, scale, softcap)
-        result: Tensor = reference("softmax_loss_accumulate")(logits, target, *options)
+        given = (weight, class_bias, class_margin, ignore_index, label_smoothing, scale, softcap)
+        result: Tensor = reference("softmax_loss_accumulate")(logits, target, *given)
         return result
+    options = SoftmaxOptions(
+        *(weight, class_bias, class_margin),
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+        scale=scale,
+        softcap=softcap,
+    )
     stats = logits.new_empty((logits.shape[0], 5), dtype=torch.float32)
-    x = Vectors(weight, class_bias, class_margin, None, None)
-    _launch(logits, target, None, stats, None, x, label_smoothing, ignore_index, scale, softcap)
+    _launch(logits, target, None, stats, None, options)
     return stats
 
 
-def softmax_loss_apply(
-    logits: Tensor, target: Tensor, row_grad: Tensor, weight: Tensor | None, class_bias: Tensor | None, *options: Any
-) -> Tensor:
+def _apply_options(
+    weight: Tensor | None, class_bias: Tensor | None, ignore_index: int, scale: float, softcap: float
+) -> SoftmaxOptions:
+    """With label smoothing: a row's S says whether there is some."""
+    return SoftmaxOptions(
+        weight, class_bias, ignore_index=ignore_index, label_smoothing=1.0, scale=scale, softcap=softcap
+    )
+
+
+def softmax_loss_apply(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> Tensor:
     if not served(logits):
-        arguments = (logits, target, row_grad, weight, class_bias, *options)
-        result: Tensor = reference("softmax_loss_apply")(*arguments)
+        result: Tensor = reference("softmax_loss_apply")(logits, target, row_grad, *options)
         return result
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, row_grad, None, grad, Vectors(weight, class_bias, None, None, None), True, *options)
+    _launch(logits, target, row_grad, None, grad, _apply_options(*options))
     return grad
 
 
-def softmax_loss_apply_(
-    logits: Tensor, target: Tensor, row_grad: Tensor, weight: Tensor | None, class_bias: Tensor | None, *options: Any
-) -> None:
+def softmax_loss_apply_(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> None:
     if not served(logits):
-        reference("softmax_loss_apply_")(logits, target, row_grad, weight, class_bias, *options)
+        reference("softmax_loss_apply_")(logits, target, row_grad, *options)
         return
-    _launch(logits, target, row_grad, None, logits, Vectors(weight, class_bias, None, None, None), True, *options)
+    _launch(logits, target, row_grad, None, logits, _apply_options(*options))

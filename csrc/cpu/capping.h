@@ -14,9 +14,9 @@ struct Capping {
   T scale, softcap, inverse;
 
   explicit Capping(const SoftmaxLossArgs& args)
-      : scale(static_cast<T>(args.scale)),
-        softcap(static_cast<T>(args.softcap)),
-        inverse(static_cast<T>(1.0 / args.softcap)) {}
+      : scale(static_cast<T>(args.options.scale)),
+        softcap(static_cast<T>(args.options.softcap)),
+        inverse(static_cast<T>(1.0 / args.options.softcap)) {}
 
   LONGTAIL_INLINE Vec<T> operator()(Vec<T> z) const {
     const Vec<T> s = z * Vec<T>(scale);
@@ -30,17 +30,6 @@ struct Capping {
     return Vec<T>(scale) - Vec<T>(scale) * y * y;
   }
 };
-
-template <typename T>
-LossOptions<T> loss_options(const SoftmaxLossArgs& args) {
-  return {static_cast<T>(args.label_smoothing),
-          static_cast<T>(args.focal_gamma),
-          static_cast<T>(args.cross_entropy_coefficient),
-          static_cast<T>(args.complement_coefficient),
-          static_cast<T>(args.z_loss),
-          static_cast<T>(args.num_classes),
-          static_cast<T>(args.weight_sum)};
-}
 
 }  // namespace LONGTAIL_ISA
 }  // namespace longtail

@@ -1,6 +1,7 @@
 // What passes between the softmax operators and their loops: plain data, so that every instruction set may share it.
 #pragma once
 
+#include "../loss_math.h"
 #include "common.h"
 
 namespace longtail {
@@ -26,13 +27,7 @@ struct SoftmaxLossArgs {
   const void* grad_loss;      // [R] of T; stride 0 when one value serves all rows
   int64_t grad_loss_stride;
   int64_t ignore_index;
-  double label_smoothing;
-  double focal_gamma;
-  double complement_coefficient;
-  double cross_entropy_coefficient;
-  double scale;
-  double softcap;  // 0: off
-  double z_loss;
+  LossOptions<double> options;
   double weight_sum;  // sum of the class weights, or C
   void* loss;         // [R] of T, or null
   void* stats;        // [R, 5] of T; columns contiguous for [N, C, P], else rows

@@ -36,14 +36,8 @@ SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Soft
   args.class_margin = vector_data(o.class_margin, "class_margin", c, dtype);
   args.sample_weight = vector_data(o.sample_weight, "sample_weight", n, dtype);
   args.ignore_index = o.ignore_index;
-  args.label_smoothing = o.label_smoothing;
-  args.focal_gamma = o.focal_gamma;
-  args.complement_coefficient = o.complement_coefficient;
-  args.cross_entropy_coefficient = o.cross_entropy_coefficient;
-  args.scale = o.scale;
-  args.softcap = o.softcap;
-  args.z_loss = o.z_loss;
-  if (o.label_smoothing != 0.0) args.weight_sum = sum_of_weights(args.weight, c, dtype);
+  args.options = o.numbers;
+  if (o.numbers.label_smoothing != 0.0) args.weight_sum = sum_of_weights(args.weight, c, dtype);
   return args;
 }
 
@@ -87,7 +81,7 @@ void run(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const Tensor& t
   const int64_t bytes = args.storage == Storage::float64 ? 8 : 4;
   args.stretch = stretch_of(args, pass, bytes);
   size_t scratch_bytes = 0;
-  if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.softcap != 0.0)) {
+  if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.options.softcap != 0.0)) {
     scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
   }
   check_targets_first(args, target, args.ignore_index, pass == Pass::apply ? -1 : 0);
@@ -118,15 +112,17 @@ SoftmaxLossArgs shard_args(const Tensor& logits, const Tensor& target, const May
                            double scale, double softcap) {
   check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
   const MaybeTensor none;
-  return make_args(logits, target,
-                   {weight, class_bias, class_margin, none, ignore_index, 0.0, 0.0, 0.0, 1.0, scale, softcap, 0.0});
+  LossOptions<double> numbers = {};
+  numbers.scale = scale;
+  numbers.softcap = softcap;
+  return make_args(logits, target, {weight, class_bias, class_margin, none, ignore_index, numbers});
 }
 
 Tensor softmax_loss_accumulate(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
                                const MaybeTensor& class_bias, const MaybeTensor& class_margin, int64_t ignore_index,
                                bool label_smoothing, double scale, double softcap) {
   SoftmaxLossArgs args = shard_args(logits, target, weight, class_bias, class_margin, ignore_index, scale, softcap);
-  args.label_smoothing = label_smoothing ? 1.0 : 0.0;
+  args.options.label_smoothing = label_smoothing ? 1.0 : 0.0;
   const Tensor stats = new_tensor({logits.size(0), 5}, accumulate_type(logits));
   set_stats(args, stats);
   run(args, Pass::accumulate, logits, target);

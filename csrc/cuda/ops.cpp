@@ -28,13 +28,7 @@ SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Soft
   args.class_margin = vector(o.class_margin, "class_margin", c, logits);
   args.sample_weight = vector(o.sample_weight, "sample_weight", n, logits);
   args.ignore_index = o.ignore_index;
-  args.label_smoothing = static_cast<float>(o.label_smoothing);
-  args.focal_gamma = static_cast<float>(o.focal_gamma);
-  args.complement_coefficient = static_cast<float>(o.complement_coefficient);
-  args.cross_entropy_coefficient = static_cast<float>(o.cross_entropy_coefficient);
-  args.scale = static_cast<float>(o.scale);
-  args.softcap = static_cast<float>(o.softcap);
-  args.z_loss = static_cast<float>(o.z_loss);
+  args.options = generic::convert<float>(o.numbers);
   return args;
 }
 
@@ -77,7 +71,7 @@ void run(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const MaybeTens
   if (args.rows == 0) return;
   const Launch on(logits);
   Tensor weight_sum;
-  if (weight && args.label_smoothing != 0.0f) {
+  if (weight && args.options.label_smoothing != 0.0f) {
     weight_sum = torch::stable::sum(*weight);
     args.weight_sum = static_cast<const float*>(weight_sum.const_data_ptr());
   }

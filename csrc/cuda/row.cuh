@@ -14,7 +14,6 @@ namespace gpu {
 
 using longtail::generic::empty_stats;
 using longtail::generic::finite_max;
-using longtail::generic::LossOptions;
 using longtail::generic::RowGrad;
 using longtail::generic::RowStats;
 using longtail::generic::select;
@@ -22,7 +21,8 @@ using Stats = RowStats<float>;
 using Grad = RowGrad<float>;
 
 inline bool has_extras(const SoftmaxLossArgs& a) {
-  return a.class_bias != nullptr || a.label_smoothing != 0.0f || a.scale != 1.0f || a.softcap != 0.0f;
+  return a.class_bias != nullptr || a.options.label_smoothing != 0.0f || a.options.scale != 1.0f ||
+         a.options.softcap != 0.0f;
 }
 
 // Moves the sums to a new maximum m >= s.m.
@@ -94,12 +94,12 @@ struct Elements {
   bool vector;  // a vector's constants lie at 16-byte boundaries
 
   LONGTAIL_DEVICE Elements(const SoftmaxLossArgs& a, int first_column)
-      : scale(a.scale),
-        softcap(a.softcap),
-        inverse_softcap(1.0f / a.softcap),
+      : scale(a.options.scale),
+        softcap(a.options.softcap),
+        inverse_softcap(1.0f / a.options.softcap),
         bias(a.class_bias),
         omega(a.weight),
-        smoothing(a.label_smoothing != 0.0f),
+        smoothing(a.options.label_smoothing != 0.0f),
         vector(first_column % 4 == 0 && (reinterpret_cast<uintptr_t>(a.class_bias) % 16 == 0) &&
                (reinterpret_cast<uintptr_t>(a.weight) % 16 == 0)) {}
 

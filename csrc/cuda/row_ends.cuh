@@ -75,18 +75,17 @@ LONGTAIL_DEVICE void store_row(const SoftmaxLossArgs& a, int64_t index, float lo
 LONGTAIL_DEVICE Grad finish_at(const SoftmaxLossArgs& a, const Row& row, Stats s, Pass pass, bool store,
                                const StatsPlace& place) {
   const float classes = static_cast<float>(a.num_classes);
-  const bool smoothing = a.label_smoothing != 0.0f;
+  const bool smoothing = a.options.label_smoothing != 0.0f;
   const float weight_sum = smoothing && a.weight != nullptr ? *a.weight_sum : classes;
-  const LossOptions<float> options = {
-      a.label_smoothing, a.focal_gamma, a.cross_entropy_coefficient, a.complement_coefficient, a.z_loss,
-      classes,           weight_sum};
   if (pass == Pass::backward) {
     s = place.load();
   } else {
     s.m = s.d == s.d ? s.m : s.d;                                 // a maximum passes over NaN, a sum does not
     if (smoothing) s.U += row.w_g * (s.u_g - finite_max(s.u_g));  // the target's share: 0, but for a target at -inf
   }
-  longtail::generic::RowLoss<float> result = longtail::generic::finish(s, options, row.w_g, row.v);
+  // A copy: options that are read in place make more code of some kernels.
+  longtail::generic::RowLoss<float> result =
+      longtail::generic::finish(s, LossOptions<float>(a.options), classes, weight_sum, row.w_g, row.v);
   if (store && pass != Pass::backward) {
     a.loss[row.index] = result.loss;
     place.store(s);

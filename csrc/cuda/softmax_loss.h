@@ -1,6 +1,7 @@
 // What passes between the softmax operators and their kernels: plain data, for the host's compiler too.
 #pragma once
 
+#include "../loss_math.h"
 #include "passes.h"
 
 namespace longtail {
@@ -24,13 +25,7 @@ struct SoftmaxLossArgs {
   const float* grad_loss;      // [N]; stride 0 when one value serves all rows; not read by Pass::loss
   int64_t grad_loss_stride;
   int64_t ignore_index;
-  float label_smoothing;
-  float focal_gamma;
-  float complement_coefficient;
-  float cross_entropy_coefficient;
-  float scale;
-  float softcap;  // 0: off
-  float z_loss;
+  LossOptions<float> options;
   float* loss;   // [N]; written unless Pass::backward
   float* stats;  // [N, 5], contiguous; read by Pass::backward, else written
   void* grad;    // [N, C] of the logits' type; may be `logits` itself in Pass::loss_and_grad; not written by Pass::loss

@@ -4,18 +4,20 @@
 
 using namespace longtail::generic;
 
-// One row in pieces that end at `ends`; stats and gradient in double. `options`: see LossOptions.
+// One row in pieces that end at `ends`; stats and gradient in double.
 extern "C" void row_in_pieces(const double* u, int64_t num_classes, int64_t g, const double* omega, const int64_t* ends,
-                              int64_t pieces, const double* options, double v, double* stats, double* loss,
-                              double* grad) {
+                              int64_t pieces, const longtail::LossOptions<double>* options, double v, double* stats,
+                              double* loss, double* grad) {
   constexpr double kLowest = ExpRange<double>::kLowest;
-  const LossOptions<double> o = {options[0], options[1], options[2], options[3], options[4], options[5], options[6]};
+  const bool smoothing = options->label_smoothing != 0;
+  double weight_sum = 0;
+  for (int64_t j = 0; j < num_classes; ++j) weight_sum += omega[j];
   RowStats<double> row = empty_stats(u[g]);
   int64_t begin = 0;
   for (int64_t k = 0; k < pieces; ++k) {
     RowStats<double> piece = empty_stats(u[g]);
     for (int64_t j = begin; j < ends[k]; ++j) {
-      if (o.label_smoothing != 0) piece.U += omega[j] * (u[j] - u[g]);
+      if (smoothing) piece.U += omega[j] * (u[j] - u[g]);
       if (j == g) continue;
       raise_max(piece, maximum(piece.m, u[j]), kLowest);
       accumulate(piece, finite_max(piece.m), u[j], kLowest);
@@ -25,7 +27,7 @@ extern "C" void row_in_pieces(const double* u, int64_t num_classes, int64_t g, c
   }
   const double values[5] = {row.m, row.d, row.t, row.u_g, row.U};
   for (int k = 0; k < 5; ++k) stats[k] = values[k];
-  const RowLoss<double> result = finish(row, o, omega[g], v);
+  const RowLoss<double> result = finish(row, *options, static_cast<double>(num_classes), weight_sum, omega[g], v);
   *loss = result.loss;
   for (int64_t j = 0; j < num_classes; ++j) {
     grad[j] = j == g ? result.grad.target : apply(result.grad, u[j], kLowest) + result.grad.S * omega[j];

@@ -26,13 +26,18 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(target))
 
 
+# Those of LossOptions, in its order.
+NUMBERS = [x.name for x in torch.ops.longtail.softmax_loss.default._schema.arguments if str(x.type) == "float"]
+
+
 def pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
 def row_in_pieces(library, u, g, omega, ends, options, v):
     stats, loss, grad = (torch.full(n, torch.nan, dtype=torch.float64) for n in ((5,), (1,), u.shape))
-    ends, options = torch.tensor(ends), torch.tensor(options, dtype=torch.float64)
+    given = {"cross_entropy_coefficient": 1.0, "scale": 1.0} | options
+    ends, options = torch.tensor(ends), torch.tensor([given.get(x, 0.0) for x in NUMBERS], dtype=torch.float64)
     library.row_in_pieces(
         *(pointer(u), ctypes.c_int64(u.numel()), ctypes.c_int64(g), pointer(omega), pointer(ends)),
         *(
@@ -61,7 +66,7 @@ def test_any_split_of_a_row_gives_the_reference(library, data):
     u[g] += margin
     omega = torch.rand(num_classes, generator=generator, dtype=torch.float64)
     v = 0.7
-    options = [smoothing, gamma, 1.0, kappa, z_loss, num_classes, float(omega.sum())]
+    options = {"label_smoothing": smoothing, "focal_gamma": gamma, "complement_coefficient": kappa, "z_loss": z_loss}
     stats, loss, grad = row_in_pieces(library, u, g, omega, sorted(cuts | {num_classes}), options, v)
 
     logits = u[None].clone().requires_grad_()
@@ -86,9 +91,9 @@ def test_any_split_of_a_row_gives_the_reference(library, data):
 def test_masked_classes_contribute_nothing(library):
     u = torch.tensor([1.0, -torch.inf, 0.5, -torch.inf], dtype=torch.float64)
     omega = torch.ones(4, dtype=torch.float64)
-    options = [0, 0, 1.0, 0.3, 0, 4, 4]
+    options = {"complement_coefficient": 0.3}
     stats, loss, grad = row_in_pieces(library, u, 0, omega, [2, 4], options, 1.0)
-    alone = row_in_pieces(library, u[[0, 2]].contiguous(), 0, omega[:2], [2], [0, 0, 1.0, 0.3, 0, 2, 2], 1.0)
+    alone = row_in_pieces(library, u[[0, 2]].contiguous(), 0, omega[:2], [2], options, 1.0)
     torch.testing.assert_close(stats, alone[0])
     torch.testing.assert_close(loss, alone[1])
     torch.testing.assert_close(grad[[0, 2]], alone[2])

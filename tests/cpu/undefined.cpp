@@ -116,16 +116,16 @@ void run_softmax(const Kernels& kernels, Problem& p, bool options) {
   a.stats_stride = p.images ? 1 : 5;
   a.stats_column_stride = p.images ? kRows : 1;
   a.row_grad = p.row_grad.data();
-  a.scale = a.cross_entropy_coefficient = 1.0;
+  a.options.scale = a.options.cross_entropy_coefficient = 1.0;
   if (options) {
     a.weight = a.class_bias = a.class_margin = p.weight.data();
     a.sample_weight = p.each.data();
-    a.label_smoothing = 0.1;
-    a.focal_gamma = 1.5;
-    a.complement_coefficient = -0.02;
-    a.scale = 1.3;
-    a.softcap = 8.0;
-    a.z_loss = 0.02;
+    a.options.label_smoothing = 0.1;
+    a.options.focal_gamma = 1.5;
+    a.options.complement_coefficient = -0.02;
+    a.options.scale = 1.3;
+    a.options.softcap = 8.0;
+    a.options.z_loss = 0.02;
     a.weight_sum = 40.0;
   }
   for (const Pass pass : {Pass::loss, Pass::backward, Pass::loss_and_grad}) {

@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtail.options import SoftmaxOptions
+
 from . import build
 
 STORAGES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS, BACKWARD, LOSS_AND_GRAD = range(3)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
+_ARGUMENTS = torch.ops.longtail.softmax_loss.default._schema.arguments
+NUMBERS = " ".join(x.name for x in _ARGUMENTS if str(x.type) == "float")  # in the order of LossOptions
 
 
 def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
@@ -38,7 +42,7 @@ Args = _structure(
     "Args",
     "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
     "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
-    "float label_smoothing focal_gamma complement_coefficient cross_entropy_coefficient scale softcap z_loss,"
+    f"float {NUMBERS},"
     "pointer loss stats grad,"
     "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride",
 )
@@ -130,9 +134,7 @@ def launch(
     up: Tensor | None = None,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
-    names = ("weight", "class_bias", "class_margin", "sample_weight", "ignore_index", "label_smoothing", "focal_gamma")
-    names += ("complement_coefficient", "cross_entropy_coefficient", "scale", "softcap", "z_loss")
-    fields = dict(zip(names, options, strict=True))
+    fields = SoftmaxOptions(*options)._asdict()
     weight = fields["weight"]
     fields.update(
         storage=STORAGES.index(logits.dtype),
