@@ -54,20 +54,21 @@ def batch(
 
 
 def with_every_option(
-    kernels: Mapping[str, Kernels], shapes: list[tuple[int, ...]], at: Iterable[str] = ()
+    kernels: Mapping[str, Kernels], shapes: list[tuple[int, ...]], at: Iterable[str] = (), alternate: bool = False
 ) -> Iterator[object]:
-    """at: the option sets, if not all that targets of a kind take."""
+    """at: the option sets, if not all that a kind of targets takes; alternate: elementwise or summed in turn."""
     for kind in KINDS:
-        names = [name for name in sigmoid_cases.sets_for(kind) if not at or name in at]
-        yield from over(kernels, shapes, [kind], names, BOTH)
+        for i, name in enumerate(sigmoid_cases.sets_for(kind)):
+            if not at or name in at:
+                yield from over(kernels, shapes, [kind], [name], [i % 2 == 0] if alternate else BOTH)
 
 
 @pytest.mark.parametrize(
     ("kernels", "shape", "kind", "option_set", "elementwise"),
     [
         *with_every_option(CPU, CPU_SHAPES),
-        *with_every_option(TRITON, [x for x in TRITON_SHAPES if x[1] < 1000]),
-        *with_every_option(TRITON, [(2, 4100)], at=("plain", "mixed", "by_target")),
+        *with_every_option(TRITON, [x for x in TRITON_SHAPES if x[1] < 1000], alternate=True),
+        *with_every_option(TRITON, [(2, 4100)], at=("plain", "mixed", "by_target"), alternate=True),
         *with_every_option(ROWS, [(6, 127)]),
         *with_every_option(PIXELS, [(2, 21, 48)]),
         *with_every_option(GPU, GPU_SHAPES),
