@@ -24,6 +24,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if "emulated-" in nodeid:
+                return "emulation"
+            if "in_a_process_of_its_own[" in nodeid:
+                return nodeid
             file = nodeid.split("::")[0]
             return next((group for start, group in TOGETHER.items() if file.startswith(start)), file)
 

@@ -83,26 +83,6 @@ def test_opcheck(name: str, backend: str) -> None:
     assert set(results.values()) == {"SUCCESS"}, results
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("upstream", ["random", "stride0", "strided", "ones"])
-def test_scale_grad(upstream: str, dtype: torch.dtype) -> None:
-    grad = torch.randn(2, 5, 300).to(dtype)
-    wide = cases.vector_dtype(dtype)
-    up = torch.ones((), dtype=wide).expand(600) if upstream == "ones" else cases.upstreams((600,), wide)[upstream]
-    expected = grad.double() * up.double().reshape(2, 1, 300)
-    ops.scale_grad_(grad, up, None, -100)
-    assert_close(grad, expected)
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_scale_grad_leaves_ignored_rows_alone(backend: str, dtype: torch.dtype) -> None:
-    for name, grad, up, target, expected in cases.scalings((2, 7, 300), dtype):
-        with longtail.use_backend(backend):
-            ops.scale_grad_(grad, up, target, cases.IGNORE)
-        assert_same(grad, expected, name)
-
-
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same (N, C, H, W) values laid out otherwise."""
     wide = torch.full((x.shape[0], x.shape[1] + 2, x.shape[2] + 1, x.shape[3]), torch.nan, dtype=x.dtype)

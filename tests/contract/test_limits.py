@@ -12,6 +12,12 @@ from torch import Tensor
 import cases
 import limit_cases
 import longtail
+from batches import Kernels, one_thread
+from emulation.harness import STORAGES
+from emulation.plans import PIXELS as IMAGE_REGIMES
+from emulation.plans import REGIMES, emulated, over_pixels
+from interpreted import FACTOR
+from kernels import CPU, TRITON, Operators, over
 from linear_cases import fused, problem
 from shard_cases import run_shards
 from tolerances import assert_close, assert_same
@@ -19,24 +25,38 @@ from tolerances import assert_close, assert_same
 ops = torch.ops.longtail
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("shape", [(0, 1), (0, 2), (0, 9), (0, 67), (0, 9, 3)])
-def test_operators(shape: tuple[int, ...], backend: str, dtype: torch.dtype) -> None:
-    with longtail.use_backend(backend):
-        limit_cases.check_operators(shape, dtype, factor=2)
+ROWS = emulated(REGIMES, "warp", "block", "cluster_2", "kept_2", "single_elements")
+PIXELS = {
+    **emulated(IMAGE_REGIMES, "alone", "shared_classes", "kept"),
+    "emulated-single": over_pixels(32, 64, vector=False),
+}
+INTERPRETED_DTYPES = tuple(FACTOR)
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_shards(backend: str, dtype: torch.dtype) -> None:
-    up = torch.tensor(-1.25, dtype=cases.vector_dtype(dtype))
+@pytest.mark.parametrize(
+    ("kernels", "shape", "dtype"),
+    [
+        *over(CPU, [(0, 1), (0, 2), (0, 9), (0, 67), (0, 9, 3)], cases.DTYPES),
+        *over(TRITON, [(0, 2), (0, 9), (0, 9, 3)], INTERPRETED_DTYPES),
+        *over(TRITON, [(0, 4099), (0, 150, 1)], [torch.float32]),
+        *over(ROWS, [(0, 2), (0, 9), (0, 259)], STORAGES),
+        *over(PIXELS, [(0, 2, 8), (0, 9, 8), (0, 70, 8)], STORAGES),
+    ],
+)
+def test_operators(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    with one_thread():
+        limit_cases.check_operators(kernels, shape, dtype, factor=2 * kernels.gradient_factor(dtype))
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), [*over(CPU, cases.DTYPES), *over(TRITON, INTERPRETED_DTYPES)])
+def test_shards(kernels: Operators, dtype: torch.dtype) -> None:
+    up, factor = torch.tensor(-1.25, dtype=cases.vector_dtype(dtype)), 4 * kernels.gradient_factor(dtype)
     for name, (logits, target, options, coefficient), loss, grad in limit_cases.problems(9, dtype):
         if coefficient == 1.0:
             given = {k: v for k, v in options.items() if v is not None}
-            with longtail.use_backend(backend):
+            with longtail.use_backend(kernels.backend):
                 _, got, got_grad = run_shards(logits, target, up.expand(len(target)), [4, 5], given, inplace=True)
-            limit_cases.check(f"{name} {dtype}", [got], [got_grad], loss, grad * -1.25, factor=4)
+            limit_cases.check(f"{name} {dtype}", [got], [got_grad], loss, grad * -1.25, factor=factor)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
@@ -110,10 +130,9 @@ def test_a_weight_of_no_target_has_no_say_in_the_linear_loss(backend: str, chunk
                 assert_same(one, other, f"{dtype} {gradient}")
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_weight_of_no_positive_has_no_say(backend: str, dtype: torch.dtype) -> None:
-    with longtail.use_backend(backend):
+@pytest.mark.parametrize(("kernels", "dtype"), [*over(CPU, cases.DTYPES), *over(TRITON, INTERPRETED_DTYPES)])
+def test_a_weight_of_no_positive_has_no_say(kernels: Operators, dtype: torch.dtype) -> None:
+    with longtail.use_backend(kernels.backend):
         limit_cases.check_weights_of_positives(dtype)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import cases
 import longtail
 import naive
-from tolerances import assert_close, assert_same
+from tolerances import assert_close
 
 ops = torch.ops.longtail
 NAMES = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_")
@@ -141,26 +141,6 @@ def test_mean_denominator(dtype: torch.dtype, ignore: int) -> None:
     assert_close(total, weight[target[counted]].double().sum())
     with pytest.raises(IndexError):
         ops.mean_denominator(torch.tensor([0, 3]), weight, ignore, 3)
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("upstream", ["random", "stride0", "strided", "ones"])
-def test_scale_grad(upstream: str, dtype: torch.dtype) -> None:
-    grad = torch.randn(5, 33).to(dtype)
-    wide = cases.vector_dtype(dtype)
-    up = torch.ones((), dtype=wide).expand(5) if upstream == "ones" else cases.upstreams((5,), wide)[upstream]
-    expected = grad.double() * up.double()[:, None]
-    ops.scale_grad_(grad, up, None, -100)
-    assert_close(grad, expected)
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_scale_grad_leaves_ignored_rows_alone(backend: str, dtype: torch.dtype) -> None:
-    for name, grad, up, target, expected in cases.scalings((12, 33), dtype):
-        with longtail.use_backend(backend):
-            ops.scale_grad_(grad, up, target, cases.IGNORE)
-        assert_same(grad, expected, name)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)

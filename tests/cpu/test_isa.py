@@ -123,7 +123,7 @@ print("within bounds")
 LIMITS = """
 for dtype in cases.DTYPES:
     for shape in ((0, 2), (0, 9), (0, 67), (0, 1030), (0, 9, 3), (0, 33, 16)):
-        limit_cases.check_operators(shape, dtype, factor=2)
+        limit_cases.check_operators(kernels.CPU['cpu'], shape, dtype, factor=2)
     limit_cases.check_weights_of_positives(dtype)
     for shape in ((12, 33), (2, 7, 300)):
         for name, grad, up, target, expected in cases.scalings(shape, dtype):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +11,9 @@ from torch import Tensor
 import cases
 import longtail
 import sigmoid_cases
-from gpu_cases import FLOATS, IMAGES, check_sigmoid, poisoned
+from batches import SigmoidBatch, check
+from emulation import harness
+from kernels import Operators
 from longtail.ops import cuda
 from tolerances import assert_close, assert_same
 
@@ -175,19 +176,25 @@ def test_the_library_has_the_softmax_operators() -> None:
         assert cuda.operator(op) is not None
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=cases.name)
+IMAGES = ((3, 7, 35), (2, 19, 1024), (1, 1, 4096), (2, 70, 333), (2, 1203, 512), (4, 21, 256 * 256), (40000, 5, 1),
+          (1, 20000, 8))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
 @pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
-@pytest.mark.parametrize("shape", [*IMAGES, (4, 21, 256, 256), (40000, 5, 1), (1, 20000, 8)], ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_sigmoid_over_images(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> None:
     """Called without the dispatch: many pixels, few, and those of which 16 bytes are no vector."""
-    shape = (*shape[:2], math.prod(shape[2:]))
+    kernels = Operators("cuda", "cuda", "longtail_cuda")
     for name in ("plain", "focal", "mixed"):
         logits, target = sigmoid_cases.random_case(shape, kind, dtype)
-        options = sigmoid_cases.options(name, logits)
+        case = sigmoid_cases.poisoned(logits, target), target
         for elementwise in (False, True):
-            check_sigmoid(poisoned(logits, target), target, options, elementwise, torch.ops.longtail_cuda)
+            one = SigmoidBatch(kernels, case, sigmoid_cases.options(name, logits), elementwise)
+            check(one)
             if kind == "soft":
-                check_sigmoid(logits, target.to(dtype), options, elementwise, torch.ops.longtail_cuda)
+                one.target = one.target.to(dtype)
+                check(one)
 
 
 @pytest.mark.parametrize("kind", ["class", "soft"])

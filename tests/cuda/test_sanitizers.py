@@ -6,17 +6,28 @@ Every barrier of the kernels is taken away once: each must be missed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import cases
+import sigmoid_cases
+from batches import Batch, SigmoidBatch, SoftmaxBatch, one_thread, random_case
 from emulation import build, harness
-from emulation.image_numerics import ImageBatch, over_pixels
-from emulation.numerics import Batch, Plans, in_warp, kept, one_thread, swept
+from emulation.plans import (
+    SIGMOID_PIXELS,
+    SIGMOID_REGIMES,
+    Plans,
+    in_warp,
+    kept,
+    launches,
+    over_pixels,
+    swept,
+)
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 # A text of the kernels -> what takes its place, in a copy: each is a fault of its kind.
@@ -29,18 +40,15 @@ FAULTS = {
 def batch(
     plans: Plans, classes: int, dtype: torch.dtype = torch.float32, layout: str = "contiguous", rows: int = 6
 ) -> Batch:
-    logits, target = cases.random_case(rows, classes, dtype)
-    options = cases.options("mixed", classes, target, dtype)
-    return Batch(plans, (cases.poison_ignored(logits, target), target), options, layout=layout)
+    logits, target = random_case((rows, classes), dtype)
+    return SoftmaxBatch(plans, (logits, target), cases.options("mixed", classes, target, dtype), layout=layout)
 
 
 def image_batch(
     plans: Plans, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, option_set: str = "plain"
 ) -> Batch:
-    n, classes, pixels = shape
-    logits, target = cases.random_case(n * pixels, classes, dtype)
-    case = cases.poison_ignored(logits, target), target
-    return ImageBatch(plans, case, cases.options(option_set, classes, target, dtype), shape)
+    logits, target = random_case(shape, dtype)
+    return SoftmaxBatch(plans, (logits, target), cases.options(option_set, shape[1], target, dtype))
 
 
 def image_batches() -> Iterable[Batch]:
@@ -117,8 +125,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def races(name: str, folder: Path, **environment: str) -> set[str]:
     """All passes of a batch under ThreadSanitizer, which raises if there is a race. The barriers that were met."""
     chosen = THREAD_BATCHES[name]()
-    launches = [one.otherwise() for one in chosen.launches()]
-    met = harness.run_apart(build.linked("thread"), launches, folder, **environment)
+    requests = [one.otherwise() for one in launches(chosen)]
+    met = harness.run_apart(build.linked("thread"), requests, folder, **environment)
     chosen.check()
     return set(met)
 
@@ -152,15 +160,15 @@ def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:
 
 def test_nothing_beyond_its_memory(tmp_path: Path) -> None:
     batches = list(address_batches())
-    launches = [one for b in batches for one in b.launches()]
+    requests = [one for b in batches for one in launches(b)]
     for dtype in harness.STORAGES:
         for classes, layout in ((1, "row_stride"), (333, "offset"), (5000, "offset")):
             grad = cases.LAYOUTS[layout](torch.ones(3, classes, dtype=dtype))
-            launches += [harness.scaling(grad, torch.rand(3), processors) for processors in (1, 132)]
+            requests += [harness.scaling(grad, torch.rand(3), processors) for processors in (1, 132)]
         for shape in ((2, 5, 16), (3, 70, 7)):
             grad = torch.ones(shape, dtype=dtype)
-            launches += [harness.scaling(grad, torch.rand(shape[0] * shape[2]), processors) for processors in (1, 132)]
-    harness.run_apart(build.linked("address"), launches, tmp_path)
+            requests += [harness.scaling(grad, torch.rand(shape[0] * shape[2]), processors) for processors in (1, 132)]
+    harness.run_apart(build.linked("address"), requests, tmp_path)
     for one in batches:
         one.check()
 
@@ -170,7 +178,7 @@ def test_a_row_that_is_not_to_be_read_is_guarded(tmp_path: Path) -> None:
     seen = batch(swept(), 300)
     hidden = {"EMULATION_HIDDEN": str(int(seen.target[0]))}
     with pytest.raises(harness.LaunchFailed, match="use-after-poison"):
-        harness.run_apart(build.linked("address"), seen.launches()[:1], tmp_path, **hidden)
+        harness.run_apart(build.linked("address"), launches(seen)[:1], tmp_path, **hidden)
 
 
 @pytest.mark.parametrize(
@@ -179,5 +187,73 @@ def test_a_row_that_is_not_to_be_read_is_guarded(tmp_path: Path) -> None:
 def test_planted_faults_are_seen(planted: dict[str, Path], tmp_path: Path, fault: str, report: str) -> None:
     broken = batch(swept(), 301, layout="offset", rows=1)
     with pytest.raises(harness.LaunchFailed, match=report):
-        harness.run_apart(build.linked("address", planted=planted[fault]), broken.launches()[:1], tmp_path)
-    harness.run_apart(build.linked("address"), broken.launches()[:1], tmp_path)
+        harness.run_apart(build.linked("address", planted=planted[fault]), launches(broken)[:1], tmp_path)
+    harness.run_apart(build.linked("address"), launches(broken)[:1], tmp_path)
+
+
+def sigmoid_batch(
+    plans: Plans, shape: tuple[int, ...], kind: str, option_set: str, elementwise: bool,
+    dtype: torch.dtype = torch.float32, layout: str = "contiguous",
+) -> Batch:  # fmt: skip
+    logits, target = sigmoid_cases.random_case(shape, kind, dtype)
+    case = sigmoid_cases.poisoned(logits, target), target
+    return SigmoidBatch(plans, case, sigmoid_cases.options(option_set, logits), elementwise, layout=layout)
+
+
+def sigmoid_rows() -> Iterator[Batch]:
+    for name in ("lanes", "block", "cluster_2", "single_elements"):
+        plans = SIGMOID_REGIMES[name]
+        for kind in ("class", "soft"):
+            for i, dtype in enumerate(harness.STORAGES):
+                layout = ("contiguous", "offset", "row_stride")[i]
+                yield sigmoid_batch(plans, (5, 123 + i), kind, "mixed", False, dtype, layout)
+                yield sigmoid_batch(plans, (3, 64), kind, "mixed", True, dtype)
+
+
+def sigmoid_images() -> Iterator[Batch]:
+    for name in ("along", "in_a_warp", "warps", "single_pixels_spread"):
+        plans = SIGMOID_PIXELS[name]
+        for kind in ("class", "soft"):
+            for i, dtype in enumerate(harness.STORAGES):
+                layout = ("contiguous", "class_stride", "offset")[i]
+                yield sigmoid_batch(plans, (2, 5 + i, 35), kind, "mixed", False, dtype, layout)
+                yield sigmoid_batch(plans, (2, 3, 64), kind, "mixed", i == 1, dtype, "whole_vectors_apart")
+
+
+@pytest.mark.parametrize("flavour", ["address", "thread"])
+@pytest.mark.parametrize(("batches", "few"), [(sigmoid_rows, slice(0, None, 3)), (sigmoid_images, slice(1, None, 4))])
+def test_nothing_is_found_in_the_sigmoid_family(
+    batches: Callable[[], Iterable[Batch]], few: slice, flavour: str, tmp_path: Path
+) -> None:
+    chosen = list(batches())[slice(None) if flavour == "address" else few]
+    requests = [one.otherwise() for b in chosen for one in launches(b)]
+    harness.run_apart(build.linked(flavour), requests, tmp_path)
+    for one in chosen:
+        one.check()
+
+
+def test_nothing_is_read_where_nothing_counts(tmp_path: Path) -> None:
+    """Far more classes than the logits have: AddressSanitizer sees whoever looks for them."""
+    for counted in (False, True):
+        target = torch.full((1, 64), cases.IGNORE)
+        target[0, 9] = 0 if counted else cases.IGNORE
+        options = {"alpha": None, "gamma": 0.0}
+        one = launches(SigmoidBatch(SIGMOID_PIXELS["along"], (torch.zeros(1, 3, 64), target), options, False))[0]
+        beyond = replace(one, fields={**one.fields, "num_classes": 1000})
+        if counted:
+            with pytest.raises(harness.LaunchFailed, match="heap-buffer-overflow"):
+                harness.run_apart(build.linked("address"), [beyond], tmp_path)
+        else:
+            harness.run_apart(build.linked("address"), [beyond], tmp_path)
+            assert torch.equal(one.fields["loss"], torch.zeros(64))
+
+
+def test_both_barriers_over_pixels_are_missed_where_they_are_not(tmp_path: Path) -> None:
+    """One before the groups' sums are added, one before the next pixels' are written."""
+    chosen = sigmoid_batch(SIGMOID_PIXELS["warps"], (3, 9, 256), "class", "focal", False)
+    requests = [one.otherwise() for one in launches(chosen)[:1]]
+    met = harness.run_apart(build.linked("thread"), requests, tmp_path)
+    assert len(met) == 2
+    for barrier in met:
+        with pytest.raises(harness.LaunchFailed, match="data race"):
+            harness.run_apart(build.linked("thread"), requests, tmp_path, EMULATION_UNORDERED=barrier)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import cases
 import rank_cases_dtensor
 from ranks import Ranks
 
@@ -23,29 +22,11 @@ def check(ranks: Ranks, placed: str, *args: Any, **named: Any) -> None:
     assert len(set(results)) == 1, results
 
 
-@pytest.mark.parametrize("placed", [*ONE_DIM, "rc"])
-@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
-def test_every_option(ranks: Ranks, option_set: str, placed: str) -> None:
-    check(ranks, placed, option_set)
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("placed", TWO_DIMS)
 def test_placements(ranks: Ranks, placed: str, reduction: str) -> None:
     check(ranks, placed, "mixed", reduction=reduction)
     check(ranks, placed, "mixed", reduction=reduction, plain=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
-def test_dtypes(ranks: Ranks, dtype: torch.dtype) -> None:
-    for option_set in ("plain", "mixed"):
-        check(ranks, "rc", option_set, dtype)
-
-
-@pytest.mark.parametrize("gradient", ["forward", "inplace"])
-def test_gradient_modes(ranks: Ranks, gradient: str) -> None:
-    for placed in ("c", "r", "rc"):
-        check(ranks, placed, "mixed", gradient=gradient)
 
 
 def test_empty_shards(ranks: Ranks) -> None:
@@ -55,11 +36,6 @@ def test_empty_shards(ranks: Ranks) -> None:
     check(ranks, "r", "weight", rows=1)
     for reduction in ("mean", "none"):
         check(ranks, "rc", "weight", rows=0, reduction=reduction)
-
-
-def test_normalizers(ranks: Ranks) -> None:
-    for normalizer in ("count", 3.5, torch.tensor(2.0)):
-        check(ranks, "rc", "weight", extra={"normalizer": normalizer})
 
 
 def test_backward_without_an_upstream_gradient(ranks: Ranks) -> None:

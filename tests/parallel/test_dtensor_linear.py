@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-import cases
 import rank_cases_dtensor_linear
 from ranks import Ranks
 
@@ -27,17 +25,6 @@ def check(ranks: Ranks, placed: tuple[str, str], *args: Any, **named: Any) -> No
 def test_placements(ranks: Ranks, placed: tuple[str, str], reduction: str) -> None:
     for option_set in ("plain", "mixed"):
         check(ranks, placed, option_set, reduction)
-
-
-@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
-def test_every_option(ranks: Ranks, option_set: str) -> None:
-    check(ranks, ("rf", "fr"), option_set)
-    check(ranks, ("r", "r"), option_set, gradient="backward", bias=False)
-
-
-def test_half_types(ranks: Ranks) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        check(ranks, ("rr", "fr"), "smoothing_weight", dtype=dtype)
 
 
 def test_few_classes_and_rows(ranks: Ranks) -> None:

@@ -20,36 +20,6 @@ def check(ranks: Ranks, sizes: list[int], *args: Any, **named: Any) -> None:
     assert len(set(results)) == 1, results
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("world", SHARDS)
-@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
-def test_every_option(ranks: Ranks, option_set: str, world: int, reduction: str) -> None:
-    check(ranks, SHARDS[world], option_set, reduction=reduction)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=cases.name)
-@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
-@pytest.mark.parametrize("world", SHARDS)
-def test_dtypes(ranks: Ranks, world: int, option_set: str, dtype: torch.dtype) -> None:
-    check(ranks, SHARDS[world], option_set, dtype)
-
-
-@pytest.mark.parametrize("option_set", ["weight", "smoothing_weight", "mixed"])
-@pytest.mark.parametrize("world", SHARDS)
-def test_class_vectors_of_the_local_classes(ranks: Ranks, world: int, option_set: str) -> None:
-    for reduction in ("mean", "sum"):
-        check(ranks, SHARDS[world], option_set, reduction=reduction, local_vectors=True)
-
-
-@pytest.mark.parametrize("gradient", ["forward", "inplace"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=cases.name)
-def test_gradient_modes(ranks: Ranks, dtype: torch.dtype, gradient: str) -> None:
-    for option_set in ("plain", "mixed"):
-        for reduction in ("mean", "none"):
-            check(ranks, SHARDS[2], option_set, dtype, reduction=reduction, gradient=gradient)
-    check(ranks, SHARDS[2], "weight", dtype, local_vectors=True, gradient=gradient)
-
-
 @pytest.mark.parametrize("odd", [torch.inf, torch.nan])
 @pytest.mark.parametrize("gradient", cases.MODES)
 def test_a_weight_of_no_target_has_no_say(ranks: Ranks, gradient: str, odd: float) -> None:
@@ -71,17 +41,6 @@ def test_ranges_in_any_order(ranks: Ranks) -> None:
 def test_all_targets_on_one_rank(ranks: Ranks) -> None:
     for owner in (0, 2):
         check(ranks, SHARDS[3], "mixed", one_owner=owner)
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_few_rows(ranks: Ranks, rows: int) -> None:
-    for reduction in ("mean", "sum", "none"):
-        check(ranks, SHARDS[2], "mixed", reduction=reduction, rows=rows)
-
-
-def test_normalizers(ranks: Ranks) -> None:
-    for normalizer in ("count", 7.5, torch.tensor(3.0)):
-        check(ranks, SHARDS[2], "weight", extra={"normalizer": normalizer}, local_vectors=True)
 
 
 def test_one_rank(ranks: Ranks) -> None:

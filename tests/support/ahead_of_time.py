@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import triton
+
+import cases
+from interpreted import INTERPRETED
 
 ARCHS = (80, 90, 100)
 PASSES = ("loss", "backward", "both")
+compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 WIDE = re.compile(r"(ld|st)\.global\S*\.v4\.b32")
 
 
@@ -83,3 +88,31 @@ def longest_loop(kernel: Any) -> str:
 def has_barrier(code: str) -> bool:
     """Whether threads wait for each other, or exchange anything."""
     return bool(re.search(r"bar\.sync|shfl|ld\.shared|st\.shared", code))
+
+
+def launch_softmax(softmax: Any, what: str, logits: torch.Tensor, option_set: str, **changes: Any) -> None:
+    """What `softmax`, the module, launches for one of PASSES over rows [N, C] or images [N, C, P]."""
+    rows, classes = logits.numel() // logits.shape[1], logits.shape[1]
+    up, target = torch.zeros(rows), torch.zeros(rows, dtype=torch.long)
+    tail = cases.operator_options(classes, cases.options(option_set, classes, target) | changes)
+    if what == "loss":
+        softmax.softmax_loss(logits, target, *tail)
+    elif what == "backward":
+        stats = torch.zeros(5, rows).t() if logits.dim() == 3 else torch.zeros(rows, 5)
+        softmax.softmax_loss_backward(up, logits, target, stats, *tail)
+    else:
+        softmax.softmax_loss_and_grad(up, logits, target, *tail)
+
+
+def check(kernel: Any, directory: Path, classes: bool = True) -> dict[str, int]:
+    """What holds for every kernel of a loss; classes: whether it takes class indices. Returns its wide accesses."""
+    ptx = kernel.asm["ptx"]
+    assert local_memory(kernel, directory) == 0, "spills"
+    assert not re.search(r"\b(atom|red)\.", ptx), "the same bits at every run"
+    assert ("__assertfail" in ptx) == classes, "targets out of range trap"
+    assert "ex2.approx.ftz" in ptx, "the short exp"
+    return accesses(kernel)
+
+
+def ex2(kernel: Any) -> int:
+    return str(kernel.asm["ptx"]).count("ex2.approx")

@@ -1,4 +1,4 @@
-"""Standing cases shared by tests and benchmarks: logits, targets, options, layouts, upstream gradients."""
+"""Standing cases shared by tests: logits, targets, options, layouts, upstream gradients."""
 
 from __future__ import annotations
 
@@ -169,14 +169,14 @@ def scalings(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def _row_stride(x: Tensor) -> Tensor:
-    wide = torch.full((x.shape[0], x.shape[1] + 5), torch.nan, dtype=x.dtype)
+    wide = torch.full((x.shape[0], x.shape[1] + 5), torch.nan, dtype=x.dtype, device=x.device)
     wide[:, : x.shape[1]] = x
     return wide[:, : x.shape[1]]
 
 
 def _offset(x: Tensor) -> Tensor:
     """Starts one element into its storage, so no row is aligned."""
-    flat = torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype)
+    flat = torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype, device=x.device)
     flat[1:] = x.reshape(-1)
     return flat[1:].view(x.shape)
 

@@ -18,11 +18,20 @@ FACTOR = {torch.float32: 1.0, torch.float16: 1.0, torch.bfloat16: 2.0}
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def rerun(file: str) -> None:
-    """Runs the tests of ``file`` in the interpreter."""
+def refuse_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of images are walked where they lie: nothing may go through rows."""
+
+    def refuse(_x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("an image was transposed")
+
+    monkeypatch.setattr(plain, "to_rows", refuse)
+
+
+def rerun(file: str, *words: str) -> None:
+    """Runs the tests of ``file`` in the interpreter; words: which, as pytest is told."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
+        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, *words],
         env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

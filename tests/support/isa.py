@@ -13,8 +13,8 @@ SCRIPT_HEAD = """
 import os, sys
 import numpy as np, torch
 import torch.nn.functional as F
-sys.path.insert(0, {support!r})
-import cases, limit_cases, longtail, naive, shard_cases
+sys.path[:0] = {folders!r}
+import cases, kernels, limit_cases, longtail, naive, shard_cases
 from tolerances import assert_close
 """
 
@@ -43,7 +43,7 @@ def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
     if isa is not None:
         environment["LONGTAIL_CPU_ISA"] = isa
-    script = SCRIPT_HEAD.format(support=os.path.dirname(__file__)) + body
+    script = SCRIPT_HEAD.format(folders=sys.path) + body
     return subprocess.run(
         [sys.executable, "-c", script],
         env=environment,

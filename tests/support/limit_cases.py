@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cases
+from batches import Kernels, SoftmaxBatch, as_rows
 from longtail.ops.layout import to_images
 from tolerances import assert_close, assert_same
 
@@ -105,22 +106,20 @@ def check(
         assert_close(value, grad, what=f"gradient {what}", factor=factor)
 
 
-def check_operators(shape: tuple[int, ...], dtype: torch.dtype, factor: float = 1.0) -> None:
-    """Every softmax operator of the current backend, over [N, C], or over images [N, C, P] of the same rows."""
-    ops = torch.ops.longtail
+def check_operators(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype, factor: float = 1.0) -> None:
+    """Every softmax operator over rows [N, C], or over images [N, C, P] of the same rows."""
     images = len(shape) == 3
-    repeated = shape[2] if images else 1
-    for name, (logits, target, options, coefficient), loss, grad in problems(shape[1], dtype, repeated):
-        tail = cases.operator_options(shape[1], options, cross_entropy_coefficient=coefficient)
-        size = torch.Size((len(TARGETS), *shape[1:]))
-        z = to_images(logits, size) if images else logits
+    size = torch.Size((len(TARGETS), *shape[1:]))
+    for name, (logits, target, options, coefficient), loss, grad in problems(
+        shape[1], dtype, shape[2] if images else 1
+    ):
         up = torch.tensor(-1.25, dtype=cases.vector_dtype(dtype)).expand(len(target))
-        first, stats = ops.softmax_loss(z, target, *tail)
-        back = ops.softmax_loss_backward(up, z, target, stats, *tail)
-        second, _, both = ops.softmax_loss_and_grad(up, z, target, *tail)
-        third, _ = ops.softmax_loss_and_grad_(up, written := z.clone(), target, *tail)
-        grads = [x.movedim(1, 2).reshape(logits.shape) if images else x for x in (back, both, written)]
-        check(f"{name} {shape} {dtype}", (first, second, third), grads, loss, grad * -1.25, factor)
+        case = to_images(logits, size) if images else logits, target
+        one = SoftmaxBatch(kernels, case, options, up)
+        one.tail = [*cases.operator_options(shape[1], options, cross_entropy_coefficient=coefficient)]
+        one.run()
+        grads = [as_rows(x) for x in one.grads]
+        check(f"{name} {shape} {dtype}", one.losses, grads, loss, grad * -1.25, factor)
 
 
 def check_weights_of_positives(dtype: torch.dtype) -> None:

@@ -86,6 +86,12 @@ def random_case(
     return logits, target
 
 
+def poisoned(logits: Tensor, target: Tensor) -> Tensor:
+    """Rows, pixels or elements that are ignored hold NaN."""
+    ignored = target == cases.IGNORE
+    return logits.masked_fill(ignored if target.shape == logits.shape else ignored.unsqueeze(1), torch.nan)
+
+
 def options(name: str, logits: Tensor, seed: int = 0) -> dict[str, Any]:
     """Keyword arguments of the public functions; class vectors and weights in `vector_dtype` of the logits."""
     g = cases.generator(2000 + seed)

@@ -1,68 +1,61 @@
-"""Promise: the Triton kernels compile ahead of time for sm_80, sm_90 and sm_100, without spills, with 16-byte accesses.
+"""Promise: the Triton kernels of the softmax family compile ahead of time for sm_80, sm_90 and sm_100, without spills.
 
 No GPU is needed: the launchers run as they are, over a driver that stops short of the launch.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import cases
 
 pytest.importorskip("triton")
-module = pytest.importorskip("longtail.triton_kernels.softmax_loss")
+softmax = pytest.importorskip("longtail.triton_kernels.softmax_loss")
+shard = pytest.importorskip("longtail.triton_kernels.softmax_shard")
 scale_grad = pytest.importorskip("longtail.triton_kernels.scale_grad")
 from ahead_of_time import (  # noqa: E402
     ARCHS,
     PASSES,
     accesses,
     activate,
+    check,
+    compiles,
+    ex2,
     has_barrier,
+    launch_softmax,
     local_memory,
     longest_loop,
     recorded,
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
-
+pytestmark = compiles
 # Rows in registers, aligned and not; swept ones that are aligned; GPT-2's vocabulary, whose rows begin anywhere.
 CLASSES = (1000, 1203, 4096, 128256, 50257)
+IMAGES = ((1, 2, 4096), (1, 21, 4096), (1, 150, 4096), (1, 1203, 4096))
+FOUR_PIXELS = {
+    torch.float32: re.compile(r"(ld|st)\.global\S*\.v4\.b32"),
+    torch.bfloat16: re.compile(r"(ld|st)\.global\S*\.v2\.b32"),
+}
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return recorded(monkeypatch, module, "tile_kernel", "sweep_kernel")
+    return recorded(monkeypatch, softmax, "tile_kernel", "sweep_kernel", "pixel_tile_kernel", "pixel_sweep_kernel")
 
 
-def launch(what: str, logits: Tensor, option_set: str, **changes: Any) -> None:
-    rows, classes = logits.shape
-    target, up = torch.zeros(rows, dtype=torch.long), torch.zeros(rows)
-    options = cases.options(option_set, classes, target) | changes
-    tail = cases.operator_options(classes, options)
-    if what == "loss":
-        module.softmax_loss(logits, target, *tail)
-    elif what == "backward":
-        module.softmax_loss_backward(up, logits, target, torch.zeros(rows, 5), *tail)
-    else:
-        module.softmax_loss_and_grad(up, logits, target, *tail)
+def launch(what: str, logits: torch.Tensor, option_set: str, **changes: Any) -> None:
+    launch_softmax(softmax, what, logits, option_set, **changes)
 
 
-def check(kernel: Any, what: str, directory: Path) -> None:
-    ptx = kernel.asm["ptx"]
-    assert local_memory(kernel, directory) == 0, "spills"
-    wide = accesses(kernel)
+def check_pass(kernel: Any, what: str, directory: Path) -> None:
+    wide = check(kernel, directory)
     assert wide["ld"] > 0
     assert (wide["st"] > 0) == (what != "loss")
-    assert not re.search(r"\b(atom|red)\.", ptx), "the same bits at every run"
-    assert "__assertfail" in ptx, "targets out of range trap"
-    assert "ex2.approx.ftz" in ptx, "the short exp"
 
 
 @pytest.mark.parametrize("what", PASSES)
@@ -73,7 +66,7 @@ def test_every_option_at_once(arch: int, classes: int, what: str, compiled: list
     activate(arch)
     launch(what, torch.zeros(2, classes, dtype=torch.bfloat16), "mixed")
     (kernel,) = compiled
-    check(kernel, what, tmp_path)
+    check_pass(kernel, what, tmp_path)
     if what != "loss":
         assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", kernel.asm["ptx"]), "gradients are rounded, not cut off"
 
@@ -90,7 +83,7 @@ def test_dtypes_and_options(
     activate(90)
     launch(what, torch.zeros(2, classes, dtype=dtype), option_set)
     (kernel,) = compiled
-    check(kernel, what, tmp_path)
+    check_pass(kernel, what, tmp_path)
 
 
 @pytest.mark.parametrize("classes", [3, 100, 128, 512, 8192, 32000])
@@ -111,13 +104,23 @@ def test_the_sweep_has_no_barrier_in_its_loop(compiled: list[Any]) -> None:
     assert not has_barrier(loop)
 
 
+def test_the_loops_over_images_have_no_barrier(compiled: list[Any]) -> None:
+    activate(90)
+    launch("loss", torch.zeros(1, 1203, 4096), "plain")
+    launch("loss", torch.zeros(1, 1203, 4096, dtype=torch.bfloat16), "mixed")
+    for kernel in compiled:
+        loop = longest_loop(kernel)
+        assert loop.count("ex2.approx") >= 8
+        assert not has_barrier(loop)
+
+
 @pytest.mark.parametrize("classes", [1000, 50257])
 def test_an_unused_option_costs_no_instruction(classes: int, compiled: list[Any]) -> None:
     """Focal weighting, complement entropy and class weights cost arithmetic per row, and none per element."""
     activate(90)
     for option_set in ("plain", "focal", "complement_up"):
         launch("loss", torch.zeros(2, classes, dtype=torch.bfloat16), option_set)
-    counts = [kernel.asm["ptx"].count("ex2.approx") for kernel in compiled]
+    counts = [ex2(kernel) for kernel in compiled]
     assert counts == [counts[0], counts[0] + 1, counts[0]]
 
 
@@ -139,6 +142,11 @@ def test_few_kernels_for_all_sizes(compiled: list[Any]) -> None:
     flat = torch.zeros(2 * 32000 + 1)
     launch("loss", flat[1:].view(2, 32000), "plain")
     assert len({kernel.hash for kernel in compiled}) <= 4 + 3
+    compiled.clear()
+    for classes in (19, 80, 150, 1203):
+        for pixels in (32, 33, 64, 1024):
+            launch("loss", torch.zeros(1, classes, pixels), "plain")
+    assert len({kernel.hash for kernel in compiled}) == 4
 
 
 def test_the_scaling_of_a_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -154,3 +162,37 @@ def test_the_scaling_of_a_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for kernel in compiled:
         assert local_memory(kernel, tmp_path) == 0
         assert accesses(kernel)["ld"] == accesses(kernel)["st"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=cases.name)
+@pytest.mark.parametrize(("arch", "shape"), [(a, s) for a in ARCHS for s in (IMAGES if a == 90 else IMAGES[1:3])])
+def test_images(arch: int, shape: tuple[int, ...], dtype: torch.dtype, compiled: list[Any], tmp_path: Path) -> None:
+    activate(arch)
+    # With softcap too, the assembler gives up 8 bytes per thread on sm_80 for one more program per multiprocessor.
+    launch("both", torch.zeros(shape, dtype=dtype), "mixed_linear" if arch == 80 else "mixed")
+    check(compiled[0], tmp_path)
+    kinds = FOUR_PIXELS[dtype].findall(compiled[0].asm["ptx"])
+    assert {"ld", "st"} <= set(kinds), "four pixels per access"
+
+
+@pytest.mark.parametrize("what", PASSES[:2])
+@pytest.mark.parametrize("shape", IMAGES[1:3])
+def test_image_passes(shape: tuple[int, ...], what: str, compiled: list[Any], tmp_path: Path) -> None:
+    activate(90)
+    launch(what, torch.zeros(shape), "mixed")
+    check(compiled[0], tmp_path)
+    assert accesses(compiled[0])["ld"] > 0
+
+
+@pytest.mark.parametrize(("arch", "classes"), [(80, 50257), (90, 1000), (90, 16032), (90, 50257), (100, 50257)])
+def test_shards(arch: int, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = recorded(monkeypatch, shard, "shard_tile_kernel", "shard_sweep_kernel")
+    activate(arch)
+    logits, target = torch.zeros(2, classes, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)
+    vectors = torch.ones(classes), torch.zeros(classes)
+    shard.softmax_loss_accumulate(logits, target, *vectors, torch.zeros(classes), cases.IGNORE, True, 1.3, 8.0)
+    shard.softmax_loss_apply(logits, target, torch.zeros(2, 5), *vectors, cases.IGNORE, 1.3, 8.0)
+    for kernel in found:
+        check(kernel, tmp_path)
+        assert accesses(kernel)["ld"] > 0
+    assert [accesses(kernel)["st"] > 0 for kernel in found] == [False, True]

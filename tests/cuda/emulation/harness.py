@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.options import SoftmaxOptions
-
 from . import build
 
 STORAGES = (torch.float32, torch.bfloat16, torch.float16)
@@ -119,48 +117,6 @@ def scaling(grad: Tensor, factor: Tensor, processors: int, target: Tensor | None
     if target is not None:
         fields |= {"target": target, "target_stride": target.stride(0), "ignore_index": -100}
     return Launch(fields, processors=processors, kind=SCALING)
-
-
-def launch(
-    pass_: int,
-    plan: Plan,
-    logits: Tensor,
-    target: Tensor,
-    options: tuple[Any, ...],
-    *,
-    loss: Tensor | None = None,
-    stats: Tensor,
-    grad: Tensor | None = None,
-    up: Tensor | None = None,
-) -> Launch:
-    """options: those of the operators (cases.operator_options), in schema order."""
-    fields = SoftmaxOptions(*options)._asdict()
-    weight = fields["weight"]
-    fields.update(
-        storage=STORAGES.index(logits.dtype),
-        rows=len(target),
-        num_classes=logits.shape[1],
-        logits=logits,
-        logits_stride=logits.stride(0),
-        target=target,
-        target_stride=target.stride(0),
-        weight_sum=weight.sum() if weight is not None and fields["label_smoothing"] else None,
-        grad_loss=up,
-        grad_loss_stride=0 if up is None else up.stride(0),
-        loss=loss,
-        stats=stats,
-        grad=grad,
-        grad_stride=0 if grad is None else grad.stride(0),
-    )
-    if logits.dim() == 3:
-        fields.update(
-            pixels=logits.shape[2],
-            logits_class_stride=logits.stride(1),
-            grad_class_stride=0 if grad is None else grad.stride(1),
-            stats_stride=stats.stride(0),
-            stats_column_stride=stats.stride(1),
-        )
-    return Launch(fields, pass_, plan)
 
 
 def _plan_fields(plan: Plan) -> Any:

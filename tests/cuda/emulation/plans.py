@@ -1,64 +1,178 @@
-"""Devices, the kinds of problems there are, and what makes a plan one that can run."""
+"""How the passes of a batch are launched, and the emulated kernels as what computes one."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
 
-from . import build, harness
-from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, WARP, Device, Plan, Problem
+import torch
+from torch import Tensor
 
-KB = 1024
-# compute capability, multiprocessors, shared memory of a block and of a multiprocessor
-DEVICES = {
-    "A100": Device(80, 108, 163 * KB, 164 * KB),
-    "L40": Device(89, 142, 99 * KB, 100 * KB),
-    "H200": Device(90, 132, 227 * KB, 228 * KB),
-    "B200": Device(100, 148, 227 * KB, 228 * KB),
-    "RTX 5090": Device(120, 170, 99 * KB, 100 * KB),
+from batches import Batch, SigmoidBatch, SoftmaxBatch
+from layouts import laid
+from longtail.ops.layout import row_count
+from tolerances import assert_same
+
+from . import harness
+from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Launch, Plan, describe, poisoned
+from .passes import sigmoid_launch, softmax_launch
+
+
+@dataclass(frozen=True)
+class Plans:
+    """One for each pass; `vector`: whether they need rows of logits and gradient that lie alike."""
+
+    loss: Plan
+    backward: Plan
+    both: Plan
+    device = "cpu"
+    again = True
+
+    @property
+    def vector(self) -> bool:
+        return self.both.vector
+
+    def gradient_factor(self, _dtype: torch.dtype) -> float:
+        return 1.0
+
+    def softmax(self, batch: SoftmaxBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
+
+    def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
+
+    def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
+        """On devices of one multiprocessor and of many, in both orders: to the same bits."""
+        flat = torch.empty(0, dtype=grad.dtype).set_(grad.untyped_storage()).clone()
+        copies = [flat.clone().as_strided(grad.shape, grad.stride(), grad.storage_offset()) for _ in range(3)]
+        few, *others = (
+            harness.scaling(x, factor, n, target) for x, n in zip((grad, *copies), (1, 132, 1, 132), strict=True)
+        )
+        harness.run([few, others[0], *(one.otherwise() for one in others[1:])])
+        for again in copies:
+            assert_same(again, grad, "in another order")
+
+
+def launches(batch: Batch) -> list[Launch]:
+    """All passes, of which each writes results of its own, by the plans that are the batch's kernels."""
+    plans = batch.kernels
+    assert isinstance(plans, Plans)
+    z, written = batch.laid(batch.logits), batch.laid(batch.logits)
+    grads = [laid(poisoned(z.shape, z.dtype), batch.grad_layout) for _ in range(2)]
+    batch.z, batch.grads = z, [*grads, written]
+    if isinstance(batch, SoftmaxBatch):
+        return _softmax_launches(batch, plans, written)
+    assert isinstance(batch, SigmoidBatch)
+    return _sigmoid_launches(batch, plans, written)
+
+
+def _softmax_launches(batch: SoftmaxBatch, plans: Plans, written: Tensor) -> list[Launch]:
+    rows = len(batch.target)
+    batch.losses = [poisoned((rows,)) for _ in range(3)]
+    batch.stats = [poisoned((5, rows)).t() if written.dim() == 3 else poisoned((rows, 5)) for _ in range(3)]
+    (l0, l1, l2), (s0, s1, s2), (g0, g1, g2), up = batch.losses, batch.stats, batch.grads, batch.up
+    inputs, in_place = (batch.z, batch.target, batch.tail), (written, batch.target, batch.tail)
+    return [
+        softmax_launch(LOSS, plans.loss, *inputs, loss=l0, stats=s0),
+        softmax_launch(BACKWARD, plans.backward, *inputs, stats=s0, grad=g0, up=up),
+        softmax_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, stats=s1, grad=g1, up=up),
+        softmax_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, stats=s2, grad=g2, up=up),
+    ]
+
+
+def _sigmoid_launches(batch: SigmoidBatch, plans: Plans, written: Tensor) -> list[Launch]:
+    shape = batch.logits.shape if batch.elementwise else (row_count(batch.logits),)
+    batch.losses = [poisoned(shape) for _ in range(3)]
+    (l0, l1, l2), (g0, g1, g2), up, y = batch.losses, batch.grads, batch.up, batch.y
+    inputs, in_place = (batch.z, y, batch.tail), (written, y, batch.tail)
+    found = [
+        sigmoid_launch(LOSS, plans.loss, *inputs, loss=l0),
+        sigmoid_launch(BACKWARD, plans.backward, *inputs, grad=g0, up=up),
+        sigmoid_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, grad=g1, up=up),
+        sigmoid_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, grad=g2, up=up),
+    ]
+    # Vectors where the matrices allow them, as the operators do.
+    fitting = [replace(one.plan, vector=one.plan.vector and describe(one).alike) for one in found]
+    return [replace(one, plan=plan) for one, plan in zip(found, fitting, strict=True)]
+
+
+def swept(cluster: int = 1, vector: bool = True, threads: int = 64) -> Plans:
+    plan = Plan(SWEEP, vector, threads, cluster=cluster)
+    return Plans(plan, plan, plan)
+
+
+def kept(cluster: int = 1, threads: int = 64) -> Plans:
+    """The row in shared memory between its two uses."""
+    sweep = Plan(SWEEP, True, threads, cluster=cluster)
+    return Plans(sweep, sweep, Plan(SHARED, True, threads, cluster=cluster))
+
+
+def in_warp(lanes: int, vector: bool = False) -> Plans:
+    plan = Plan(WARP, vector, 64, lanes=lanes)
+    return Plans(plan, plan, plan)
+
+
+def over_pixels(lanes: int, threads: int = 64, vector: bool = True, kept: bool = False) -> Plans:
+    """kept: the logits stay in shared memory between their two uses."""
+    sweep = Plan(SWEEP, vector, threads, lanes)
+    return Plans(sweep, sweep, Plan(SHARED if kept else SWEEP, vector, threads, lanes))
+
+
+REGIMES: dict[str, Plans] = {
+    "block": swept(),
+    "single_elements": swept(vector=False),
+    "one_warp": swept(threads=32),
+    "widest": swept(threads=256),
+    **{f"cluster_{n}": swept(n) for n in (2, 4, 8, 16)},
+    "single_elements_cluster": swept(2, vector=False, threads=32),
+    "single_elements_wide": swept(2, vector=False),
+    **{f"kept_{n}": kept(n) for n in (1, 2, 4, 8, 16)},
+    "warp": in_warp(32),
+    "warp_of_vectors": in_warp(32, vector=True),
 }
-CLUSTER = {"A100": 1, "L40": 1, "H200": 16, "B200": 16, "RTX 5090": 8}  # the largest that it has
-CLASSES = [1, 2, 31, 127, 256, 257, 512, 1000, 1024, 1025, 4096, 5003, 32000, 50257, 128256, 2**20, 2**22, 2**29]
-PASSES = (LOSS, BACKWARD, LOSS_AND_GRAD)
+# Pixels of whole groups, and single ones.
+PIXELS: dict[str, Plans] = {
+    "alone": over_pixels(32, 32),
+    "shared_classes": over_pixels(8, 64),
+    "kept": over_pixels(16, 64, kept=True),
+    "kept_alone": over_pixels(32, 32, kept=True),
+    "single_alone": over_pixels(64, 64, vector=False),
+    "single": over_pixels(32, 128, vector=False),
+    "single_kept": over_pixels(32, 64, vector=False, kept=True),
+}
+# Of the sigmoid family: rows, whatever the lanes; pixels whose classes are in one thread, in one warp or in many.
+SIGMOID_REGIMES: dict[str, Plans] = {
+    "lane": in_warp(1, vector=True),
+    "lanes": in_warp(8, vector=True),
+    "warp": in_warp(32, vector=True),
+    "warp_of_single_elements": in_warp(32),
+    "block": swept(),
+    "widest": swept(threads=256),
+    "cluster_2": swept(2),
+    "cluster_16": swept(16, threads=32),
+    "single_elements": swept(2, vector=False, threads=32),
+}
+SIGMOID_PIXELS: dict[str, Plans] = {
+    "along": over_pixels(32, 32),
+    "in_a_warp": over_pixels(4, 32),
+    "warps": over_pixels(32, 128),
+    "widest": over_pixels(4, 256),
+    "single_pixels": over_pixels(32, 32, vector=False),
+    "single_pixels_spread": over_pixels(16, 64, vector=False),
+}
 
 
-def constant(name: str) -> int:
-    """A number of plan.h."""
-    found = re.search(rf"constexpr int {name} = (\d+);", (build.KERNELS / "plan.h").read_text())
-    assert found, f"plan.h has no {name}"
-    return int(found.group(1))
+def emulated(plans: dict[str, Plans], *names: str) -> dict[str, Plans]:
+    """Those of the names, or all, as `kernels.over` takes them."""
+    return {f"emulated-{name}": plans[name] for name in names or plans}
 
 
-def problems() -> Iterator[Any]:
-    """Every kind there is, of rows that can be: whole vectors have rows that can be aligned."""
-    sizes = itertools.product(PASSES, (2, 4), (1, 7, 300, 2**31 + 5), CLASSES)
-    for (pass_, size, rows, classes), alike, extras in itertools.product(sizes, (True, False), (True, False)):
-        for aligned in {False, alike and classes * size % 16 == 0}:
-            yield Problem(pass_, size, rows, classes, aligned, alike, extras)
-
-
-def is_power_of_two(n: int) -> bool:
-    return n > 0 and n & (n - 1) == 0
-
-
-def assert_can_run(problem: Any, plan: Plan, device: str) -> None:
-    assert is_power_of_two(plan.threads)
-    assert plan.threads % 32 == 0, "whole warps"
-    assert is_power_of_two(plan.cluster)
-    assert plan.cluster <= CLUSTER[device]
-    assert harness.shared_bytes(plan, problem) <= DEVICES[device].shared_per_block
-    if plan.regime == WARP:
-        assert plan.threads <= constant("kWarpThreads")
-        assert is_power_of_two(plan.lanes)
-        assert plan.lanes <= 32
-        assert problem.num_classes <= plan.lanes * (32 if plan.vector else 16), "a row is in its lanes' registers"
-        assert problem.aligned or not plan.vector
-        assert plan.cluster == 1
-    else:
-        assert plan.threads <= constant("kBlockThreads")
-        assert problem.alike or problem.pass_ == LOSS or not plan.vector
-    if plan.regime == SHARED:
-        assert problem.pass_ == LOSS_AND_GRAD
-        assert plan.vector
+def warps(classes: int, dtype: torch.dtype) -> list[Plans]:
+    """The least and the most lanes for single elements, and for vectors if rows are made of them."""
+    held = {True: 32, False: 16}
+    per_vector = 16 // dtype.itemsize
+    plans = []
+    for vector in (False, True):
+        fitting = [n for n in (1, 2, 4, 8, 16, 32) if n * held[vector] >= classes]
+        if fitting and not (vector and classes % per_vector):
+            plans += [in_warp(n, vector) for n in {fitting[0], 32}]
+    return plans

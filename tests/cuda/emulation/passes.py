@@ -1,0 +1,101 @@
+"""One pass of a family over tensors, as a launch of the emulated kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from longtail.ops.layout import row_count
+from longtail.options import SoftmaxOptions
+
+from .harness import SIGMOID, STORAGES, Launch, Plan
+
+
+def softmax_launch(
+    pass_: int,
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    options: tuple[Any, ...],
+    *,
+    loss: Tensor | None = None,
+    stats: Tensor,
+    grad: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Launch:
+    """options: those of the operators (cases.operator_options), in schema order."""
+    fields = SoftmaxOptions(*options)._asdict()
+    weight = fields["weight"]
+    fields.update(
+        storage=STORAGES.index(logits.dtype),
+        rows=len(target),
+        num_classes=logits.shape[1],
+        logits=logits,
+        logits_stride=logits.stride(0),
+        target=target,
+        target_stride=target.stride(0),
+        weight_sum=weight.sum() if weight is not None and fields["label_smoothing"] else None,
+        grad_loss=up,
+        grad_loss_stride=0 if up is None else up.stride(0),
+        loss=loss,
+        stats=stats,
+        grad=grad,
+        grad_stride=0 if grad is None else grad.stride(0),
+    )
+    if logits.dim() == 3:
+        fields.update(
+            pixels=logits.shape[2],
+            logits_class_stride=logits.stride(1),
+            grad_class_stride=0 if grad is None else grad.stride(1),
+            stats_stride=stats.stride(0),
+            stats_column_stride=stats.stride(1),
+        )
+    return Launch(fields, pass_, plan)
+
+
+def sigmoid_launch(
+    pass_: int,
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    options: tuple[Any, ...],
+    *,
+    loss: Tensor | None = None,
+    grad: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Launch:
+    """options: those of the operators (sigmoid_cases.operator_options), in schema order."""
+    weight, pos_weight, sample_weight, by_target, ignore_index, alpha, gamma = options
+    dense = target.is_floating_point()
+    fields = {
+        "storage": STORAGES.index(logits.dtype),
+        "rows": row_count(logits),
+        "num_classes": logits.shape[1],
+        "pixels": logits.shape[2] if logits.dim() == 3 else 0,
+        "logits": logits,
+        "logits_stride": logits.stride(0),
+        "logits_class_stride": logits.stride(1),
+        "dense_target" if dense else "target": target,
+        "dense_stride" if dense else "target_stride": target.stride(0),
+        "dense_class_stride": target.stride(1) if dense else 0,
+        "weight": weight,
+        "pos_weight": pos_weight,
+        "sample_weight": sample_weight,
+        "grad_loss": up,
+        "grad_loss_stride": up.stride(0) if up is not None and up.dim() == 1 else 0,
+        "ignore_index": ignore_index or 0,
+        "alpha_positive": 1.0 if alpha is None else alpha,
+        "alpha_negative": 1.0 if alpha is None else 1.0 - alpha,
+        "gamma": gamma,
+        "dense_is_wide": dense and target.dtype != logits.dtype,
+        "class_weight_by_target": by_target,
+        "ignoring": ignore_index is not None,
+        "elementwise_loss": loss is not None and loss.dim() == logits.dim(),
+        "elementwise_upstream": up is not None and up.dim() == logits.dim(),
+        "loss": loss,
+        "grad": grad,
+        "grad_stride": 0 if grad is None else grad.stride(0),
+        "grad_class_stride": 0 if grad is None else grad.stride(1),
+    }
+    return Launch(fields, pass_, plan, kind=SIGMOID)

@@ -1,0 +1,88 @@
+"""Kernels that the operators dispatch to, and how tests run over them and over those of the emulation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cases
+import longtail
+from batches import Kernels, SigmoidBatch, SoftmaxBatch
+from emulation.build import COMPILER
+from interpreted import FACTOR, INTERPRETED, interpreted
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Those of one backend, by dispatch or from a namespace of its own."""
+
+    backend: str
+    device: str = "cpu"
+    namespace: str = "longtail"
+    again = False
+
+    @property
+    def ops(self) -> Any:
+        return getattr(torch.ops, self.namespace)
+
+    def gradient_factor(self, dtype: torch.dtype) -> float:
+        return FACTOR[dtype] if INTERPRETED else 1.0
+
+    def softmax(self, batch: SoftmaxBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, written = batch.laid(batch.logits), batch.laid(batch.logits)
+        ops, up, target, tail = self.ops, batch.up, batch.target, batch.tail
+        with longtail.use_backend(self.backend):
+            one, one_stats = ops.softmax_loss(z, target, *tail)
+            one_grad = ops.softmax_loss_backward(up, z, target, one_stats, *tail)
+            two, two_stats, two_grad = ops.softmax_loss_and_grad(up, z, target, *tail)
+            three, three_stats = ops.softmax_loss_and_grad_(up, written, target, *tail)
+        batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
+        batch.grads = [one_grad, two_grad, written]
+
+    def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, written = batch.laid(batch.logits), batch.laid(batch.logits)
+        ops, up, y, tail, elementwise = self.ops, batch.up, batch.y, batch.tail, batch.elementwise
+        with longtail.use_backend(self.backend):
+            one = ops.sigmoid_loss(z, y, *tail, elementwise)
+            one_grad = ops.sigmoid_loss_backward(up, z, y, *tail)
+            two, two_grad = ops.sigmoid_loss_and_grad(up, z, y, *tail, elementwise)
+            three = ops.sigmoid_loss_and_grad_(up, written, y, *tail, elementwise)
+        batch.z, batch.losses, batch.grads = z, [one, two, three], [one_grad, two_grad, written]
+
+    def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
+        with longtail.use_backend(self.backend):
+            self.ops.scale_grad_(grad, factor, target, cases.IGNORE)
+
+
+CPU = {"cpu": Operators("cpu"), "reference": Operators("reference")}
+TRITON = {"triton": Operators("triton")}
+GPU = {"cuda": Operators("cuda", "cuda"), "gpu_triton": Operators("triton", "cuda")}
+_MARKS: dict[str, pytest.MarkDecorator] = {
+    "triton": interpreted,
+    "cuda": pytest.mark.gpu,
+    "gpu_triton": pytest.mark.gpu,
+    "emulated": pytest.mark.skipif(COMPILER is None, reason="needs g++"),
+}
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, torch.dtype):
+        return cases.name(value)
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def over(kernels: Mapping[str, Kernels], *axes: Iterable[Any]) -> list[Any]:
+    """Parameters: each of the kernels with each combination of the axes' values."""
+    found = []
+    for (name, chosen), *values in itertools.product(kernels.items(), *axes):
+        marks = _MARKS.get(name.split("-")[0], ())
+        found.append(pytest.param(chosen, *values, id="-".join([name, *map(_label, values)]), marks=marks))
+    return found

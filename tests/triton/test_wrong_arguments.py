@@ -1,0 +1,84 @@
+"""Promise: the Triton launchers refuse what would be read or written out of place, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import cases
+import longtail
+from interpreted import interpreted, rerun, starts_it
+
+pytest.importorskip("triton")
+ops = torch.ops.longtail
+
+
+@interpreted
+def test_softmax() -> None:
+    tail = list(cases.operator_options(5, {}))
+    logits, target, up = torch.zeros(3, 5), torch.zeros(3, dtype=torch.long), torch.ones(3)
+    ops = torch.ops.longtail
+    wrong: list[tuple[Any, list[Any]]] = [
+        (ops.softmax_loss, [logits, target[:2], *tail]),
+        (ops.softmax_loss, [logits, target.int(), *tail]),
+        (ops.softmax_loss, [logits.t().contiguous().t(), target, *tail]),
+        (ops.softmax_loss, [logits, target, torch.ones(4), *tail[1:]]),
+        (ops.softmax_loss, [logits, target, torch.ones(10)[::2], *tail[1:]]),
+        (ops.softmax_loss, [logits, target, torch.ones(5).double(), *tail[1:]]),
+        (ops.softmax_loss_and_grad, [up[:2], logits, target, *tail]),
+        (ops.softmax_loss_and_grad_, [up, logits[:1].expand(3, 5), target, *tail]),
+        (ops.softmax_loss_backward, [up, logits, target, torch.zeros(3, 4), *tail]),
+        (ops.scale_grad_, [logits, up[:2], None, -100]),
+        (ops.scale_grad_, [logits, up, target[:2], -100]),
+    ]
+    with longtail.use_backend("triton"):
+        for operator, arguments in wrong:
+            with pytest.raises(RuntimeError, match="longtail"):
+                operator(*arguments)
+        with pytest.raises(IndexError, match="target 5 in row 1"):
+            longtail.cross_entropy(logits, torch.tensor([0, 5, 1]))
+
+
+@interpreted
+@pytest.mark.parametrize("shape", [(7, 11), (2, 5, 6)])
+def test_sigmoid(shape: tuple[int, ...]) -> None:
+    n = 7 if len(shape) == 2 else 12
+    logits, target, up = torch.zeros(shape), torch.zeros(n, dtype=torch.long), torch.zeros(n)
+    c, tail = shape[1], [None, None, None, False, cases.IGNORE, None, 0.0]
+    wrong: list[tuple[Any, list[Any]]] = [
+        (ops.sigmoid_loss, [logits, target[1:], *tail, False]),
+        (ops.sigmoid_loss, [logits, target.int(), *tail, False]),
+        (ops.sigmoid_loss, [logits, logits.bfloat16(), *tail, False]),
+        (ops.sigmoid_loss, [logits, logits[1:], *tail, False]),
+        (ops.sigmoid_loss, [logits, torch.zeros(*shape, 2)[..., 0], *tail, False]),
+        (ops.sigmoid_loss, [torch.zeros(*shape, 2)[..., 0], target, *tail, False]),
+        (ops.sigmoid_loss, [logits[:1].expand(shape), target, *tail, False]),
+        (ops.sigmoid_loss, [logits, target, torch.ones(c - 1), *tail[1:], False]),
+        (ops.sigmoid_loss, [logits, target, None, torch.ones(c).double(), *tail[2:], False]),
+        (ops.sigmoid_loss, [logits, target, None, None, torch.ones(2 * n)[::2], *tail[3:], False]),
+        (ops.sigmoid_loss, [logits, target, None, None, None, True, *tail[4:], False]),
+        (ops.sigmoid_loss_backward, [up[1:], logits, target, *tail]),
+        (ops.sigmoid_loss_backward, [torch.zeros(*shape, 2)[..., 0], logits, target, *tail]),
+        (ops.sigmoid_loss_and_grad_, [up.double(), logits, target, *tail, False]),
+    ]
+    with longtail.use_backend("triton"):
+        for operator, arguments in wrong:
+            with pytest.raises(RuntimeError, match="longtail"):
+                operator(*arguments)
+        target[1] = c
+        with pytest.raises(IndexError, match=f"target {c} in row 1"):
+            ops.sigmoid_loss(logits, target, *tail, False)
+
+
+@interpreted
+def test_an_image_target_out_of_range_is_named() -> None:
+    target = torch.tensor([[0, 5, 1]])
+    with longtail.use_backend("triton"), pytest.raises(IndexError, match="target 5 in row 1"):
+        longtail.cross_entropy(torch.zeros(1, 5, 3), target)
+
+
+@starts_it
+def test_in_a_process_of_its_own() -> None:
+    rerun(__file__)
