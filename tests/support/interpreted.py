@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtail.ops import plain
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process with TRITON_INTERPRET=1")
 starts_it = pytest.mark.skipif(INTERPRETED, reason="this is that process")
