@@ -14,7 +14,8 @@ settings.register_profile("longtail", deadline=None, derandomize=True, max_examp
 settings.load_profile("longtail")
 
 
-# Files that share a build, or the processes of `ranks`, run on one worker of pytest-xdist, as every other file does.
+# Files that share a build, or the processes of `ranks`, run on one worker of pytest-xdist, as every other file does;
+# with the emulation's run the tests of other files over its kernels, and each run in an interpreter stands alone.
 TOGETHER = {"tests/cuda/test_build": "nvcc", "tests/cuda/": "emulation", "tests/parallel/": "ranks"}
 
 

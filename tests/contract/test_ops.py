@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 import cases
-import longtail
 import naive
+from operator_arguments import softmax as arguments
 from tolerances import assert_close
 
 ops = torch.ops.longtail
-NAMES = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_")
-OPTIONS = ("plain", "smoothing_weight", "focal", "complement", "mixed")
-
-
-def arguments(
-    name: str, option_set: str = "mixed", dtype: torch.dtype = torch.float32, rows: int = 7, classes: int = 11
-) -> list[Any]:
-    """Arguments of one of the four loss operators, with one ignored row and a random upstream gradient."""
-    logits, target = cases.random_case(rows, classes, dtype)
-    logits = cases.poison_ignored(logits, target)
-    tail = cases.operator_options(classes, cases.options(option_set, classes, target, dtype))
-    up = cases.upstreams((rows,), cases.vector_dtype(dtype))["random"]
-    if name == "softmax_loss":
-        return [logits, target, *tail]
-    if name == "softmax_loss_backward":
-        return [up, logits, target, ops.softmax_loss(logits, target, *tail)[1], *tail]
-    return [up, logits, target, *tail]
-
-
-def opcheck(operator: Any, args: list[Any]) -> None:
-    results = torch.library.opcheck(operator.default, tuple(args))
-    assert set(results.values()) == {"SUCCESS"}, results
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
-@pytest.mark.parametrize("name", NAMES)
-def test_opcheck_losses(name: str, option_set: str, backend: str) -> None:
-    with longtail.use_backend(backend):
-        opcheck(getattr(ops, name), arguments(name, option_set))
-
-
-@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 2.0, 1.0])], ids=["count", "weight"])
-def test_opcheck_mean_denominator(weight: Tensor | None) -> None:
-    opcheck(ops.mean_denominator, [torch.tensor([0, -100, 2, 2]), weight, -100, 3])
-
-
-@pytest.mark.parametrize("upstream", ["random", "stride0"])
-def test_opcheck_scale_grad(upstream: str) -> None:
-    up = cases.upstreams((4,), torch.float32)[upstream]
-    for target in (None, torch.tensor([0, -100, 2, 2])):
-        opcheck(ops.scale_grad_, [torch.randn(4, 6), up, target, -100])
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
@@ -141,58 +96,6 @@ def test_mean_denominator(dtype: torch.dtype, ignore: int) -> None:
     assert_close(total, weight[target[counted]].double().sum())
     with pytest.raises(IndexError):
         ops.mean_denominator(torch.tensor([0, 3]), weight, ignore, 3)
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("option_set", OPTIONS)
-@pytest.mark.parametrize("name", ["softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad"])
-def test_fallback_equals_kernel(name: str, option_set: str, dtype: torch.dtype) -> None:
-    args = arguments(name, option_set, dtype)
-    outcomes = []
-    for backend in ("cpu", "reference"):
-        with longtail.use_backend(backend):
-            outcome = getattr(ops, name)(*args)
-        outcomes.append([outcome] if isinstance(outcome, Tensor) else outcome)
-    for kernel, fallback in zip(*outcomes, strict=True):
-        assert kernel.dtype == fallback.dtype
-        assert_close(kernel, fallback.double(), factor=4)
-
-
-WRONG: dict[str, tuple[str, int, Any]] = {
-    "target_short": ("softmax_loss", 1, torch.zeros(6, dtype=torch.long)),
-    "target_int32": ("softmax_loss", 1, torch.zeros(7, dtype=torch.int32)),
-    "target_rank": ("softmax_loss", 1, torch.zeros(7, 1, dtype=torch.long)),
-    "logits_rank": ("softmax_loss", 0, torch.zeros(7, 11, 1, 1)),
-    "images_short": ("softmax_loss", 0, torch.zeros(7, 11, 2)),
-    "images_last": ("softmax_loss", 0, torch.zeros(1, 7, 11).movedim(1, 2)),
-    "logits_integer": ("softmax_loss", 0, torch.zeros(7, 11, dtype=torch.long)),
-    "logits_transposed": ("softmax_loss", 0, torch.zeros(11, 7).t()),
-    "weight_short": ("softmax_loss", 2, torch.ones(10)),
-    "weight_float64": ("softmax_loss", 2, torch.ones(11).double()),
-    "weight_strided": ("softmax_loss", 2, torch.ones(22)[::2]),
-    "class_bias_rank": ("softmax_loss", 3, torch.ones(1, 11)),
-    "class_margin_long": ("softmax_loss", 4, torch.ones(12)),
-    "sample_weight_short": ("softmax_loss", 5, torch.ones(6)),
-    "target_outside": ("softmax_loss", 1, torch.full((7,), 11)),
-    "upstream_short": ("softmax_loss_backward", 0, torch.ones(6)),
-    "upstream_scalar": ("softmax_loss_backward", 0, torch.ones(())),
-    "upstream_bfloat16": ("softmax_loss_backward", 0, torch.ones(7, dtype=torch.bfloat16)),
-    "stats_columns": ("softmax_loss_backward", 3, torch.ones(7, 4)),
-    "stats_rows": ("softmax_loss_backward", 3, torch.ones(6, 5)),
-    "stats_float64": ("softmax_loss_backward", 3, torch.ones(7, 5).double()),
-    "both_upstream_short": ("softmax_loss_and_grad", 0, torch.ones(3)),
-    "inplace_target_short": ("softmax_loss_and_grad_", 2, torch.zeros(3, dtype=torch.long)),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_inconsistent_arguments_raise(case: str) -> None:
-    """An error, never a read outside a tensor."""
-    name, position, value = WRONG[case]
-    args = arguments(name)
-    args[position] = value
-    with pytest.raises((RuntimeError, ValueError, IndexError, TypeError)):
-        getattr(ops, name)(*args)
 
 
 def test_scale_grad_of_wrong_length_raises() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 import cases
 import longtail
 import naive
-from shard_cases import ELSEWHERE, VECTORS, run_shards
+from operator_arguments import SHARD, shard
+from shard_cases import ELSEWHERE, run_shards
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -94,45 +93,10 @@ def test_infinite_and_missing_logits(backend: str) -> None:
         assert grad[5].isnan().all()
 
 
-def shard_case(name: str, dtype: torch.dtype = torch.float32) -> list[Any]:
-    """Arguments of a shard's operator: a local target, one elsewhere, ignored rows with NaN."""
-    logits, target = cases.random_case(7, 11, dtype)
-    logits = cases.poison_ignored(logits, target)
-    target[0] = ELSEWHERE
-    wide = cases.vector_dtype(dtype)
-    options = cases.options("mixed", 11, target, dtype)
-    if name == "softmax_loss_accumulate":
-        return [logits, target, *(options[k] for k in VECTORS), cases.IGNORE, True, 1.3, 8.0]
-    row_grad = torch.randn(7, 5, generator=cases.generator(5)).to(wide)
-    return [logits, target, row_grad, options["weight"], options["class_bias"], cases.IGNORE, 1.3, 8.0]
-
-
-NAMES = ("softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_")
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name: str, backend: str) -> None:
-    with longtail.use_backend(backend):
-        results = torch.library.opcheck(getattr(ops, name).default, tuple(shard_case(name)))
-    assert set(results.values()) == {"SUCCESS"}, results
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_fallback_equals_kernel(name: str, dtype: torch.dtype) -> None:
-    results = []
-    for backend in ("cpu", "reference"):
-        with longtail.use_backend(backend):
-            results.append(getattr(ops, name)(*shard_case(name, dtype)))
-    assert results[0].dtype == results[1].dtype
-    assert_close(results[0], results[1].double(), factor=4)
-
-
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
 def test_layouts_and_written_places(dtype: torch.dtype) -> None:
     """Row strides and unaligned rows; nothing between rows is written."""
-    args = shard_case("softmax_loss_apply", dtype)
+    args = shard("softmax_loss_apply", dtype)
     expected = ops.softmax_loss_apply(*args)
     buffer = torch.full((7, 20), 3.0, dtype=dtype)
     view = buffer[:, 5:16]
@@ -147,8 +111,8 @@ def test_layouts_and_written_places(dtype: torch.dtype) -> None:
 def test_ignored_rows_are_exactly_zero() -> None:
     for backend in ("cpu", "reference"):
         with longtail.use_backend(backend):
-            for name in NAMES[:2]:
-                args = shard_case(name)
+            for name in SHARD[:2]:
+                args = shard(name)
                 result = getattr(ops, name)(*args)
                 ignored = args[1] == cases.IGNORE
                 assert ignored.any()
@@ -170,33 +134,11 @@ def test_no_classes_and_no_rows(backend: str, classes: int) -> None:
             assert grad.shape == z.shape
 
 
-WRONG: dict[str, tuple[str, int, Any]] = {
-    "images": (NAMES[0], 0, torch.zeros(7, 11, 2)),
-    "images_apply": (NAMES[1], 0, torch.zeros(7, 11, 2)),
-    "target_short": (NAMES[0], 1, torch.zeros(6, dtype=torch.long)),
-    "weight_long": (NAMES[0], 2, torch.ones(12)),
-    "bias_short": (NAMES[1], 4, torch.ones(10)),
-    "row_grad_narrow": (NAMES[1], 2, torch.ones(7, 4)),
-    "row_grad_short": (NAMES[2], 2, torch.ones(6, 5)),
-    "row_grad_transposed": (NAMES[2], 2, torch.ones(5, 7).t()),
-    "row_grad_float64": (NAMES[1], 2, torch.ones(7, 5).double()),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_inconsistent_arguments_raise(case: str) -> None:
-    name, position, value = WRONG[case]
-    args = shard_case(name)
-    args[position] = value
-    with pytest.raises(RuntimeError, match=r"expected|contiguous"):
-        getattr(ops, name)(*args)
-
-
 @pytest.mark.parametrize("outside", [-2, 11])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHARD)
 def test_targets_out_of_range(name: str, backend: str, outside: int) -> None:
-    args = shard_case(name)
+    args = shard(name)
     args[1][3] = outside
     with longtail.use_backend(backend), pytest.raises(IndexError, match=f"target {outside} in row 3"):
         getattr(ops, name)(*args)
