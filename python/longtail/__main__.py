@@ -8,7 +8,6 @@ import sys
 
 import torch
 
-from . import __version__
 from .experiments import command as experiments
 from .experiments import demo, demo_report
 from .experiments.command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
@@ -16,6 +15,7 @@ from .experiments.output import missing_packages
 from .experiments.provenance import processor_name, version_of
 from .files import one_line
 from .ops import backends, cpu, dispatch
+from .version import __version__
 
 
 def make_parser() -> argparse.ArgumentParser:

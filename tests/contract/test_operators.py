@@ -12,7 +12,7 @@ import cases
 import longtail
 import operator_arguments
 import sigmoid_cases
-from longtail.images import to_images
+from longtail.ops.layout import to_images
 from operator_arguments import SHARD, SIGMOID, SOFTMAX
 from tolerances import assert_close, assert_same
 
