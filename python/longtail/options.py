@@ -86,7 +86,7 @@ class SoftmaxOptions(NamedTuple):
 
     def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
-        return self[: len(SOFTMAX_VECTORS)], self[len(SOFTMAX_VECTORS) :]
+        return self[:_SOFTMAX_VECTORS], self[_SOFTMAX_VECTORS:]
 
     def checked(self, dtype: torch.dtype) -> SoftmaxOptions:
         """With numbers that are floats, and that ``dtype``, of the arithmetic, holds.
@@ -112,11 +112,13 @@ class SoftmaxOptions(NamedTuple):
             TypeError, ValueError: a vector is wrong.
         """
         options = self.with_vectors(input, rows, num_classes, dtype)
-        return options.for_classes(num_classes) if balanced else options
+        return options.for_classes(num_classes) if balanced and options.complement_coefficient else options
 
     def with_vectors(self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype) -> SoftmaxOptions:
         """With vectors that are checked, flat and in ``dtype``."""
         vectors, others = self.parted()
+        if not [x for x in vectors if x is not None]:  # at most calls
+            return self
         found = _checked_vectors(SOFTMAX_VECTORS, vectors, input, rows, num_classes, dtype)
         return SoftmaxOptions(*found, *others)
 
@@ -127,8 +129,6 @@ class SoftmaxOptions(NamedTuple):
 
     def for_classes(self, num_classes: int) -> SoftmaxOptions:
         """With complement_gamma over C - 1."""
-        if not self.complement_coefficient:
-            return self
         return self._replace(complement_coefficient=self.complement_coefficient / max(num_classes - 1, 1))
 
 
@@ -148,7 +148,7 @@ class SigmoidOptions(NamedTuple):
 
     def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
-        return self[: len(SIGMOID_VECTORS)], self[len(SIGMOID_VECTORS) :]
+        return self[:_SIGMOID_VECTORS], self[_SIGMOID_VECTORS:]
 
     def checked(self, dtype: torch.dtype) -> SigmoidOptions:
         """With numbers that are floats, and that ``dtype``, of the arithmetic, holds.
@@ -162,7 +162,7 @@ class SigmoidOptions(NamedTuple):
         if alpha is not None:
             alpha = check_number("alpha", alpha, high=1.0)
             alpha = None if alpha < 0 else alpha
-        return self._replace(alpha=alpha, gamma=gamma)
+        return self if alpha is self.alpha and gamma is self.gamma else self._replace(alpha=alpha, gamma=gamma)
 
     def prepared(
         self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype, dense: bool
@@ -179,9 +179,11 @@ class SigmoidOptions(NamedTuple):
         if self.class_weight_by_target and (dense or self.weight is None):
             raise ValueError("class_weight_by_target needs class indices as targets, and weight")
         vectors, (by_target, ignore_index, alpha, gamma) = self.parted()
-        found = _checked_vectors(SIGMOID_VECTORS, vectors, input, rows, num_classes, dtype)
         if ignore_index is None and not dense:
             ignore_index = -100
+        elif by_target is False and not [x for x in vectors if x is not None]:  # at most calls
+            return self
+        found = _checked_vectors(SIGMOID_VECTORS, vectors, input, rows, num_classes, dtype)
         found += [bool(by_target), ignore_index, alpha, gamma]
         return SigmoidOptions(*found)
 
@@ -203,6 +205,7 @@ def _checked_vectors(
 
 SOFTMAX_VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
 SIGMOID_VECTORS = ("weight", "pos_weight", "sample_weight")
+_SOFTMAX_VECTORS, _SIGMOID_VECTORS = len(SOFTMAX_VECTORS), len(SIGMOID_VECTORS)
 # By the field of SoftmaxOptions.
 SOFTMAX_NUMBERS = {
     "label_smoothing": Number("label_smoothing", 0.0, 1.0),

@@ -8,6 +8,8 @@ A Function takes (logits, target, denominator, divisor, factor, *vectors, consta
 of which the last two are for the context alone. ``denominator``: 0-d divisor of the sum of the row losses, or None;
 ``factor``: of the gradient that forward makes; ``divisor``: of the upstream gradient in backward, where None is what is
 left to divide by: nothing if forward made the gradient, else ``denominator``. ``vectors``: those of the operators.
+``constants``, one argument, for each costs time: (reduction, gradient, ignore_index, options, outputs), of which the
+last two are what the operators take after the vectors, and what those of forward take at the end.
 """
 
 from __future__ import annotations
@@ -49,18 +51,6 @@ class Family(NamedTuple):
     """How many outputs, of the first two, stand between losses and gradient; backward takes them after the target."""
 
 
-class Constants(NamedTuple):
-    """What a Function takes that is no tensor: one argument, for each costs time."""
-
-    reduction: str
-    gradient: str
-    ignore_index: int | None
-    options: tuple[Any, ...]
-    """Of the operators, after the vectors."""
-    outputs: tuple[Any, ...]
-    """What the operators of forward take at the end."""
-
-
 def forward(family: Family, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     logits, target, denominator, _, factor, *vectors, (reduction, gradient, _, options, outputs) = inputs
     with operators.below_autograd():
@@ -82,7 +72,8 @@ def setup_context(family: Family, ctx: Any, inputs: tuple[Any, ...], output: tup
     # The gradient stays differentiable in name, so that differentiating through it meets the refusal in backward; under
     # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
     kept = len(output) if torch.compiler.is_compiling() else 1 + family.statistics
-    ctx.mark_non_differentiable(*output[1:kept])
+    if kept > 1:
+        ctx.mark_non_differentiable(*output[1:kept])
     ctx.set_materialize_grads(False)
     if ctx.gradient == "backward":
         divisor = denominator if divisor is None else divisor
@@ -125,7 +116,7 @@ def differentiable_loss(
         data: logits and target, as the operators take them; so are the options.
         denominator: what a mean divides by; ``counts``: whether it counts rows, see :func:`function_shares`.
         size: of the gradient, asked for where float16 keeps one.
-        outputs: see :class:`Constants`.
+        outputs: see above.
     """
     check_overwritable(input, gradient)
     vectors, others = options.parted()
@@ -140,6 +131,6 @@ def differentiable_loss(
     keeps, dtype = mode != "backward", arithmetic_dtype(input.dtype)
     bound = size() if keeps and input.dtype == torch.float16 else None
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
-    constants = Constants(reduction, mode, options.ignore_index, others, outputs)
+    constants = (reduction, mode, options.ignore_index, others, outputs)
     found = function.apply(*data, denominator, divisor, factor, *vectors, constants)
     return tuple(found[: 1 + family.statistics])

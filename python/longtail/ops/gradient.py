@@ -40,10 +40,10 @@ class RefuseSecondDerivative(torch.autograd.Function):
 
 def guarded(grad: Tensor, grad_output: Tensor, *inputs: Tensor | None) -> Tensor:
     """``grad``, which refuses to be differentiated again."""
+    if not torch.is_grad_enabled():
+        return grad
     tensors = [x for x in (grad_output, *inputs) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return RefuseSecondDerivative.apply(grad, *tensors)
-    return grad
+    return RefuseSecondDerivative.apply(grad, *tensors) if any(x.requires_grad for x in tensors) else grad
 
 
 class Shares(NamedTuple):

@@ -32,9 +32,6 @@ class Layout(NamedTuple):
     dense: bool
     """Whether there is a target for each element, not a class for each row. No property: torch 2.10 traces none."""
 
-    def with_target(self, target: Tensor) -> Layout:
-        return Layout(self.logits, target, self.shape, self.rows, self.dense)
-
     def restore(self, loss: Tensor) -> Tensor:
         """Losses of the elements in the input's shape."""
         if self.logits.dim() == 3 or len(self.shape) <= 2:
@@ -103,27 +100,27 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
     return clamped if ignore_index is None else torch.where(y == ignore_index, y, clamped)
 
 
-def _denominator(normalizer: str | float | Tensor | None, at: Layout, ignore_index: int | None) -> Tensor:
+def _denominator(
+    normalizer: str | float | Tensor | None, at: Layout, target: Tensor, ignore_index: int | None
+) -> Tensor:
     device = at.logits.device
     given = arguments.given_normalizer(normalizer, device)
     if given is not None:
         return given
     if not at.dense:
         num_classes = at.logits.shape[1]
-        counted = operators.mean_denominator(
-            at.target, None, -100 if ignore_index is None else ignore_index, num_classes
-        )
+        counted = operators.mean_denominator(target, None, -100 if ignore_index is None else ignore_index, num_classes)
         return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
     if normalizer == "rows":
         return torch.full((), max(math.prod(at.rows), 1), dtype=torch.float64, device=device)
     if normalizer == "positives":
-        total = at.target.sum(dtype=torch.float64)
+        total = target.sum(dtype=torch.float64)
         if ignore_index is not None:
-            total = total - ignore_index * (at.target == ignore_index).sum()
+            total = total - ignore_index * (target == ignore_index).sum()
         return total.clamp(min=1)
     if ignore_index is not None:
-        return (at.target != ignore_index).sum()
-    return torch.full((), at.target.numel(), dtype=torch.float64, device=device)
+        return (target != ignore_index).sum()
+    return torch.full((), target.numel(), dtype=torch.float64, device=device)
 
 
 def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
@@ -164,25 +161,24 @@ def sigmoid_loss(
     request.check(dtype, REDUCTIONS, NORMALIZERS)
     options = options.checked(dtype)
     at = lay_out(input, target)
-    if at.dense:
-        at = at.with_target(_checked_elements(target, at.target, options.ignore_index))
+    y = _checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     num_classes = at.logits.shape[1]
     options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
     denominator = None
     if reduction == "mean":
-        denominator = _denominator(request.normalizer, at, options.ignore_index).to(dtype)
+        denominator = _denominator(request.normalizer, at, y, options.ignore_index).to(dtype)
     over = "elements" if reduction == "none" else reduction
     if element_weight is not None:
         element_weight, over = _over_elements(element_weight, input, dtype), "elements"
     (loss,) = differentiable_loss(
-        *(SigmoidLoss, SIGMOID, input, (at.logits, at.target), options, over, request.gradient),
+        *(SigmoidLoss, SIGMOID, input, (at.logits, y), options, over, request.gradient),
         denominator=None if over == "elements" else denominator,
         counts=request.normalizer is None,
-        size=lambda: sigmoid.gradient_size(at.target, num_classes, options),
+        size=lambda: sigmoid.gradient_size(y, num_classes, options),
         outputs=(over == "elements",),
     )
     if element_weight is not None:
-        ignored = None if options.ignore_index is None else at.restore(at.target == options.ignore_index)
+        ignored = None if options.ignore_index is None else at.restore(y == options.ignore_index)
         return _weighted(at.restore(loss), element_weight, ignored, denominator, reduction)
     if reduction == "none":
         return at.restore(loss)
