@@ -1,29 +1,15 @@
-"""What every launcher does: which tensors the kernels serve, on which device, and how kernels are compiled."""
+"""What every launcher does: on which device, and how kernels are compiled. `ops/triton.py` says what comes here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longtail.ops import plain
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # debug keeps the assertion on targets (a few instructions per row) without its integer overflow checks.
 COMPILE: dict[str, Any] = {"debug": True, "sanitize_overflow": False, "enable_fp_fusion": True, "num_stages": 1}
-
-
-def served(logits: Tensor) -> bool:
-    """float64 is for checking gradients, not for speed: it goes to the reference, as other ranks do for its errors."""
-    return logits.dtype in DTYPES and logits.dim() in (2, 3)
-
-
-def reference(op: str) -> Callable[..., Any]:
-    """Operator ``op`` where no kernel serves its logits."""
-    return plain.operator(op)
 
 
 def on(device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from longtail.ops import layout
 
 from . import tuning
 from .checks import check_factor, check_layout, check_target
-from .launching import COMPILE, aligned, on, reference, served
+from .launching import COMPILE, aligned, on
 from .softmax_pixels import first_class, of_class, place
 
 INTEGERS = ["stride", "class_stride", "factor_stride", "target_stride", "ignore_index", "rows", "classes", "pixels"]
@@ -76,9 +76,6 @@ def scale_pixels_kernel(
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor, target: Tensor | None, ignore_index: int) -> None:
-    if not served(grad):
-        reference("scale_grad_")(grad, grad_loss, target, ignore_index)
-        return
     check_layout("grad", grad)
     check_factor("grad_loss", grad_loss, grad)
     if target is not None:

@@ -17,7 +17,7 @@ from longtail.options import SigmoidOptions
 
 from . import tuning
 from .checks import check_sigmoid_loss
-from .launching import COMPILE, aligned, on, reference, served
+from .launching import COMPILE, aligned, on
 from .loss_math import over_lanes_sum
 from .sigmoid_elements import At, Row, block, element_options, load_factors, vectors
 from .softmax_pixels import first_class, of_class, place
@@ -179,9 +179,6 @@ def _new_loss(logits: Tensor, elementwise: bool) -> Tensor:
 
 
 def sigmoid_loss(logits: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-    if not served(logits):
-        result: Tensor = reference("sigmoid_loss")(logits, target, *arguments)
-        return result
     *options, elementwise = arguments
     loss = _new_loss(logits, elementwise)
     _launch(logits, target, None, loss, None, SigmoidOptions(*options))
@@ -189,18 +186,12 @@ def sigmoid_loss(logits: Tensor, target: Tensor, *arguments: Any) -> Tensor:
 
 
 def sigmoid_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    if not served(logits):
-        result: Tensor = reference("sigmoid_loss_backward")(grad_loss, logits, target, *options)
-        return result
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, None, grad, SigmoidOptions(*options))
     return grad
 
 
 def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    if not served(logits):
-        result: tuple[Tensor, Tensor] = reference("sigmoid_loss_and_grad")(grad_loss, logits, target, *arguments)
-        return result
     *options, elementwise = arguments
     loss, grad = _new_loss(logits, elementwise), logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, loss, grad, SigmoidOptions(*options))
@@ -208,9 +199,6 @@ def sigmoid_loss_and_grad(grad_loss: Tensor, logits: Tensor, target: Tensor, *ar
 
 
 def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-    if not served(logits):
-        result: Tensor = reference("sigmoid_loss_and_grad_")(grad_loss, logits, target, *arguments)
-        return result
     *options, elementwise = arguments
     loss = _new_loss(logits, elementwise)
     _launch(logits, target, grad_loss, loss, logits, SigmoidOptions(*options))

@@ -17,7 +17,7 @@ from longtail.options import SoftmaxOptions
 
 from . import tuning
 from .checks import check_loss
-from .launching import COMPILE, aligned, on, reference, served
+from .launching import COMPILE, aligned, on
 from .loss_math import LossOptions, RowStats, Vectors, combine, empty_stats, loss_options, vectors
 from .softmax_pixels import pixel_sweep_kernel, pixel_tile_kernel
 from .softmax_rows import (
@@ -202,16 +202,12 @@ def _as_written(stats: Tensor, logits: Tensor) -> Tensor:
 
 
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not served(logits):
-        return reference("softmax_loss")(logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, None, loss, stats, None, SoftmaxOptions(*options))
     return loss, stats
 
 
 def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
-    if not served(logits):
-        return reference("softmax_loss_backward")(grad_loss, logits, target, stats, *options)
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, SoftmaxOptions(*options))
     return grad
@@ -220,8 +216,6 @@ def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, sta
 def softmax_loss_and_grad(
     grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not served(logits):
-        return reference("softmax_loss_and_grad")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, loss, stats, grad, SoftmaxOptions(*options))
@@ -229,8 +223,6 @@ def softmax_loss_and_grad(
 
 
 def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    if not served(logits):
-        return reference("softmax_loss_and_grad_")(grad_loss, logits, target, *options)
     loss, stats = _new_loss(logits)
     _launch(logits, target, grad_loss, loss, stats, logits, SoftmaxOptions(*options))
     return loss, stats

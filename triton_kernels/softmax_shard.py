@@ -15,7 +15,7 @@ from longtail.options import SoftmaxOptions
 
 from . import tuning
 from .checks import check_shard
-from .launching import COMPILE, aligned, on, reference, served
+from .launching import COMPILE, aligned, on
 from .loss_math import RowGrad, RowStats, Vectors, empty_stats, loss_options
 from .softmax_rows import (
     add_block,
@@ -164,10 +164,6 @@ def softmax_loss_accumulate(
     logits: Tensor, target: Tensor, weight: Tensor | None, class_bias: Tensor | None, class_margin: Tensor | None,
     ignore_index: int, label_smoothing: bool, scale: float, softcap: float,
 ) -> Tensor:  # fmt: skip
-    if not served(logits):
-        given = (weight, class_bias, class_margin, ignore_index, label_smoothing, scale, softcap)
-        result: Tensor = reference("softmax_loss_accumulate")(logits, target, *given)
-        return result
     options = SoftmaxOptions(
         *(weight, class_bias, class_margin),
         ignore_index=ignore_index,
@@ -190,16 +186,10 @@ def _apply_options(
 
 
 def softmax_loss_apply(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> Tensor:
-    if not served(logits):
-        result: Tensor = reference("softmax_loss_apply")(logits, target, row_grad, *options)
-        return result
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, row_grad, None, grad, _apply_options(*options))
     return grad
 
 
 def softmax_loss_apply_(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> None:
-    if not served(logits):
-        reference("softmax_loss_apply_")(logits, target, row_grad, *options)
-        return
     _launch(logits, target, row_grad, None, logits, _apply_options(*options))

@@ -102,12 +102,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 
 def launch(logits: Tensor, **options: Any) -> None:
-    from longtail.triton_kernels import softmax_loss
-
     n, c = logits.shape
-    tail = cases.operator_options(c, options)
-    softmax_loss.softmax_loss(logits, torch.zeros(n, dtype=torch.long), *tail)
-    softmax_loss.softmax_loss_and_grad(torch.ones(n), logits, torch.zeros(n, dtype=torch.long), *tail)
+    tail, target = cases.operator_options(c, options), torch.zeros(n, dtype=torch.long)
+    dispatch.implementation("triton", "softmax_loss")(logits, target, *tail)
+    dispatch.implementation("triton", "softmax_loss_and_grad")(torch.ones(n), logits, target, *tail)
 
 
 @pytest.mark.parametrize(("classes", "kernel"), [(1, "tile_kernel"), (4096, "tile_kernel"), (4097, "sweep_kernel")])
@@ -135,6 +133,14 @@ def test_nothing_is_launched_for_no_rows_or_for_float64(launches: Launches) -> N
     launch(torch.zeros(0, 5000))
     launch(torch.zeros(2, 50, dtype=torch.float64))
     assert not launches
+
+
+def test_rows_and_images_of_three_types_are_served() -> None:
+    for shape in ((2, 3), (2, 3, 4)):
+        for dtype in cases.DTYPES:
+            assert triton_backend.serves(torch.zeros(shape, dtype=dtype)) == (dtype != torch.float64)
+    assert not triton_backend.serves(torch.zeros(3))
+    assert not triton_backend.serves(torch.zeros(2, 3, 4, 5))
 
 
 def status() -> tuple[bool, str]:

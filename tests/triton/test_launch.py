@@ -8,6 +8,7 @@ from longtail.triton_kernels import tuning
 
 import cases
 from launches import Launches
+from longtail.ops import dispatch
 
 H200 = 50 * 2**20 // 132
 
@@ -97,17 +98,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 
 def launch_softmax(logits: torch.Tensor) -> None:
-    from longtail.triton_kernels import softmax_loss
-
     rows = logits.numel() // logits.shape[1] if logits.numel() else 0
     tail = cases.operator_options(logits.shape[1], {})
-    softmax_loss.softmax_loss_and_grad(torch.ones(rows), logits, torch.zeros(rows, dtype=torch.long), *tail)
+    launch = dispatch.implementation("triton", "softmax_loss_and_grad")
+    launch(torch.ones(rows), logits, torch.zeros(rows, dtype=torch.long), *tail)
 
 
 def launch_sigmoid(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, elementwise: bool = True) -> None:
-    from longtail.triton_kernels import sigmoid_loss
-
-    sigmoid_loss.sigmoid_loss(logits, target, None, None, None, False, None, 0.25, gamma, elementwise)
+    launch = dispatch.implementation("triton", "sigmoid_loss")
+    launch(logits, target, None, None, None, False, None, 0.25, gamma, elementwise)
 
 
 @pytest.mark.parametrize(("classes", "kernel"), [(64, "pixel_tile_kernel"), (65, "pixel_sweep_kernel")])
