@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from longtail.options import SoftmaxOptions
+from longtail.options import SOFTMAX_NUMBERS, SoftmaxOptions
 
 from .launching import switch
 
@@ -70,7 +70,9 @@ class LossOptions(NamedTuple):
 
 _numbers = attrgetter(*LossOptions._fields)
 # What the operators are given where an option is off; None: it never is.
-_OFF = [{"scale": 1.0, "cross_entropy_coefficient": None}.get(name, 0.0) for name in LossOptions._fields]
+_OFF = [
+    None if name == "cross_entropy_coefficient" else SOFTMAX_NUMBERS[name].off or 0.0 for name in LossOptions._fields
+]
 
 
 def loss_options(options: SoftmaxOptions) -> LossOptions:

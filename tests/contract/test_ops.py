@@ -1,4 +1,4 @@
-"""Promise: the six operators, called directly, keep their schemas, fakes, statistics and fallback."""
+"""Promise: the softmax operators, called directly, give the losses, gradients and statistics of the definition."""
 
 from __future__ import annotations
 

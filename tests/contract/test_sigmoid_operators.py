@@ -209,7 +209,6 @@ def test_an_undefined_upstream_gradient_shows_where_the_slope_is_0(
         assert torch.equal(grad.isnan(), up.isnan())
 
 
-MATRICES = ["row_stride", "offset"]
 IMAGES = ["contiguous", "whole_vectors_apart", "class_stride", "image_stride", "offset"]
 
 
