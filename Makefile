@@ -18,7 +18,8 @@ test: $(VENV)/.test
 # (The interpreter of its Triton, 3.6, fails with numpy 2.4. No torch changes what the emulation computes.)
 TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,compile_func default_device element_targets errors export gradients \
     images kept_gradient linear_cross_entropy module_options no_rows operators refused_arguments scale_grad semantics \
-    shard_ops sigmoid_bits sigmoid_semantics softmax_definition softmax_operators) $(patsubst %,tests/parallel/test_%.py,contract dtensor vocab) \
+    shard_ops sigmoid_bits sigmoid_semantics softmax_definition softmax_operators) \
+    $(patsubst %,tests/parallel/test_%.py,contract dtensor vocab) \
     $(patsubst %,tests/triton/test_%.py,contract functions launch wrong_arguments)
 
 test-torch-%:
