@@ -16,7 +16,7 @@ from torch import Tensor
 import cases
 import longtail
 from launches import Launches
-from longtail.ops import dispatch, fallback, plain
+from longtail.ops import dispatch, fallback, operators, plain
 from longtail.ops import triton as triton_backend
 
 H200 = 50 * 2**20 // 132
@@ -202,6 +202,7 @@ def test_an_operator_without_a_triton_kernel_runs_on_the_reference(monkeypatch: 
     pytest.importorskip("triton")
     from longtail.triton_kernels import OPERATORS
 
+    assert set(operators.SCHEMAS) - set(OPERATORS) == {"mean_denominator"}
     monkeypatch.setattr(plain, "operator", lambda op: op)
     assert dispatch.implementation("triton", "mean_denominator") == "mean_denominator"
     for operator, module in OPERATORS.items():
