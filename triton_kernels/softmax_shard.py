@@ -45,8 +45,9 @@ def load_shard_target(target, mask, classes, ignore_index):
 def load_reference(z_row, g, row, counted, x, o):
     """u_g and w_g of the target; where it lies elsewhere u_0, which U is relative to, without a margin."""
     first = tl.where(g < 0, 0, g)
-    margin = Vectors(x.weight, x.class_bias)
-    u_g, w_g, _ = load_row(z_row + first, first, row, counted, margin, o)
+    # Spelled out: a default would be Python's None, and no constant of Triton's.
+    without_margin = Vectors(x.weight, x.class_bias, None, None, None)
+    u_g, w_g, _ = load_row(z_row + first, first, row, counted, without_margin, o)
     if x.class_margin is not None:
         u_g -= tl.load(x.class_margin + first, mask=counted & (g >= 0), other=0.0)
     return u_g, w_g
