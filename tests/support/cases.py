@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtail.options import softmax_options
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MODES = ("backward", "forward", "inplace")
 MARGINS = (0.0, 17.0, 20.0, 50.0, 100.0, 1e4)
@@ -139,16 +141,8 @@ def operator_options(
     classes: int, opts: Options, ignore_index: int = IGNORE, cross_entropy_coefficient: float = 1.0
 ) -> tuple[Any, ...]:
     """The operators' trailing arguments, in schema order, for the same options."""
-    complement = opts.get("complement_gamma", 0.0) / (classes - 1) if classes > 1 else 0.0
-    vectors = [opts.get(k) for k in ("weight", "class_bias", "class_margin", "sample_weight")]
-    scalars = [ignore_index, opts.get("label_smoothing", 0.0), opts.get("focal_gamma", 0.0), complement]
-    tail = [
-        cross_entropy_coefficient,
-        opts.get("scale", 1.0),
-        opts.get("softcap") or 0.0,
-        opts.get("z_loss", 0.0),
-    ]
-    return (*vectors, *scalars, *tail)
+    fixed = {"ignore_index": ignore_index, "cross_entropy_coefficient": cross_entropy_coefficient}
+    return tuple(softmax_options(**{**opts, **fixed, "softcap": opts.get("softcap") or 0.0}).for_classes(classes))
 
 
 def scalings(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
