@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 
 import longtail
 
@@ -39,6 +40,12 @@ def test_modules_name_what_their_functions_take(module) -> None:
     assert dict(inspect.signature(module).parameters) == of_function
     with pytest.raises(TypeError, match=r"takes .* positional arguments"):
         module(*[None] * 9)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_an_instance_shows_how_it_is_called(module) -> None:
+    called = inspect.signature(torch.nn.Module().__call__)
+    assert inspect.signature(module()) == called
 
 
 def test_a_subclass_shows_its_own_constructor() -> None:
