@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 
 import pytest
 import torch
@@ -65,3 +66,9 @@ def test_class_balanced_names_the_options_of_both_families() -> None:
     for what in (longtail.class_balanced_loss, longtail.ClassBalancedLoss):
         assert {"label_smoothing", "z_loss", "alpha", "pos_weight"} <= set(inspect.signature(what).parameters)
     assert "chunk_size" in inspect.signature(longtail.LinearCrossEntropyLoss).parameters
+
+
+@pytest.mark.parametrize("name", longtail.functional.__all__)
+def test_annotations_name_what_is_there(name: str) -> None:
+    function = getattr(longtail.functional, name)
+    assert {"target", "targets"} & set(typing.get_type_hints(function))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..arguments import is_dtensor
 from ..linear import loss
 from ..linear.chunks import Chunking
 from ..options import softmax_request
 from ..signatures import refuse_unknown, with_options_of
-from .softmax import cross_entropy, with_stats
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .softmax import LinearKeywords
+from .softmax import LinearKeywords, cross_entropy, with_stats
 
 
 @with_stats

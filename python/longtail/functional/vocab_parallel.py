@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..linear.chunks import Chunking
 from ..options import softmax_request
@@ -13,12 +14,7 @@ from ..parallel import vocab, vocab_linear
 from ..parallel.collectives import Group
 from ..parallel.vocab import Part
 from ..signatures import refuse_unknown, with_options_of
-from .softmax import cross_entropy, with_stats
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .softmax import LinearKeywords, SoftmaxKeywords
+from .softmax import LinearKeywords, SoftmaxKeywords, cross_entropy, with_stats
 
 
 @with_stats
