@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..arguments import is_dtensor
 from ..linear import loss
 from ..linear.chunks import Chunking
 from ..options import softmax_request
 from ..signatures import refuse_unknown, with_options_of
-from .softmax import LinearKeywords, cross_entropy, with_stats
+from .softmax import cross_entropy, with_stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .softmax import LinearKeywords
 
 
 @with_stats

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..arguments import check_tensors, legacy_reduction
 from ..options import Request, SigmoidOptions, sigmoid_request
 from ..sigmoid.loss import along_classes, sigmoid_loss
 from ..signatures import refuse_unknown, with_options_of
-from .softmax import Keywords
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class SigmoidKeywords(Keywords, total=False):
-    """Keyword arguments of the sigmoid family."""
+    from .softmax import Keywords
 
-    ignore_index: int | None
-    gradient: str
+    class SigmoidKeywords(Keywords, total=False):
+        """Keyword arguments of the sigmoid family."""
 
+        ignore_index: int | None
+        gradient: str
 
-class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
-    class_weight_by_target: bool
-    alpha: float | None
-    gamma: float
+    class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
+        class_weight_by_target: bool
+        alpha: float | None
+        gamma: float
 
-
-class BinaryFocalKeywords(SigmoidKeywords, total=False):
-    weight: Tensor | None
-    pos_weight: Tensor | None
+    class BinaryFocalKeywords(SigmoidKeywords, total=False):
+        weight: Tensor | None
+        pos_weight: Tensor | None
 
 
 def sigmoid_focal_loss(

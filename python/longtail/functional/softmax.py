@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, overload
 
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack  # comes with torch
 
 from ..arguments import check_gamma, is_dtensor, legacy_reduction
 from ..options import Request, SoftmaxOptions, softmax_request
@@ -17,44 +16,39 @@ from ..softmax.loss import RowStats
 
 P = ParamSpec("P")
 
-
-class Keywords(TypedDict, total=False):
-    """Keyword arguments of every loss, for type checkers."""
-
-    sample_weight: Tensor | None
-    normalizer: str | float | Tensor | None
-
-
-class _Keywords(Keywords, total=False):
-    focal_gamma: float
-    complement_gamma: float
-    class_bias: Tensor | None
-    class_margin: Tensor | None
-    scale: float
-    softcap: float | None
-    z_loss: float
-    return_stats: Literal[False]
-
-
-class SoftmaxKeywords(_Keywords, total=False):
-    """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has its own overload."""
-
-    gradient: str
-
-
-class ComplementEntropyKeywords(SoftmaxKeywords, total=False):
-    weight: Tensor | None
-
-
-class LinearKeywords(_Keywords, total=False):
-    """Those of :func:`longtail.cross_entropy` that linear losses take by name."""
-
-    weight: Tensor | None
-    reduction: str
-    label_smoothing: float
-
-
 if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class Keywords(TypedDict, total=False):
+        """Keyword arguments of every loss, for type checkers."""
+
+        sample_weight: Tensor | None
+        normalizer: str | float | Tensor | None
+
+    class _Keywords(Keywords, total=False):
+        focal_gamma: float
+        complement_gamma: float
+        class_bias: Tensor | None
+        class_margin: Tensor | None
+        scale: float
+        softcap: float | None
+        z_loss: float
+        return_stats: Literal[False]
+
+    class SoftmaxKeywords(_Keywords, total=False):
+        """Keyword-only arguments of :func:`longtail.cross_entropy`; ``return_stats=True`` has its own overload."""
+
+        gradient: str
+
+    class ComplementEntropyKeywords(SoftmaxKeywords, total=False):
+        weight: Tensor | None
+
+    class LinearKeywords(_Keywords, total=False):
+        """Those of :func:`longtail.cross_entropy` that linear losses take by name."""
+
+        weight: Tensor | None
+        reduction: str
+        label_smoothing: float
 
     class WithStats(Protocol[P]):
         """A loss, and a pair of it and statistics where they are asked for."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..linear.chunks import Chunking
 from ..options import softmax_request
@@ -14,7 +13,12 @@ from ..parallel import vocab, vocab_linear
 from ..parallel.collectives import Group
 from ..parallel.vocab import Part
 from ..signatures import refuse_unknown, with_options_of
-from .softmax import LinearKeywords, SoftmaxKeywords, cross_entropy, with_stats
+from .softmax import cross_entropy, with_stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .softmax import LinearKeywords, SoftmaxKeywords
 
 
 @with_stats
