@@ -23,6 +23,7 @@ def with_options_of(*sources: Callable[..., Any], without: Iterable[str] = ()) -
                     kind = inspect.Parameter.KEYWORD_ONLY
                     found[name] = parameter.replace(kind=kind, annotation=annotation_text(parameter.annotation))
         function.__signature__ = signature.replace(parameters=[*found.values()])  # type: ignore[attr-defined]
+        function.__annotations__.pop(last.name, None)  # the Unpack that type checkers read, unknown at run time
         return function
 
     return decorate

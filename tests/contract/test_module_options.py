@@ -172,7 +172,7 @@ def test_every_option(which: str, name: str) -> None:
 def test_defaults_are_the_functions(which: str) -> None:
     module = CASES[which].module()
     assert_alike(module, CASES[which])
-    own = inspect.signature(type(module).__init__).parameters
+    own = inspect.signature(type(module)).parameters
     for name, parameter in inspect.signature(type(module)._function).parameters.items():
         if name in VALUES and name not in ("weight", "loss"):
             assert getattr(module, name) == parameter.default

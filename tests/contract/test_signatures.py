@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import typing
 
 import pytest
+import torch
 
 import longtail
 
@@ -41,6 +43,12 @@ def test_modules_name_what_their_functions_take(module) -> None:
         module(*[None] * 9)
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_an_instance_shows_how_it_is_called(module) -> None:
+    called = inspect.signature(torch.nn.Module().__call__)
+    assert inspect.signature(module()) == called
+
+
 def test_a_subclass_shows_its_own_constructor() -> None:
     class Warmed(longtail.FocalLoss):
         def __init__(self, warm_up: int) -> None:
@@ -58,3 +66,9 @@ def test_class_balanced_names_the_options_of_both_families() -> None:
     for what in (longtail.class_balanced_loss, longtail.ClassBalancedLoss):
         assert {"label_smoothing", "z_loss", "alpha", "pos_weight"} <= set(inspect.signature(what).parameters)
     assert "chunk_size" in inspect.signature(longtail.LinearCrossEntropyLoss).parameters
+
+
+@pytest.mark.parametrize("name", longtail.functional.__all__)
+def test_annotations_name_what_is_there(name: str) -> None:
+    function = getattr(longtail.functional, name)
+    assert {"target", "targets"} & set(typing.get_type_hints(function))

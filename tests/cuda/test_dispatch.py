@@ -140,6 +140,12 @@ def test_what_cuda_does_not_serve_runs_on_the_next_backend(runs: bool, monkeypat
     assert dispatch.implementation("cuda", "mean_denominator")(torch.ones(2, dtype=torch.int64)) == "reference"
 
 
+def test_the_next_backend_is_not_asked_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "operator", lambda _: lambda *_: "cuda")
+    monkeypatch.setattr(triton, "missing", lambda: pytest.fail("to look for Triton imports it"))
+    assert dispatch.implementation("cuda", "softmax_loss")(torch.ones(2, 3)) == "cuda"
+
+
 @pytest.fixture
 def compiled() -> Iterator[list[Tensor]]:
     """A CUDA kernel of scale_grad_, for CPU tensors too; the list of what reaches it."""

@@ -172,7 +172,7 @@ def check_ignore_index(value: int | None) -> None:
 
 
 def options_of_ranks(call: str, num_classes: int, ignore_index: int | None, **others: Any) -> dict[str, Any]:
-    """What ranks that add up their counts compare, for :func:`longtail.ranks.checked_sum`."""
+    """What ranks that add up their counts compare, for :func:`longtail.parallel.ranks.checked_sum`."""
     ignored = None if ignore_index is None else operator.index(ignore_index)
     return {"the call": call, "num_classes": operator.index(num_classes), "ignore_index": ignored, **others}
 

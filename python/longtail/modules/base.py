@@ -27,6 +27,18 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in found if p.name not in _DATA and p.kind is not p.VAR_KEYWORD}
 
 
+class _ClassSignature:
+    """What ``inspect`` finds of a class, and not of its instances, which are called otherwise."""
+
+    def __init__(self, signature: inspect.Signature | None) -> None:
+        self._signature = signature
+
+    def __get__(self, instance: object, _owner: type) -> inspect.Signature | None:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        return self._signature
+
+
 class Loss(nn.Module):
     """Keeps the options of one function and calls it. Its constructor takes them in the function's order."""
 
@@ -40,7 +52,7 @@ class Loss(nn.Module):
             options = [p for p in signature.parameters.values() if p.name not in _DATA]
             shown = signature.replace(parameters=options, return_annotation=None)
         if shown is not None or "__init__" in vars(cls):
-            cls.__signature__ = shown  # type: ignore[attr-defined]
+            cls.__signature__ = _ClassSignature(shown)  # type: ignore[attr-defined]
 
     if TYPE_CHECKING:  # options are attributes
 

@@ -89,27 +89,26 @@ def _warn_of_plain_pytorch(device_type: str) -> None:
 def implementation(name: str, op: str) -> Callable[..., Any]:
     """The kernel of a backend for the logits that it serves, and of the next one that runs here for the others."""
     kernels = BACKENDS[name]
-    found, serves, after = kernels.operator(op), kernels.serves, _next(name)
-    if after is None or (found is not None and serves is None):
-        assert found is not None
-        return found
-    other = implementation(after, op)
-    return other if found is None or serves is None else _by_logits(op, serves, found, other)
+    found, serves = kernels.operator(op), kernels.serves
+    if found is None:
+        return implementation(_next(name), op)
+    return found if serves is None else _by_logits(name, op, serves, found)
 
 
-def _next(name: str) -> str | None:
+def _next(name: str) -> str:
     names, device = list(BACKENDS), BACKENDS[name].DEVICE
     later = names[names.index(name) + 1 :]
-    fits = (n for n in later if BACKENDS[n].DEVICE in (device, None) and BACKENDS[n].missing() is None)
-    return next(fits, None)
+    return next(n for n in later if BACKENDS[n].DEVICE in (device, None) and BACKENDS[n].missing() is None)
 
 
-def _by_logits(
-    op: str, serves: Callable[[Tensor], bool], kernel: Callable[..., Any], other: Callable[..., Any]
-) -> Callable[..., Any]:
+def _by_logits(name: str, op: str, serves: Callable[[Tensor], bool], kernel: Callable[..., Any]) -> Callable[..., Any]:
     position = logits_position(op)
 
+    @functools.cache
+    def other() -> Callable[..., Any]:  # not before it is needed: to look for Triton takes an import of it
+        return implementation(_next(name), op)
+
     def call(*args: Any) -> Any:
-        return (kernel if serves(args[position]) else other)(*args)
+        return (kernel if serves(args[position]) else other())(*args)
 
     return call
