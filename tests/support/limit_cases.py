@@ -93,8 +93,9 @@ def problems(classes: int, dtype: torch.dtype, repeated: int = 1) -> Iterator[tu
     for options, odd in OPTIONS:
         weight = weights(classes, odd if classes > 2 else None, dtype)
         loss, grad = truth(logits, target, weight, **options)
+        given = {name: x for name, x in options.items() if name != "cross_entropy"} | {"weight": weight}
         coefficient = float(options.get("cross_entropy", True))
-        yield f"{options} {odd}", (logits, target, {**options, "weight": weight}, coefficient), loss, grad
+        yield f"{options} {odd}", (logits, target, given, coefficient), loss, grad
 
 
 def check(
