@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    items.sort(key=lambda item: "in_a_process_of_its_own" not in item.nodeid)  # so that none is left alone at the end
 
 
 @pytest.fixture(autouse=True)
