@@ -61,8 +61,7 @@ def linear_cross_entropy(
             sixteenth of them, within the same bounds.
         accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
             else the dtype of the logits. Not narrower than that.
-        weight, reduction, label_smoothing, focal_gamma, complement_gamma, class_bias, class_margin, scale, softcap,
-            z_loss, sample_weight, normalizer, return_stats: as in :func:`longtail.cross_entropy`.
+        options: the other arguments of :func:`longtail.cross_entropy`, as there.
 
     K-dimensional targets and class probabilities go by way of the whole logits and :func:`longtail.cross_entropy`.
     float16: products are summed in float32. What is kept for backward stays in ``accumulate_dtype``, at least float32,
