@@ -40,7 +40,6 @@ def refuse_unknown(function: Callable[..., Any], named: Iterable[str]) -> None:
     Raises:
         TypeError: one of ``named`` is none of them.
     """
-    known = function.__signature__.parameters  # type: ignore[attr-defined]
     for name in named:
-        if name not in known:
+        if name not in function.__signature__.parameters:  # type: ignore[attr-defined]
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
