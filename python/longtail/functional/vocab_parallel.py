@@ -55,8 +55,8 @@ def vocab_parallel_cross_entropy(
             the logits of all classes would otherwise get a wrong loss, about log(world size) too large, without a word.
         gradient: "backward"; "forward" makes the gradient with the loss, and "inplace" writes it over
             ``local_logits``. They pass over the logits three times as "backward" does, and save memory only.
-        ignore_index, reduction, label_smoothing, options: the other arguments of :func:`longtail.cross_entropy`, as there,
-            the same on every rank. Label smoothing and complement_gamma count all C classes.
+        ignore_index, reduction, label_smoothing, options: the other arguments of :func:`longtail.cross_entropy`, as
+            there, the same on every rank. Label smoothing and complement_gamma count all C classes.
 
     Every call compares dtypes, shapes, ranges of classes, options and a checksum of the targets inside that all-gather.
     On the CPU what is wrong is raised on every rank. On a GPU it is where the rank meets a head (C_local, class_start,
