@@ -243,7 +243,6 @@ class Request(NamedTuple):
         dtype: torch.dtype,
         reductions: tuple[str, ...] = REDUCTIONS,
         normalizers: tuple[str, ...] = ("count",),
-        gradients: tuple[str, ...] = GRADIENTS,
     ) -> None:
         """``dtype``: of the arithmetic; the rest: what may be passed, besides numbers and tensors.
 
@@ -251,7 +250,7 @@ class Request(NamedTuple):
             TypeError, ValueError: one of them is wrong.
         """
         check_choice("reduction", self.reduction, reductions)
-        check_choice("gradient", self.gradient, gradients)
+        check_choice("gradient", self.gradient, GRADIENTS)
         check_normalizer(self.normalizer, self.reduction, normalizers, dtype)
 
     @property

@@ -11,7 +11,7 @@ from ..linear.chunks import Chunking
 from ..options import softmax_request
 from ..parallel import vocab, vocab_linear
 from ..parallel.collectives import Group
-from ..parallel.vocab import Part
+from ..parallel.shard import Part
 from ..signatures import refuse_unknown, with_options_of
 from .softmax import cross_entropy, with_stats
 

@@ -24,8 +24,7 @@ from . import vocab
 from .agreement import agreed
 from .collectives import untraced
 from .dtensor_layout import Layout, global_denominator, local_range
-from .shard import compared
-from .vocab import Part
+from .shard import Part, compared
 
 
 class OverwritableLocal(torch.autograd.Function):

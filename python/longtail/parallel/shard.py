@@ -48,7 +48,7 @@ def check_targets(target: Tensor, ignore_index: int, num_classes: int) -> None:
 
 
 def with_vectors(options: SoftmaxOptions, input: Tensor, rows: torch.Size, dtype: torch.dtype) -> SoftmaxOptions:
-    """``options`` with vectors in ``dtype``; :func:`propose` looks at the lengths of those over classes."""
+    """``options`` with vectors in ``dtype``; :func:`begin` looks at the lengths of those over classes."""
     found: dict[str, Any] = {}
     for name, value in options.vectors.items():
         shape = rows
@@ -64,17 +64,36 @@ def with_vectors(options: SoftmaxOptions, input: Tensor, rows: torch.Size, dtype
 ALL, OWN = "of all classes", "of the rank's own classes"
 
 
-def propose(
+class Part(NamedTuple):
+    """Which classes this rank holds, as users say it."""
+
+    group: Group
+    class_start: int | None
+    num_classes: int | None
+
+
+def begin(
     size: int,
-    class_start: int | None,
-    num_classes: int | None,
-    group: Group,
+    part: Part,
+    input: Tensor,
+    target: Tensor,
     options: SoftmaxOptions,
+    request: Request,
     same: dict[str, Any],
-) -> Proposal:
-    """What this rank, of ``size`` classes, is about to compute; ``same``: what has to be equal on every rank."""
-    class_start, num_classes = _count("class_start", class_start), _count("num_classes", num_classes)
-    world = torch.distributed.get_world_size(group)
+) -> tuple[Tensor, Handshake]:
+    """Targets as int64, and the handshake of a loss of ``size`` local classes.
+
+    ``part``: with a process group. ``same``: what has to be equal on every rank, by name.
+    """
+    proposal = _propose(size, part, options, same)
+    g = arguments.class_indices(target, input)
+    check_targets(g, options.ignore_index, proposal.total)
+    return g, Handshake(proposal, part.group, g, request.normalizer)
+
+
+def _propose(size: int, part: Part, options: SoftmaxOptions, same: dict[str, Any]) -> Proposal:
+    class_start, num_classes = _count("class_start", part.class_start), _count("num_classes", part.num_classes)
+    world = torch.distributed.get_world_size(part.group)
     if num_classes is None and world > 1:
         raise ArgumentValueError(
             f"num_classes is None, expected the number of classes of all {world} ranks together: without it a rank "

@@ -7,12 +7,12 @@ Three passes over the local logits, one collective of a few numbers per row in f
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype, class_indices
+from ..arguments import arithmetic_dtype
 from ..ops.autograd import SIGNATURE
 from ..ops.gradient import (
     check_overwritable,
@@ -27,24 +27,16 @@ from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
 from ..softmax.loss import check, row_stats
-from .collectives import Group, process_group, untraced
-from .handshake import Handshake, refuse
-from .shard import check_rows, check_targets, compared, make_shard, propose, with_vectors
+from .collectives import process_group, untraced
+from .handshake import refuse
+from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
 from .stats import Gathered
-
-
-class Part(NamedTuple):
-    """Which classes this rank holds, as users say it."""
-
-    group: Group
-    class_start: int | None
-    num_classes: int | None
 
 
 @untraced
 def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions, request: Request, part: Part) -> Any:
     """See :func:`longtail.vocab_parallel_cross_entropy`."""
-    group = process_group(part.group)
+    part = part._replace(group=process_group(part.group))
     try:
         options = check(local_logits, target, options, request)
         check_overwritable(local_logits, request.gradient)
@@ -53,12 +45,9 @@ def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions,
         options = with_vectors(options, local_logits, target.shape, dtype)
         same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), **compared(options, request)}
         same |= {"whether sample_weight is given": options.sample_weight is not None}
-        proposal = propose(local_logits.shape[1], part.class_start, part.num_classes, group, options, same)
-        g = class_indices(target, local_logits)
-        check_targets(g, options.ignore_index, proposal.total)
-        handshake = Handshake(proposal, group, g, request.normalizer)
+        g, handshake = begin(local_logits.shape[1], part, local_logits, target, options, request, same)
     except Exception as error:
-        refuse(error, group, local_logits)
+        refuse(error, part.group, local_logits)
     with handshake:
         shard = make_shard(handshake, options, request.return_stats)
         denominator = shard.denominator(request, g)

@@ -25,11 +25,10 @@ from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
 from ..softmax.loss import check, row_stats
 from .collectives import process_group, untraced
-from .handshake import Handshake, refuse
-from .shard import check_rows, check_targets, compared, make_shard, propose, with_vectors
+from .handshake import refuse
+from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
 from .stats import Gathered
 from .sweep import sweep
-from .vocab import Part
 
 
 @untraced
@@ -43,8 +42,8 @@ def linear_cross_entropy(
 ) -> Any:
     """See :func:`longtail.vocab_parallel_linear_cross_entropy`."""
     input, linear_weight, linear_bias, target = data
-    group = process_group(part.group)
-    world = torch.distributed.get_world_size(group)
+    part = part._replace(group=process_group(part.group))
+    world = torch.distributed.get_world_size(part.group)
     try:
         check_choice("gradient", request.gradient, GRADIENTS)
         options = check(input, target, options, request.of_logits)
@@ -63,12 +62,9 @@ def linear_cross_entropy(
             "whether linear_bias is given": linear_bias is not None,
         }
         same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
-        proposal = propose(linear_weight.shape[0], part.class_start, part.num_classes, group, options, same)
-        g = class_indices(target, input)
-        check_targets(g, options.ignore_index, proposal.total)
-        handshake = Handshake(proposal, group, g, request.normalizer)
+        g, handshake = begin(linear_weight.shape[0], part, input, target, options, request, same)
     except Exception as error:
-        refuse(error, group, input)
+        refuse(error, part.group, input)
     with handshake:
         shard = make_shard(handshake, options, request.return_stats)
         denominator = shard.denominator(request, g)
