@@ -29,6 +29,7 @@ SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const Soft
   args.sample_weight = vector(o.sample_weight, "sample_weight", n, logits);
   args.ignore_index = o.ignore_index;
   args.options = generic::convert<float>(o.numbers);
+  args.entropy = true;
   return args;
 }
 

@@ -33,6 +33,8 @@ struct SoftmaxLossArgs {
   int64_t pixels;  // P, or 0 for [N, C], to which the rest does not apply
   int64_t logits_class_stride, grad_class_stride;
   int64_t stats_stride, stats_column_stride;  // of a pixel's, and of one of its five
+  const float* row_grad;  // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone
+  bool entropy;           // whether t is wanted without complement entropy too
 };
 
 }  // namespace gpu

@@ -132,6 +132,7 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(a.loss, buffers);
   resolve(a.stats, buffers);
   resolve(a.grad, buffers);
+  resolve(a.row_grad, buffers);
   SigmoidLossArgs& b = request.sigmoid;
   resolve(b.logits, buffers);
   resolve(b.target, buffers);

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import build
 
 STORAGES = (torch.float32, torch.bfloat16, torch.float16)
-LOSS, BACKWARD, LOSS_AND_GRAD = range(3)
+LOSS, BACKWARD, LOSS_AND_GRAD, ACCUMULATE, APPLY = range(5)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
 _ARGUMENTS = torch.ops.longtail.softmax_loss.default._schema.arguments
@@ -42,7 +42,8 @@ Args = _structure(
     "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
     f"float {NUMBERS},"
     "pointer loss stats grad,"
-    "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride",
+    "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride,"
+    "pointer row_grad, bool entropy",
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",

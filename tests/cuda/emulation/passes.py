@@ -42,6 +42,7 @@ def softmax_launch(
         stats=stats,
         grad=grad,
         grad_stride=0 if grad is None else grad.stride(0),
+        entropy=True,
     )
     if logits.dim() == 3:
         fields.update(
