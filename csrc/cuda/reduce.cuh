@@ -8,23 +8,20 @@
 namespace longtail {
 namespace gpu {
 
-// The stats of `lanes` neighbouring lanes (a power of two), the same bits in each of them.
-LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
-  float m = s.m;
-  for (int offset = lanes / 2; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(kAllLanes, m, offset));
-  raise(s, m);
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    s.d += __shfl_xor_sync(kAllLanes, s.d, offset);
-    s.t += __shfl_xor_sync(kAllLanes, s.t, offset);
-    s.U += __shfl_xor_sync(kAllLanes, s.U, offset);
-  }
-  return s;
+// Over `lanes` neighbouring lanes (a power of two), the same bits in each of them.
+LONGTAIL_DEVICE float max_lanes(float x, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+  return x;
 }
 
-// Their sum, likewise.
 LONGTAIL_DEVICE float sum_lanes(float x, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
   return x;
+}
+
+LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
+  raise_max(s, max_lanes(s.m, lanes));
+  return {s.m, sum_lanes(s.d, lanes), sum_lanes(s.t, lanes), s.u_g, sum_lanes(s.U, lanes)};
 }
 
 // The meeting place of the threads of a row, over one block or a cluster of them, in each block's shared memory. It is
@@ -46,7 +43,7 @@ class Joint {
     Stats row = empty_stats(s.u_g);
     for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) {
       const float4 x = slots[i];
-      row = gpu::join(row, {x.x, x.y, x.z, s.u_g, x.w});
+      row = combine(row, {x.x, x.y, x.z, s.u_g, x.w});
     }
     return join_lanes(row, kWarpSize);
   }

@@ -35,6 +35,7 @@ struct SoftmaxLossArgs {
   int64_t stats_stride, stats_column_stride;  // of a pixel's, and of one of its five
   const float* row_grad;  // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone
   bool entropy;           // whether t is wanted without complement entropy too
+  float smooth;           // label_smoothing / C; set by the launch
 };
 
 }  // namespace gpu

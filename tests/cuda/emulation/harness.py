@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import Iterable
 from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ Args = _structure(
     f"float {NUMBERS},"
     "pointer loss stats grad,"
     "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride,"
-    "pointer row_grad, bool entropy",
+    "pointer row_grad, bool entropy, float smooth",
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",
@@ -59,7 +59,7 @@ Scaling = _structure(
     "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor,"
     "int64 factor_stride pixels class_stride, pointer target, int64 target_stride ignore_index",
 )
-PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
+PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
@@ -85,6 +85,8 @@ class Plan:
     threads: int
     lanes: int = 0
     cluster: int = 1
+    batch: int = 1
+    shared: int = field(default=0, compare=False)
 
 
 NO_PLAN = Plan(WARP, False, 0)
@@ -121,7 +123,7 @@ def scaling(grad: Tensor, factor: Tensor, processors: int, target: Tensor | None
 
 
 def _plan_fields(plan: Plan) -> Any:
-    return PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
+    return PlanFields(*astuple(plan))
 
 
 def _request(launch: Launch, address: Any) -> Any:
