@@ -8,15 +8,29 @@
 namespace longtail {
 namespace gpu {
 
-// Over `lanes` neighbouring lanes (a power of two), the same bits in each of them.
-LONGTAIL_DEVICE float max_lanes(float x, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+// Joins what `lanes` neighbouring lanes (a power of two) have, to the same bits in each of them. Selections cost less
+// than a loop would.
+template <typename Join>
+LONGTAIL_DEVICE float over_lanes(float x, int lanes, const Join& join) {
+  if (lanes == kWarpSize) {
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+    return x;
+  }
+#pragma unroll
+  for (int offset = kWarpSize / 4; offset > 0; offset /= 2) {
+    const float joined = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+    x = offset < lanes ? joined : x;
+  }
   return x;
 }
 
+LONGTAIL_DEVICE float max_lanes(float x, int lanes) {
+  return over_lanes(x, lanes, [](float a, float b) { return fmaxf(a, b); });
+}
+
 LONGTAIL_DEVICE float sum_lanes(float x, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
-  return x;
+  return over_lanes(x, lanes, [](float a, float b) { return a + b; });
 }
 
 LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
