@@ -34,7 +34,7 @@ GRACE = 8.0
 """Seconds from asking a step to end, so that it says how far it came, to ending it."""
 
 LEAST = 5.0
-"""Seconds with which no step is begun."""
+"""Seconds without which no step is begun."""
 
 LARGEST = 2 << 20
 """Bytes of a step's output that are kept: its end."""
@@ -55,6 +55,7 @@ class Running(NamedTuple):
     step: Step
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    began: float
     deadline: float
 
 
@@ -80,6 +81,7 @@ def _start(step: Step, command: list[str], seconds: float, rehearse: bool) -> Ru
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
     if rehearse:
         environment.pop("LONGTAIL_BACKEND", None)
+    began = time.monotonic()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the step is done
     process = subprocess.Popen(
         command,
@@ -90,7 +92,7 @@ def _start(step: Step, command: list[str], seconds: float, rehearse: bool) -> Ru
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    return Running(step, process, log, time.monotonic() + seconds)
+    return Running(step, process, log, began, began + seconds)
 
 
 def _end(process: subprocess.Popen[bytes], number: int) -> None:
@@ -100,11 +102,10 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
 
 def _watch(running: Sequence[Running]) -> dict[str, tuple[int, float]]:
     """Exit status and seconds of each; after its deadline a step is interrupted, then killed, and its status is 124."""
-    began = time.monotonic()
     ended: dict[str, tuple[int, float]] = {}
     interrupted: set[str] = set()
     while len(ended) < len(running):
-        for step, process, _, deadline in running:
+        for step, process, _, began, deadline in running:
             late = time.monotonic() - deadline
             if step.name in ended:
                 continue
@@ -140,14 +141,18 @@ def run_together(steps: Sequence[Step], out: Path, left: float, rehearse: bool) 
     running: list[Running] = []
     for step in steps:
         command, reason = command_of(step, out, rehearse)
-        seconds = min(step.seconds, left - GRACE)
-        if command and seconds < LEAST:
+        if command and left - GRACE < LEAST:
             reason = "left out: no time left"
         if reason:
             done.append(Done(step, None, 0.0, reason))
         else:
-            running.append(_start(step, command, seconds, rehearse))
-    ended = _watch(running)
+            running.append(_start(step, command, min(step.seconds, left - GRACE), rehearse))
+    try:
+        ended = _watch(running)
+    except BaseException:  # such as Ctrl-C, which reaches no other process group
+        for one in running:
+            _end(one.process, signal.SIGKILL)
+        raise
     for one in running:
         status, seconds = ended[one.step.name]
         done.append(Done(one.step, status, seconds, _keep(one, out, status, seconds)))
@@ -211,6 +216,7 @@ def run(arguments: argparse.Namespace, parser: Parser) -> None:
     if not torch.cuda.is_available() and not arguments.rehearse:
         parser.exit(1, f"{parser.prog}: no CUDA device\n")
     name = "first" if arguments.first else "second" if arguments.second else "all"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without the steps
     now = time.time()
     installed = None if arguments.began is None else now - arguments.began
     limit = None if arguments.rehearse else LIMITS[name]
