@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import signal
 import time
 import types
 import zipfile
@@ -86,6 +87,21 @@ def test_what_hears_nothing_is_killed_with_what_it_started(tmp_path, monkeypatch
     state = Path(f"/proc/{done.result}/stat")
     time.sleep(0.1)
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_an_interrupted_run_leaves_no_step_behind(tmp_path, monkeypatch):
+    from bench import gpu_session
+
+    started = []
+
+    def interrupted(running):
+        started.extend(one.process for one in running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_session, "_watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ran([step("one", SLOW, group="both"), step("other", SLOW, group="both")], tmp_path)
+    assert [process.wait(10) for process in started] == [-signal.SIGKILL] * 2
 
 
 def test_no_step_begins_that_the_limit_has_no_time_for(tmp_path, monkeypatch):
