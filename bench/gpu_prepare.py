@@ -129,16 +129,21 @@ def download(packages: tuple[str, ...], folder: Path) -> bool:
 
 
 def pack_quack(path: Path) -> None:
-    """QuACK and what it needs as one archive, by a third smaller than its wheels."""
-    with tempfile.TemporaryDirectory() as scratch:
-        wheels, unpacked = Path(scratch, "wheels"), Path(scratch, "quack")
-        if not download(QUACK, wheels):
-            return
-        for wheel in wheels.glob("*.whl"):
-            zipfile.ZipFile(wheel).extractall(unpacked)
-        print("packing QuACK, which takes minutes", flush=True)
-        with tarfile.open(path, "w:xz", preset=9) as archive:
-            archive.add(unpacked, ".")
+    """QuACK and what it needs as one archive, by a third smaller than its wheels; kept, since it takes minutes."""
+    kept = ROOT / "build" / f"{QUACK[0].replace('==', '-')}.tar.xz"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            wheels, unpacked, packed = (Path(scratch, name) for name in ("wheels", "quack", "packed"))
+            if not download(QUACK, wheels):
+                return
+            for wheel in wheels.glob("*.whl"):
+                zipfile.ZipFile(wheel).extractall(unpacked)
+            print("packing QuACK, which takes minutes", flush=True)
+            with tarfile.open(packed, "w:xz", preset=9) as archive:
+                archive.add(unpacked, ".")
+            kept.parent.mkdir(exist_ok=True)
+            shutil.move(packed, kept)
+    shutil.copy(kept, path)
 
 
 def library_of(wheel: Path) -> bytes:
@@ -168,12 +173,9 @@ def rehearse(folder: Path) -> None:
     """Runs both runs in the folder, as far as that goes without a GPU."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("first", "second"):
-            out = Path(scratch, name)
             environment = {**os.environ, "LONGTAIL_SITE": f"{scratch}/site", "PYTHON": sys.executable}
             environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
-            command = ("sh", "run.sh", f"--{name}", "--rehearse", "--out", str(out))
+            command = ("sh", "run.sh", f"--{name}", "--rehearse", "--out", f"{scratch}/{name}")
             print(f"rehearsing the {name} run", flush=True)
             if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
-                for path in sorted(out.glob("*.txt")):
-                    print(f"--- {path.name}\n{path.read_text('utf-8')[-4000:]}")
                 raise CannotPrepare(f"a step of the {name} run fails in {folder}")

@@ -39,6 +39,9 @@ LEAST = 5.0
 LARGEST = 2 << 20
 """Bytes of a step's output that are kept: its end."""
 
+TAIL = 10
+"""Lines of it that are shown where the step fails."""
+
 
 class Done(NamedTuple):
     """What became of a step: ``status`` is None if it was left out, 124 if it was cut off."""
@@ -123,7 +126,7 @@ def _watch(running: Sequence[Running]) -> dict[str, tuple[int, float]]:
 
 
 def _keep(running: Running, out: Path, status: int, seconds: float) -> str:
-    """Adds what a step printed to its file; returns its last line."""
+    """Adds what a step printed to its file, and shows the end of a failure; returns its last line."""
     running.log.seek(max(0, running.log.seek(0, os.SEEK_END) - LARGEST))
     text = running.log.read().decode("utf-8", "replace")
     running.log.close()
@@ -132,6 +135,7 @@ def _keep(running: Running, out: Path, status: int, seconds: float) -> str:
         file.write(f"=== {running.step.name}: {words}\n{text.rstrip()}\n")
         file.write(f"=== {running.step.name}: exit status {status} after {seconds:.0f} s\n\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    print("\n".join([*(lines[-TAIL:] if status else ()), f"{running.step.name}: exit status {status}"]), flush=True)
     return lines[-1] if lines else ""
 
 
@@ -156,7 +160,6 @@ def run_together(steps: Sequence[Step], out: Path, left: float, rehearse: bool) 
     for one in running:
         status, seconds = ended[one.step.name]
         done.append(Done(one.step, status, seconds, _keep(one, out, status, seconds)))
-        print(f"{one.step.name}: exit status {status} after {seconds:.0f} s", flush=True)
     return done
 
 

@@ -168,7 +168,7 @@ def rehearsal(step: Step) -> tuple[str, ...] | None:
     if words[1:3] == ("-m", "pytest"):
         return (*words, "--collect-only")
     if words[1:4] == ("-m", "bench", "smoke"):
-        return (*words, "--device", "cpu")
+        return (*words, "--device", "cpu", "--shape", "9,11", "2,7,5")
     if words[1:3] == ("-m", "bench"):
         parse = "import sys, bench.__main__ as b; b.section_parser(sys.argv[1])[0].parse_args(sys.argv[2:])"
         return ("python", "-c", parse, *words[3:])

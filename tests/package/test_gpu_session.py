@@ -159,7 +159,7 @@ def test_a_rehearsal_of_a_step_fails_where_its_command_is_none(tmp_path):
     commands = {
         "option": ("python", "-m", "bench", "gpu", "--dtype", "bfloat12"),
         "tests": ("ncu", "python", "-m", "pytest", "-q", "tests/support/no_such_file.py"),
-        "good": ("compute-sanitizer", "python", "-m", "bench", "smoke", "--shape", "9,11", "2,7,5"),
+        "good": ("compute-sanitizer", "python", "-m", "bench", "smoke"),
     }
     steps = [Step(name, words, "log.txt", 60, "all") for name, words in commands.items()]
     done = gpu_session.run_steps(steps, tmp_path, limit=None, began=time.time(), rehearse=True)
