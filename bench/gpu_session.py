@@ -36,7 +36,7 @@ GRACE = 8.0
 LEAST = 5.0
 """Seconds without which no step is begun."""
 
-LARGEST = 2 << 20
+LARGEST = 1 << 20
 """Bytes of a step's output that are kept: its end."""
 
 TAIL = 10
