@@ -48,6 +48,7 @@ def assert_close(
     """
     assert isinstance(actual, Tensor), f"{what}: expected a tensor, got {type(actual).__name__}"
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert eager is None or eager.shape == truth.shape, f"{what}: eager's shape {tuple(eager.shape)}"
     worst, wrong = (0.0, ""), 0
     for first, got, want, reference in _blocks(actual.detach(), truth.detach(), eager):
         _assert_not_finite_alike(first, got.double(), want, what)
