@@ -46,6 +46,7 @@ RUNS = {
     "one chunk": Run(1, DIRECT),
     "the most rows of one chunk": Run(1, DIRECT, rows=2 * FEATURES),
     "a row more": Run(4, INTO_FLOAT32, (FP32,), rows=2 * FEATURES + 1),
+    "evened out": Run(2, INTO_FLOAT32, (BF16,), rows=5000, weight_dtype=FP32),
     "many rows": Run(16, INTO_FLOAT32, (FP32,), rows=65536),
     "no rows": Run(0, (), rows=0),
     "chunk_size": Run(4, INTO_FLOAT32, (FP32,), chunk_size=1024),
@@ -119,7 +120,7 @@ def test_one_chunk_takes_no_more_than_it_spares(rows: int) -> None:
         for spared in (0, 4 * CLASSES * FEATURES):
             size = linear_chunks.chunk_rows(rows, CLASSES, 2, device, spared)
             ordinary = linear_chunks.chunk_rows(rows, CLASSES, 2, device)
-            fits = plan.whole and rows * CLASSES * 2 <= spared
+            fits = plan.wide and rows * CLASSES * 2 <= spared
             assert size == (max(rows, 1) if fits else ordinary)
 
 

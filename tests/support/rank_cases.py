@@ -210,7 +210,7 @@ def linear_case(
 
 def linear_totals(group: Any, sizes: list[int], **named: Any) -> list[torch.dtype]:
     """For each chunk of a :func:`linear_case`, the dtype that the weight's gradient is made in, by a GPU's plan."""
-    plan = linear_chunks.Plan(share=4, least=1, budget=1 << 30, whole=True)
+    plan = linear_chunks.Plan(share=4, least=1, budget=1 << 30, wide=True)
     gemm = mock.patch.object(sweep, "add_weight_gradient", side_effect=linear_chunks.add_weight_gradient)
     with mock.patch.dict(linear_chunks.PLANS, cpu=plan), gemm as calls:
         linear_case(group, sizes, "mixed", chunk_size=None, **named)

@@ -48,27 +48,30 @@ class Plan(NamedTuple):
     """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
     budget: int
     """Bytes of a chunk of logits."""
-    whole: bool = False
-    """Whether all rows are one chunk where their logits take no more than what one chunk spares (:func:`spared`)."""
+    wide: bool = False
+    """Whether no chunk has fewer rows than ``least``, evened out or not, and all rows are one chunk where their logits
+    take no more than what one chunk spares (:func:`spared`)."""
 
 
 PLANS = {
     "cpu": Plan(share=12, least=128, budget=1 << 28),
     # 2048 rows: a gradient [2048, 4096] is 256 tiles of 128 x 256, two waves of an H100, and three bfloat16 GEMMs take
     # 6 * 2048 C D / 7e14 s, of which reading and writing the float32 total, 8 C D / 3e12 s, is 15 %.
-    "cuda": Plan(share=4, least=2048, budget=1 << 30, whole=True),
+    "cuda": Plan(share=4, least=2048, budget=1 << 30, wide=True),
 }
 
 
 def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str, spared: int = 0) -> int:
     """Rows per chunk for [rows, num_classes] logits: as :class:`Plan` has it, then evened out over the chunks."""
     plan = PLANS.get(device_type, PLANS["cuda"])
-    if plan.whole and rows * num_classes * itemsize <= spared:
+    if plan.wide and rows * num_classes * itemsize <= spared:
         return max(rows, 1)
     affordable = plan.budget // max(1, num_classes * itemsize)
     size = min(max(plan.least, min(-(-rows // plan.share), affordable)), max(rows, 1))
-    chunks = max(1, -(-rows // size))
-    return max(1, -(-rows // chunks))
+    chunks = -(-rows // size)
+    if plan.wide:
+        chunks = min(chunks, rows // plan.least)
+    return max(1, -(-rows // max(1, chunks)))
 
 
 def made_in(one_chunk: bool, dtype: torch.dtype, total_dtype: torch.dtype, grad_dtype: torch.dtype) -> torch.dtype:
