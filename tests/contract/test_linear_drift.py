@@ -11,11 +11,36 @@ from torch import Tensor
 
 import cases
 from linear_cases import Data, fused, problem, truth
+from longtail.linear import chunks as linear_chunks
 from longtail.linear import classes as linear_classes
 
 ROWS = 128
 INPUT, WEIGHT, BIAS = range(3)  # gradients
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+class Float32Sums:
+    """Stands in for a GPU's GEMMs from a half type into float32, on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.added = 0, 0
+        self._mm, self._addmm = torch.mm, torch.addmm
+        monkeypatch.setattr(linear_chunks, "_gives_float32", lambda x: x.dtype.itemsize == 2)
+        monkeypatch.setattr(torch, "mm", self.mm)
+        monkeypatch.setattr(torch, "addmm", self.addmm)
+
+    def mm(self, a: Tensor, b: Tensor, *, out_dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+        assert out_dtype in (None, torch.float32)
+        return self._mm(a, b, out=out) if out_dtype is None else self._mm(a.float(), b.float(), out=out)
+
+    def addmm(self, x: Tensor, a: Tensor, b: Tensor, *, out: Tensor, beta: int = 1, **given: Any) -> Tensor:
+        if not given:
+            return self._addmm(x, a, b, beta=beta, out=out)
+        assert given == {"out_dtype": torch.float32}
+        assert x is out
+        self.added += beta
+        self.begun += not beta
+        return self._addmm(x, a.float(), b.float(), beta=beta, out=out)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +79,19 @@ def test_chunks_of_rows(dtype: torch.dtype, signs: str, device: str) -> None:
     # Not by "forward": float16 that is kept for backward adds up in float32 anyway.
     narrow = errors(data, device, chunk_size=1, accumulate_dtype=dtype, gradient="backward")
     assert (growth(*few, narrow)[WEIGHT:] > 2.5).all(), "which is what float32 is for"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name)
+def test_chunks_of_rows_in_gemms_that_add_up(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product is rounded by itself: however many chunks, the weight's gradient is rounded once."""
+    data = problem(8, dtype, ROWS, seed=3)
+    modes = "forward", "backward"
+    one = [errors(data, chunk_size=ROWS, gradient=gradient) for gradient in modes]
+    gemms = Float32Sums(monkeypatch)
+    many = [errors(data, chunk_size=4, gradient=gradient) for gradient in modes]
+    assert (torch.stack(many) <= 1.05 * torch.stack(one)).all()
+    counted = int((data[3] != cases.IGNORE).sum())  # on the CPU the others are left out
+    assert (gemms.begun, gemms.added) == (2, 2 * (-(-counted // 4) - 1))
 
 
 @pytest.mark.parametrize("signs", ["alike", "mixed"])
