@@ -1,22 +1,13 @@
 // The loops of each instruction set, and which of them runs here.
 #pragma once
 
+#include "../row_args.h"
 #include "sigmoid_loss.h"
 #include "softmax_loss.h"
 
 namespace longtail {
 
-struct ScaleGradArgs {
-  Storage storage;
-  int64_t num_classes;
-  int64_t pixels;  // P of [N, C, P], or 0 for [N, C]
-  void* grad;
-  int64_t grad_stride, grad_class_stride;
-  const void* grad_loss;  // [R] of T
-  int64_t grad_loss_stride;
-  const int64_t* target;  // [R], or null
-  int64_t target_stride, ignore_index;
-};
+struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
 // Multiplies the rows [begin, end) of grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
