@@ -82,11 +82,10 @@ void set_grad(Args& args, const Tensor& grad) {
 // What option lists, macros that are told the name of each option in turn, make of themselves.
 #define LONGTAIL_VECTOR_FIELD(name, length) const MaybeTensor& name;
 #define LONGTAIL_VECTOR_PARAMETER(name, length) , const MaybeTensor& name
-#define LONGTAIL_SCALAR_FIELD(type, name) type name;
-#define LONGTAIL_SCALAR_PARAMETER(type, name) , type name
+#define LONGTAIL_SCALAR_FIELD(name, type) type name;
+#define LONGTAIL_SCALAR_PARAMETER(name, type) , type name
 #define LONGTAIL_NUMBER_PARAMETER(name) , double name
 #define LONGTAIL_VALUE(name, ...) name,
-#define LONGTAIL_SCALAR_VALUE(type, name) name,
 #define LONGTAIL_SET_VECTOR(name, length) args.name = vector<Device>(o.name, #name, args.length, logits);
 
 // A static function of a struct, as a kernel of the operator of that name.

@@ -6,12 +6,12 @@
 namespace longtail {
 
 // The options of a loss, in the order of the operators' schemas: `vector` is a macro that is told the name and length
-// of each vector, which may be absent, `scalar` one that is told the type and name of what follows them.
+// of each vector, which may be absent, `scalar` one that is told the name and type of what follows them.
 #define LONGTAIL_SIGMOID_VECTORS(vector) \
   vector(weight, num_classes) vector(pos_weight, num_classes) vector(sample_weight, rows)
 #define LONGTAIL_SIGMOID_SCALARS(scalar)                                            \
-  scalar(bool, class_weight_by_target) scalar(std::optional<int64_t>, ignore_index) \
-      scalar(std::optional<double>, alpha) scalar(double, gamma)
+  scalar(class_weight_by_target, bool) scalar(ignore_index, std::optional<int64_t>) \
+      scalar(alpha, std::optional<double>) scalar(gamma, double)
 
 // [N, C] stands for the logits' shape, [N, C, P] included: classes of a row, or pixels of an image and class, are
 // contiguous. R is the number of rows, N or N * P: of images, a row is a pixel.

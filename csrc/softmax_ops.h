@@ -60,27 +60,23 @@ struct SoftmaxOps {
     args.stats_column_stride = stats.stride(1);
   }
 
-  struct Outputs {
-    Tensor loss, stats;
-  };
-
-  static Outputs make_outputs(Args& args, const Tensor& logits) {
+  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits) {
     const ScalarType dtype = accumulate_type(logits);
-    const Outputs out = {new_tensor(logits, {args.rows}, dtype),
-                         // Neighbours are pixels in images, and write each column together.
-                         logits.dim() == 2 ? new_tensor(logits, {args.rows, 5}, dtype)
-                                           : torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1)};
-    args.loss = static_cast<Element*>(out.loss.mutable_data_ptr());
-    set_stats(args, out.stats);
-    return out;
+    const Tensor loss = new_tensor(logits, {args.rows}, dtype);
+    // Neighbours are pixels in images, and write each column together.
+    const Tensor stats = logits.dim() == 2 ? new_tensor(logits, {args.rows, 5}, dtype)
+                                           : torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1);
+    args.loss = static_cast<Element*>(loss.mutable_data_ptr());
+    set_stats(args, stats);
+    return {loss, stats};
   }
 
   static std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits,
                                                  const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    const Outputs out = make_outputs(args, logits);
+    const auto outputs = new_outputs(args, logits);
     Device::softmax_loss(args, Pass::loss, logits, weight);
-    return {out.loss, out.stats};
+    return outputs;
   }
 
   static Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
@@ -99,21 +95,21 @@ struct SoftmaxOps {
                                                                   const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const Outputs out = make_outputs(args, logits);
+    const auto outputs = new_outputs(args, logits);
     const Tensor grad = Device::new_gradient(logits);
     set_grad(args, grad);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
-    return {out.loss, out.stats, grad};
+    return std::tuple_cat(outputs, std::tuple(grad));
   }
 
   static std::tuple<Tensor, Tensor> softmax_loss_and_grad_(const Tensor& grad_loss, const Tensor& logits,
                                                            const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const Outputs out = make_outputs(args, logits);
+    const auto outputs = new_outputs(args, logits);
     set_grad(args, logits);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
-    return {out.loss, out.stats};
+    return outputs;
   }
 
   // ---- One shard of the classes: [N, C] alone ----
