@@ -108,6 +108,7 @@ LONGTAIL_INLINE T finite_max(T m) {
 }
 
 // exp(x) for x <= 0, exactly 0 where it would underflow; x is cut off there, so that 0 * x is 0. NaN stays NaN.
+// `lowest` is that limit; a type of its own brings an exponential of its own, which argument-dependent lookup finds.
 template <typename T, typename Limit>
 LONGTAIL_INLINE T exp_cut(T& x, Limit lowest) {
   const T low = T(lowest);
@@ -167,11 +168,11 @@ struct RowLoss {
   RowGrad<T> grad;
 };
 
-// Scalar is the type under T. num_classes: C; weight_sum: Omega, the sum of omega_j; w_g: the class weight of the
-// target; v: the sample weight.
+// Scalar is the type under T. smooth: label_smoothing / C; weight_sum: Omega, the sum of omega_j; w_g: the class weight
+// of the target; v: the sample weight.
 template <typename T, typename Scalar>
-LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, Scalar num_classes,
-                                  Scalar weight_sum, T w_g, T v) {
+LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, Scalar smooth, Scalar weight_sum,
+                                  T w_g, T v) {
   const T zero = T(0), one = T(1);
   const auto alone = s.d == zero;  // no other class has any mass: p_g = 1, H = 0
   const T d = select(alone, one, s.d);
@@ -199,11 +200,11 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
   T ce = kept * nll, by_nll = kept, by_target = -kept * miss;  // CE and its derivatives by l and by u_g
   T S = zero;
   if (o.label_smoothing != Scalar(0)) {
-    const T smooth = T(o.label_smoothing / num_classes), total = T(weight_sum);
-    ce = ce + smooth * (total * nll - s.U);
-    by_nll = by_nll + smooth * total;
-    by_target = smooth * (total * p - w_g) + by_target;
-    S = -vF * smooth;
+    const T share = T(smooth), total = T(weight_sum);
+    ce = ce + share * (total * nll - s.U);
+    by_nll = by_nll + share * total;
+    by_target = share * (total * p - w_g) + by_target;
+    S = -vF * share;
   }
   T loss = vF * ce, a = vF * by_nll * miss, target = vF * by_target, b = zero;
   if (focusing) {

@@ -23,7 +23,7 @@ class SoftmaxPixels {
         margin_(static_cast<const T*>(args.class_margin)),
         capping_(args),
         options_(convert<T>(args.options)),
-        num_classes_(static_cast<T>(args.num_classes)),
+        smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)) {}
 
   int64_t run(int64_t begin, int64_t end) {
@@ -190,7 +190,7 @@ class SoftmaxPixels {
       const V weight = load(s.weight + k);
       RowStats<V> stats = {load(s.m + k), load(s.d + k), load(s.t + k), load(s.u_g + k), load(s.U + k)};
       if (smoothing && margin_ && pass_ != Pass::backward) stats.U = stats.U - weight * load(s.margin + k);
-      RowLoss<V> rows = finish(stats, options_, num_classes_, weight_sum_, weight, load(s.sample_weight + k));
+      RowLoss<V> rows = finish(stats, options_, smooth_, weight_sum_, weight, load(s.sample_weight + k));
       if (pass_ != Pass::backward) {
         const auto counted = V(T(-1)) < load(s.target + k);
         store_some(static_cast<T*>(args_.loss) + s.row + k, select(counted, rows.loss, zero), left);
@@ -246,7 +246,7 @@ class SoftmaxPixels {
   const T* const margin_;
   const Capping<T> capping_;
   const LossOptions<T> options_;
-  const T num_classes_, weight_sum_;
+  const T smooth_, weight_sum_;
 };
 
 }  // namespace LONGTAIL_ISA

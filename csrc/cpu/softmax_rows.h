@@ -24,7 +24,7 @@ class SoftmaxRows {
         capping_(args),
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
         options_(convert<T>(args.options)),
-        num_classes_(static_cast<T>(args.num_classes)),
+        smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)) {}
 
   int64_t run(int64_t begin, int64_t end) {
@@ -105,7 +105,7 @@ class SoftmaxRows {
 
   void finish_group(const Group& group) {
     const RowStats<V> stats = {load(group.m), load(group.d), load(group.t), load(group.u_g), load(group.U)};
-    RowLoss<V> rows = finish(stats, options_, num_classes_, weight_sum_, load(group.weight), load(group.sample_weight));
+    RowLoss<V> rows = finish(stats, options_, smooth_, weight_sum_, load(group.weight), load(group.sample_weight));
     if (pass_ != Pass::backward) {
       for (int k = 0; k < group.count; ++k) static_cast<T*>(args_.loss)[group.row[k]] = rows.loss.v[k];
     }
@@ -230,7 +230,7 @@ class SoftmaxRows {
   const Capping<T> capping_;
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
-  const T num_classes_, weight_sum_;
+  const T smooth_, weight_sum_;
 };
 
 }  // namespace LONGTAIL_ISA

@@ -29,7 +29,15 @@ struct Part {
   }
 };
 
-// One row's work in one thread. Its vectors are blockDim.x apart, its chunks kGroup of them.
+// The first vector of a thread's chunk of kGroup: those of a chunk are a warp apart, so that their addresses differ by
+// constants; the warps' shares of a chunk lie side by side.
+template <int kGroup>
+LONGTAIL_DEVICE int first_of(int chunk) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & (kWarpSize - 1);
+  return (chunk * static_cast<int>(blockDim.x) + (thread - lane)) * kGroup + lane;
+}
+
+// One row's work in one thread.
 template <typename Z, int kCount, bool kExtras>
 struct BlockRow {
   static constexpr int kGroup = group_of(kCount);
@@ -53,7 +61,7 @@ struct BlockRow {
         grad(static_cast<Z*>(args.grad) + (r.index * args.grad_stride + part.origin)),
         elements(args, part.origin),
         chunks((part.vectors + kGroup * step - 1) >> log2_of(kGroup * step)) {
-    if (part.edge >= 0 && row.counted()) edge_logit = to_float(logits[part.edge]);
+    if (part.edge >= 0 && row.counted) edge_logit = to_float(logits[part.edge]);
   }
 
   // One multiply-add with a 64-bit result.
@@ -62,19 +70,17 @@ struct BlockRow {
     return first + static_cast<uint64_t>(static_cast<unsigned>(i)) * kCount;
   }
 
-  LONGTAIL_DEVICE int first_of(int chunk) const { return chunk * kGroup * step + thread; }
-
-  LONGTAIL_DEVICE void load(Vector<Z, kCount> (&held)[kGroup], int chunk) const {
+  LONGTAIL_DEVICE void load(Vector<Z, kCount> (&held)[kGroup], const Z* from, int chunk) const {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const int i = first_of(chunk) + k * step;
+      const int i = first_of<kGroup>(chunk) + k * kWarpSize;
       held[k] = {};
-      if (i < part.vectors) held[k].load(vector_at(body, i));
+      if (i < part.vectors) held[k].load(vector_at(from, i));
     }
   }
 
   LONGTAIL_DEVICE void add_chunk(Stats& s, const Vector<Z, kCount> (&held)[kGroup], int chunk) const {
-    add_vectors(s, held, first_of(chunk), step, part.vectors, part.origin, row.target, elements);
+    add_vectors(s, held, first_of<kGroup>(chunk), kWarpSize, part.vectors, part.origin, row.target, elements);
   }
 
   // Vectors beyond the part are not stored. Without extras they are computed all the same: a branch would keep the
@@ -83,14 +89,14 @@ struct BlockRow {
     float x[kGroup][kCount];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const int i = first_of(chunk) + k * step;
+      const int i = first_of<kGroup>(chunk) + k * kWarpSize;
       if (kExtras && i >= part.vectors) break;
       held[k].get(x[k]);
       elements.gradient(x[k], part.origin + i * kCount, row.target, g);
     }
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const int i = first_of(chunk) + k * step;
+      const int i = first_of<kGroup>(chunk) + k * kWarpSize;
       if (i < part.vectors) Vector<Z, kCount>::store(vector_at(grad, i), x[k]);
     }
   }
@@ -113,75 +119,46 @@ struct BlockRow {
   LONGTAIL_DEVICE void store_edge(const Grad& g) const {
     if (part.edge < 0) return;
     float x[1] = {edge_logit};
-    if (row.counted()) elements.gradient(x, part.edge, row.target, g);
+    if (row.counted) elements.gradient(x, part.edge, row.target, g);
     Vector<Z, 1>::store(grad + (part.edge - part.origin), x);
   }
 
-  // The stats of this thread's classes, straight from device memory: the next chunk is on its way while one is added.
-  LONGTAIL_DEVICE Stats sweep_stats() const {
-    Stats s = empty_stats(row.u_g);
+  // The stats of this thread's vectors, straight from device memory: the next chunk is on its way while one is added.
+  LONGTAIL_DEVICE void sweep_stats(Stats& s) const {
     Vector<Z, kCount> held[kGroup], next[kGroup];
-    load(held, 0);
+    load(held, body, 0);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      load(next, chunk + 1);
+      load(next, body, chunk + 1);
       add_chunk(s, held, chunk);
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) held[k] = next[k];
     }
-    add_edge(s);
-    return s;
   }
 
-  // The gradient of this thread's classes, last chunk first: what a sweep for the stats read last is still in cache.
-  LONGTAIL_DEVICE void sweep_grad(const Grad& g) const {
+  // The gradient of this thread's vectors, last chunk first: what a sweep for the stats read last is still in cache.
+  LONGTAIL_DEVICE void sweep_grad(const Z* from, const Grad& g) const {
     Vector<Z, kCount> held[kGroup];
+#pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-      load(held, chunk);
+      load(held, from, chunk);
       store_chunk(held, chunk, g);
     }
-    store_edge(g);
   }
 };
 
 // The row's loss, stats and coefficients from its threads' stats: one warp finishes for all of them.
 LONGTAIL_DEVICE Grad finish_in_block(const SoftmaxLossArgs& a, const Row& row, Joint& joint, Stats s, Pass pass) {
-  if (pass != Pass::backward) s = joint.join(s);
+  if (makes_stats(pass)) s = joint.join(s);
   Grad g = {};
   if (joint.leads()) g = finish_row(a, row, s, pass, joint.rank() == 0 && threadIdx.x == 0);
-  if (pass != Pass::loss) g = joint.share(g);
+  if (makes_grad(pass)) g = joint.share(g);
   joint.next_row();
   return g;
 }
 
 // An ignored row's loss and stats, once.
 LONGTAIL_DEVICE void ignore_in_block(const SoftmaxLossArgs& a, const Row& row, const Joint& joint, Pass pass) {
-  if (pass != Pass::backward && joint.rank() == 0 && threadIdx.x == 0) store_row(a, row.index, 0.0f, Stats{});
-}
-
-// Nothing is kept: one sweep for the stats (unless `backward`), one for the gradient (unless `loss`), in reverse.
-// reads: logits [N, C] once per sweep, ignored rows never; the rest as warp_rows_kernel.
-// writes: as warp_rows_kernel.
-// bytes: N C s (loss) or 2 N C s (backward) for elements of s bytes, the least there is; 3 N C s with both sweeps, of
-//   which the rows in flight find as much in the L2 cache as fits there; some 40 N.
-template <typename Z, int kCount, bool kExtras>
-LONGTAIL_KERNEL(kBlockThreads, resident_of(kCount > 1, kExtras))
-sweep_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass) {
-  Joint joint;
-  const int64_t teams = gridDim.x >> log2_of(joint.cluster());
-  for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
-    const Row row = load_row<Z, kExtras>(a, row_at(a, place, pass), pass != Pass::loss);
-    const BlockRow<Z, kCount, kExtras> block_row(a, row, joint);
-    if (!row.counted()) {
-      ignore_in_block(a, row, joint, pass);
-      if (pass != Pass::loss) block_row.store_zeros();
-      continue;
-    }
-    Stats s = empty_stats(row.u_g);
-    if (pass != Pass::backward) s = block_row.sweep_stats();
-    const Grad g = finish_in_block(a, row, joint, s, pass);
-    if (pass != Pass::loss) block_row.sweep_grad(g);
-  }
-  joint.meet();
+  if (joint.rank() == 0 && threadIdx.x == 0) ignore_at(a, row.index, pass, stats_of_row(a, row.index));
 }
 
 }  // namespace gpu

@@ -107,14 +107,17 @@ struct PixelBlock {
   LONGTAIL_DEVICE void load_targets() const {
     for (int pixel = thread; pixel < pixels; pixel += threads) {
       const int64_t row = first_row + pixel;
-      const int g = row < a.rows ? load_target(a, row) : -1;
-      target[slot_of(pixel)] = g;
+      Row found = {};
+      found.target = -1;
+      if (row < a.rows) found = load_target(a, row, pass);
+      const int g = target[slot_of(pixel)] = found.target;
       if (!smoothing()) continue;
       float u_g = 0.0f;
       if (g >= 0) {
         const int64_t image = row / a.pixels;
         const Z* z = static_cast<const Z*>(a.logits) + image * a.logits_stride + (row - image * a.pixels);
-        u_g = counted_row<kExtras>(a, row, g, to_float(z[g * a.logits_class_stride]), false).u_g;
+        add_scalars<kExtras>(a, found, to_float(z[g * a.logits_class_stride]), Pass::loss);
+        u_g = found.u_g;
       }
       given[slot_of(pixel)] = u_g;
     }
@@ -166,7 +169,7 @@ struct PixelBlock {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       float4& slot = slots[part * slot_of(pixels) + slot_of(lane * kCount + i)];
-      if (more) s[i] = join({slot.x, slot.y, slot.z, s[i].u_g, slot.w}, s[i]);
+      if (more) s[i] = combine({slot.x, slot.y, slot.z, s[i].u_g, slot.w}, s[i]);
       slot = float4{s[i].m, s[i].d, s[i].t, s[i].U};
       s[i] = empty_stats(s[i].u_g);
     }
@@ -204,7 +207,7 @@ struct PixelBlock {
     Stats s = empty_stats(u_g);
     for (int i = 0; i < parts; ++i) {
       const float4 x = slots[i * slot_of(pixels) + slot];
-      s = join(s, {x.x, x.y, x.z, u_g, x.w});
+      s = combine(s, {x.x, x.y, x.z, u_g, x.w});
     }
     return s;
   }
@@ -215,19 +218,19 @@ struct PixelBlock {
       const int64_t index = first_row + pixel;
       if (index >= a.rows) break;
       const int slot = slot_of(pixel);
-      if (pass == Pass::backward) target[slot] = load_target(a, index);
+      if (pass == Pass::backward) target[slot] = load_target(a, index, pass).target;
       const int g = target[slot];
       const StatsPlace place = stats_of(index);
       Grad c = {};
       if (g >= 0) {
         const float found = pass == Pass::backward ? 0.0f : given[slot];
-        Row row = counted_row<kExtras>(a, index, g, found, pass != Pass::loss);
+        Row row = {index, true, g, 0.0f, 0.0f, 0.0f, 0.0f};
+        add_scalars<kExtras>(a, row, found, pass);
         if (smoothing()) row.u_g = found;
         const Stats s = pass == Pass::backward ? Stats{} : joined(slot, row.u_g);
         c = finish_at(a, row, s, pass, true, place);
-      } else if (pass != Pass::backward) {
-        a.loss[index] = 0.0f;
-        place.store(Stats{});
+      } else {
+        ignore_at(a, index, pass, place);
       }
       slots[slot] = float4{c.m, c.a, c.b, c.S};
       given[slot] = c.target;

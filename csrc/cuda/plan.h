@@ -33,10 +33,12 @@ struct Problem {
 
 struct Plan {
   Regime regime;
-  bool vector;  // accesses of 16 bytes, else of one element
-  int threads;  // per block, a power of two
-  int lanes;    // per row, a power of two; Regime::warp. Of images: threads of a block along the pixels
-  int cluster;  // blocks per row, a power of two; otherwise
+  bool vector;     // accesses of 16 bytes, else of one element
+  int threads;     // per block, a power of two
+  int lanes;       // per row, a power of two; Regime::warp. Of images: threads of a block along the pixels
+  int cluster;     // blocks per row, a power of two; otherwise
+  int batch = 1;   // rows that a team of lanes takes together, a power of two; Regime::warp of the softmax family
+  int shared = 0;  // bytes of shared memory per block; of the softmax family
 };
 
 constexpr int kWarpSize = 32;
@@ -45,18 +47,30 @@ constexpr int held_of(int count) { return count > 1 ? 32 : 16; }
 // Rows that are not aligned have only single-element accesses in the warp regime; from here on, the vectors between
 // their edges are worth a block of their own.
 constexpr int kLongestUnaligned = 256;
-// Elements per lane, if the warp is wide enough: the row's own arithmetic, some 150 instructions, is repeated by each
-// of its lanes, and takes as long as 10 elements do.
+// Elements per lane, if the warp is wide enough: what each lane does for a row beside them takes as long as 6 elements.
 constexpr int kPerLane = 16;
 constexpr int kWarpThreads = 128;
 // What a thread takes at a time: two 16-byte loads, or 8 single elements.
 constexpr int group_of(int count) { return count > 1 ? 2 : 8; }
 // At most, of a row's block. Small ones share a multiprocessor and hide each other's ends.
 constexpr int kBlockThreads = 256;
-// Blocks of that size that a multiprocessor's registers suffice for: 80 a thread, or 128 with single elements and with
-// options that touch every element. With 64, vectors would spill on sm_100, where the compiler pairs registers.
-constexpr int resident_of(bool vector, bool extras) { return vector && !extras ? 3 : 2; }
-constexpr int warp_resident(bool vector) { return vector ? 4 : 3; }  // 128 or 168 registers
+// Blocks of that size that a multiprocessor's registers suffice for: 64 a thread, or 128 with single elements, with
+// options that touch every element, and where one kernel has both sweeps.
+LONGTAIL_INLINE constexpr int resident_of(bool vector, bool extras, Pass pass) {
+  return vector && !extras && pass != Pass::loss_and_grad ? 4 : 2;
+}
+constexpr int kKeptResident = 3;  // of rows that are kept in shared memory: 80 registers
+// 128 registers, or 168 with single elements; 64 or 80 for half types and 80 or 96 for float32, whose rows take twice
+// as many, without extras.
+LONGTAIL_INLINE constexpr int warp_resident(int count, bool extras, Pass pass) {
+  if (count == 1 || extras) return count > 1 ? 4 : 3;
+  return (count == 8 ? 8 : 6) - (pass == Pass::loss_and_grad ? count / 4 : 0);
+}
+// Rows that a team of lanes finishes together: their own arithmetic, some 250 instructions, is then done once for all
+// of them; but no more than leave every multiprocessor kBatchedWarps warps. With both passes a row is read twice, the
+// second time from the first-level cache.
+constexpr int kBatch = 8;
+constexpr int kBatchedWarps = 32;
 // Elements of a row that each of its threads should have: its own start, its share of the joins and of the end are some
 // 250 instructions, as many as 16 elements take.
 constexpr int kPerThread = 64;
@@ -107,9 +121,12 @@ inline int cluster_for(const Device& device, int64_t row_bytes, int blocks) {
   return 0;
 }
 
-inline Plan warp_plan(const Problem& p) {
+inline Plan warp_plan(const Problem& p, const Device& device) {
   const int lanes = power_of_two(ceil_div(p.num_classes, kPerLane), 1, kWarpSize);
-  return {Regime::warp, p.aligned, kWarpThreads, lanes, 1};
+  const int64_t enough = int64_t(device.processors) * kBatchedWarps * kWarpSize / lanes;  // teams
+  int batch = 1;
+  while (batch < kBatch && batch < lanes && p.rows / (2 * batch) >= enough) batch *= 2;
+  return {Regime::warp, p.aligned, kWarpThreads, lanes, 1, batch};
 }
 
 // Spreads a row over more blocks, of kSmallestSlice at least, while `most` blocks are not exceeded.
@@ -140,7 +157,7 @@ inline Plan shared_plan(const Problem& p, const Device& device) {
 }
 
 inline Plan sweep_plan(const Problem& p, const Device& device) {
-  const bool vector = p.pass == Pass::loss || p.alike;
+  const bool vector = !makes_grad(p.pass) || p.alike;
   const bool twice = p.pass == Pass::loss_and_grad;
   // Twice: the fewer rows in flight, the more of each is still in the L2 cache when the second sweep comes.
   const int cluster = spread(p, device, 1, twice ? largest_cluster(device) : blocks_to_fill(p, device));
@@ -149,7 +166,8 @@ inline Plan sweep_plan(const Problem& p, const Device& device) {
 }
 
 inline Plan plan_of(const Problem& p, const Device& device) {
-  if (p.num_classes <= (p.aligned ? held_of(16) * kWarpSize : kLongestUnaligned)) return warp_plan(p);
+  if (!of_shard(p.pass) && p.num_classes <= (p.aligned ? held_of(16) * kWarpSize : kLongestUnaligned))
+    return warp_plan(p, device);
   if (p.pass == Pass::loss_and_grad && p.alike) {
     const Plan plan = shared_plan(p, device);
     if (plan.regime == Regime::shared) return plan;
@@ -192,7 +210,7 @@ inline Plan sigmoid_pixels_plan_of(const Problem& p, const Device& device) {
 // Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.
 inline int64_t grid_of(int64_t rows, const Plan& plan) {
   constexpr int64_t kMost = int64_t(1) << 30;
-  const int64_t rows_per_block = plan.regime == Regime::warp ? plan.threads / plan.lanes : 1;
+  const int64_t rows_per_block = plan.regime == Regime::warp ? plan.threads / plan.lanes * plan.batch : 1;
   const int64_t teams = ceil_div(rows, rows_per_block), most = kMost / plan.cluster;
   return (teams < most ? teams : most) * plan.cluster;
 }

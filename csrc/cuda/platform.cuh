@@ -1,8 +1,9 @@
 // The only file that knows CUDA itself: everything below it is written against the names that this one gives.
 //
 // Beside these names kernels use threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads, __syncwarp,
-// __shfl_xor_sync with a full mask, uint4, float2, float4, and the <math.h> functions of loss_math.h. The tests compile
-// the same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one of these names.
+// __shfl_xor_sync and __shfl_sync with a full mask, uint4, float2, float4, and the <math.h> functions of loss_math.h.
+// The tests compile the same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one of these
+// names.
 #pragma once
 
 #ifdef LONGTAIL_EMULATED
@@ -65,6 +66,21 @@ LONGTAIL_DEVICE uint32_t pack_float16(float low, float high) {
 LONGTAIL_DEVICE float2 unpack_float16(uint32_t bits) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bits));
 }
+
+// The larger of each half of a word; of a number and NaN, the number.
+LONGTAIL_DEVICE uint32_t max_bfloat16(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+LONGTAIL_DEVICE uint32_t max_float16(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
+// Whether it is so in any lane of the warp.
+LONGTAIL_DEVICE bool any_lane(bool x) { return __any_sync(kAllLanes, x) != 0; }
 
 // Of a power of two.
 LONGTAIL_DEVICE int log2_of(int n) { return 31 - __clz(n); }

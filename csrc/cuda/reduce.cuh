@@ -8,23 +8,34 @@
 namespace longtail {
 namespace gpu {
 
-// The stats of `lanes` neighbouring lanes (a power of two), the same bits in each of them.
-LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
-  float m = s.m;
-  for (int offset = lanes / 2; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(kAllLanes, m, offset));
-  raise(s, m);
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    s.d += __shfl_xor_sync(kAllLanes, s.d, offset);
-    s.t += __shfl_xor_sync(kAllLanes, s.t, offset);
-    s.U += __shfl_xor_sync(kAllLanes, s.U, offset);
+// Joins what `lanes` neighbouring lanes (a power of two) have, to the same bits in each of them. Selections cost less
+// than a loop would.
+template <typename Join>
+LONGTAIL_DEVICE float over_lanes(float x, int lanes, const Join& join) {
+  if (lanes == kWarpSize) {
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+    return x;
   }
-  return s;
+#pragma unroll
+  for (int offset = kWarpSize / 4; offset > 0; offset /= 2) {
+    const float joined = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+    x = offset < lanes ? joined : x;
+  }
+  return x;
 }
 
-// Their sum, likewise.
+LONGTAIL_DEVICE float max_lanes(float x, int lanes) {
+  return over_lanes(x, lanes, [](float a, float b) { return fmaxf(a, b); });
+}
+
 LONGTAIL_DEVICE float sum_lanes(float x, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
-  return x;
+  return over_lanes(x, lanes, [](float a, float b) { return a + b; });
+}
+
+LONGTAIL_DEVICE Stats join_lanes(Stats s, int lanes) {
+  raise_max(s, max_lanes(s.m, lanes));
+  return {s.m, sum_lanes(s.d, lanes), sum_lanes(s.t, lanes), s.u_g, sum_lanes(s.U, lanes)};
 }
 
 // The meeting place of the threads of a row, over one block or a cluster of them, in each block's shared memory. It is
@@ -46,7 +57,7 @@ class Joint {
     Stats row = empty_stats(s.u_g);
     for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) {
       const float4 x = slots[i];
-      row = gpu::join(row, {x.x, x.y, x.z, s.u_g, x.w});
+      row = combine(row, {x.x, x.y, x.z, s.u_g, x.w});
     }
     return join_lanes(row, kWarpSize);
   }

@@ -5,9 +5,8 @@
 #pragma once
 
 #include "../loss_math.h"
-#include "exp.cuh"
+#include "plain_chunk.cuh"
 #include "softmax_loss.h"
-#include "vectors.cuh"
 
 namespace longtail {
 namespace gpu {
@@ -20,26 +19,22 @@ using longtail::generic::select;
 using Stats = RowStats<float>;
 using Grad = RowGrad<float>;
 
+// Whether t is needed: by complement entropy, or by whom the stats are for.
+LONGTAIL_DEVICE bool wants_entropy(const SoftmaxLossArgs& a, Pass pass) {
+  return a.entropy || a.options.complement_coefficient != 0.0f || pass == Pass::accumulate;
+}
+
 inline bool has_extras(const SoftmaxLossArgs& a) {
   return a.class_bias != nullptr || a.options.label_smoothing != 0.0f || a.options.scale != 1.0f ||
          a.options.softcap != 0.0f;
 }
 
 // Moves the sums to a new maximum m >= s.m.
-LONGTAIL_DEVICE void raise(Stats& s, float m) {
-  float shift = s.m - finite_max(m);
-  const float factor = exp_cut(shift);
-  s.t = factor * (s.t + s.d * shift);
-  s.d = factor * s.d;
-  s.m = m;
-}
+LONGTAIL_DEVICE void raise_max(Stats& s, float m) { longtail::generic::raise_max(s, m, HardwareExp()); }
 
 // Of two disjoint pieces of one row.
-LONGTAIL_DEVICE Stats join(Stats a, Stats b) {
-  const float m = fmaxf(a.m, b.m);
-  raise(a, m);
-  raise(b, m);
-  return {m, a.d + b.d, a.t + b.t, a.u_g, a.U + b.U};
+LONGTAIL_DEVICE Stats combine(const Stats& a, const Stats& b) {
+  return longtail::generic::combine(a, b, HardwareExp());
 }
 
 template <bool kCut, int kCount>
@@ -60,7 +55,7 @@ LONGTAIL_DEVICE void add(Stats& s, const float (&u)[kCount]) {
   float m = s.m;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) m = fmaxf(m, u[i]);
-  raise(s, m);
+  raise_max(s, m);
   float d, t;  // summed apart: long rows would lose digits in one running sum
   sum_exp<false>(u, finite_max(m), d, t);
   if (t != t) sum_exp<true>(u, finite_max(m), d, t);  // 0 * -inf, rarely: one comparison instead of one per element
@@ -182,6 +177,9 @@ struct Elements {
       x[i] = kExtras ? u[i] * slope : u[i];
     }
   }
+
+  // Whether a logit is its own effective logit.
+  LONGTAIL_DEVICE bool plain() const { return !kExtras || (scale == 1.0f && softcap == 0.0f && bias == nullptr); }
 
   // u[place] = value where there is such a place: a comparison per vector, not per element.
   template <int kCount>

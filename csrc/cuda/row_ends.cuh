@@ -9,41 +9,46 @@ namespace gpu {
 // One row's scalars. In rows that do not count, target is -1 and the rest 0.
 struct Row {
   int64_t index;
-  int target;
-  float u_g;               // with the margin
+  bool counted;
+  int target;              // -1 also where another shard has it
+  float u_g;               // with the margin; of class 0, without, where another shard has the target
   float w_g, v, upstream;  // class weight of the target, sample weight, dL/dloss
-
-  LONGTAIL_DEVICE bool counted() const { return target >= 0; }
 };
 
-// The target of a row, or -1 where it does not count.
-LONGTAIL_DEVICE int load_target(const SoftmaxLossArgs& a, int64_t index) {
+// The target of a row, and whether the row counts. Passes of a shard know -1: a class of another shard.
+LONGTAIL_DEVICE Row load_target(const SoftmaxLossArgs& a, int64_t index, Pass pass) {
   const int64_t g = a.target[index * a.target_stride];
-  const bool ignored = g == a.ignore_index, valid = g >= 0 && g < a.num_classes;
+  const bool ignored = g == a.ignore_index, inside = g >= 0 && g < a.num_classes;
+  const bool valid = inside || (of_shard(pass) && g == -1);
   LONGTAIL_DEVICE_ASSERT(ignored || valid, "target is out of bounds");
-  return ignored || !valid ? -1 : static_cast<int>(g);
+  return {index, valid && !ignored, inside && !ignored ? static_cast<int>(g) : -1, 0.0f, 0.0f, 0.0f, 0.0f};
 }
 
-// A counted row, from its target's logit.
+// What belongs to the target of a counted row, from its logit; that of class 0 where another shard has the target.
 template <bool kExtras>
-LONGTAIL_DEVICE Row counted_row(const SoftmaxLossArgs& a, int64_t index, int g, float logit, bool has_upstream) {
+LONGTAIL_DEVICE void add_scalars(const SoftmaxLossArgs& a, Row& row, float logit, Pass pass) {
   float x[1] = {logit};
   Elements<kExtras>(a, 1).cap(x);
-  Row row = {index, g, x[0], 1.0f, 1.0f, 0.0f};
+  const int g = row.target < 0 ? 0 : row.target;
+  row.u_g = x[0];
+  row.w_g = row.v = 1.0f;
   if (a.class_bias != nullptr) row.u_g += load_constant(a.class_bias + g);
-  if (a.class_margin != nullptr) row.u_g -= load_constant(a.class_margin + g);
+  if (a.class_margin != nullptr && row.target >= 0) row.u_g -= load_constant(a.class_margin + g);
   if (a.weight != nullptr) row.w_g = load_constant(a.weight + g);
-  if (a.sample_weight != nullptr) row.v = a.sample_weight[index];
-  if (has_upstream) row.upstream = a.grad_loss[index * a.grad_loss_stride];
-  return row;
+  if (of_shard(pass)) return;
+  if (a.sample_weight != nullptr) row.v = a.sample_weight[row.index];
+  if (pass != Pass::loss) row.upstream = a.grad_loss[row.index * a.grad_loss_stride];
 }
 
+// All of it but the target, for rows [N, C].
 template <typename Z, bool kExtras>
-LONGTAIL_DEVICE Row load_row(const SoftmaxLossArgs& a, int64_t index, bool has_upstream) {
-  const int g = load_target(a, index);
-  if (g < 0) return {index, -1, 0.0f, 0.0f, 0.0f, 0.0f};
-  const float logit = to_float(static_cast<const Z*>(a.logits)[index * a.logits_stride + g]);
-  return counted_row<kExtras>(a, index, g, logit, has_upstream);
+LONGTAIL_DEVICE void load_scalars(const SoftmaxLossArgs& a, Row& row, Pass pass) {
+  if (!row.counted || pass == Pass::apply) return;
+  const int g = row.target < 0 ? 0 : row.target;
+  // Backward finds u_g in the stats.
+  const bool found = pass == Pass::backward;
+  const float logit = found ? 0.0f : to_float(static_cast<const Z*>(a.logits)[row.index * a.logits_stride + g]);
+  add_scalars<kExtras>(a, row, logit, pass);
 }
 
 // A row's five statistics in memory, `apart` from each other.
@@ -65,27 +70,38 @@ struct StatsPlace {
 
 LONGTAIL_DEVICE StatsPlace stats_of_row(const SoftmaxLossArgs& a, int64_t index) { return {a.stats + 5 * index, 1}; }
 
-LONGTAIL_DEVICE void store_row(const SoftmaxLossArgs& a, int64_t index, float loss, const Stats& s) {
-  a.loss[index] = loss;
-  stats_of_row(a, index).store(s);
+// The loss and stats of a row that does not count.
+LONGTAIL_DEVICE void ignore_at(const SoftmaxLossArgs& a, int64_t index, Pass pass, const StatsPlace& place) {
+  if (!makes_stats(pass)) return;
+  if (pass != Pass::accumulate) a.loss[index] = 0.0f;
+  place.store(Stats{});
 }
 
 // From the stats of a counted row, which Pass::backward finds at their place, to the coefficients of its gradient;
 // `store` writes its loss and stats.
 LONGTAIL_DEVICE Grad finish_at(const SoftmaxLossArgs& a, const Row& row, Stats s, Pass pass, bool store,
                                const StatsPlace& place) {
+  if (pass == Pass::apply) {
+    const float* g = a.row_grad + 5 * row.index;
+    return {g[0], g[1], g[2], g[3], g[4]};
+  }
   const float classes = static_cast<float>(a.num_classes);
   const bool smoothing = a.options.label_smoothing != 0.0f;
-  const float weight_sum = smoothing && a.weight != nullptr ? *a.weight_sum : classes;
+  const float weight_sum = smoothing && a.weight != nullptr && pass != Pass::accumulate ? *a.weight_sum : classes;
   if (pass == Pass::backward) {
     s = place.load();
   } else {
-    s.m = s.d == s.d ? s.m : s.d;                                 // a maximum passes over NaN, a sum does not
-    if (smoothing) s.U += row.w_g * (s.u_g - finite_max(s.u_g));  // the target's share: 0, but for a target at -inf
+    s.m = s.d == s.d ? s.m : s.d;  // a maximum passes over NaN, a sum does not
+    // The target's share: 0, but for a target at -inf.
+    if (smoothing && row.target >= 0) s.U += row.w_g * (s.u_g - finite_max(s.u_g));
+  }
+  if (pass == Pass::accumulate) {
+    if (store) place.store(s);
+    return {};
   }
   // A copy: options that are read in place make more code of some kernels.
   longtail::generic::RowLoss<float> result =
-      longtail::generic::finish(s, LossOptions<float>(a.options), classes, weight_sum, row.w_g, row.v);
+      longtail::generic::finish(s, LossOptions<float>(a.options), a.smooth, weight_sum, row.w_g, row.v);
   if (store && pass != Pass::backward) {
     a.loss[row.index] = result.loss;
     place.store(s);
@@ -98,10 +114,10 @@ LONGTAIL_DEVICE Grad finish_row(const SoftmaxLossArgs& a, const Row& row, const 
   return finish_at(a, row, s, pass, store, stats_of_row(a, row.index));
 }
 
-// The row that a place in the grid takes. Backward goes from the last to the first: those that the forward pass read
-// last may still be in the L2 cache.
+// The row that a place in the grid takes. Passes that read again go from the last to the first: those that the pass
+// before read last may still be in the L2 cache.
 LONGTAIL_DEVICE int64_t row_at(const SoftmaxLossArgs& a, int64_t place, Pass pass) {
-  return pass == Pass::backward ? a.rows - 1 - place : place;
+  return makes_stats(pass) ? place : a.rows - 1 - place;
 }
 
 }  // namespace gpu

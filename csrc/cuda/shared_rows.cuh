@@ -2,86 +2,115 @@
 // cluster of them, from the stats to the gradient.
 #pragma once
 
-#include "block_rows.cuh"
+#include "plain_rows.cuh"
 
 namespace longtail {
 namespace gpu {
 
-// Chunks of a thread that are under way from device memory: 8 x 32 bytes.
-constexpr int kPipeline = 8;
+// Vectors of a thread that are under way from device memory: 256 bytes.
+constexpr int kUnderWay = 16;
 
-template <typename Z, bool kExtras>
-struct SharedRow : BlockRow<Z, 16 / sizeof(Z), kExtras> {
-  static constexpr int kCount = 16 / sizeof(Z);
-  using Base = BlockRow<Z, kCount, kExtras>;
-  using Base::kGroup;
-  using Base::vector_at;
-  using Held = Vector<Z, kCount>[kGroup];
+// Chunks of kGroup vectors in the shared memory of their block. A thread reads what it fetched itself, and nothing
+// else: no barrier stands between the two.
+template <typename Z, bool kExtras, int kGroup>
+struct KeptRow {
+  static constexpr int kCount = 16 / sizeof(Z), kPipeline = kUnderWay / kGroup;
+  using Block = BlockRow<Z, kCount, kExtras>;
+  const Block& block;
   Z* const kept;
+  const int chunks;
 
-  LONGTAIL_DEVICE SharedRow(const SoftmaxLossArgs& a, const Row& row, const Joint& joint)
-      : Base(a, row, joint), kept(reinterpret_cast<Z*>(dynamic_shared<char>() + joint.bytes())) {}
+  LONGTAIL_DEVICE KeptRow(const Block& b, const Joint& joint)
+      : block(b),
+        kept(reinterpret_cast<Z*>(dynamic_shared<char>() + joint.bytes())),
+        chunks((b.part.vectors + kGroup * b.step - 1) >> log2_of(kGroup * b.step)) {}
 
   LONGTAIL_DEVICE void fetch(int chunk) const {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const int i = this->first_of(chunk) + k * this->step;
-      if (i < this->part.vectors) copy_async_16(vector_at(kept, i), vector_at(this->body, i));
+      const int i = first_of<kGroup>(chunk) + k * kWarpSize;
+      if (i < block.part.vectors) copy_async_16(Block::vector_at(kept, i), Block::vector_at(block.body, i));
     }
     copy_async_commit();
   }
 
-  // A thread reads what it fetched itself, and nothing else: no barrier stands between the two.
-  LONGTAIL_DEVICE void look_up(Held& held, int chunk) const {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      const int i = this->first_of(chunk) + k * this->step;
-      held[k] = {};
-      if (i < this->part.vectors) held[k].load(vector_at(kept, i));
-    }
-  }
-
-  LONGTAIL_DEVICE Stats stats() const {
-    Stats s = empty_stats(this->row.u_g);
+  // Calls `add(chunk)` for each chunk once it is there.
+  template <typename Add>
+  LONGTAIL_DEVICE void sweep(const Add& add) const {
     for (int chunk = 0; chunk < kPipeline; ++chunk) fetch(chunk);
-    for (int chunk = 0; chunk < this->chunks; ++chunk) {
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
       copy_async_wait<kPipeline - 1>();
-      Held held;
-      look_up(held, chunk);
-      this->add_chunk(s, held, chunk);
+      add(chunk);
       fetch(chunk + kPipeline);
     }
-    this->add_edge(s);
-    return s;
-  }
-
-  LONGTAIL_DEVICE void store(const Grad& g) const {
-    for (int chunk = 0; chunk < this->chunks; ++chunk) {
-      Held held;
-      look_up(held, chunk);
-      this->store_chunk(held, chunk, g);
-    }
-    this->store_edge(g);
   }
 };
 
-// reads: logits [N, C] once, ignored rows never; the rest as warp_rows_kernel.
+template <bool kEntropy, typename Z, bool kExtras>
+LONGTAIL_DEVICE void sweep_kept(const KeptRow<Z, kExtras, kPlainGroup>& row, const PlainRow<Z, kExtras>& plain,
+                                Stats& s) {
+  row.sweep([&](int chunk) {
+    typename PlainRow<Z, kExtras>::Held held;
+    if (chunk < plain.whole) {
+      plain.load(held, plain.vector(chunk));
+    } else {
+      plain.load_tail(held);
+    }
+    plain.template add_chunk<kEntropy>(s, held, chunk, [](int) {});
+  });
+}
+
+// The loss, stats and gradient of one row that counts.
+template <typename Z, bool kExtras>
+LONGTAIL_DEVICE void take_kept(const BlockRow<Z, 16 / sizeof(Z), kExtras>& block, Joint& joint, Pass pass) {
+  Stats s = empty_stats(block.row.u_g);
+  if constexpr (kExtras) {
+    const KeptRow<Z, kExtras, BlockRow<Z, 16 / sizeof(Z), kExtras>::kGroup> row(block, joint);
+    row.sweep([&](int chunk) {
+      Vector<Z, 16 / sizeof(Z)> held[row.block.kGroup];
+      block.load(held, row.kept, chunk);
+      block.add_chunk(s, held, chunk);
+    });
+    block.add_edge(s);
+    const Grad g = finish_in_block(block.a, block.row, joint, s, pass);
+    block.store_edge(g);
+    block.sweep_grad(row.kept, g);
+  } else {
+    const KeptRow<Z, kExtras, kPlainGroup> row(block, joint);
+    const PlainRow<Z, kExtras> plain(block, row.kept);
+    if (wants_entropy(block.a, pass)) {
+      sweep_kept<true>(row, plain, s);
+    } else {
+      sweep_kept<false>(row, plain, s);
+    }
+    block.add_edge(s);
+    typename PlainRow<Z, kExtras>::Held held;
+    const Grad g = finish_in_block(block.a, block.row, joint, s, pass);
+    plain.begin_grad(held);
+    block.store_edge(g);
+    plain.sweep_grad(held, g);
+  }
+}
+
+// reads: logits [N, C] once, ignored rows never; the rest as sweep_rows_kernel.
 // writes: loss [N], stats [N, 5], grad [N, C] (may be the logits' own memory).
 // bytes: 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, bool kExtras>
-LONGTAIL_KERNEL(kBlockThreads, resident_of(true, kExtras))
+LONGTAIL_KERNEL(kBlockThreads, kExtras ? 2 : kKeptResident)
 shared_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a) {
   constexpr Pass kPass = Pass::loss_and_grad;
   Joint joint;
   const int64_t teams = gridDim.x >> log2_of(joint.cluster());
   for (int64_t place = blockIdx.x >> log2_of(joint.cluster()); place < a.rows; place += teams) {
-    const Row row = load_row<Z, kExtras>(a, place, true);
-    const SharedRow<Z, kExtras> shared_row(a, row, joint);
-    if (row.counted()) {
-      shared_row.store(finish_in_block(a, row, joint, shared_row.stats(), kPass));
+    Row row = load_target(a, place, kPass);
+    load_scalars<Z, kExtras>(a, row, kPass);
+    const BlockRow<Z, 16 / sizeof(Z), kExtras> block_row(a, row, joint);
+    if (row.counted) {
+      take_kept(block_row, joint, kPass);
     } else {
       ignore_in_block(a, row, joint, kPass);
-      shared_row.store_zeros();
+      block_row.store_zeros();
     }
   }
   joint.meet();

@@ -3,6 +3,7 @@
 
 #include "shared_rows.cuh"
 #include "softmax_pixels.cuh"
+#include "sweep_rows.cuh"
 #include "warp_rows.cuh"
 
 namespace longtail {
@@ -14,7 +15,7 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
   const auto past = [&](const void* p, int64_t stride, int64_t row) {
     return static_cast<int>((reinterpret_cast<uintptr_t>(p) + row * stride * element_size(a.storage)) % 16);
   };
-  const bool writes = pass != Pass::loss;
+  const bool writes = makes_grad(pass);
   bool aligned = a.num_classes * element_size(a.storage) % 16 == 0, alike = true;
   for (int64_t row = 0; row < (a.rows < 2 ? a.rows : 2); ++row) {
     const int z = past(a.logits, a.logits_stride, row), g = writes ? past(a.grad, a.grad_stride, row) : z;
@@ -25,29 +26,50 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
 }
 
 inline Plan softmax_plan_of(const Problem& p, const Device& device) {
-  return p.images ? pixel_plan_of(p, device) : plan_of(p, device);
+  Plan plan = p.images ? pixel_plan_of(p, device) : plan_of(p, device);
+  plan.shared = static_cast<int>(p.images ? pixel_shared_bytes(plan, p) : shared_bytes(plan, p));
+  return plan;
 }
 
-template <typename Z, int kCount, bool kExtras>
-void launch_rows(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+template <typename Z, int kCount, bool kExtras, typename PassOf>
+void launch_rows(const SoftmaxLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   const int64_t grid = grid_of(a.rows, plan);
-  const int shared = static_cast<int>(shared_bytes(plan, problem_of(a, pass)));
-  if (plan.regime == Regime::warp) {
-    launch(warp_rows_kernel<Z, kCount, kExtras>, grid, plan.threads, 1, 0, stream, a, pass, plan.lanes);
-  } else if (plan.regime == Regime::sweep) {
-    launch(sweep_rows_kernel<Z, kCount, kExtras>, grid, plan.threads, plan.cluster, shared, stream, a, pass);
-  } else if constexpr (kCount > 1) {
-    launch(shared_rows_kernel<Z, kExtras>, grid, plan.threads, plan.cluster, shared, stream, a);
+  constexpr bool kShard = kCount > 1 && of_shard(PassOf()), kBoth = kCount > 1 && PassOf() == Pass::loss_and_grad;
+  if (plan.regime == Regime::sweep) {
+    launch(sweep_rows_kernel<Z, kCount, kExtras, PassOf>, grid, plan.threads, plan.cluster, plan.shared, stream, a,
+           pass);
+  } else if (plan.regime == Regime::warp) {
+    if constexpr (!kShard) {
+      launch(warp_rows_kernel<Z, kCount, kExtras, PassOf>, grid, plan.threads, 1, 0, stream, a, pass, plan.lanes,
+             plan.batch);
+    }
+  } else if constexpr (kBoth) {
+    launch(shared_rows_kernel<Z, kExtras>, grid, plan.threads, plan.cluster, plan.shared, stream, a);
+  }
+}
+
+template <typename Z, bool kExtras>
+void launch_extras(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  constexpr int kCount = 16 / sizeof(Z);
+  if (!plan.vector) return launch_rows<Z, 1, kExtras>(a, pass, plan, stream);
+  switch (pass) {
+    case Pass::loss:
+      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::loss>(), plan, stream);
+    case Pass::backward:
+      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::backward>(), plan, stream);
+    case Pass::loss_and_grad:
+      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
+    case Pass::accumulate:
+      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::accumulate>(), plan, stream);
+    case Pass::apply:  // row_grad says row by row whether there is label smoothing
+      return launch_rows<Z, kCount, true>(a, Fixed<Pass::apply>(), plan, stream);
   }
 }
 
 template <typename Z>
 void launch_storage(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  constexpr int kCount = 16 / sizeof(Z);
-  const bool extras = has_extras(a);
-  const auto rows = plan.vector ? (extras ? launch_rows<Z, kCount, true> : launch_rows<Z, kCount, false>)
-                                : (extras ? launch_rows<Z, 1, true> : launch_rows<Z, 1, false>);
-  rows(a, pass, plan, stream);
+  const bool extras = has_extras(a) || pass == Pass::apply;
+  (extras ? launch_extras<Z, true> : launch_extras<Z, false>)(a, pass, plan, stream);
 }
 
 // One storage type per compiled file.
@@ -56,8 +78,10 @@ extern template void launch_storage<BFloat16>(const SoftmaxLossArgs&, Pass, cons
 extern template void launch_storage<Float16>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
 
 // Loss, gradient or both of args.rows rows on a cudaStream_t; nothing is allocated, nothing waited for.
-inline void softmax_loss_launch(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  if (a.rows == 0) return;
+inline void softmax_loss_launch(const SoftmaxLossArgs& args, Pass pass, const Plan& plan, void* stream) {
+  if (args.rows == 0) return;
+  SoftmaxLossArgs a = args;
+  a.smooth = a.options.label_smoothing / static_cast<float>(a.num_classes);
   if (a.pixels > 0) return softmax_pixels_launch(a, pass, plan, stream);
   switch (a.storage) {
     case Storage::float32:

@@ -11,6 +11,7 @@ namespace gpu {
 struct SoftmaxLossArgs : SoftmaxLossFields<Storage, float, float> {
   const float* weight_sum;  // [1], the sum of weight; read with weight and label smoothing only
   bool entropy;             // whether t is wanted without complement entropy too
+  float smooth;             // label_smoothing / C; set by the launch
 };
 
 }  // namespace gpu

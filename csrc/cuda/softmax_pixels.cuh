@@ -19,9 +19,10 @@ namespace gpu {
 // bytes: N C P s (loss) or 2 N C P s (backward, or both where logits are kept) for elements of s bytes, the least there
 //   is; 3 N C P s with both sweeps, of which the pixels in flight find as much in the L2 cache as fits there; some 40
 //   N P.
-template <typename Z, int kCount, bool kExtras>
+template <typename Z, int kCount, bool kExtras, typename PassOf>
 LONGTAIL_KERNEL(pixel_threads(kCount), pixel_resident(kCount))
-softmax_pixels_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, Pass pass, int lanes, bool keeps) {
+softmax_pixels_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, PassOf fixed, int lanes, bool keeps) {
+  const Pass pass = fixed;
   PixelBlock<Z, kCount, kExtras> block(a, pass, lanes, keeps);
   const int64_t units = (a.rows + block.pixels - 1) >> log2_of(block.pixels);
   for (int64_t place = blockIdx.x; place < units; place += gridDim.x) {
@@ -52,18 +53,23 @@ inline Problem pixel_problem_of(const SoftmaxLossArgs& a, Pass pass) {
   return {pass, size, a.rows, c, aligned && also, aligned && also, has_extras(a), true};
 }
 
+template <typename Z, int kCount, typename PassOf>
+void launch_pixels_of(const SoftmaxLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
+  constexpr int64_t kMost = int64_t(1) << 30;
+  const auto kernel =
+      has_extras(a) ? softmax_pixels_kernel<Z, kCount, true, PassOf> : softmax_pixels_kernel<Z, kCount, false, PassOf>;
+  const int64_t units = ceil_div(a.rows, plan.lanes * kCount);
+  launch(kernel, units < kMost ? units : kMost, plan.threads, 1, plan.shared, stream, a, pass, plan.lanes,
+         plan.regime == Regime::shared);
+}
+
 template <typename Z>
 void launch_pixels(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   constexpr int kCount = 16 / sizeof(Z);
-  constexpr int64_t kMost = int64_t(1) << 30;
-  const bool extras = has_extras(a);
-  const auto kernel = plan.vector
-                          ? (extras ? softmax_pixels_kernel<Z, kCount, true> : softmax_pixels_kernel<Z, kCount, false>)
-                          : (extras ? softmax_pixels_kernel<Z, 1, true> : softmax_pixels_kernel<Z, 1, false>);
-  const int64_t units = ceil_div(a.rows, plan.lanes * (plan.vector ? kCount : 1));
-  const int shared = static_cast<int>(pixel_shared_bytes(plan, pixel_problem_of(a, pass)));
-  launch(kernel, units < kMost ? units : kMost, plan.threads, 1, shared, stream, a, pass, plan.lanes,
-         plan.regime == Regime::shared);
+  if (!plan.vector) return launch_pixels_of<Z, 1>(a, pass, plan, stream);
+  if (pass == Pass::loss) return launch_pixels_of<Z, kCount>(a, Fixed<Pass::loss>(), plan, stream);
+  if (pass == Pass::backward) return launch_pixels_of<Z, kCount>(a, Fixed<Pass::backward>(), plan, stream);
+  launch_pixels_of<Z, kCount>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
 }
 
 // One storage type per compiled file.

@@ -34,6 +34,21 @@ LONGTAIL_DEVICE uint32_t pack(const float* x, float) { return bits_of_float(x[0]
 LONGTAIL_DEVICE uint32_t pack(const float* x, BFloat16) { return pack_bfloat16(x[0], x[1]); }
 LONGTAIL_DEVICE uint32_t pack(const float* x, Float16) { return pack_float16(x[0], x[1]); }
 
+// A very low number, in every place of a word. Its exponential is 0 beside any maximum that `is_moderate`.
+LONGTAIL_DEVICE uint32_t very_low(float) { return 0xf1800000u; }     // -2^100
+LONGTAIL_DEVICE uint32_t very_low(BFloat16) { return 0xf180f180u; }  // -2^100
+LONGTAIL_DEVICE uint32_t very_low(Float16) { return 0xfbfffbffu; }   // -65504, the lowest
+LONGTAIL_DEVICE bool is_moderate(float m, float) { return fabsf(m) < 0x1p20f; }
+LONGTAIL_DEVICE bool is_moderate(float m, BFloat16) { return fabsf(m) < 0x1p20f; }
+LONGTAIL_DEVICE bool is_moderate(float m, Float16) { return m > -65000.0f && m < 0x1p20f; }
+
+// The larger in each place of a word; NaN is passed over.
+LONGTAIL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, float) {
+  return bits_of_float(fmaxf(float_from_bits(a), float_from_bits(b)));
+}
+LONGTAIL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, BFloat16) { return max_bfloat16(a, b); }
+LONGTAIL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, Float16) { return max_float16(a, b); }
+
 // kCount neighbours of storage type Z as they are in memory: 16 bytes of them, or one.
 template <typename Z, int kCount>
 struct Vector {
@@ -54,8 +69,26 @@ struct Vector {
   LONGTAIL_DEVICE void get_word(int i, float (&x)[kPerWord]) const {
     unpack(i < kPerWord ? bits.x : i < 2 * kPerWord ? bits.y : i < 3 * kPerWord ? bits.z : bits.w, x, Z());
   }
-  LONGTAIL_DEVICE void set_word(int i, const float (&x)[kPerWord]) {
-    (i < kPerWord ? bits.x : i < 2 * kPerWord ? bits.y : i < 3 * kPerWord ? bits.z : bits.w) = pack(x, Z());
+  LONGTAIL_DEVICE void set_word(int i, const float (&x)[kPerWord]) { word_of(i) = pack(x, Z()); }
+  LONGTAIL_DEVICE uint32_t& word_of(int i) {
+    return i < kPerWord ? bits.x : i < 2 * kPerWord ? bits.y : i < 3 * kPerWord ? bits.z : bits.w;
+  }
+
+  LONGTAIL_DEVICE void fill_very_low() { bits.x = bits.y = bits.z = bits.w = very_low(Z()); }
+  // Element `place`, where there is such a one.
+  LONGTAIL_DEVICE void make_very_low(int place) {
+    constexpr uint32_t kAll = 0xffffffffu, kLow = kPerWord == 1 ? kAll : 0xffffu;
+    const uint32_t here = (place & (kPerWord - 1)) == 0 ? kLow : ~kLow;
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPerWord) {
+      uint32_t& word = word_of(i);
+      if (place >= i && place < i + kPerWord) word = (word & ~here) | (very_low(Z()) & here);
+    }
+  }
+  // The largest element in each place of a word, `so_far` included.
+  LONGTAIL_DEVICE uint32_t max_with(uint32_t so_far) const {
+    so_far = max_word(max_word(so_far, bits.x, Z()), bits.y, Z());
+    return max_word(max_word(so_far, bits.z, Z()), bits.w, Z());
   }
   // As it is, to shared memory; to device memory for good.
   LONGTAIL_DEVICE void keep(Z* p) const { store_16(p, bits); }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,67 +11,12 @@ from torch import Tensor
 import cases
 import shard_cases
 from interpreted import FACTOR, interpreted, rerun, starts_it
+from shard_cases import ELSEWHERE, expected_grad, expected_stats, shard_case
 from tolerances import assert_close, assert_same
 
 pytest.importorskip("triton")
 shard = pytest.importorskip("longtail.triton_kernels.softmax_shard")
-ELSEWHERE = -1
 SIZES = (1, 2, 3, 64, 127, 1000, 4099)
-
-
-def case(classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Six rows: two of other shards, one ignored, whose logits are NaN."""
-    logits, target = cases.random_case(6, classes, dtype, ignore=False)
-    target[1] = target[4] = ELSEWHERE
-    target[2] = cases.IGNORE
-    return cases.poison_ignored(logits, target), target
-
-
-def effective(row: Tensor, g: int, options: dict[str, Any]) -> Tensor:
-    """Effective logits of a row in float64, with the margin where the target is."""
-    u = options.get("scale", 1.0) * row.double()
-    cap = options.get("softcap")
-    u = cap * (u / cap).tanh() if cap else u
-    u = u + options["class_bias"].double() if "class_bias" in options else u
-    if g >= 0 and "class_margin" in options:
-        u[g] -= options["class_margin"].double()[g]
-    return u
-
-
-def expected_stats(logits: Tensor, target: Tensor, options: dict[str, Any], smoothing: bool) -> Tensor:
-    """(m, d, t, u_g, U) of every row, by a loop over its classes."""
-    found = torch.zeros(len(logits), 5, dtype=torch.float64)
-    omega = options.get("weight", torch.ones(logits.shape[1])).double()
-    for i, (row, g) in enumerate(zip(logits, target.tolist(), strict=True)):
-        if g == cases.IGNORE:
-            continue
-        u = effective(row, g, options).tolist()
-        others = [x for j, x in enumerate(u) if j != g]
-        m = max(others, default=-math.inf)
-        shifts = [x - m for x in others]
-        d, t = sum(math.exp(s) for s in shifts), sum(math.exp(s) * s for s in shifts)
-        reference = u[max(g, 0)]
-        U = sum(float(w) * (x - reference) for w, x in zip(omega, u, strict=True)) if smoothing else 0.0
-        found[i] = torch.tensor([m, d, t, reference, U])
-    return found
-
-
-def expected_grad(logits: Tensor, target: Tensor, row_grad: Tensor, options: dict[str, Any]) -> Tensor:
-    grad = torch.zeros_like(logits, dtype=torch.float64)
-    omega = options.get("weight", torch.ones(logits.shape[1])).double()
-    for i, g in enumerate(target.tolist()):
-        if g == cases.IGNORE:
-            continue
-        m, a, b, S, T = row_grad[i].double()
-        u = effective(logits[i], -1, options)
-        du = (u - m).exp() * (a + b * (u - m)) + S * omega
-        if g >= 0:
-            du[g] = T
-        cap, scale = options.get("softcap"), options.get("scale", 1.0)
-        if cap:
-            du = du * (1 - (scale * logits[i].double() / cap).tanh() ** 2)
-        grad[i] = du * scale
-    return grad
 
 
 def vectors(options: dict[str, Any], *names: str) -> list[Tensor | None]:
@@ -90,7 +34,7 @@ def accumulate(logits: Tensor, target: Tensor, options: dict[str, Any], smoothin
 @pytest.mark.parametrize("option_set", ["plain", "smoothing_weight", "mixed", "mixed_linear"])
 @pytest.mark.parametrize("classes", SIZES)
 def test_accumulate(classes: int, option_set: str) -> None:
-    logits, target = case(classes)
+    logits, target = shard_case(classes)
     options = cases.options(option_set, classes, target)
     for smoothing in (False, True):
         stats = accumulate(logits, target, options, smoothing)
@@ -104,7 +48,7 @@ def test_accumulate(classes: int, option_set: str) -> None:
 @pytest.mark.parametrize("option_set", ["plain", "mixed"])
 @pytest.mark.parametrize("classes", SIZES)
 def test_apply(classes: int, option_set: str, dtype: torch.dtype) -> None:
-    logits, target = case(classes, dtype)
+    logits, target = shard_case(classes, dtype)
     options = cases.options(option_set, classes, target, dtype)
     row_grad = torch.randn(6, 5, generator=cases.generator(2))
     row_grad[:, 0] = torch.where(target[:, None] == cases.IGNORE, 0.0, logits.float()).amax(1) + 2.0

@@ -130,6 +130,27 @@ inline float2 unpack_float16(uint32_t bits) {
   return {float_from_float16(bits & 0xffff), float_from_float16(bits >> 16)};
 }
 
+// Of each half: the larger, or what is a number.
+inline uint32_t max_of_halves(uint32_t a, uint32_t b, float (*value)(uint32_t)) {
+  uint32_t y = 0;
+  for (int shift = 0; shift < 32; shift += 16) {
+    const uint32_t p = a >> shift & 0xffff, q = b >> shift & 0xffff;
+    const float x = value(p), z = value(q);
+    y |= (z != z || x >= z ? p : q) << shift;
+  }
+  return y;
+}
+inline uint32_t max_bfloat16(uint32_t a, uint32_t b) {
+  return max_of_halves(a, b, [](uint32_t bits) { return float_from_bits(bits << 16); });
+}
+inline uint32_t max_float16(uint32_t a, uint32_t b) { return max_of_halves(a, b, float_from_float16); }
+
+inline bool any_lane(bool x, const emulation::Site& site = emulation::Site::current()) {
+  int any = x;
+  for (int flip = 1; flip < 32; flip *= 2) any |= __shfl_xor_sync(kAllLanes, any, flip, 32, site);
+  return any != 0;
+}
+
 inline int log2_of(int n) {
   if (n < 1 || (n & (n - 1)) != 0) emulation::fail("log2_of(" + std::to_string(n) + ")");
   return 31 - __builtin_clz(static_cast<unsigned>(n));

@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import Iterable
 from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ Args = _structure(
     "Args",
     f"{_LOGITS} pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
     "pointer grad_loss, int64 grad_loss_stride, pointer row_grad loss stats, int64 stats_stride stats_column_stride,"
-    "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, bool entropy",
+    "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, bool entropy, float smooth",
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",
@@ -64,7 +64,7 @@ Mean = _structure(
     "int64 rows num_classes, pointer target, int64 target_stride ignore_index, pointer weight, int weight_size,"
     "pointer result",
 )
-PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster")
+PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
@@ -92,6 +92,8 @@ class Plan:
     threads: int
     lanes: int = 0
     cluster: int = 1
+    batch: int = 1
+    shared: int = field(default=0, compare=False)
 
 
 NO_PLAN = Plan(WARP, False, 0)
@@ -137,7 +139,7 @@ def mean_denominator(plan: Plan, target: Tensor, weight: Tensor | None, num_clas
 
 
 def _plan_fields(plan: Plan) -> Any:
-    return PlanFields(plan.regime, plan.vector, plan.threads, plan.lanes, plan.cluster)
+    return PlanFields(*astuple(plan))
 
 
 def _request(launch: Launch, address: Any) -> Any:

@@ -20,9 +20,11 @@ def softmax_launch(
     options: tuple[Any, ...],
     *,
     loss: Tensor | None = None,
-    stats: Tensor,
+    stats: Tensor | None = None,
     grad: Tensor | None = None,
     up: Tensor | None = None,
+    row_grad: Tensor | None = None,
+    entropy: bool = True,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
     fields = SoftmaxOptions(*options)._asdict()
@@ -42,16 +44,17 @@ def softmax_launch(
         stats=stats,
         grad=grad,
         grad_stride=0 if grad is None else grad.stride(0),
-        entropy=True,
+        row_grad=row_grad,
+        entropy=entropy,
     )
     if logits.dim() == 3:
         fields.update(
             pixels=logits.shape[2],
             logits_class_stride=logits.stride(1),
             grad_class_stride=0 if grad is None else grad.stride(1),
-            stats_stride=stats.stride(0),
-            stats_column_stride=stats.stride(1),
         )
+    if stats is not None:
+        fields.update(stats_stride=stats.stride(0), stats_column_stride=stats.stride(1))
     return Launch(fields, pass_, plan)
 
 
