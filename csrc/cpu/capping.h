@@ -1,8 +1,8 @@
 // What the softmax loops over rows and over pixels share.
 #pragma once
 
+#include "kernels.h"
 #include "simd_math.h"
-#include "softmax_loss.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {

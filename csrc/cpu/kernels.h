@@ -1,24 +1,34 @@
-// The loops of each instruction set, and which of them runs here.
+// The loops of each instruction set, what they are given, and which of them runs here.
 #pragma once
 
-#include "sigmoid_loss.h"
-#include "softmax_loss.h"
+#include "../row_args.h"
+#include "../sigmoid_args.h"
+#include "../softmax_args.h"
 
 namespace longtail {
 
-struct ScaleGradArgs {
-  Storage storage;
-  int64_t num_classes;
-  int64_t pixels;  // P of [N, C, P], or 0 for [N, C]
-  void* grad;
-  int64_t grad_stride, grad_class_stride;
-  const void* grad_loss;  // [R] of T
-  int64_t grad_loss_stride;
-  const int64_t* target;  // [R], or null
-  int64_t target_stride, ignore_index;
-};
+enum class Storage { float64, float32, bfloat16, float16 };
 
-// Multiplies the rows [begin, end) of grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
+// The last two are the steps of one shard of the classes, which the softmax loops over rows know.
+enum class Pass { loss, backward, loss_and_grad, accumulate, apply };
+
+// Pixels that are taken through all classes together, at most.
+constexpr int64_t kLongestStretch = 256;
+
+struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
+  double weight_sum;  // sum of the class weights, or C
+  int64_t stretch;    // pixels taken through all classes together, a multiple of 16
+};
+struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};
+struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
+
+// Rows [begin, end). Losses return the first row whose target is neither a class nor ignore_index, or -1; the passes of
+// a shard also know target -1: a class of another shard.
+// `scratch`, for loss_and_grad: one row of T with softcap (tanh is then evaluated once), [C, stretch] of T with pixels,
+// else null. T is double for float64 logits, else float.
+using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
+using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
+// Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
 
 struct Kernels {

@@ -1,60 +1,173 @@
-// The CPU kernels of the operators that serve every family.
-#include "ops.h"
+// The operators of the CPU: rows in parallel on torch's threads.
+// Python owns the schemas of the namespace longtail_cpu and calls these by way of torch.ops.longtail.
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "../row_ops.h"
+#include "../sigmoid_ops.h"
+#include "../softmax_ops.h"
+#include "kernels.h"
 
 namespace longtail {
 namespace {
 
-void scale_grad_(const Tensor& grad, const Tensor& grad_loss, const MaybeTensor& target, int64_t ignore_index) {
-  const Layout layout = check_layout(grad, "grad");
-  check_vector(grad_loss, "grad_loss", layout.rows, accumulate_type(grad));
-  if (target) check_vector(*target, "target", layout.rows, ScalarType::Long);
-  ScaleGradArgs args = {};
-  args.storage = storage_of(grad);
-  args.num_classes = layout.num_classes;
-  args.pixels = layout.pixels;
-  args.grad = grad.mutable_data_ptr();
-  args.grad_stride = layout.stride;
-  args.grad_class_stride = layout.class_stride;
-  args.grad_loss = grad_loss.const_data_ptr();
-  args.grad_loss_stride = grad_loss.stride(0);
-  args.target = target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
-  args.target_stride = target ? target->stride(0) : 0;
-  args.ignore_index = ignore_index;
-  const Kernels& kernel = kernels();
-  torch::stable::parallel_for(0, layout.rows, grain(layout),
-                              [&](int64_t begin, int64_t end) { kernel.scale_grad_rows(args, begin, end); });
+// About 32k logits are worth waking a thread; a short stretch of pixels wastes lines of memory.
+template <typename Args>
+int64_t grain(const Args& args) {
+  constexpr int64_t kElements = 32768, kPixels = 512;
+  return std::max<int64_t>(args.pixels > 0 ? kPixels : 1, kElements / std::max<int64_t>(1, args.num_classes));
 }
 
-Tensor mean_denominator(const Tensor& target, const MaybeTensor& weight, int64_t ignore_index, int64_t num_classes) {
-  check_vector(target, "target", target.dim() == 1 ? target.size(0) : -1, ScalarType::Long);
-  const ScalarType dtype = weight ? weight->scalar_type() : ScalarType::Long;
-  check(!weight || dtype == ScalarType::Float || dtype == ScalarType::Double, "weight has dtype ",
-        torch::headeronly::toString(dtype), ", expected float32 or float64");
-  const void* weights = vector_data(weight, "weight", num_classes, dtype);
-  const auto* targets = static_cast<const int64_t*>(target.const_data_ptr());
-  int64_t count = 0;
-  double total = 0.0;
-  for (int64_t i = 0; i < target.size(0); ++i) {
-    const int64_t g = targets[i * target.stride(0)];
-    if (g == ignore_index) continue;
-    if (g < 0 || g >= num_classes) check_target(i, target, num_classes, ignore_index);
-    ++count;
-    if (dtype == ScalarType::Float) total += static_cast<const float*>(weights)[g];
-    if (dtype == ScalarType::Double) total += static_cast<const double*>(weights)[g];
-  }
-  const Tensor result = new_tensor({}, dtype);
-  if (dtype == ScalarType::Long) *static_cast<int64_t*>(result.mutable_data_ptr()) = count;
-  if (dtype == ScalarType::Float) *static_cast<float*>(result.mutable_data_ptr()) = static_cast<float>(total);
-  if (dtype == ScalarType::Double) *static_cast<double*>(result.mutable_data_ptr()) = total;
-  return result;
+// `rows(begin, end)` on torch's threads; each call returns a row with a bad target, or -1. Returns the first such row.
+template <typename Rows>
+int64_t parallel_rows(int64_t count, int64_t grain, const Rows& rows) {
+  std::atomic<int64_t> bad_row{-1};
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const int64_t bad = rows(begin, end);
+    int64_t seen = bad_row.load();
+    while (bad >= 0 && (seen < 0 || bad < seen) && !bad_row.compare_exchange_weak(seen, bad)) {
+    }
+  });
+  return bad_row.load();
 }
+
+template <typename Args>
+void check_target(int64_t row, const Args& args, std::optional<int64_t> ignore_index) {
+  if (row < 0) return;
+  const std::string ignored = ignore_index ? " or ignore_index " + std::to_string(*ignore_index) : "";
+  check(false, "target ", args.target[row * args.target_stride], " in row ", row,
+        " is out of bounds: expected 0 <= target < ", args.num_classes, ignored);
+}
+
+// All targets at once, for what overwrites its logits: the loops find a bad one after they have written. `lowest`: -1
+// where that is a target too.
+template <typename Args>
+void check_targets_first(const Args& args, std::optional<int64_t> ignore_index, int64_t lowest) {
+  if (args.grad == nullptr || args.grad != args.logits || args.target == nullptr) return;
+  const int64_t bad = parallel_rows(args.rows, 32768, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = args.target[i * args.target_stride];
+      if ((g < lowest || g >= args.num_classes) && g != ignore_index) return i;
+    }
+    return int64_t(-1);
+  });
+  check_target(bad, args, ignore_index);
+}
+
+double number_at(const void* numbers, bool wide, int64_t i) {
+  return wide ? static_cast<const double*>(numbers)[i] : static_cast<const float*>(numbers)[i];
+}
+
+double sum_of_weights(const SoftmaxLossArgs& args) {
+  if (args.weight == nullptr) return static_cast<double>(args.num_classes);
+  double total = 0.0;
+  for (int64_t j = 0; j < args.num_classes; ++j) {
+    total += number_at(args.weight, args.storage == Storage::float64, j);
+  }
+  return total;
+}
+
+// Pixels that go through all classes together: fewer where a stretch's logits are kept, to fit the second-level cache.
+int64_t stretch_of(const SoftmaxLossArgs& args, Pass pass, int64_t bytes) {
+  constexpr int64_t kKept = 1024 * 1024, kLanes = 16;
+  if (pass != Pass::loss_and_grad) return kLongestStretch;
+  const int64_t fitting = kKept / (bytes * std::max<int64_t>(1, args.num_classes)) / kLanes * kLanes;
+  return std::min(kLongestStretch, std::max(kLanes, fitting));
+}
+
+struct Cpu {
+  using Storage = longtail::Storage;
+  using Pass = longtail::Pass;
+  using SoftmaxLossArgs = longtail::SoftmaxLossArgs;
+  using SigmoidLossArgs = longtail::SigmoidLossArgs;
+  using ScaleGradArgs = longtail::ScaleGradArgs;
+  using Element = void;
+  using Number = double;
+  static constexpr std::pair<ScalarType, Storage> kStorages[] = {{ScalarType::Double, Storage::float64},
+                                                                 {ScalarType::Float, Storage::float32},
+                                                                 {ScalarType::BFloat16, Storage::bfloat16},
+                                                                 {ScalarType::Half, Storage::float16}};
+  static constexpr const char* kStorageNames = "float64, float32, bfloat16 or float16";
+
+  static Layout check_layout(const Tensor& t, const char* name) { return longtail::check_layout(t, name); }
+  static void check_device(const Tensor&, const char*, const Tensor&) {}
+
+  // As large as the logits, it is mostly fresh memory: huge pages cut the cost of its page faults.
+  static Tensor new_gradient(const Tensor& logits) {
+    Tensor grad = new_like(logits, logits.scalar_type());
+#if defined(__linux__)
+    constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+    const auto begin = (reinterpret_cast<uintptr_t>(grad.mutable_data_ptr()) + kHuge - 1) & ~(kHuge - 1);
+    const auto end = (reinterpret_cast<uintptr_t>(grad.mutable_data_ptr()) +
+                      static_cast<uintptr_t>(grad.numel()) * grad.element_size()) &
+                     ~(kHuge - 1);
+    if (end > begin + 8 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    return grad;
+  }
+
+  static void softmax_loss(SoftmaxLossArgs& args, Pass pass, const Tensor&, const MaybeTensor&) {
+    const Kernels& kernel = kernels();
+    if (args.options.label_smoothing != 0.0 && pass != Pass::accumulate) args.weight_sum = sum_of_weights(args);
+    const int64_t bytes = args.storage == Storage::float64 ? 8 : 4;
+    args.stretch = stretch_of(args, pass, bytes);
+    size_t scratch_bytes = 0;
+    if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.options.softcap != 0.0)) {
+      scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
+    }
+    check_targets_first(args, args.ignore_index, pass == Pass::apply ? -1 : 0);
+    const int64_t bad = parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<char[]> scratch(scratch_bytes ? new char[scratch_bytes] : nullptr);
+      return kernel.softmax_loss_rows(args, pass, begin, end, scratch.get());
+    });
+    check_target(bad, args, args.ignore_index);
+  }
+
+  static void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, const Tensor&) {
+    const Kernels& kernel = kernels();
+    const auto ignore_index = args.ignoring ? std::optional(args.ignore_index) : std::nullopt;
+    check_targets_first(args, ignore_index, 0);
+    const int64_t bad = parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
+      return kernel.sigmoid_loss_rows(args, pass, begin, end);
+    });
+    check_target(bad, args, ignore_index);
+  }
+
+  static void scale_grad(const ScaleGradArgs& args, const Tensor&) {
+    const Kernels& kernel = kernels();
+    torch::stable::parallel_for(0, args.rows, grain(args),
+                                [&](int64_t begin, int64_t end) { kernel.scale_grad_rows(args, begin, end); });
+  }
+
+  static void mean_denominator(const MeanDenominatorArgs& args, const Tensor&) {
+    int64_t count = 0;
+    double total = 0.0;
+    for (int64_t i = 0; i < args.rows; ++i) {
+      const int64_t g = args.target[i * args.target_stride];
+      if (g == args.ignore_index) continue;
+      if (g < 0 || g >= args.num_classes) check_target(i, args, args.ignore_index);
+      ++count;
+      if (args.weight_size > 0) total += number_at(args.weight, args.weight_size == 8, g);
+    }
+    if (args.weight_size == 0) *static_cast<int64_t*>(args.result) = count;
+    if (args.weight_size == 4) *static_cast<float*>(args.result) = static_cast<float>(total);
+    if (args.weight_size == 8) *static_cast<double*>(args.result) = total;
+  }
+};
 
 }  // namespace
 }  // namespace longtail
 
-STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, m) {
-  m.impl("scale_grad_", TORCH_BOX(&longtail::scale_grad_));
-  m.impl("mean_denominator", TORCH_BOX(&longtail::mean_denominator));
+STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, library) {
+  longtail::SoftmaxOps<longtail::Cpu>::add_to(library);
+  longtail::SigmoidOps<longtail::Cpu>::add_to(library);
+  longtail::RowOps<longtail::Cpu>::add_to(library);
 }
 
 // Read by ctypes: the name of the instruction set in use, or null when LONGTAIL_CPU_ISA cannot be honoured.

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../sigmoid_math.h"
-#include "common.h"
+#include "kernels.h"
 #include "simd_math.h"
 
 namespace longtail {

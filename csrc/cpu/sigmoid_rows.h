@@ -2,8 +2,8 @@
 // and compiled once per instruction set. Each logit is read once and each gradient written once, a block at a time.
 #pragma once
 
+#include "kernels.h"
 #include "sigmoid_block.h"
-#include "sigmoid_loss.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "capping.h"
-#include "softmax_loss.h"
+#include "kernels.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {

@@ -14,5 +14,7 @@ void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stre
 // Multiplies the rows of grad by their factors; where they are 1, nothing is touched.
 void scale_grad(const ScaleGradArgs& args, int device, void* stream);
 
+void mean_denominator(const MeanDenominatorArgs& args, int device, void* stream);
+
 }  // namespace gpu
 }  // namespace longtail

@@ -1,5 +1,6 @@
 // From the operators' arguments to launches, with what the device is like.
 #include "kernels.h"
+#include "mean_denominator.cuh"
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
@@ -40,6 +41,10 @@ void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stre
 
 void scale_grad(const ScaleGradArgs& args, int device, void* stream) {
   scale_grad_launch(args, device_of(device).processors, stream);
+}
+
+void mean_denominator(const MeanDenominatorArgs& args, int device, void* stream) {
+  mean_denominator_launch(args, mean_denominator_plan_of(args.rows, device_of(device)), stream);
 }
 
 }  // namespace gpu

@@ -1,159 +1,92 @@
-// The CUDA kernels of torch.ops.longtail's softmax operators and of scale_grad_.
+// The operators of CUDA: launches on the current stream of the tensors' device.
 // Python owns the schemas of the namespace longtail_cuda and calls these by way of torch.ops.longtail.
-#include "ops.h"
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
-#include "../softmax_options.h"
+#include <utility>
+
+#include "../row_ops.h"
+#include "../sigmoid_ops.h"
+#include "../softmax_ops.h"
+#include "kernels.h"
 
 namespace longtail {
 namespace gpu {
 namespace {
 
-SoftmaxLossArgs make_args(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
-  const Layout layout = check_logits(logits, "logits");
-  const int64_t n = layout.rows, c = layout.num_classes;
-  check_vector(target, "target", n, ScalarType::Long);
-  check_device(target, "target", logits);
-  SoftmaxLossArgs args = {};
-  args.storage = storage_of(logits);
-  args.rows = n;
-  args.num_classes = c;
-  args.logits = logits.const_data_ptr();
-  args.logits_stride = layout.stride;
-  args.pixels = layout.pixels;
-  args.logits_class_stride = layout.class_stride;
-  args.target = static_cast<const int64_t*>(target.const_data_ptr());
-  args.target_stride = target.stride(0);
-  args.weight = vector(o.weight, "weight", c, logits);
-  args.class_bias = vector(o.class_bias, "class_bias", c, logits);
-  args.class_margin = vector(o.class_margin, "class_margin", c, logits);
-  args.sample_weight = vector(o.sample_weight, "sample_weight", n, logits);
-  args.ignore_index = o.ignore_index;
-  args.options = generic::convert<float>(o.numbers);
-  args.entropy = true;
-  return args;
-}
-
-void set_grad_loss(SoftmaxLossArgs& args, const Tensor& grad_loss, const Tensor& logits) {
-  check_vector(grad_loss, "grad_loss", args.rows, ScalarType::Float);
-  check_device(grad_loss, "grad_loss", logits);
-  args.grad_loss = static_cast<const float*>(grad_loss.const_data_ptr());
-  args.grad_loss_stride = grad_loss.stride(0);
-}
-
-void set_grad(SoftmaxLossArgs& args, const Tensor& grad) {
-  args.grad = grad.mutable_data_ptr();
-  args.grad_stride = grad.stride(0);
-  args.grad_class_stride = grad.stride(1);
-}
-
-void set_stats(SoftmaxLossArgs& args, const Tensor& stats) {
-  args.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
-  args.stats_stride = stats.stride(0);
-  args.stats_column_stride = stats.stride(1);
-}
-
-struct Outputs {
-  Tensor loss, stats;
+// A device's current stream, with the device made current for as long as this lives.
+struct Launch {
+  explicit Launch(const Tensor& t) : device(t.get_device_index()), guard(device) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  }
+  int device;
+  void* stream = nullptr;
+  torch::stable::accelerator::DeviceGuard guard;
 };
 
-Outputs make_outputs(SoftmaxLossArgs& args, const Tensor& logits) {
-  const int64_t n = args.rows;
-  // Threads are pixels in images, and write each column together.
-  const Tensor stats = logits.dim() == 2
-                           ? new_tensor(logits, {n, 5}, ScalarType::Float)
-                           : torch::stable::transpose(new_tensor(logits, {5, n}, ScalarType::Float), 0, 1);
-  const Outputs out = {new_tensor(logits, {n}, ScalarType::Float), stats};
-  args.loss = static_cast<float*>(out.loss.mutable_data_ptr());
-  set_stats(args, out.stats);
-  return out;
-}
+struct Cuda {
+  using Storage = gpu::Storage;
+  using Pass = gpu::Pass;
+  using SoftmaxLossArgs = gpu::SoftmaxLossArgs;
+  using SigmoidLossArgs = gpu::SigmoidLossArgs;
+  using ScaleGradArgs = gpu::ScaleGradArgs;
+  using Element = float;
+  using Number = float;
+  static constexpr std::pair<ScalarType, Storage> kStorages[] = {{ScalarType::Float, Storage::float32},
+                                                                 {ScalarType::BFloat16, Storage::bfloat16},
+                                                                 {ScalarType::Half, Storage::float16}};
+  static constexpr const char* kStorageNames = "float32, bfloat16 or float16";
 
-void run(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const MaybeTensor& weight) {
-  if (args.rows == 0) return;
-  const Launch on(logits);
-  Tensor weight_sum;
-  if (weight && args.options.label_smoothing != 0.0f) {
-    weight_sum = torch::stable::sum(*weight);
-    args.weight_sum = static_cast<const float*>(weight_sum.const_data_ptr());
+  static Layout check_layout(const Tensor& t, const char* name) {
+    const Layout layout = longtail::check_layout(t, name);
+    check(layout.num_classes < (int64_t(1) << 30), name, " has ", layout.num_classes,
+          " classes, expected fewer than 2^30");
+    return layout;
   }
-  softmax_loss(args, pass, on.device, on.stream);
-}
 
-std::tuple<Tensor, Tensor> softmax_loss_op(const Tensor& logits, const Tensor& target, LONGTAIL_OPTIONS) {
-  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
-  const Outputs out = make_outputs(args, logits);
-  run(args, Pass::loss, logits, weight);
-  return {out.loss, out.stats};
-}
+  static void check_device(const Tensor& t, const char* name, const Tensor& logits) {
+    check(t.is_cuda() && t.get_device_index() == logits.get_device_index(), name,
+          " is on another device than the logits, CUDA device ", logits.get_device_index());
+  }
 
-Tensor softmax_loss_backward_op(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
-                                const Tensor& stats, LONGTAIL_OPTIONS) {
-  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
-  check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, "stats have shape ", shape_of(stats),
-        ", expected [", args.rows, ", 5]");
-  check_dtype(stats, "stats", ScalarType::Float);
-  check(logits.dim() == 3 || stats.is_contiguous(), "stats are not contiguous");
-  check_device(stats, "stats", logits);
-  set_grad_loss(args, grad_loss, logits);
-  const Tensor grad = new_like(logits, logits.scalar_type());
-  set_stats(args, stats);
-  set_grad(args, grad);
-  run(args, Pass::backward, logits, weight);
-  return grad;
-}
+  static Tensor new_gradient(const Tensor& logits) { return new_like(logits, logits.scalar_type()); }
 
-std::tuple<Tensor, Tensor, Tensor> softmax_loss_and_grad_op(const Tensor& grad_loss, const Tensor& logits,
-                                                            const Tensor& target, LONGTAIL_OPTIONS) {
-  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
-  set_grad_loss(args, grad_loss, logits);
-  const Outputs out = make_outputs(args, logits);
-  const Tensor grad = new_like(logits, logits.scalar_type());
-  set_grad(args, grad);
-  run(args, Pass::loss_and_grad, logits, weight);
-  return {out.loss, out.stats, grad};
-}
+  static void softmax_loss(SoftmaxLossArgs& args, Pass pass, const Tensor& logits, const MaybeTensor& weight) {
+    if (args.rows == 0) return;
+    const Launch on(logits);
+    Tensor weight_sum;
+    if (weight && args.options.label_smoothing != 0.0f) {
+      weight_sum = torch::stable::sum(*weight);
+      args.weight_sum = static_cast<const float*>(weight_sum.const_data_ptr());
+    }
+    args.entropy = true;
+    if (pass == Pass::apply) args.options.label_smoothing = 1.0f;  // row_grad says of which rows
+    gpu::softmax_loss(args, pass, on.device, on.stream);
+  }
 
-std::tuple<Tensor, Tensor> softmax_loss_and_grad_inplace_op(const Tensor& grad_loss, const Tensor& logits,
-                                                            const Tensor& target, LONGTAIL_OPTIONS) {
-  SoftmaxLossArgs args = make_args(logits, target, LONGTAIL_OPTION_VALUES);
-  set_grad_loss(args, grad_loss, logits);
-  const Outputs out = make_outputs(args, logits);
-  set_grad(args, logits);
-  run(args, Pass::loss_and_grad, logits, weight);
-  return {out.loss, out.stats};
-}
+  static void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, const Tensor& logits) {
+    if (args.rows == 0) return;
+    const Launch on(logits);
+    gpu::sigmoid_loss(args, pass, on.device, on.stream);
+  }
 
-void scale_grad_op(const Tensor& grad, const Tensor& grad_loss, const MaybeTensor& target, int64_t ignore_index) {
-  const Layout layout = check_logits(grad, "grad");
-  check_vector(grad_loss, "grad_loss", layout.rows, ScalarType::Float);
-  check_device(grad_loss, "grad_loss", grad);
-  if (target) check_vector(*target, "target", layout.rows, ScalarType::Long);
-  if (target) check_device(*target, "target", grad);
-  ScaleGradArgs args = {};
-  args.storage = storage_of(grad);
-  args.rows = layout.rows;
-  args.num_classes = layout.num_classes;
-  args.grad = grad.mutable_data_ptr();
-  args.grad_stride = layout.stride;
-  args.factor = static_cast<const float*>(grad_loss.const_data_ptr());
-  args.factor_stride = grad_loss.stride(0);
-  args.pixels = layout.pixels;
-  args.class_stride = layout.class_stride;
-  args.target = target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
-  args.target_stride = target ? target->stride(0) : 0;
-  args.ignore_index = ignore_index;
-  const Launch on(grad);
-  scale_grad(args, on.device, on.stream);
-}
+  static void scale_grad(const ScaleGradArgs& args, const Tensor& grad) {
+    const Launch on(grad);
+    gpu::scale_grad(args, on.device, on.stream);
+  }
+
+  static void mean_denominator(const MeanDenominatorArgs& args, const Tensor& target) {
+    const Launch on(target);
+    gpu::mean_denominator(args, on.device, on.stream);
+  }
+};
 
 }  // namespace
 }  // namespace gpu
 }  // namespace longtail
 
-STABLE_TORCH_LIBRARY_IMPL(longtail_cuda, CUDA, m) {
-  m.impl("softmax_loss", TORCH_BOX(&longtail::gpu::softmax_loss_op));
-  m.impl("softmax_loss_backward", TORCH_BOX(&longtail::gpu::softmax_loss_backward_op));
-  m.impl("softmax_loss_and_grad", TORCH_BOX(&longtail::gpu::softmax_loss_and_grad_op));
-  m.impl("softmax_loss_and_grad_", TORCH_BOX(&longtail::gpu::softmax_loss_and_grad_inplace_op));
-  m.impl("scale_grad_", TORCH_BOX(&longtail::gpu::scale_grad_op));
+STABLE_TORCH_LIBRARY_IMPL(longtail_cuda, CUDA, library) {
+  longtail::SoftmaxOps<longtail::gpu::Cuda>::add_to(library);
+  longtail::SigmoidOps<longtail::gpu::Cuda>::add_to(library);
+  longtail::RowOps<longtail::gpu::Cuda>::add_to(library);
 }

@@ -85,26 +85,12 @@ class Joint {
     return {x[0], x[1], x[2], x[3], x[4]};
   }
 
-  LONGTAIL_DEVICE void next_row() { turn_ ^= 1; }
-
-  // To be called by every thread, at the end.
-  LONGTAIL_DEVICE void meet() {
-    if (cluster_ > 1 && !met_) cluster_wait();
-    met_ = true;
-  }
-
-  // Bytes of shared memory that it takes, a multiple of 16: joint_bytes of plan.h.
-  LONGTAIL_DEVICE int bytes() const { return 16 * 2 * cluster_ * warps_ + 64; }
-  LONGTAIL_DEVICE int cluster() const { return cluster_; }
-  LONGTAIL_DEVICE int rank() const { return rank_; }
-
- private:
-  LONGTAIL_DEVICE int lane() const { return static_cast<int>(threadIdx.x) % kWarpSize; }
-
   // What the warps of all blocks bring, one slot each, in every block. All lanes of a warp bring the same.
-  LONGTAIL_DEVICE const float4* exchange(float4 mine) {
+  template <typename Slot>
+  LONGTAIL_DEVICE const Slot* exchange(Slot mine) {
+    static_assert(sizeof(Slot) == 16);
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    float4* slots = dynamic_shared<float4>() + turn_ * cluster_ * warps_;
+    Slot* slots = dynamic_shared<Slot>() + turn_ * cluster_ * warps_;
     meet();
     if (cluster_ > 1) {
       if (lane() < cluster_) *map_shared(slots + rank_ * warps_ + warp, lane()) = mine;
@@ -117,6 +103,22 @@ class Joint {
     return slots;
   }
 
+  LONGTAIL_DEVICE void next_row() { turn_ ^= 1; }
+
+  // To be called by every thread, at the end.
+  LONGTAIL_DEVICE void meet() {
+    if (cluster_ > 1 && !met_) cluster_wait();
+    met_ = true;
+  }
+
+  // Bytes of shared memory that it takes, a multiple of 16: joint_bytes of plan.h.
+  LONGTAIL_DEVICE int bytes() const { return 16 * 2 * cluster_ * warps_ + 64; }
+  LONGTAIL_DEVICE int cluster() const { return cluster_; }
+  LONGTAIL_DEVICE int rank() const { return rank_; }
+  LONGTAIL_DEVICE int lane() const { return static_cast<int>(threadIdx.x) % kWarpSize; }
+  LONGTAIL_DEVICE int slots() const { return cluster_ * warps_; }
+
+ private:
   int cluster_, rank_, warps_, turn_ = 0;
   bool met_ = false;
 };

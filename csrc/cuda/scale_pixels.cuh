@@ -13,7 +13,7 @@ constexpr int kScaleClasses = 4;  // of a thread, under way together
 
 // What multiplies a row: 1 where the target is ignored, whatever the upstream gradient.
 LONGTAIL_DEVICE float scale_of(const ScaleGradArgs& a, int64_t row) {
-  const float factor = a.factor[row * a.factor_stride];
+  const float factor = a.grad_loss[row * a.grad_loss_stride];
   if (factor == 1.0f || a.target == nullptr) return factor;
   return a.target[row * a.target_stride] == a.ignore_index ? 1.0f : factor;
 }
@@ -44,7 +44,7 @@ scale_pixels_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int chunk, int64_t chunk
       Vector<Z, kCount> held[kScaleClasses];
 #pragma unroll
       for (int k = 0; k < kScaleClasses; ++k) {
-        if (cls + k < end) held[k].load_streaming(grad + (cls + k) * a.class_stride);
+        if (cls + k < end) held[k].load_streaming(grad + (cls + k) * a.grad_class_stride);
       }
 #pragma unroll
       for (int k = 0; k < kScaleClasses; ++k) {
@@ -53,7 +53,7 @@ scale_pixels_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int chunk, int64_t chunk
         held[k].get(x);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) x[i] *= factor[i];
-        Vector<Z, kCount>::store(grad + (cls + k) * a.class_stride, x);
+        Vector<Z, kCount>::store(grad + (cls + k) * a.grad_class_stride, x);
       }
     }
   }

@@ -162,7 +162,7 @@ def test_nothing_beyond_its_memory(tmp_path: Path) -> None:
     batches = list(address_batches())
     requests = [one for b in batches for one in launches(b)]
     for dtype in harness.STORAGES:
-        for classes, layout in ((1, "row_stride"), (333, "offset"), (5000, "offset")):
+        for classes, layout in ((1, "row_stride"), (33, "contiguous"), (333, "offset"), (5000, "offset")):
             grad = cases.LAYOUTS[layout](torch.ones(3, classes, dtype=dtype))
             requests += [harness.scaling(grad, torch.rand(3), processors) for processors in (1, 132)]
         for shape in ((2, 5, 16), (3, 70, 7)):

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <vector>
 
+#include "mean_denominator.cuh"
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
@@ -17,15 +18,17 @@
 #endif
 
 using namespace longtail::gpu;
+using longtail::MeanDenominatorArgs;
 
-enum class Kind { softmax, sigmoid, scaling };
+enum class Kind { softmax, sigmoid, scaling, mean };
 
 // In a file, addresses are numbers of buffers, from 1.
 struct Request {
   SoftmaxLossArgs args;
   SigmoidLossArgs sigmoid;
   ScaleGradArgs scaling;
-  Kind kind;       // which of the three
+  MeanDenominatorArgs mean;
+  Kind kind;       // which of the four
   int processors;  // for `scaling`
   Plan plan;
   Pass pass;
@@ -37,8 +40,14 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(SigmoidLossArgs), sizeof(ScaleGradArgs), sizeof(Plan),
-                          sizeof(Problem),         sizeof(Device),          sizeof(Request)};
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs),
+                          sizeof(SigmoidLossArgs),
+                          sizeof(ScaleGradArgs),
+                          sizeof(MeanDenominatorArgs),
+                          sizeof(Plan),
+                          sizeof(Problem),
+                          sizeof(Device),
+                          sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
 
@@ -52,6 +61,9 @@ void choose_sigmoid_pixels_plan(const Problem* problem, const Device* device, Pl
 }
 void choose_plan(const Problem* problem, const Device* device, Plan* plan) {
   *plan = softmax_plan_of(*problem, *device);
+}
+void choose_mean_plan(int64_t rows, const Device* device, Plan* plan) {
+  *plan = mean_denominator_plan_of(rows, *device);
 }
 int64_t bytes_of_plan(const Plan* plan, const Problem* problem) {
   return problem->images ? pixel_shared_bytes(*plan, *problem) : shared_bytes(*plan, *problem);
@@ -77,6 +89,9 @@ const char* run_request(const Request* request) {
         break;
       case Kind::scaling:
         scale_grad_launch(request->scaling, request->processors, nullptr);
+        break;
+      case Kind::mean:
+        mean_denominator_launch(request->mean, request->plan, nullptr);
         break;
     }
   } catch (const std::exception& e) {
@@ -122,8 +137,11 @@ void resolve(T*& address, const std::vector<Buffer>& buffers) {
 
 void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(request.scaling.grad, buffers);
-  resolve(request.scaling.factor, buffers);
+  resolve(request.scaling.grad_loss, buffers);
   resolve(request.scaling.target, buffers);
+  resolve(request.mean.target, buffers);
+  resolve(request.mean.weight, buffers);
+  resolve(request.mean.result, buffers);
   SoftmaxLossArgs& a = request.args;
   resolve(a.logits, buffers);
   resolve(a.target, buffers);

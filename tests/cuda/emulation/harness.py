@@ -36,19 +36,19 @@ def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": members})
 
 
+_LOGITS = (
+    "int storage, int64 rows num_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
+    "pointer target, int64 target_stride,"
+)
 Args = _structure(
     "Args",
-    "int storage, int64 rows num_classes, pointer logits, int64 logits_stride, pointer target, int64 target_stride,"
-    "pointer weight class_bias class_margin sample_weight weight_sum grad_loss, int64 grad_loss_stride ignore_index,"
-    f"float {NUMBERS},"
-    "pointer loss stats grad,"
-    "int64 grad_stride pixels logits_class_stride grad_class_stride stats_stride stats_column_stride,"
-    "pointer row_grad, bool entropy, float smooth",
+    f"{_LOGITS} pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
+    "pointer grad_loss, int64 grad_loss_stride, pointer row_grad loss stats, int64 stats_stride stats_column_stride,"
+    "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, bool entropy, float smooth",
 )
 SigmoidArgs = _structure(
     "SigmoidArgs",
-    "int storage, int64 rows num_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
-    "pointer target, int64 target_stride, pointer dense_target, int64 dense_stride dense_class_stride,"
+    f"{_LOGITS} pointer dense_target, int64 dense_stride dense_class_stride,"
     "pointer weight pos_weight sample_weight grad_loss,"
     "int64 grad_loss_stride ignore_index, float alpha_positive alpha_negative gamma,"
     "bool dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
@@ -56,23 +56,30 @@ SigmoidArgs = _structure(
 )
 Scaling = _structure(
     "Scaling",
-    "int storage, int64 rows num_classes, pointer grad, int64 grad_stride, pointer factor,"
-    "int64 factor_stride pixels class_stride, pointer target, int64 target_stride ignore_index",
+    "int storage, int64 rows num_classes pixels, pointer grad, int64 grad_stride grad_class_stride,"
+    "pointer grad_loss, int64 grad_loss_stride, pointer target, int64 target_stride ignore_index",
+)
+Mean = _structure(
+    "Mean",
+    "int64 rows num_classes, pointer target, int64 target_stride ignore_index, pointer weight, int weight_size,"
+    "pointer result",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",
-    "args args, sigmoid sigmoid, scaling scaling, int kind processors, plan plan, int pass_ order, int64 most_blocks",
+    "args args, sigmoid sigmoid, scaling scaling, mean mean, int kind processors, plan plan, int pass_ order,"
+    "int64 most_blocks",
     args=Args,
     sigmoid=SigmoidArgs,
     scaling=Scaling,
+    mean=Mean,
     plan=PlanFields,
 )
-STRUCTURES = (Args, SigmoidArgs, Scaling, PlanFields, Problem, Device, Request)
-KINDS = (Args, SigmoidArgs, Scaling)
-SOFTMAX, SIGMOID, SCALING = range(3)
+STRUCTURES = (Args, SigmoidArgs, Scaling, Mean, PlanFields, Problem, Device, Request)
+KINDS = (Args, SigmoidArgs, Scaling, Mean)
+SOFTMAX, SIGMOID, SCALING, MEAN = range(4)
 POINTERS = {name for kind in KINDS for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
@@ -115,11 +122,20 @@ class Launch:
 def scaling(grad: Tensor, factor: Tensor, processors: int, target: Tensor | None = None) -> Launch:
     """grad [N, C] times factor [N], or [N, C, P] times [N * P], in place, on a device of so many multiprocessors."""
     fields = {"storage": STORAGES.index(grad.dtype), "rows": len(factor), "num_classes": grad.shape[1]}
-    fields |= {"pixels": grad.shape[2], "class_stride": grad.stride(1)} if grad.dim() == 3 else {}
-    fields |= {"grad": grad, "grad_stride": grad.stride(0), "factor": factor, "factor_stride": factor.stride(0)}
+    fields |= {"pixels": grad.shape[2]} if grad.dim() == 3 else {}
+    fields |= {"grad": grad, "grad_stride": grad.stride(0), "grad_class_stride": grad.stride(1)}
+    fields |= {"grad_loss": factor, "grad_loss_stride": factor.stride(0)}
     if target is not None:
         fields |= {"target": target, "target_stride": target.stride(0), "ignore_index": -100}
     return Launch(fields, processors=processors, kind=SCALING)
+
+
+def mean_denominator(plan: Plan, target: Tensor, weight: Tensor | None, num_classes: int, result: Tensor) -> Launch:
+    """The number of targets that are not -100, or the sum of their weights, into result."""
+    fields = {"rows": len(target), "num_classes": num_classes, "target": target, "target_stride": target.stride(0)}
+    fields |= {"ignore_index": -100, "weight": weight, "result": result}
+    fields |= {"weight_size": 0 if weight is None else weight.element_size()}
+    return Launch(fields, plan=plan, kind=MEAN)
 
 
 def _plan_fields(plan: Plan) -> Any:
@@ -205,6 +221,12 @@ def plan_of(problem: Any, device: Any, family: str = "") -> Plan:
     fields = PlanFields()
     choose = getattr(library(), f"choose_{family}plan")
     choose(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
+    return Plan(*(getattr(fields, name) for name, _ in PlanFields._fields_))
+
+
+def mean_plan_of(rows: int, device: Any) -> Plan:
+    fields = PlanFields()
+    library().choose_mean_plan(c_int64(rows), ctypes.byref(device), ctypes.byref(fields))
     return Plan(*(getattr(fields, name) for name, _ in PlanFields._fields_))
 
 

@@ -1,0 +1,89 @@
+// What a mean over targets divides by, in one launch of one block, or of one cluster of them.
+#pragma once
+
+#include "../row_args.h"
+#include "reduce.cuh"
+
+namespace longtail {
+namespace gpu {
+
+constexpr int kTargetThreads = 1024;  // at most
+constexpr int kTargetGroup = 8;       // targets of a thread that are under way together
+
+// A sum, and what its additions have rounded off: millions of terms cost it no digits. Nothing is lost of integers.
+template <typename T>
+struct alignas(16) Total {
+  T sum, lost;
+
+  LONGTAIL_DEVICE void add(const Total& x) {
+    const T before = sum;
+    sum += x.sum;
+    const T added = sum - before;
+    lost = (lost + x.lost) + ((before - (sum - added)) + (x.sum - added));
+  }
+  // Of all lanes of the warp.
+  LONGTAIL_DEVICE void join_lanes() {
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+      add({__shfl_xor_sync(kAllLanes, sum, offset), __shfl_xor_sync(kAllLanes, lost, offset)});
+    }
+  }
+  // Infinite terms have no rounding.
+  LONGTAIL_DEVICE T value() const { return lost == lost ? sum + lost : sum; }
+};
+
+// T: of the weights, or int64_t without.
+// reads: target [R], weight [C] where a target is. writes: result [1].
+// bytes: 8 R, and a weight for each target that the caches do not have: the least there is.
+template <typename T>
+LONGTAIL_KERNEL(kTargetThreads, 1)
+mean_denominator_kernel(LONGTAIL_PARAMETER MeanDenominatorArgs a) {
+  Joint joint;
+  Total<T> total = {};
+  const auto* weight = static_cast<const T*>(a.weight);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * static_cast<int>(blockDim.x);
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+       row < a.rows; row += kTargetGroup * step) {
+    int64_t target[kTargetGroup];
+    T term[kTargetGroup];
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) {
+      target[k] = row + k * step < a.rows ? a.target[(row + k * step) * a.target_stride] : a.ignore_index;
+    }
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) {
+      const bool counted = target[k] != a.ignore_index;
+      LONGTAIL_DEVICE_ASSERT(!counted || (target[k] >= 0 && target[k] < a.num_classes), "target is out of bounds");
+      term[k] = T(counted);
+    }
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) {
+      if (weight != nullptr && target[k] != a.ignore_index) term[k] = weight[target[k]];
+    }
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) total.add({term[k], T(0)});
+  }
+  total.join_lanes();
+  const Total<T>* slots = joint.exchange(total);
+  if (joint.rank() > 0 || !joint.leads()) return;
+  total = {};
+  for (int i = joint.lane(); i < joint.slots(); i += kWarpSize) total.add(slots[i]);
+  total.join_lanes();
+  if (threadIdx.x == 0) *static_cast<T*>(a.result) = total.value();
+}
+
+// A cluster's further blocks take what one does not have under way at once.
+inline Plan mean_denominator_plan_of(int64_t rows, const Device& device) {
+  const int64_t blocks = ceil_div(rows, kTargetThreads * kTargetGroup);
+  return {Regime::sweep, false, power_of_two(rows, kWarpSize, kTargetThreads), 0,
+          power_of_two(blocks, 1, largest_cluster(device))};
+}
+
+inline void mean_denominator_launch(const MeanDenominatorArgs& a, const Plan& plan, void* stream) {
+  const auto kernel = a.weight_size == 0   ? mean_denominator_kernel<int64_t>
+                      : a.weight_size == 4 ? mean_denominator_kernel<float>
+                                           : mean_denominator_kernel<double>;
+  launch(kernel, plan.cluster, plan.threads, plan.cluster, joint_bytes(plan.threads, plan.cluster), stream, a);
+}
+
+}  // namespace gpu
+}  // namespace longtail

@@ -1,0 +1,181 @@
+// torch.ops.longtail.softmax_loss, its gradients and the steps of one shard of the classes, on any Device.
+#pragma once
+
+#include "ops.h"
+#include "softmax_args.h"
+
+namespace longtail {
+
+// The trailing arguments, in schema order.
+struct SoftmaxOptions {
+  LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VECTOR_FIELD)
+  int64_t ignore_index;
+  LossOptions<double> numbers;
+};
+
+#define LONGTAIL_SOFTMAX_PARAMETERS                    \
+  LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VECTOR_PARAMETER), \
+      int64_t ignore_index LONGTAIL_LOSS_NUMBERS(LONGTAIL_NUMBER_PARAMETER)
+#define LONGTAIL_SOFTMAX_VALUES                                                                      \
+  SoftmaxOptions {                                                                                   \
+    LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VALUE) ignore_index, { LONGTAIL_LOSS_NUMBERS(LONGTAIL_VALUE) } \
+  }
+
+template <typename Device>
+struct SoftmaxOps {
+  using Args = typename Device::SoftmaxLossArgs;
+  using Pass = typename Device::Pass;
+  using Element = typename Device::Element;
+
+  static Args args_of(const Tensor& logits, const Tensor& target) {
+    Args args = {};
+    set_logits(args, logits, Device::check_layout(logits, "logits"));
+    set_target(args, target);
+    Device::check_device(target, "target", logits);
+    args.storage = storage_of<Device>(logits);
+    return args;
+  }
+
+  static Args with_options(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
+    Args args = args_of(logits, target);
+    LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_SET_VECTOR)
+    args.ignore_index = o.ignore_index;
+    args.options = generic::convert<typename Device::Number>(o.numbers);
+    return args;
+  }
+
+  // [R, 5] in the arithmetic's dtype; contiguous rows, but for images.
+  static const Element* check_stats(const Args& args, const Tensor& stats, const char* name, const Tensor& logits) {
+    check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, name, " has shape ", shape_of(stats),
+          ", expected [", args.rows, ", 5]");
+    check_dtype(stats, name, accumulate_type(logits));
+    check(logits.dim() == 3 || stats.is_contiguous(), name, " is not contiguous");
+    Device::check_device(stats, name, logits);
+    return static_cast<const Element*>(stats.const_data_ptr());
+  }
+
+  static void set_stats(Args& args, const Tensor& stats) {
+    args.stats = static_cast<Element*>(const_cast<void*>(stats.const_data_ptr()));
+    args.stats_stride = stats.stride(0);
+    args.stats_column_stride = stats.stride(1);
+  }
+
+  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits) {
+    const ScalarType dtype = accumulate_type(logits);
+    const Tensor loss = new_tensor(logits, {args.rows}, dtype);
+    // Neighbours are pixels in images, and write each column together.
+    const Tensor stats = logits.dim() == 2 ? new_tensor(logits, {args.rows, 5}, dtype)
+                                           : torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1);
+    args.loss = static_cast<Element*>(loss.mutable_data_ptr());
+    set_stats(args, stats);
+    return {loss, stats};
+  }
+
+  static std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits,
+                                                 const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+    const auto outputs = new_outputs(args, logits);
+    Device::softmax_loss(args, Pass::loss, logits, weight);
+    return outputs;
+  }
+
+  static Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                                      const Tensor& stats LONGTAIL_SOFTMAX_PARAMETERS) {
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+    check_stats(args, stats, "stats", logits);
+    set_grad_loss<Device>(args, grad_loss, logits);
+    const Tensor grad = Device::new_gradient(logits);
+    set_stats(args, stats);
+    set_grad(args, grad);
+    Device::softmax_loss(args, Pass::backward, logits, weight);
+    return grad;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> softmax_loss_and_grad(const Tensor& grad_loss, const Tensor& logits,
+                                                                  const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+    set_grad_loss<Device>(args, grad_loss, logits);
+    const auto outputs = new_outputs(args, logits);
+    const Tensor grad = Device::new_gradient(logits);
+    set_grad(args, grad);
+    Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
+    return std::tuple_cat(outputs, std::tuple(grad));
+  }
+
+  static std::tuple<Tensor, Tensor> softmax_loss_and_grad_(const Tensor& grad_loss, const Tensor& logits,
+                                                           const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+    set_grad_loss<Device>(args, grad_loss, logits);
+    const auto outputs = new_outputs(args, logits);
+    set_grad(args, logits);
+    Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
+    return outputs;
+  }
+
+  // ---- One shard of the classes: [N, C] alone ----
+
+  static void check_rows(const Tensor& logits) {
+    check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
+  }
+
+  static Args shard_args(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
+                         const MaybeTensor& class_bias, int64_t ignore_index, double scale, double softcap) {
+    check_rows(logits);
+    Args args = args_of(logits, target);
+    args.weight = vector<Device>(weight, "weight", args.num_classes, logits);
+    args.class_bias = vector<Device>(class_bias, "class_bias", args.num_classes, logits);
+    args.ignore_index = ignore_index;
+    args.options.scale = static_cast<typename Device::Number>(scale);
+    args.options.softcap = static_cast<typename Device::Number>(softcap);
+    return args;
+  }
+
+  static Tensor softmax_loss_accumulate(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
+                                        const MaybeTensor& class_bias, const MaybeTensor& class_margin,
+                                        int64_t ignore_index, bool label_smoothing, double scale, double softcap) {
+    Args args = shard_args(logits, target, weight, class_bias, ignore_index, scale, softcap);
+    args.class_margin = vector<Device>(class_margin, "class_margin", args.num_classes, logits);
+    args.options.label_smoothing = label_smoothing;
+    const Tensor stats = new_tensor(logits, {args.rows, 5}, accumulate_type(logits));
+    set_stats(args, stats);
+    Device::softmax_loss(args, Pass::accumulate, logits, std::nullopt);
+    return stats;
+  }
+
+  static void apply_to(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& row_grad,
+                       const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index, double scale,
+                       double softcap) {
+    Args args = shard_args(logits, target, weight, class_bias, ignore_index, scale, softcap);
+    args.row_grad = check_stats(args, row_grad, "row_grad", logits);
+    set_grad(args, grad);
+    Device::softmax_loss(args, Pass::apply, logits, std::nullopt);
+  }
+
+  static Tensor softmax_loss_apply(const Tensor& logits, const Tensor& target, const Tensor& row_grad,
+                                   const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index,
+                                   double scale, double softcap) {
+    check_rows(logits);
+    const Tensor grad = Device::new_gradient(logits);
+    apply_to(grad, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+    return grad;
+  }
+
+  static void softmax_loss_apply_(const Tensor& logits, const Tensor& target, const Tensor& row_grad,
+                                  const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index,
+                                  double scale, double softcap) {
+    apply_to(logits, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+  }
+
+  template <typename Library>
+  static void add_to(Library& library) {
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_backward);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_and_grad);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_and_grad_);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_accumulate);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_apply);
+    LONGTAIL_OPERATOR(SoftmaxOps, softmax_loss_apply_);
+  }
+};
+
+}  // namespace longtail
