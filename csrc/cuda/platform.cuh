@@ -47,6 +47,20 @@ LONGTAIL_DEVICE float max_nan(float a, float b) {
   return y;
 }
 
+// 1 / x, subnormal results as 0; 1 ULP.
+LONGTAIL_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// a * b within [0, 1]; NaN becomes 0.
+LONGTAIL_DEVICE float multiply_saturated(float a, float b) {
+  float y;
+  asm("mul.sat.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 // a / b, 2 ULP.
 LONGTAIL_DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
 
@@ -64,6 +78,13 @@ LONGTAIL_DEVICE uint32_t pack_float16(float low, float high) {
 }
 LONGTAIL_DEVICE float2 unpack_float16(uint32_t bits) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+}
+
+// The address, computed here and kept: not anew in every turn of a loop.
+template <typename T>
+LONGTAIL_DEVICE T* kept(T* p) {
+  asm("" : "+l"(p));
+  return p;
 }
 
 // Of a power of two.

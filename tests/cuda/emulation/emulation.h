@@ -94,6 +94,16 @@ inline float exp2_fast(float x) {
   return y < 1.17549435e-38f ? 0.0f : nudged(y);
 }
 
+inline float reciprocal_fast(float x) {
+  const float y = 1.0f / x;
+  return fabsf(y) < 1.17549435e-38f ? 0.0f : nudged(y);
+}
+
+inline float multiply_saturated(float a, float b) {
+  const float y = a * b;
+  return y > 0.0f ? fminf(y, 1.0f) : 0.0f;  // 0 for NaN
+}
+
 inline float divide_fast(float a, float b) { return nudged(a / b); }
 
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
@@ -128,6 +138,11 @@ inline uint32_t pack_bfloat16(float low, float high) { return bfloat16_bits(low)
 inline uint32_t pack_float16(float low, float high) { return float16_bits(low) | float16_bits(high) << 16; }
 inline float2 unpack_float16(uint32_t bits) {
   return {float_from_float16(bits & 0xffff), float_from_float16(bits >> 16)};
+}
+
+template <typename T>
+T* kept(T* p) {
+  return p;
 }
 
 inline int log2_of(int n) {
