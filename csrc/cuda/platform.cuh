@@ -80,10 +80,11 @@ LONGTAIL_DEVICE float2 unpack_float16(uint32_t bits) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bits));
 }
 
-// The address, computed here and kept: not anew in every turn of a loop.
+// An address in device memory, computed here and kept: not anew in every turn of a loop.
 template <typename T>
 LONGTAIL_DEVICE T* kept(T* p) {
   asm("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
   return p;
 }
 

@@ -34,8 +34,9 @@ class SigmoidRow {
     const int classes = static_cast<int>(a_.num_classes);
     head_ = kCount > 1 ? head_of(logits_, classes) : 0;
     const int all = (classes - head_) / kCount, each = (all + parts - 1) >> log2_of(parts);
-    begin_ = min(all, rank * each);
-    end_ = min(all, begin_ + each);
+    const int begin = min(all, rank * each), end = min(all, begin + each);
+    first_ = head_ + (begin + thread_) * kCount;
+    end_ = head_ + end * kCount;
     aligned_ = both_aligned(column_weight_, a_.pos_weight, head_);
     edges_ = singles_ = classes - all * kCount;
     const int place = target_ - head_;
@@ -56,7 +57,7 @@ class SigmoidRow {
   }
 
  private:
-  static constexpr int kGroup = group_of(kCount);
+  static constexpr int kGroup = kCount == 4 && !kDense && kOne<P> ? 4 : group_of(kCount);
   using Hard = HardElements<Z, P>;
 
   LONGTAIL_DEVICE void load_target(int64_t row) {
@@ -87,7 +88,7 @@ class SigmoidRow {
   LONGTAIL_DEVICE float blank() const {
     if (!has_grad_ && losses_ == nullptr) return 0.0f;
     const float zeros[kCount] = {}, zero[1] = {};
-    for (int i = begin_ + thread_; i < end_; i += width_) store(head_ + i * kCount, zeros, zeros);
+    for (int column = first_; column < end_; column += width_ * kCount) store(column, zeros, zeros);
     for (int i = thread_; i < singles_; i += width_) store(single(i), zero, zero);
     return 0.0f;
   }
@@ -95,7 +96,8 @@ class SigmoidRow {
   template <Focus kFocus>
   LONGTAIL_DEVICE float sweep() const {
     const bool alike = column_weight_ == nullptr && upstreams_ == nullptr && losses_ == nullptr;
-    float total = !kDense && alike ? factor_ * sweep_vectors<kFocus, !kDense>() : sweep_vectors<kFocus, false>();
+    float total =
+        !kDense && alike ? factor_ * sweep_vectors<kFocus, !kDense && (kCount > 1)>() : sweep_vectors<kFocus, false>();
     for (int i = thread_; i < singles_; i += width_) total += take_single<kFocus>(single(i));
     return total;
   }
@@ -103,30 +105,28 @@ class SigmoidRow {
   // kAlike: the elements of class targets have one factor, which the sum still lacks, and their losses are not stored.
   template <Focus kFocus, bool kAlike>
   LONGTAIL_DEVICE float sweep_vectors() const {
+    const int step = width_ * kCount;
     float total = 0.0f;
-    int i = begin_ + thread_;
-    for (; i + (kGroup - 1) * width_ < end_; i += kGroup * width_)
-      total += take_vectors<kFocus, kAlike, kGroup>(head_ + i * kCount);
-    for (; i < end_; i += width_) total += take_vectors<kFocus, kAlike, 1>(head_ + i * kCount);
+    int column = first_;
+    if constexpr (kAlike || kDense || kCount == 1) {
+      // As often as every thread has a vector in each place: a warp never waits for some of its lanes' groups.
+      for (; column - thread_ * kCount + kGroup * step <= end_; column += kGroup * step)
+        total += take_vectors<kFocus, kAlike, kGroup>(column);
+    }
+    for (; column < end_; column += step) total += take_vectors<kFocus, kAlike, 1>(column);
     return total;
   }
 
-  // The vector at `column` and those that follow for this thread: all are read before one is computed.
+  // The vector at `column` and this thread's next: all are read before one is computed.
   template <Focus kFocus, bool kAlike, int kVectors>
   LONGTAIL_DEVICE float take_vectors(int column) const {
-    Loaded<kCount> loaded[kVectors];
     const int step = width_ * kCount;
+    Loaded<kCount> loaded[kVectors];
     float total = 0.0f;
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) load(loaded[k], column + k * step);
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if constexpr (kDense) {
-        total += take_dense<kFocus>(loaded[k], column + k * step, aligned_);
-      } else {
-        total += take_negatives<kFocus, kAlike>(loaded[k], column + k * step);
-      }
-    }
+    for (int k = 0; k < kVectors; ++k) total += take<kFocus, kAlike>(loaded[k], column + k * step);
     return total;
   }
 
@@ -149,6 +149,12 @@ class SigmoidRow {
         narrow.get(to.y);
       }
     }
+  }
+
+  template <Focus kFocus, bool kAlike>
+  LONGTAIL_DEVICE float take(const Loaded<kCount>& loaded, int column) const {
+    if constexpr (kDense) return take_dense<kFocus>(loaded, column, aligned_);
+    return take_negatives<kFocus, kAlike>(loaded, column);
   }
 
   // Each of these takes neighbouring classes from `column` on: stores what is wanted, returns the sum of the losses.
@@ -253,12 +259,13 @@ class SigmoidRow {
   Z* const grad_;
   const int64_t dense_;  // where the row's targets begin
   const float* const column_weight_;
-  int head_, begin_, end_;  // where vectors begin; which of them, counted from there, are this block's
-  int edges_, singles_;     // classes beside the vectors, and all that are taken singly, of this block
-  int apart_ = -1;          // where the target's vector begins
-  bool aligned_;            // the class constants of a vector begin at 16-byte boundaries
-  int target_ = 0;          // of class targets: -1 in a row that does not count
-  float factor_;            // of every element; of class targets, of those of y = 0
+  int head_;             // classes before the first vector
+  int first_, end_;      // this thread's first vector, and the end of this block's
+  int edges_, singles_;  // classes beside the vectors, and all that this block takes singly
+  int apart_ = -1;       // where the target's vector begins
+  bool aligned_;         // the class constants of a vector begin at 16-byte boundaries
+  int target_ = 0;       // of class targets: -1 in a row that does not count
+  float factor_;         // of every element; of class targets, of those of y = 0
   float positive_ = 0.0f;
   float upstream_;
 };
@@ -269,7 +276,7 @@ class SigmoidRow {
 // writes: loss (unless `backward`) [N], or [N, C]; grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: one pass over each of the matrices named here, and some 24 N: the least there is.
 template <typename Z, int kCount, bool kDense, typename P>
-LONGTAIL_KERNEL(kBlockThreads, 2)
+LONGTAIL_KERNEL(kBlockThreads, sigmoid_resident(kDense || kCount == 1, kOne<P>))
 sigmoid_rows_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, P pass, int lanes) {
   Joint joint;
   const int width = lanes > 0 ? lanes : static_cast<int>(blockDim.x);
