@@ -16,14 +16,8 @@ using longtail::generic::ExpRange;
 using longtail::generic::Focus;
 using longtail::generic::Logistic;
 
-// A pass that the kernel is compiled for. Where it is `Pass` instead, one kernel has them all.
-template <Pass kPass>
-struct Compiled {
-  LONGTAIL_DEVICE constexpr operator Pass() const { return kPass; }
-};
-
-template <typename P>
-constexpr bool kOne = std::is_same_v<P, Compiled<Pass::loss>> || std::is_same_v<P, Compiled<Pass::backward>>;
+template <typename PassOf>
+constexpr bool kOne = std::is_same_v<PassOf, Fixed<Pass::loss>> || std::is_same_v<PassOf, Fixed<Pass::backward>>;
 
 LONGTAIL_DEVICE Focus focus_of(float gamma) {
   if (gamma == 0.0f) return Focus::none;
@@ -39,11 +33,11 @@ LONGTAIL_DEVICE Logistic<float> logistic(float z) {
 }
 
 // The elements of a pass over logits of type Z: what hard ones need.
-template <typename Z, typename P>
+template <typename Z, typename PassOf>
 struct HardElements {
-  static constexpr bool kLossAlone = std::is_same_v<P, Compiled<Pass::loss>>;
+  static constexpr bool kLossAlone = std::is_same_v<PassOf, Fixed<Pass::loss>>;
   // Of a gradient that is rounded to a half type, a logarithm has digits to spare.
-  static constexpr bool kRough = std::is_same_v<P, Compiled<Pass::backward>> && sizeof(Z) == 2;
+  static constexpr bool kRough = std::is_same_v<PassOf, Fixed<Pass::backward>> && sizeof(Z) == 2;
 
   // For y = 0 by the logit, for y = 1 by the logit negated; `slope` is the derivative by that, never negative.
   // p and q = 1 - p come from exp(-z), which may be infinite: then p is 0, and so are q, which only multiplies what

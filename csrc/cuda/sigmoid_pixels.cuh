@@ -9,11 +9,11 @@ namespace longtail {
 namespace gpu {
 
 // kCount neighbouring pixels of one image in one of the `groups` threads that share them.
-template <typename Z, int kCount, bool kDense, typename P>
+template <typename Z, int kCount, bool kDense, typename PassOf>
 class SigmoidPixels {
  public:
   // first: of the pixels, counted over all images.
-  LONGTAIL_DEVICE SigmoidPixels(const SigmoidLossArgs& args, P pass, int64_t first, int group, int groups)
+  LONGTAIL_DEVICE SigmoidPixels(const SigmoidLossArgs& args, PassOf pass, int64_t first, int group, int groups)
       : a_(args),
         group_(group),
         groups_(groups),
@@ -50,7 +50,7 @@ class SigmoidPixels {
   }
 
  private:
-  using Hard = HardElements<Z, P>;
+  using Hard = HardElements<Z, PassOf>;
   static constexpr int kGroup = group_of(kCount), kSummedApart = 64;
   static_assert(kSummedApart % kGroup == 0, "groups of classes end where their sums do");
 
@@ -210,9 +210,9 @@ LONGTAIL_DEVICE void store_sums(const SigmoidLossArgs& a, int64_t first, const f
 //   per thread, from cache.
 // writes: loss (unless `backward`) [N, P], or [N, C, P]; grad [N, C, P] (unless `loss`; may be the logits' own memory).
 // bytes: one pass over each of the matrices named here, and some 24 N P: the least there is.
-template <typename Z, int kCount, bool kDense, typename P>
+template <typename Z, int kCount, bool kDense, typename PassOf>
 LONGTAIL_KERNEL(kBlockThreads, 2)
-sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, P pass, int width) {
+sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, PassOf pass, int width) {
   const int thread = static_cast<int>(threadIdx.x), groups = static_cast<int>(blockDim.x) >> log2_of(width);
   const int64_t tile = int64_t(width) * kCount, tiles = (a.rows + tile - 1) / tile;
   const bool summing = pass != Pass::backward && !a.elementwise_loss;
@@ -222,7 +222,7 @@ sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, P pass, int width) {
     const int64_t pixel = first + (thread & (width - 1)) * kCount;
     float total[kCount] = {};
     if (pixel < a.rows) {
-      SigmoidPixels<Z, kCount, kDense, P>(a, pass, pixel, thread >> log2_of(width), groups).sweep(total);
+      SigmoidPixels<Z, kCount, kDense, PassOf>(a, pass, pixel, thread >> log2_of(width), groups).sweep(total);
     }
     if (!summing) continue;
     if (groups > 1) {

@@ -9,10 +9,10 @@ namespace gpu {
 
 // One row in one of the `width` threads that share it. Threads take vectors of neighbouring classes; classes beside
 // the vectors, and those of the vector with a class target, are taken singly.
-template <typename Z, int kCount, bool kDense, typename P>
+template <typename Z, int kCount, bool kDense, typename PassOf>
 class SigmoidRow {
  public:
-  LONGTAIL_DEVICE SigmoidRow(const SigmoidLossArgs& args, P pass, int64_t row, int thread, int width)
+  LONGTAIL_DEVICE SigmoidRow(const SigmoidLossArgs& args, PassOf pass, int64_t row, int thread, int width)
       : a_(args),
         thread_(thread),
         width_(width),
@@ -57,8 +57,8 @@ class SigmoidRow {
   }
 
  private:
-  static constexpr int kGroup = kCount == 4 && !kDense && kOne<P> ? 4 : group_of(kCount);
-  using Hard = HardElements<Z, P>;
+  static constexpr int kGroup = kCount == 4 && !kDense && kOne<PassOf> ? 4 : group_of(kCount);
+  using Hard = HardElements<Z, PassOf>;
 
   LONGTAIL_DEVICE void load_target(int64_t row) {
     const int64_t g = a_.target[row * a_.target_stride];
@@ -275,9 +275,9 @@ class SigmoidRow {
 //   [N], or [N, C] once; the sample weight; weight and pos_weight [C] per row, from cache.
 // writes: loss (unless `backward`) [N], or [N, C]; grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: one pass over each of the matrices named here, and some 24 N: the least there is.
-template <typename Z, int kCount, bool kDense, typename P>
-LONGTAIL_KERNEL(kBlockThreads, sigmoid_resident(kDense || kCount == 1, kOne<P>))
-sigmoid_rows_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, P pass, int lanes) {
+template <typename Z, int kCount, bool kDense, typename PassOf>
+LONGTAIL_KERNEL(kBlockThreads, sigmoid_resident(kDense || kCount == 1, kOne<PassOf>))
+sigmoid_rows_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, PassOf pass, int lanes) {
   Joint joint;
   const int width = lanes > 0 ? lanes : static_cast<int>(blockDim.x);
   const int team = static_cast<int>(threadIdx.x) >> log2_of(width),
@@ -291,7 +291,7 @@ sigmoid_rows_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, P pass, int lanes) {
     const int64_t index = pass == Pass::backward ? a.rows - 1 - place : place;
     float total = 0.0f;
     if (place < a.rows) {
-      SigmoidRow<Z, kCount, kDense, P> row(a, pass, index, thread, width);
+      SigmoidRow<Z, kCount, kDense, PassOf> row(a, pass, index, thread, width);
       total = row.sweep(joint.cluster(), joint.rank());
     }
     if (!summing) continue;
