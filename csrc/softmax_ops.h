@@ -11,14 +11,15 @@ struct SoftmaxOptions {
   LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VECTOR_FIELD)
   int64_t ignore_index;
   LossOptions<double> numbers;
+  bool entropy;
 };
 
 #define LONGTAIL_SOFTMAX_PARAMETERS                    \
   LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VECTOR_PARAMETER), \
-      int64_t ignore_index LONGTAIL_LOSS_NUMBERS(LONGTAIL_NUMBER_PARAMETER)
-#define LONGTAIL_SOFTMAX_VALUES                                                                      \
-  SoftmaxOptions {                                                                                   \
-    LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VALUE) ignore_index, { LONGTAIL_LOSS_NUMBERS(LONGTAIL_VALUE) } \
+      int64_t ignore_index LONGTAIL_LOSS_NUMBERS(LONGTAIL_NUMBER_PARAMETER), bool entropy
+#define LONGTAIL_SOFTMAX_VALUES                                                                             \
+  SoftmaxOptions {                                                                                          \
+    LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VALUE) ignore_index, {LONGTAIL_LOSS_NUMBERS(LONGTAIL_VALUE)}, entropy \
   }
 
 template <typename Device>
@@ -41,6 +42,7 @@ struct SoftmaxOps {
     LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_SET_VECTOR)
     args.ignore_index = o.ignore_index;
     args.options = generic::convert<typename Device::Number>(o.numbers);
+    args.entropy = o.entropy;
     return args;
   }
 

@@ -59,7 +59,6 @@ struct Cuda {
       weight_sum = torch::stable::sum(*weight);
       args.weight_sum = static_cast<const float*>(weight_sum.const_data_ptr());
     }
-    args.entropy = true;
     if (pass == Pass::apply) args.options.label_smoothing = 1.0f;  // row_grad says of which rows
     gpu::softmax_loss(args, pass, on.device, on.stream);
   }

@@ -10,7 +10,6 @@ namespace gpu {
 // All addresses are on the device; C < 2^30.
 struct SoftmaxLossArgs : SoftmaxLossFields<Storage, float, float> {
   const float* weight_sum;  // [1], the sum of weight; read with weight and label smoothing only
-  bool entropy;             // whether t is wanted without complement entropy too
   float smooth;             // label_smoothing / C; set by the launch
 };
 

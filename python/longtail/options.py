@@ -72,6 +72,8 @@ class SoftmaxOptions(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
+    entropy: bool = False
+    """Whether the statistic t is wanted without complement entropy too; else kernels may leave it 0."""
 
     @property
     def vectors(self) -> dict[str, Any]:
@@ -268,6 +270,7 @@ softmax_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         parameter.replace(name=rule.name if rule else parameter.name, kind=inspect.Parameter.KEYWORD_ONLY)
         for rule, parameter in zip(_RULES, inspect.signature(SoftmaxOptions).parameters.values(), strict=True)
+        if parameter.name != "entropy"
     ]
 )
 

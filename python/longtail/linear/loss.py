@@ -149,6 +149,8 @@ def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chun
         )
     num_classes, wide = linear_weight.shape[0], arguments.arithmetic_dtype(dtype)
     options = options.prepared(input, shape, num_classes, wide)
+    if request.return_stats:
+        options = options._replace(entropy=True)
     rows, denominator = target.reshape(-1), None
     if request.reduction == "mean":
         denominator = mean_denominator(request.normalizer, rows, options, num_classes).to(wide)

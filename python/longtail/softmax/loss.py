@@ -94,6 +94,8 @@ def _softmax_loss(
     rows = layout.rows(input, target)
     num_classes, dtype = rows.logits.shape[1], arithmetic_dtype(input.dtype)
     options = options.prepared(input, target.shape, num_classes, dtype, balanced)
+    if request.return_stats:
+        options = options._replace(entropy=True)
     denominator = None
     if request.reduction == "mean":
         counted = mean_denominator(request.normalizer, rows.target, options, num_classes)

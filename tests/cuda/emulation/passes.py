@@ -24,7 +24,6 @@ def softmax_launch(
     grad: Tensor | None = None,
     up: Tensor | None = None,
     row_grad: Tensor | None = None,
-    entropy: bool = True,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
     fields = SoftmaxOptions(*options)._asdict()
@@ -45,7 +44,6 @@ def softmax_launch(
         grad=grad,
         grad_stride=0 if grad is None else grad.stride(0),
         row_grad=row_grad,
-        entropy=entropy,
     )
     if logits.dim() == 3:
         fields.update(
