@@ -9,8 +9,8 @@
 namespace longtail {
 namespace gpu {
 
-constexpr int kTargetThreads = 1024;  // at most
-constexpr int kTargetGroup = 8;       // targets of a thread that are under way together
+constexpr int kTargetThreads = 512;  // at most
+constexpr int kTargetGroup = 16;     // targets of a thread that are under way together
 
 // A sum, and what its additions have rounded off: millions of terms cost it no digits. Nothing is lost of integers.
 template <typename T>
