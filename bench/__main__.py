@@ -28,7 +28,9 @@ SECTIONS = {
     "gpu": Section("losses", "losses over logits and images on a GPU, beside torch.compile, Liger and QuACK"),
     "memory": Section("losses", "peak memory of the losses of cpu, without times"),
     "prediction": Section("prediction", "on paper: vocabulary-parallel cross-entropy at 8 to 512 ranks"),
-    "gpu-session": Section("gpu_session", "all that needs a GPU: build, tests, compute-sanitizer, timings"),
+    "kernels": Section("kernels", "the CUDA operators alone, beside those of another build"),
+    "smoke": Section("smoke", "no times: every operator in every mode on a GPU, compared with the CPU"),
+    "gpu-session": Section("gpu_session", "all that needs a GPU: tests, compute-sanitizer, timings"),
 }
 
 

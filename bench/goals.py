@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """How many times as fast as a rival a loss is to be, with ``gradient="backward"``."""
+    """How many times as fast as a rival a loss is to be, in the rival's gradient mode; one without has "backward"."""
 
     section: str
     loss: str
@@ -70,10 +70,10 @@ def _problem(row: Row) -> tuple[str, str, Shape]:
 
 
 def _times(rows: Iterable[Row], loss: str, rival: str) -> float | None:
-    """How many times as fast as a rival we are, of one problem's rows."""
+    """How many times as fast as a rival we are, of one problem's rows, in place where the rival is."""
     found = {(row.contender, row.gradient): row.median_ms for row in rows if row.loss == loss}
-    theirs = next((time for (name, _), time in found.items() if name == rival), None)
-    ours = found.get(("longtail", "backward"))
+    mode, theirs = next(((mode, time) for (name, mode), time in found.items() if name == rival), ("", None))
+    ours = found.get(("longtail", mode or "backward"))
     return None if theirs is None or ours is None else theirs / ours
 
 

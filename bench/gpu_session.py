@@ -1,169 +1,231 @@
-"""All that a GPU machine is needed for, in parts of less than 8 minutes each.
+"""All that a GPU machine is needed for.
 
-Builds the CUDA kernels, runs the GPU tests and compute-sanitizer, and times each GPU backend, the fused linear loss and
-a training step, with rows in ``bench/results``.
+Alone: every step, without limits. For a GPU machine without a network, for a short time: --prepare gathers what the
+steps need into a folder, on any machine with nvcc; there ``sh run.sh --first --out FOLDER`` in that folder takes 400
+seconds at most, and ``--second``, after what the first showed was mended, 250. A step that fails or is cut off ends no
+run. The results are at most 8 files; the table of the steps, printed last, is one of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 import torch
-from torch import Tensor
 
-import longtail
 from longtail.experiments.command_line import Parser
 
+from . import gpu_prepare
+from .gpu_steps import LIMITS, RUNS, TABLE, Step, rehearsal
+
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 480.0
-"""Seconds that one command may take."""
+GRACE = 8.0
+"""Seconds from asking a step to end, so that it says how far it came, to ending it."""
 
-SANITIZED: tuple[tuple[int, ...], ...] = (
-    (37, 10), (9, 1000), (5, 1001), (6, 5003), (3, 50257), (2, 300001),
-    (3, 21, 40), (2, 21, 35), (1, 1203, 64), (1, 5000, 16),
-)  # fmt: skip
-"""Shapes for compute-sanitizer, which slows kernels down a hundredfold: one for each way to take a row, or a pixel."""
+LEAST = 5.0
+"""Seconds without which no step is begun."""
 
+LARGEST = 1 << 20
+"""Bytes of a step's output that are kept: its end."""
 
-class Command(NamedTuple):
-    """One command of a part, with what it adds to the environment."""
-
-    words: tuple[str, ...]
-    environment: dict[str, str] = {}  # noqa: RUF012 - never changed
+TAIL = 10
+"""Lines of it that are shown where the step fails."""
 
 
-def _python(*words: str, **environment: str) -> Command:
-    return Command((sys.executable, *words), environment)
+class Done(NamedTuple):
+    """What became of a step: ``status`` is None if it was left out, 124 if it was cut off."""
+
+    step: Step
+    status: int | None
+    seconds: float
+    result: str
 
 
-def _pytest(*words: str, **environment: str) -> Command:
-    return _python("-m", "pytest", "-q", "-m", "gpu", *words, **environment)
+class Running(NamedTuple):
+    """A step's process, which leads a process group of its own."""
+
+    step: Step
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    began: float
+    deadline: float
 
 
-def _bench(backend: str, dtype: str) -> list[Command]:
-    words = ("-m", "bench", "gpu", "--dtype", dtype, "--no-compile")
-    return [_python(*words, LONGTAIL_BACKEND=backend)]
-
-
-def _sanitizer(tool: str) -> list[Command]:
+def command_of(step: Step, out: Path, rehearse: bool) -> tuple[list[str], str]:
+    """A step's command as it is run here; without one, why."""
+    words = rehearsal(step) if rehearse else step.words
+    if words is None:
+        return [], "left out: only the GPU machine can tell"
+    if step.needs and not (ROOT / step.needs).exists():
+        return [], f"left out: no {step.needs}"
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("compute-sanitizer") or shutil.which(f"{home}/bin/compute-sanitizer")
-    if found is None:
-        print(f"compute-sanitizer is not on the PATH nor in {home}/bin: {tool} is left out")
-        return []
-    flags = ("--tool", tool, "--error-exitcode", "9", "--kernel-name-exclude", "kernel_substring=at::")
-    words = (found, *flags, sys.executable, "-m", "bench", "gpu-session", "--sanitized")
-    # The caching allocator would hide accesses beyond a tensor.
-    return [Command(words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "LONGTAIL_BACKEND": "cuda"})]
+    known = {"python": sys.executable}
+    for tool in {"compute-sanitizer", "ncu", "nvidia-smi"}.intersection(words):
+        found = shutil.which(tool) or shutil.which(f"{home}/bin/{tool}")
+        if found is None:
+            return [], f"left out: {tool} is not on the PATH nor in {home}/bin"
+        known[tool] = found
+    site = os.environ.get("LONGTAIL_SITE", "")
+    return [known.get(word, word).replace("{out}", str(out)).replace("{site}", site) for word in words], ""
 
 
-PARTS: dict[str, Callable[[], list[Command]]] = {
-    "build": lambda: [
-        _python("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", ".", LONGTAIL_CUDA="1"),
-        _python("-m", "longtail", "info"),
-    ],
-    "test": lambda: [_python("-m", "pytest", "-q", "tests/cuda/test_build.py"), _pytest("-k", "cuda")],
-    "test-triton": lambda: [_pytest("-k", "triton")],
-    "test-rest": lambda: [_pytest("-k", "not cuda and not triton")],
-    "memcheck": lambda: _sanitizer("memcheck"),
-    "racecheck": lambda: _sanitizer("racecheck"),
-    "bench-bfloat16": lambda: _bench("cuda", "bfloat16"),
-    "bench-float32": lambda: _bench("cuda", "float32"),
-    "bench-triton-bfloat16": lambda: _bench("triton", "bfloat16"),
-    "bench-triton-float32": lambda: _bench("triton", "float32"),
-    # torch.compile takes most of the time: the extremes of the shapes alone.
-    "bench-compiled": lambda: [
-        _python("-m", "bench", "gpu", "--dtype", "bfloat16", "--shape", "32768,1000", "8192,32768", "4096,128256")
-    ],
-    "bench-linear": lambda: [
-        _python("-m", "bench", "linear", "--device", "cuda", "--dtype", "bfloat16", "--shape", *shape.split())
-        for shape in ("4096 4096 128256", "8192 2048 256000")
-    ],
-    "bench-step": lambda: [
-        _python("-m", "bench", "step", "--device", "cuda", "--tokens", "8192", "--budget", "20000", "--most", "131072")
-    ],
-}
+def _start(step: Step, command: list[str], seconds: float, rehearse: bool) -> Running:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
+    if rehearse:
+        environment.pop("LONGTAIL_BACKEND", None)
+    began = time.monotonic()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the step is done
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return Running(step, process, log, began, began + seconds)
 
 
-def run_part(name: str) -> bool:
-    """Runs a part's commands to the end, failures included; whether all succeeded."""
-    good = True
-    for command in PARTS[name]():
-        started = time.monotonic()
-        print(f"[{name}] {' '.join(command.words)}", flush=True)
-        try:
-            environment = {**os.environ, **command.environment}
-            code = subprocess.run(command.words, cwd=ROOT, env=environment, timeout=LIMIT, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-        nothing_to_test = code == 5 and "pytest" in command.words
-        good = good and (code == 0 or nothing_to_test)
-        print(f"[{name}] exit status {code} after {time.monotonic() - started:.0f} s", flush=True)
-    return good
+def _end(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
-def run_sanitized() -> None:
-    """Every operator on the shapes above, in every mode and with every option, compared with the CPU."""
-    for shape in SANITIZED:
-        classes = shape[1]
-        generator = torch.Generator().manual_seed(classes)
-        wide = torch.randn(shape, generator=generator)
-        target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
-        target.view(-1)[0] = -100
-        vector = torch.rand(classes, generator=generator)
-        softmax = {"weight": vector, "class_bias": vector, "label_smoothing": 0.1, "softcap": 20.0}
-        sigmoid = {"weight": vector, "pos_weight": vector, "gamma": 1.5}
-        cases: tuple[tuple[Callable[..., Tensor], Tensor, dict[str, Any]], ...] = (
-            (longtail.cross_entropy, target, {"complement_gamma": -1.0}),
-            (longtail.cross_entropy, target, {"complement_gamma": -1.0, **softmax}),
-            (longtail.sigmoid_focal_loss, target, {"reduction": "mean"}),
-            (longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}),
-            (longtail.sigmoid_focal_loss, torch.rand(shape, generator=generator), {"reduction": "none", **sigmoid}),
-        )
-        for dtype in (torch.float32, torch.bfloat16):
-            for loss, y, options in cases:
-                expected = _gradient(loss, wide.to(dtype), y, "backward", options)
-                on_gpu = {k: _on_gpu(v) for k, v in options.items()}
-                for mode in ("backward", "forward", "inplace"):
-                    actual = _gradient(loss, _on_gpu(wide.to(dtype)), _on_gpu(y), mode, on_gpu)
-                    torch.testing.assert_close(actual.cpu().float(), expected.float(), rtol=2e-2, atol=1e-5)
-        print(f"{list(shape)}: as on the CPU", flush=True)
+def _watch(running: Sequence[Running]) -> dict[str, tuple[int, float]]:
+    """Exit status and seconds of each; after its deadline a step is interrupted, then killed, and its status is 124."""
+    ended: dict[str, tuple[int, float]] = {}
+    interrupted: set[str] = set()
+    while len(ended) < len(running):
+        for step, process, _, began, deadline in running:
+            late = time.monotonic() - deadline
+            if step.name in ended:
+                continue
+            status = process.poll()
+            if status is not None:
+                ended[step.name] = 124 if step.name in interrupted else status, time.monotonic() - began
+                _end(process, signal.SIGKILL)  # what it may have left behind
+            elif late > GRACE:
+                _end(process, signal.SIGKILL)
+            elif late > 0 and step.name not in interrupted:
+                interrupted.add(step.name)
+                _end(process, signal.SIGINT)
+        time.sleep(0.05)
+    return ended
 
 
-def _on_gpu(x: Any) -> Any:
-    return x.cuda() if isinstance(x, Tensor) else x
+def _keep(running: Running, out: Path, status: int, seconds: float) -> str:
+    """Adds what a step printed to its file, and shows the end of a failure; returns its last line."""
+    running.log.seek(max(0, running.log.seek(0, os.SEEK_END) - LARGEST))
+    text = running.log.read().decode("utf-8", "replace")
+    running.log.close()
+    with (out / running.step.file).open("a", encoding="utf-8") as file:
+        words = subprocess.list2cmdline([str(word) for word in running.process.args])  # type: ignore[union-attr]
+        file.write(f"=== {running.step.name}: {words}\n{text.rstrip()}\n")
+        file.write(f"=== {running.step.name}: exit status {status} after {seconds:.0f} s\n\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    print("\n".join([*(lines[-TAIL:] if status else ()), f"{running.step.name}: exit status {status}"]), flush=True)
+    return lines[-1] if lines else ""
 
 
-def _gradient(
-    loss: Callable[..., Tensor], logits: Tensor, target: Tensor, mode: str, options: dict[str, Any]
-) -> Tensor:
-    x = logits.clone().requires_grad_()
-    (loss(x * 1.0, target, gradient=mode, **options).sum() * 1.7).backward()
-    assert x.grad is not None
-    return x.grad
+def run_together(steps: Sequence[Step], out: Path, left: float, rehearse: bool) -> list[Done]:
+    """Runs steps side by side, each within its seconds and those that are ``left``."""
+    done: list[Done] = []
+    running: list[Running] = []
+    for step in steps:
+        command, reason = command_of(step, out, rehearse)
+        if command and left - GRACE < LEAST:
+            reason = "left out: no time left"
+        if reason:
+            done.append(Done(step, None, 0.0, reason))
+        else:
+            running.append(_start(step, command, min(step.seconds, left - GRACE), rehearse))
+    try:
+        ended = _watch(running)
+    except BaseException:  # such as Ctrl-C, which reaches no other process group
+        for one in running:
+            _end(one.process, signal.SIGKILL)
+        raise
+    for one in running:
+        status, seconds = ended[one.step.name]
+        done.append(Done(one.step, status, seconds, _keep(one, out, status, seconds)))
+    return done
+
+
+def run_steps(
+    steps: Sequence[Step], out: Path, *, limit: float | None, began: float, rehearse: bool = False
+) -> list[Done]:
+    """Runs the steps one after another, those of a group side by side, within ``limit`` seconds of ``began``."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in {step.file for step in steps}:
+        (out / name).unlink(missing_ok=True)
+    done = []
+    for _, group in itertools.groupby(enumerate(steps), lambda x: x[1].group or x[0]):
+        left = float("inf") if limit is None else began + limit - time.time()
+        done += run_together([step for _, step in group], out, left, rehearse)
+    return done
+
+
+def table(done: Sequence[Done], installed: float | None = None) -> str:
+    """Step, exit status, seconds, result: one line each."""
+    lines = [("step", "status", "seconds", "result")]
+    if installed is not None:
+        lines.append(("install", "0", f"{installed:.0f}", ""))
+    for step, status, seconds, result in done:
+        lines.append((step.name, "" if status is None else str(status), f"{seconds:.0f}", result[:100]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = "{:<{}}  {:>{}}  {:>{}}  {}"
+    return "\n".join(cells.format(a, widths[0], b, widths[1], c, widths[2], d).rstrip() for a, b, c, d in lines) + "\n"
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("part", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)} (default: all, in this order)")
-    parser.add_argument("--sanitized", action="store_true", help="what compute-sanitizer runs, without it")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--prepare", type=Path, metavar="FOLDER", help="gather what a GPU machine without a network needs"
+    )
+    what.add_argument("--first", action="store_true", help="smoke, tests, times, ncu")
+    what.add_argument("--second", action="store_true", help="what failed, compute-sanitizer, compiled, large, QuACK")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "gpu-session", metavar="FOLDER", help="the results"
+    )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="only what a machine without a GPU can tell of the steps"
+    )
+    parser.add_argument("--began", type=float, metavar="SECONDS", help="the time at which run.sh began to install")
+    preparing = parser.add_argument_group("for --prepare")
+    preparing.add_argument("--no-quack", action="store_true", help="leave QuACK out, which is most of the folder")
+    preparing.add_argument("--old", type=Path, metavar="WHEEL", help="whose kernels are timed beside the new ones")
+    preparing.add_argument("--failed", type=Path, metavar="FILE", help="tests.txt of the first run, to run what failed")
 
 
 def run(arguments: argparse.Namespace, parser: Parser) -> None:
-    unknown = [name for name in arguments.part if name not in PARTS]
-    if unknown:
-        parser.error(f"unknown part {unknown[0]!r}, expected of: {', '.join(PARTS)}")
-    if not torch.cuda.is_available():
-        parser.exit(1, f"{parser.prog}: no CUDA device\n")
-    if arguments.sanitized:
-        run_sanitized()
+    if arguments.prepare is not None:
+        try:
+            gpu_prepare.prepare(arguments.prepare, arguments.old, arguments.failed, quack=not arguments.no_quack)
+        except gpu_prepare.CannotPrepare as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         return
-    failed = [name for name in arguments.part or PARTS if not run_part(name)]
-    parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "all parts passed\n")
+    if not torch.cuda.is_available() and not arguments.rehearse:
+        parser.exit(1, f"{parser.prog}: no CUDA device\n")
+    name = "first" if arguments.first else "second" if arguments.second else "all"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without the steps
+    now = time.time()
+    installed = None if arguments.began is None else now - arguments.began
+    limit = None if arguments.rehearse else LIMITS[name]
+    out = arguments.out.resolve()
+    done = run_steps(RUNS[name], out, limit=limit, began=now - (installed or 0.0), rehearse=arguments.rehearse)
+    text = table(done, installed)
+    (out / TABLE).write_text(text, encoding="utf-8")
+    print(text, end="", flush=True)
+    parser.exit(1 if any(status for _, status, *_ in done) else 0)

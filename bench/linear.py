@@ -27,6 +27,8 @@ from .measure import FEWEST_ROUNDS, TOLERANCE, CpuClock, CudaClock, Mismatch
 from .peers import usable
 
 SHAPE = (2048, 512, 32768)
+PART = 1024
+"""Rows at a time of what is compared with where all at once is out of memory."""
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
 
 # name, module, function, options
@@ -43,13 +45,18 @@ Run = Callable[[Tensor, Tensor], tuple[Tensor | None, Gradients]]
 
 @dataclass
 class Timing:
-    """One contender: its loss ("" for none), how it runs, seconds of each round, and peak bytes."""
+    """One contender: its loss ("" for none), how it runs, seconds of each round, peak bytes; why it has none.
+
+    ``in_parts`` gives the results where ``run`` is out of memory.
+    """
 
     name: str
     loss: str
     run: Run
+    in_parts: Run | None = None
     seconds: list[float] = field(default_factory=list)
     peak: int | None = None
+    note: str = ""
 
     @property
     def median(self) -> float:
@@ -75,6 +82,7 @@ class Row:
     time_of_gemms: float | None  # median over that of the three bare GEMMs of the same run
     peak_extra_MB: float | None  # beyond the inputs and the gradients
     peak_of_logits: float | None
+    note: str = ""
 
 
 def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[Row]:
@@ -86,9 +94,10 @@ def rows_of(timings: Sequence[Timing], shape: tuple[int, int, int], dtype: torch
             Row(
                 *("linear", device, str(dtype).removeprefix("torch."), n, d, c, timing.loss, timing.name),
                 *(len(timing.seconds), median, p20, p80),
-                time_of_gemms=timing.median / timings[0].median,
+                time_of_gemms=timing.median / timings[0].median if timing.seconds else None,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
                 peak_of_logits=None if timing.peak is None else timing.peak / (n * c * dtype.itemsize),
+                note=timing.note,
             )
         )
     return rows
@@ -107,6 +116,26 @@ def _trains(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Run:
         upstream = torch.full_like(loss, 1 / x.shape[0]) if loss.dim() else None
         grads: Any = torch.autograd.grad(loss, (x, weight), upstream)
         return (loss.mean() if loss.dim() else loss).detach(), grads
+
+    return run
+
+
+def _in_parts(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], target: Tensor) -> Run:
+    """The mean of ``loss_of`` (input, weight, target) and its gradients, ``PART`` rows at a time."""
+
+    def run(x: Tensor, weight: Tensor) -> tuple[Tensor, Gradients]:
+        loss, grads = x.new_zeros((), dtype=torch.float32), []
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for part, y in zip(x.split(PART), target.split(PART), strict=True):
+
+            def share(x: Tensor, w: Tensor, y: Tensor = y) -> Tensor:
+                return loss_of(x, w, y) * (len(y) / len(target))
+
+            value, (grad, of_weight) = _trains(share)(part, weight)
+            assert value is not None
+            loss, grad_weight = loss + value, grad_weight.add_(of_weight)
+            grads.append(grad)
+        return loss, (torch.cat(grads), grad_weight.to(weight.dtype))
 
     return run
 
@@ -130,6 +159,9 @@ def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
     # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
     family: dict[str, Any] = {"focal_gamma": 2.0, "complement_gamma": -(weight.shape[0] - 1) / 20}
 
+    def in_eager(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return eager.softmax_loss(x @ weight.T, target, **family)
+
     def ours(**options: Any) -> Run:
         return _trains(lambda x, w: longtail.linear_cross_entropy(x, w, target, **options))
 
@@ -150,13 +182,24 @@ def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
         *peers(x, weight, target),
         Timing("longtail", "plain", ours()),
         Timing('longtail reduction="none"', "plain", ours(reduction="none")),
-        Timing("eager", "family", _trains(lambda x, w: eager.softmax_loss(x @ w.T, target, **family))),
+        Timing("eager", "family", _trains(lambda x, w: in_eager(x, w, target)), _in_parts(in_eager, target)),
         Timing("longtail complement + focal", "family", ours(**family)),
     ]
 
 
+def _results(timing: Timing, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Gradients | None]:
+    """Of one run; of its parts, or none, where that is out of memory."""
+    try:
+        return timing.run(x, weight)
+    except torch.OutOfMemoryError:
+        timing.note = "out of memory"
+    if x.is_cuda:
+        torch.cuda.empty_cache()
+    return (None, None) if timing.in_parts is None else timing.in_parts(x, weight)
+
+
 def compare(timings: list[Timing], x: Tensor, weight: Tensor) -> None:
-    """Checks loss and gradients of every contender against the first of its loss.
+    """Checks loss and gradients of every contender against the first of its loss; notes who is out of memory.
 
     Raises:
         Mismatch: they differ by more than ``measure.TOLERANCE``.
@@ -164,9 +207,10 @@ def compare(timings: list[Timing], x: Tensor, weight: Tensor) -> None:
     bounds = dict(zip(("loss", "input", "weight"), (TOLERANCE[x.dtype][0], *TOLERANCE[x.dtype][1:] * 2), strict=True))
     first: dict[str, tuple[Tensor, ...]] = {}
     for timing in timings:
-        loss, grads = timing.run(x, weight)
+        loss, grads = _results(timing, x, weight)
         if loss is None:
             continue
+        assert grads is not None
         result = (loss, *grads)
         expected = first.setdefault(timing.loss, result)
         for (what, bound), got, want in zip(bounds.items(), result, expected, strict=True):
@@ -185,10 +229,11 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
     clock: Any = CudaClock() if device.type == "cuda" else CpuClock()
     timings = contenders(x, weight, target)
     compare(timings, x, weight)
-    timings = [t for t in timings if t.name != "eager"]
+    timings = [t for t in timings if t.name != "eager" or t.note]
+    timed = [t for t in timings if not t.note]
     order = random.Random(0)
     for _ in range(rounds):
-        for timing in order.sample(timings, len(timings)):
+        for timing in order.sample(timed, len(timed)):
             if len(timing.seconds) >= FEWEST_ROUNDS and timing.median > SLOW * timings[0].median:
                 continue
             start = clock.start()
@@ -196,7 +241,7 @@ def measure(shape: tuple[int, int, int], rounds: int, dtype: torch.dtype, device
             timing.seconds.append(clock.seconds(start, clock.mark()))
             del result
     return_freed_memory()
-    for timing in timings:
+    for timing in timed:
         with PeakMemory(x.device) as peak:
             _, grads = timing.run(x, weight)
         if peak.extra is not None:
@@ -213,7 +258,8 @@ def _show(rows: Sequence[Row]) -> None:
         times = [f"{ms:.0f}" if ms is not None else "" for ms in (row.median_ms, row.p20_ms, row.p80_ms)]
         peak = "" if row.peak_extra_MB is None else f"{row.peak_extra_MB:.1f}"
         share = "" if row.peak_of_logits is None else f"{row.peak_of_logits:.3f}"
-        lines.append((row.contender, *times, f"{row.time_of_gemms:.2f}", peak, share))
+        of_gemms = "" if row.time_of_gemms is None else f"{row.time_of_gemms:.2f}"
+        lines.append((f"{row.contender}, {row.note}" if row.note else row.contender, *times, of_gemms, peak, share))
     print_table(f"N, D, C = {first.N}, {first.D}, {first.C}, {first.dtype} on {first.device}", headings, lines)
 
 

@@ -45,6 +45,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", action="extend", help="instead of the section's dtypes")
     parser.add_argument("--rounds", type=positive_int, help="at most so many; slow contenders have fewer, at least 3")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-pictures", action="store_true", help="write the CSV alone")
     parser.add_argument(
         "--output", type=results.csv_file, metavar="FILE", help="the CSV (default: cpu.csv or gpu.csv in bench/results)"
     )
@@ -73,14 +74,14 @@ def chosen(arguments: argparse.Namespace) -> list[suite.Plan]:
     return plans
 
 
-def run_plan(plan: suite.Plan, output: Path | None) -> list[results.Row]:
+def run_plan(plan: suite.Plan, output: Path | None, pictures: bool) -> list[results.Row]:
     """Runs a plan; the rows of a problem are written as soon as it is done."""
     path = output or results.FOLDER / f"{plan.device if plan.device == 'cpu' else 'gpu'}.csv"
     found = []
     for rows in report.rows_with_progress(plan):
         results.write(path, rows)
         found += rows
-    for written in (path, *plot.draw(path)):
+    for written in (path, *(plot.draw(path) if pictures else ())):
         print(f"wrote {written}")
     return found
 
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace, parser: Parser) -> None:
         return
     for plan in plans:
         try:
-            rows += run_plan(plan, arguments.output)
+            rows += run_plan(plan, arguments.output, not arguments.no_pictures)
         except Mismatch as error:
             parser.exit(1, f"{parser.prog}: nothing written for this problem: {error}\n")
     report.print_report(rows)

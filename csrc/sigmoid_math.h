@@ -63,15 +63,16 @@ LONGTAIL_INLINE Element<T> hard_element(const Logistic<T>& x, T gamma, Limit low
 // `slope` is dloss/dz.
 template <Focus kFocus, typename T, typename Limit>
 LONGTAIL_INLINE Element<T> soft_element(const Logistic<T>& x, T y, T positive, T gamma, Limit lowest) {
-  const T one = T(1), weighted = positive * y, rest = one - y;
+  const T zero = T(0), one = T(1), weighted = positive * y, rest = one - y;
   const T cost = weighted * x.minus + rest * x.plus;
   const T slope = rest * x.p - weighted * x.q;
   if (kFocus == Focus::none) return {cost, slope};
-  const T miss = y * x.q + rest * x.p;
+  const T sum = y * x.q + rest * x.p;
+  const T miss = select(sum < zero, zero, sum);  // y may be a rounding outside of [0, 1]
   const T focal = focal_factor<kFocus>(miss, kFocus == Focus::power ? log(miss) : miss, gamma, lowest);
   // d log(miss) / dz tends to 0 with p or 1 - p, also where cost is infinite.
-  const T log_slope = x.p * x.q * (rest - y) / miss;
-  return {focal * cost, focal * (slope + gamma * select(log_slope == T(0), T(0), log_slope * cost))};
+  const T log_slope = x.p * x.q * (rest - y) / select(miss == zero, one, miss);
+  return {focal * cost, focal * (slope + gamma * select(log_slope == zero, zero, log_slope * cost))};
 }
 
 }  // namespace LONGTAIL_ISA

@@ -21,7 +21,10 @@ TOGETHER = {"tests/cuda/test_build": "nvcc", "tests/cuda/": "emulation", "tests/
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadScheduling, LoadScopeScheduling
+
+    if config.getoption("markexpr") == "gpu":  # a few large files, which share nothing
+        return LoadScheduling(config, log)
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -79,9 +79,11 @@ def soft_element(x, y, positive, gamma, FOCUS: tl.constexpr):
     slope = rest * x.p - weighted * x.q
     if FOCUS != "none":
         miss = y * x.q + rest * x.p
+        miss = tl.where(miss < 0.0, 0.0, miss)  # y may be a rounding outside of [0, 1]
         focal = miss * miss if FOCUS == "square" else power(tl.log(miss), gamma)
         # d log(miss) / dz; where y is 0 or 1 the quotient is known, and may be 0 / 0.
-        log_slope = tl.where(y == 1.0, -x.p, tl.where(y == 0.0, x.q, x.p * x.q * (rest - y) / miss))
+        quotient = x.p * x.q * (rest - y) / tl.where(miss == 0.0, 1.0, miss)
+        log_slope = tl.where(y == 1.0, -x.p, tl.where(y == 0.0, x.q, quotient))
         slope = focal * (slope + gamma * product(log_slope, loss))
         loss *= focal
     return Element(loss, slope)

@@ -9,7 +9,7 @@ namespace gpu {
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// exp(x) for x <= 0, exactly 0 below -88.
+// exp(x): exactly 0 below -88, infinite above 89.
 LONGTAIL_DEVICE float exp_of(float x) { return exp2_fast(x * kLog2e); }
 
 // The same, with x cut off where exp(x) is 0, so that 0 * x is 0. NaN stays NaN.
@@ -32,6 +32,28 @@ LONGTAIL_DEVICE float log1p_fast(float x) {
   p = p * x - 0.24954134225845337f;
   p = p * x + 0.3332996368408203f;
   p = p * x - 0.4999990165233612f;
+  p = p * x + 1.0f;
+  return p * x;
+}
+
+// -log(1 - x) for 0 <= x <= 1/2: x times a minimax fit of -log(1 - x) / x (relative error 1.6e-7).
+LONGTAIL_DEVICE float minus_log1m(float x) {
+  float p = 1.1606129407882690f * x - 1.0361658334732056f;
+  p = p * x + 0.7516152858734131f;
+  p = p * x + 0.0508239306509495f;
+  p = p * x + 0.2696628868579865f;
+  p = p * x + 0.3321292400360107f;
+  p = p * x + 0.5000246167182922f;
+  p = p * x + 1.0f;
+  return p * x;
+}
+
+// The same to a relative error of 7e-6: for what is rounded to a half type.
+LONGTAIL_DEVICE float minus_log1m_rough(float x) {
+  float p = 0.8238958716392517f * x - 0.2804425954818726f;
+  p = p * x + 0.3882229626178741f;
+  p = p * x + 0.3169211447238922f;
+  p = p * x + 0.5006147623062134f;
   p = p * x + 1.0f;
   return p * x;
 }

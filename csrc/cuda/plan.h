@@ -179,6 +179,9 @@ inline Plan plan_of(const Problem& p, const Device& device) {
 
 // Elements of a row from which on it has a block, or a cluster, of its own.
 constexpr int kLongestInWarp = 2048;
+// Blocks of kBlockThreads that a multiprocessor's registers suffice for; `one`: kernels of the loss or of the gradient
+// alone. Class targets: 64 registers a thread, or 80 with both; dense targets: 80, or 128.
+constexpr int sigmoid_resident(bool dense, bool one) { return 2 + (dense ? 0 : 1) + (one ? 1 : 0); }
 
 inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {
   if (p.num_classes <= kLongestInWarp) {

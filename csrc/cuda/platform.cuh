@@ -48,6 +48,20 @@ LONGTAIL_DEVICE float max_nan(float a, float b) {
   return y;
 }
 
+// 1 / x, subnormal results as 0; 1 ULP.
+LONGTAIL_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// a * b within [0, 1]; NaN becomes 0.
+LONGTAIL_DEVICE float multiply_saturated(float a, float b) {
+  float y;
+  asm("mul.sat.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 // a / b, 2 ULP.
 LONGTAIL_DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
 
@@ -81,6 +95,14 @@ LONGTAIL_DEVICE uint32_t max_float16(uint32_t a, uint32_t b) {
 
 // Whether it is so in any lane of the warp.
 LONGTAIL_DEVICE bool any_lane(bool x) { return __any_sync(kAllLanes, x) != 0; }
+
+// An address in device memory, computed here and kept: not anew in every turn of a loop.
+template <typename T>
+LONGTAIL_DEVICE T* kept(T* p) {
+  asm("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
 
 // Of a power of two.
 LONGTAIL_DEVICE int log2_of(int n) { return 31 - __clz(n); }

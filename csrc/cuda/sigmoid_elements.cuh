@@ -1,6 +1,8 @@
 // What one thread does with neighbouring elements of the sigmoid family: sigmoid_math.h over vectors of logits.
 #pragma once
 
+#include <type_traits>
+
 #include "../sigmoid_math.h"
 #include "exp.cuh"
 #include "sigmoid_loss.h"
@@ -13,6 +15,9 @@ using longtail::generic::Element;
 using longtail::generic::ExpRange;
 using longtail::generic::Focus;
 using longtail::generic::Logistic;
+
+template <typename PassOf>
+constexpr bool kOne = std::is_same_v<PassOf, Fixed<Pass::loss>> || std::is_same_v<PassOf, Fixed<Pass::backward>>;
 
 LONGTAIL_DEVICE Focus focus_of(float gamma) {
   if (gamma == 0.0f) return Focus::none;
@@ -27,36 +32,30 @@ LONGTAIL_DEVICE Logistic<float> logistic(float z) {
           longtail::generic::maximum(0.0f, -z) + tail};
 }
 
-template <Focus kFocus>
-LONGTAIL_DEVICE Element<float> hard_element(const Logistic<float>& x, float gamma) {
-  if (kFocus == Focus::none) return {x.minus, x.q};
-  const float focal = kFocus == Focus::square ? x.q * x.q : exp_of(-gamma * x.plus);
-  return longtail::generic::focused_element(x, focal, gamma);
-}
+// The elements of a pass over logits of type Z: what hard ones need.
+template <typename Z, typename PassOf>
+struct HardElements {
+  static constexpr bool kLossAlone = std::is_same_v<PassOf, Fixed<Pass::loss>>;
+  // Of a gradient that is rounded to a half type, a logarithm has digits to spare.
+  static constexpr bool kRough = std::is_same_v<PassOf, Fixed<Pass::backward>> && sizeof(Z) == 2;
 
-// Neighbours that share a class target, none of which need be of it: their losses and slopes by the logit.
-//   x: logits in, those of the target's place negated; c: their coefficients. Out: x slope, c loss.
-template <Focus kFocus, int kCount>
-LONGTAIL_DEVICE void class_elements(float (&x)[kCount], float (&c)[kCount], float gamma) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const Element<float> element = hard_element<kFocus>(logistic(-x[i]), gamma);
-    x[i] = c[i] * element.slope;
-    c[i] = c[i] * element.loss;
+  // For y = 0 by the logit, for y = 1 by the logit negated; `slope` is the derivative by that, never negative.
+  // p and q = 1 - p come from exp(-z), which may be infinite: then p is 0, and so are q, which only multiplies what
+  // tends to 0 with p, and all results. NaN stays NaN in p, and in the maximum.
+  template <Focus kFocus>
+  static LONGTAIL_DEVICE Element<float> at(float z, float gamma) {
+    const float linear = max_nan(z, 0.0f);
+    if (kFocus == Focus::none && kLossAlone) return {log1p_fast(exp_of(-fabsf(z))) + linear, 0.0f};
+    const float e = exp_of(-z), p = reciprocal_fast(1.0f + e), q = multiply_saturated(e, p);
+    const float nearer = fminf(p, q), tail = kRough ? minus_log1m_rough(nearer) : minus_log1m(nearer);
+    const float cost = tail + linear;
+    if (kFocus == Focus::none) return {cost, p};
+    const float focal = kFocus == Focus::square ? p * p : exp_of(-gamma * (tail - fminf(z, 0.0f)));
+    const float factor = kFocus == Focus::square ? 2.0f : gamma;
+    // q * cost, less than 1, tends to 0 with q, also where cost is infinite.
+    return {focal * cost, focal * (factor * multiply_saturated(q, cost) + p)};
   }
-}
-
-template <int kCount>
-LONGTAIL_DEVICE void class_elements(float (&x)[kCount], float (&c)[kCount], float gamma) {
-  switch (focus_of(gamma)) {
-    case Focus::none:
-      return class_elements<Focus::none>(x, c, gamma);
-    case Focus::square:
-      return class_elements<Focus::square>(x, c, gamma);
-    case Focus::power:
-      return class_elements<Focus::power>(x, c, gamma);
-  }
-}
+};
 
 // What dense targets have in common over a launch.
 struct DenseOptions {
@@ -74,7 +73,7 @@ LONGTAIL_DEVICE unsigned ignored_of(const float (&y)[kCount], float ignore_index
 
 // Neighbours with a target each. z: logits in, slopes out; y: targets in, losses out; c: their factors; positive: what
 // multiplies the positive term beside them (pos_weight). Elements that do not count have loss and slope 0.
-template <Focus kFocus, int kCount>
+template <typename Hard, Focus kFocus, int kCount>
 LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], const float (&c)[kCount],
                                     const float (&positive)[kCount], unsigned ignored, const DenseOptions& o) {
 #pragma unroll
@@ -83,7 +82,7 @@ LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], cons
     Element<float> element;
     float factor;
     if (one || y[i] == 0.0f || !counts) {
-      element = hard_element<kFocus>(logistic(one ? z[i] : -z[i]), o.gamma);
+      element = Hard::template at<kFocus>(one ? -z[i] : z[i], o.gamma);
       factor = c[i] * (one ? o.alpha_positive * positive[i] : o.alpha_negative);
       element.slope = one ? -element.slope : element.slope;
     } else {
@@ -93,19 +92,6 @@ LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], cons
     }
     z[i] = counts ? factor * element.slope : 0.0f;
     y[i] = counts ? factor * element.loss : 0.0f;
-  }
-}
-
-template <int kCount>
-LONGTAIL_DEVICE void dense_elements(float (&z)[kCount], float (&y)[kCount], const float (&c)[kCount],
-                                    const float (&positive)[kCount], unsigned ignored, const DenseOptions& o) {
-  switch (focus_of(o.gamma)) {
-    case Focus::none:
-      return dense_elements<Focus::none>(z, y, c, positive, ignored, o);
-    case Focus::square:
-      return dense_elements<Focus::square>(z, y, c, positive, ignored, o);
-    case Focus::power:
-      return dense_elements<Focus::power>(z, y, c, positive, ignored, o);
   }
 }
 

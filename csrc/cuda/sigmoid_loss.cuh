@@ -51,33 +51,40 @@ inline Plan plan_of(const SigmoidLossArgs& a, Pass pass, const Device& device) {
   return a.pixels > 0 ? sigmoid_pixels_plan_of(problem, device) : sigmoid_plan_of(problem, device);
 }
 
-template <typename Z, int kCount>
-void launch_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+template <typename Z, int kCount, typename PassOf>
+void launch_sigmoid_rows(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   const bool in_warp = plan.regime == Regime::warp;
   const int shared = in_warp ? 0 : joint_bytes(plan.threads, plan.cluster);
   // Not by dense_target, which is null where there are no classes.
-  const auto kernel =
-      a.target == nullptr ? sigmoid_rows_kernel<Z, kCount, true> : sigmoid_rows_kernel<Z, kCount, false>;
+  const auto kernel = a.target == nullptr ? sigmoid_rows_kernel<Z, kCount, true, PassOf>
+                                          : sigmoid_rows_kernel<Z, kCount, false, PassOf>;
   launch(kernel, grid_of(a.rows, plan), plan.threads, plan.cluster, shared, stream, a, pass, in_warp ? plan.lanes : 0);
 }
 
-template <typename Z, int kCount>
-void launch_sigmoid_pixels(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+template <typename Z, int kCount, typename PassOf>
+void launch_sigmoid_pixels(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   constexpr int64_t kMost = int64_t(1) << 30;  // kernels go on to the pixels beyond
   const int64_t tiles = ceil_div(a.rows, int64_t(plan.lanes) * kCount);
   const int shared = plan.threads > plan.lanes ? plan.threads * kCount * 4 : 0;
-  const auto kernel =
-      a.target == nullptr ? sigmoid_pixels_kernel<Z, kCount, true> : sigmoid_pixels_kernel<Z, kCount, false>;
+  const auto kernel = a.target == nullptr ? sigmoid_pixels_kernel<Z, kCount, true, PassOf>
+                                          : sigmoid_pixels_kernel<Z, kCount, false, PassOf>;
   launch(kernel, tiles < kMost ? tiles : kMost, plan.threads, 1, shared, stream, a, pass, plan.lanes);
 }
 
+template <typename Z, int kCount, typename PassOf>
+void launch_sigmoid(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
+  (a.pixels > 0 ? launch_sigmoid_pixels<Z, kCount, PassOf> : launch_sigmoid_rows<Z, kCount, PassOf>)(a, pass, plan,
+                                                                                                     stream);
+}
+
+// Single elements are rare: one kernel has all passes of them.
 template <typename Z>
 void launch_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   constexpr int kCount = 16 / sizeof(Z);
-  if (a.pixels > 0) {
-    return (plan.vector ? launch_sigmoid_pixels<Z, kCount> : launch_sigmoid_pixels<Z, 1>)(a, pass, plan, stream);
-  }
-  (plan.vector ? launch_sigmoid<Z, kCount> : launch_sigmoid<Z, 1>)(a, pass, plan, stream);
+  if (!plan.vector) return launch_sigmoid<Z, 1>(a, pass, plan, stream);
+  if (pass == Pass::loss) return launch_sigmoid<Z, kCount>(a, Fixed<Pass::loss>(), plan, stream);
+  if (pass == Pass::backward) return launch_sigmoid<Z, kCount>(a, Fixed<Pass::backward>(), plan, stream);
+  launch_sigmoid<Z, kCount>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
 }
 
 // One storage type per compiled file.

@@ -9,11 +9,11 @@ namespace longtail {
 namespace gpu {
 
 // kCount neighbouring pixels of one image in one of the `groups` threads that share them.
-template <typename Z, int kCount, bool kDense>
+template <typename Z, int kCount, bool kDense, typename PassOf>
 class SigmoidPixels {
  public:
   // first: of the pixels, counted over all images.
-  LONGTAIL_DEVICE SigmoidPixels(const SigmoidLossArgs& args, Pass pass, int64_t first, int group, int groups)
+  LONGTAIL_DEVICE SigmoidPixels(const SigmoidLossArgs& args, PassOf pass, int64_t first, int group, int groups)
       : a_(args),
         group_(group),
         groups_(groups),
@@ -39,20 +39,33 @@ class SigmoidPixels {
   // Stores what is wanted of each element of this thread's classes; adds their losses to `total`. Classes that are
   // summed apart keep the sums of many as exact as those of few.
   LONGTAIL_DEVICE void sweep(float (&total)[kCount]) const {
+    switch (focus_of(a_.gamma)) {
+      case Focus::none:
+        return sweep<Focus::none>(total);
+      case Focus::square:
+        return sweep<Focus::square>(total);
+      case Focus::power:
+        return sweep<Focus::power>(total);
+    }
+  }
+
+ private:
+  using Hard = HardElements<Z, PassOf>;
+  static constexpr int kGroup = group_of(kCount), kSummedApart = 64;
+  static_assert(kSummedApart % kGroup == 0, "groups of classes end where their sums do");
+
+  template <Focus kFocus>
+  LONGTAIL_DEVICE void sweep(float (&total)[kCount]) const {
     const int classes = static_cast<int>(a_.num_classes);
     int j = group_;
     while (j < classes) {
       const int end = min(classes, j + kSummedApart * groups_);
       float sum[kCount] = {};
-      for (; j < end; j += kGroup * groups_) take_group(j, classes, sum);
+      for (; j < end; j += kGroup * groups_) take_group<kFocus>(j, classes, sum);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) total[i] += sum[i];
     }
   }
-
- private:
-  static constexpr int kGroup = group_of(kCount), kSummedApart = 64;
-  static_assert(kSummedApart % kGroup == 0, "groups of classes end where their sums do");
 
   LONGTAIL_DEVICE void load_target(int i, int64_t g) {
     const bool ignored = a_.ignoring && g == a_.ignore_index, valid = g >= 0 && g < a_.num_classes;
@@ -85,6 +98,7 @@ class SigmoidPixels {
   }
 
   // Classes j, j + groups, ...: as many as are read before the first of them is computed.
+  template <Focus kFocus>
   LONGTAIL_DEVICE void take_group(int first, int classes, float (&sum)[kCount]) const {
     Loaded loaded[kGroup];
 #pragma unroll
@@ -96,10 +110,11 @@ class SigmoidPixels {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int j = first + k * groups_;
-      if (j < classes) take(loaded[k], j, sum);
+      if (j < classes) take<kFocus>(loaded[k], j, sum);
     }
   }
 
+  template <Focus kFocus>
   LONGTAIL_DEVICE void take(const Loaded& loaded, int j, float (&sum)[kCount]) const {
     const float column = column_weight_ != nullptr ? load_constant(column_weight_ + j) : 1.0f;
     const float positive = a_.pos_weight != nullptr ? load_constant(a_.pos_weight + j) : 1.0f;
@@ -110,9 +125,9 @@ class SigmoidPixels {
       if (a_.ignoring) ignored = ignored_of(loaded.y, static_cast<float>(a_.ignore_index));
 #pragma unroll
       for (int i = 0; i < kCount; ++i) loss[i] = loaded.y[i];
-      dense(column, positive, ignored, slope, loss);
+      dense<kFocus>(column, positive, ignored, slope, loss);
     } else {
-      one_class(j, column, positive, slope, loss);
+      one_class<kFocus>(j, column, positive, slope, loss);
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) sum[i] += loss[i];
@@ -132,22 +147,20 @@ class SigmoidPixels {
     Vector<Z, kCount>::store(grad_ + j * a_.grad_class_stride, slope);
   }
 
+  template <Focus kFocus>
   LONGTAIL_DEVICE void one_class(int j, float column, float positive, float (&x)[kCount], float (&c)[kCount]) const {
     const float here = column * a_.alpha_positive * positive, elsewhere = column * a_.alpha_negative;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool one = target_[i] == j;
-      c[i] = factor_[i] * (one ? here : elsewhere);
-      x[i] = one ? -x[i] : x[i];
-    }
-    class_elements(x, c, a_.gamma);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      x[i] = target_[i] == j ? -x[i] : x[i];
-      c[i] = ignored_ >> i & 1u ? 0.0f : c[i];
+      const Element<float> element = Hard::template at<kFocus>(one ? -x[i] : x[i], a_.gamma);
+      const float factor = factor_[i] * (one ? here : elsewhere);
+      x[i] = factor * (one ? -element.slope : element.slope);
+      c[i] = ignored_ >> i & 1u ? 0.0f : factor * element.loss;
     }
   }
 
+  template <Focus kFocus>
   LONGTAIL_DEVICE void dense(float column, float positive, unsigned ignored, float (&z)[kCount],
                              float (&y)[kCount]) const {
     const DenseOptions o = {a_.alpha_positive, a_.alpha_negative, a_.gamma};
@@ -157,7 +170,7 @@ class SigmoidPixels {
       c[i] = factor_[i] * column;
       positives[i] = positive;
     }
-    dense_elements(z, y, c, positives, ignored, o);
+    dense_elements<Hard, kFocus>(z, y, c, positives, ignored, o);
   }
 
   const SigmoidLossArgs& a_;
@@ -197,9 +210,9 @@ LONGTAIL_DEVICE void store_sums(const SigmoidLossArgs& a, int64_t first, const f
 //   per thread, from cache.
 // writes: loss (unless `backward`) [N, P], or [N, C, P]; grad [N, C, P] (unless `loss`; may be the logits' own memory).
 // bytes: one pass over each of the matrices named here, and some 24 N P: the least there is.
-template <typename Z, int kCount, bool kDense>
+template <typename Z, int kCount, bool kDense, typename PassOf>
 LONGTAIL_KERNEL(kBlockThreads, 2)
-sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, Pass pass, int width) {
+sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, PassOf pass, int width) {
   const int thread = static_cast<int>(threadIdx.x), groups = static_cast<int>(blockDim.x) >> log2_of(width);
   const int64_t tile = int64_t(width) * kCount, tiles = (a.rows + tile - 1) / tile;
   const bool summing = pass != Pass::backward && !a.elementwise_loss;
@@ -209,7 +222,7 @@ sigmoid_pixels_kernel(LONGTAIL_PARAMETER SigmoidLossArgs a, Pass pass, int width
     const int64_t pixel = first + (thread & (width - 1)) * kCount;
     float total[kCount] = {};
     if (pixel < a.rows) {
-      SigmoidPixels<Z, kCount, kDense>(a, pass, pixel, thread >> log2_of(width), groups).sweep(total);
+      SigmoidPixels<Z, kCount, kDense, PassOf>(a, pass, pixel, thread >> log2_of(width), groups).sweep(total);
     }
     if (!summing) continue;
     if (groups > 1) {

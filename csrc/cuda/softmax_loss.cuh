@@ -34,42 +34,39 @@ inline Plan softmax_plan_of(const Problem& p, const Device& device) {
 template <typename Z, int kCount, bool kExtras, typename PassOf>
 void launch_rows(const SoftmaxLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   const int64_t grid = grid_of(a.rows, plan);
-  constexpr bool kShard = kCount > 1 && of_shard(PassOf()), kBoth = kCount > 1 && PassOf() == Pass::loss_and_grad;
+  constexpr bool kAny = std::is_same_v<PassOf, Pass>;  // any pass
   if (plan.regime == Regime::sweep) {
     launch(sweep_rows_kernel<Z, kCount, kExtras, PassOf>, grid, plan.threads, plan.cluster, plan.shared, stream, a,
            pass);
   } else if (plan.regime == Regime::warp) {
-    if constexpr (!kShard) {
+    if constexpr (kAny || !of_shard(PassOf())) {
       launch(warp_rows_kernel<Z, kCount, kExtras, PassOf>, grid, plan.threads, 1, 0, stream, a, pass, plan.lanes,
              plan.batch);
     }
-  } else if constexpr (kBoth) {
+  } else if constexpr (kCount > 1 && (kAny || PassOf() == Pass::loss_and_grad)) {
     launch(shared_rows_kernel<Z, kExtras>, grid, plan.threads, plan.cluster, plan.shared, stream, a);
   }
 }
 
-template <typename Z, bool kExtras>
-void launch_extras(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  constexpr int kCount = 16 / sizeof(Z);
-  if (!plan.vector) return launch_rows<Z, 1, kExtras>(a, pass, plan, stream);
-  switch (pass) {
-    case Pass::loss:
-      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::loss>(), plan, stream);
-    case Pass::backward:
-      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::backward>(), plan, stream);
-    case Pass::loss_and_grad:
-      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
-    case Pass::accumulate:
-      return launch_rows<Z, kCount, kExtras>(a, Fixed<Pass::accumulate>(), plan, stream);
-    case Pass::apply:  // row_grad says row by row whether there is label smoothing
-      return launch_rows<Z, kCount, true>(a, Fixed<Pass::apply>(), plan, stream);
-  }
-}
-
+// Kernels with whole vectors and without extras are compiled for their pass: it takes registers from the others.
 template <typename Z>
 void launch_storage(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  const bool extras = has_extras(a) || pass == Pass::apply;
-  (extras ? launch_extras<Z, true> : launch_extras<Z, false>)(a, pass, plan, stream);
+  constexpr int kCount = 16 / sizeof(Z);
+  const bool extras = has_extras(a) || pass == Pass::apply;  // row_grad says row by row whether there is smoothing
+  if (pass == Pass::apply && plan.vector) return launch_rows<Z, kCount, true>(a, Fixed<Pass::apply>(), plan, stream);
+  if (!plan.vector)
+    return (extras ? launch_rows<Z, 1, true, Pass> : launch_rows<Z, 1, false, Pass>)(a, pass, plan, stream);
+  if (extras) return launch_rows<Z, kCount, true>(a, pass, plan, stream);
+  switch (pass) {
+    case Pass::loss:
+      return launch_rows<Z, kCount, false>(a, Fixed<Pass::loss>(), plan, stream);
+    case Pass::backward:
+      return launch_rows<Z, kCount, false>(a, Fixed<Pass::backward>(), plan, stream);
+    case Pass::loss_and_grad:
+      return launch_rows<Z, kCount, false>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
+    default:
+      return launch_rows<Z, kCount, false>(a, Fixed<Pass::accumulate>(), plan, stream);
+  }
 }
 
 // One storage type per compiled file.

@@ -53,23 +53,24 @@ inline Problem pixel_problem_of(const SoftmaxLossArgs& a, Pass pass) {
   return {pass, size, a.rows, c, aligned && also, aligned && also, has_extras(a), true};
 }
 
-template <typename Z, int kCount, typename PassOf>
+template <typename Z, int kCount, bool kExtras, typename PassOf>
 void launch_pixels_of(const SoftmaxLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   constexpr int64_t kMost = int64_t(1) << 30;
-  const auto kernel =
-      has_extras(a) ? softmax_pixels_kernel<Z, kCount, true, PassOf> : softmax_pixels_kernel<Z, kCount, false, PassOf>;
   const int64_t units = ceil_div(a.rows, plan.lanes * kCount);
-  launch(kernel, units < kMost ? units : kMost, plan.threads, 1, plan.shared, stream, a, pass, plan.lanes,
-         plan.regime == Regime::shared);
+  launch(softmax_pixels_kernel<Z, kCount, kExtras, PassOf>, units < kMost ? units : kMost, plan.threads, 1, plan.shared,
+         stream, a, pass, plan.lanes, plan.regime == Regime::shared);
 }
 
 template <typename Z>
 void launch_pixels(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   constexpr int kCount = 16 / sizeof(Z);
-  if (!plan.vector) return launch_pixels_of<Z, 1>(a, pass, plan, stream);
-  if (pass == Pass::loss) return launch_pixels_of<Z, kCount>(a, Fixed<Pass::loss>(), plan, stream);
-  if (pass == Pass::backward) return launch_pixels_of<Z, kCount>(a, Fixed<Pass::backward>(), plan, stream);
-  launch_pixels_of<Z, kCount>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
+  const bool extras = has_extras(a);
+  if (!plan.vector)
+    return (extras ? launch_pixels_of<Z, 1, true, Pass> : launch_pixels_of<Z, 1, false, Pass>)(a, pass, plan, stream);
+  if (extras) return launch_pixels_of<Z, kCount, true>(a, pass, plan, stream);
+  if (pass == Pass::loss) return launch_pixels_of<Z, kCount, false>(a, Fixed<Pass::loss>(), plan, stream);
+  if (pass == Pass::backward) return launch_pixels_of<Z, kCount, false>(a, Fixed<Pass::backward>(), plan, stream);
+  launch_pixels_of<Z, kCount, false>(a, Fixed<Pass::loss_and_grad>(), plan, stream);
 }
 
 // One storage type per compiled file.

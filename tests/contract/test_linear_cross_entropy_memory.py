@@ -84,13 +84,15 @@ def test_peak_memory_is_an_eighth_of_the_logits(mode: str, dtype: torch.dtype) -
     assert logits / 16 < peak - grads <= logits / 8
 
 
-@pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 1152, 100_000])
+@pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 1152, 2049, 4095, 5000, 100_000])
 @pytest.mark.parametrize("classes", [1, 32768, 1_000_000])
 def test_default_chunks(rows: int, classes: int) -> None:
     for device, plan in linear_chunks.PLANS.items():
         size = linear_chunks.chunk_rows(rows, classes, 4, device)
         assert 1 <= size <= max(rows, 1)
         chunks = -(-rows // size)
-        assert size <= max(plan.least, -(-rows // plan.share))
-        assert size <= plan.least or size * classes * 4 <= plan.budget
+        most = 2 * plan.least - 1 if plan.wide else plan.least
+        assert size <= max(most, -(-rows // plan.share))
+        assert size <= most or size * classes * 4 <= plan.budget
+        assert not plan.wide or size >= min(rows, plan.least)
         assert chunks > 16 or rows <= size or rows - (chunks - 1) * size > 0.5 * size, "the last chunk is no rump"

@@ -7,9 +7,15 @@ import torch
 
 import cases
 import longtail  # noqa: F401  (registers the operators)
+import tolerances
 from tolerances import assert_close, assert_same
 
 TRUTH = torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)
+
+
+@pytest.fixture(params=[tolerances.BLOCK, 2], autouse=True, ids=["whole", "by_row"])
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tolerances, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -47,6 +53,18 @@ def test_what_is_not_finite_must_sit_where_it_should(bad: float) -> None:
         assert_close(TRUTH.float(), holed)
     with pytest.raises(AssertionError):
         assert_close(holed.float(), torch.where(holed.isfinite(), holed, torch.full_like(holed, 0.5)))
+
+
+def test_all_that_is_wrong_is_counted_and_the_worst_named() -> None:
+    wrong = TRUTH.float() + torch.tensor([[0.0, 0.1], [0.3, 0.1]])
+    with pytest.raises(
+        AssertionError, match=r"3 of 4 elements .* worst at \(1, 0\): got 3.29\d+, expected 3, error 0.3"
+    ):
+        assert_close(wrong, TRUTH)
+    with pytest.raises(AssertionError, match=r"worst at \(2,\)"):
+        assert_close(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]).double())
+    assert_close(torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64), torch.tensor(1.0))
+    assert_close(torch.zeros(0, 3), torch.zeros(0, 3).double())
 
 
 def test_shapes_and_dtypes_count() -> None:

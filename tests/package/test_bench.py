@@ -259,6 +259,8 @@ def test_goals_that_the_rows_allow_are_judged():
         row("family", "longtail", "backward", 100.0),
         row("plain", "eager", "", 0.1, section="overhead", shape=(128, 10)),
         row("plain", "longtail", "backward", 0.2, section="overhead", shape=(128, 10)),
+        row("plain", "liger", "inplace", 3.0, section="gpu"),
+        *(row("plain", "longtail", mode, ms, section="gpu") for mode, ms in (("backward", 4.0), ("inplace", 2.0))),
     ]
     found = {outcome.what: outcome for outcome in goals.outcomes(rows)}
     assert found["cpu, plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
@@ -269,6 +271,7 @@ def test_goals_that_the_rows_allow_are_judged():
     assert found["out of place: peak extra memory, in logits"].measured == pytest.approx(1.5)
     assert not found["out of place: peak extra memory, in logits"].met
     assert found["gpu, complement: faster than eager"].measured == pytest.approx(10.0), "the worst of all problems"
+    assert found["gpu, plain: faster than liger"].measured == pytest.approx(1.5), "in place, as Liger is"
     assert not any("compiled" in what for what in found)
     (linear,) = goals.linear_outcomes([0.1, None, 0.2])
     assert (linear.measured, linear.met) == (0.2, False)
@@ -281,14 +284,3 @@ def test_call_overhead_is_a_pytest_benchmark():
     assert "4 passed" in done.stdout
     for contender in ("eager", *(f"longtail-{mode}" for mode in MODES)):
         assert f"test_forward_and_backward[{contender}]" in done.stdout
-
-
-@pytest.mark.usefixtures("bench")
-def test_what_the_sanitizer_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the CPU, where it compares the gradient modes."""
-    from bench import gpu_session
-
-    monkeypatch.setattr(gpu_session, "_on_gpu", lambda x: x)
-    monkeypatch.setattr(gpu_session, "SANITIZED", ((9, 100), (2, 21, 35)))
-    gpu_session.run_sanitized()
-    assert capsys.readouterr().out.count("as on the CPU") == 2

@@ -40,7 +40,9 @@ def bench(monkeypatch):
         ("-- cpu", "-- needs a section before it: all, cpu,"),
         ("linear --rounds 0", "'0' is not a whole number of at least 1"),
         ("all --rounds 2", "unrecognized arguments: --rounds 2"),
-        ("gpu-session tests", "unknown part 'tests', expected of: build, test,"),
+        ("gpu-session tests", "unrecognized arguments: tests"),
+        ("gpu-session --first --second", "argument --second: not allowed with argument --first"),
+        ("smoke --shape 9", "'9' is not N,C or N,C,P"),
         ("cpu --output cpu.txt", "'cpu.txt' is not a .csv file"),
         ("tpu", "invalid choice: 'tpu'"),
     ],
@@ -104,13 +106,11 @@ def commands_of(text):
 
 
 def test_every_command_that_is_named_is_one(bench):
-    from bench import every, gpu_session
+    from bench import every
 
     files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
     texts = [path.read_text(encoding="utf-8") for path in (*files, *(ROOT / "bench").glob("*.py"))]
     named = [words for text in texts for words in commands_of(text)]
-    parts = [command.words for name, part in gpu_session.PARTS.items() if "check" not in name for command in part()]
-    named += [words[3:] for words in parts if words[1:3] == ("-m", "bench")]
     named += every.COMMANDS
     assert len(named) > 20
     assert not any("python -m bench." in text for text in texts)

@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import cases
 import longtail
+from longtail.linear import chunks as linear_chunks
+from longtail.parallel import sweep
 from tolerances import assert_close, assert_same
 
 VECTORS = ("weight", "class_bias", "class_margin")
@@ -203,6 +206,15 @@ def linear_case(
                 close_in_norm(grad, true, dtype, f"gradient of {name}")
     assert stats.lse.shape == (rows,)
     return digest(got, *stats)
+
+
+def linear_totals(group: Any, sizes: list[int], **named: Any) -> list[torch.dtype]:
+    """For each chunk of a :func:`linear_case`, the dtype that the weight's gradient is made in, by a GPU's plan."""
+    plan = linear_chunks.Plan(share=4, least=1, budget=1 << 30, wide=True)
+    gemm = mock.patch.object(sweep, "add_weight_gradient", side_effect=linear_chunks.add_weight_gradient)
+    with mock.patch.dict(linear_chunks.PLANS, cpu=plan), gemm as calls:
+        linear_case(group, sizes, "mixed", chunk_size=None, **named)
+    return [call.args[0].dtype for call in calls.call_args_list]
 
 
 def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> None:

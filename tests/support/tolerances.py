@@ -5,6 +5,8 @@ A result may be off by twice what eager PyTorch is off in the same dtype, plus a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,10 @@ FLOOR: dict[torch.dtype, tuple[float, float]] = {
     torch.bfloat16: (2.0**-8, 1e-7),
     torch.float16: (2.0**-11, 2.0**-24),
 }
+
+
+BLOCK = 1 << 24
+"""Elements that are compared at a time, in float64, on their own device."""
 
 
 def bound(truth: Tensor, eager: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -42,27 +48,54 @@ def assert_close(
     """
     assert isinstance(actual, Tensor), f"{what}: expected a tensor, got {type(actual).__name__}"
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
-    got, want = actual.detach().double().cpu(), truth.detach().double().cpu()
-    reference = None if eager is None else eager.detach().cpu()
+    assert eager is None or eager.shape == truth.shape, f"{what}: eager's shape {tuple(eager.shape)}"
+    worst, wrong = (0.0, ""), 0
+    for first, got, want, reference in _blocks(actual.detach(), truth.detach(), eager):
+        _assert_not_finite_alike(first, got.double(), want, what)
+        error = torch.where(want.isfinite(), (got.double() - want).abs(), torch.zeros_like(want)).nan_to_num(0.0)
+        allowed = factor * bound(want, reference, actual.dtype)
+        if (error <= allowed).all():
+            continue
+        wrong += int((error > allowed).sum())
+        index = torch.unravel_index((error / allowed).argmax(), want.shape)
+        ratio = (error[index] / allowed[index]).item()
+        if ratio > worst[0]:
+            worst = (
+                ratio,
+                (
+                    f"worst at {_place(index, first)}: got {got[index].item():.9g}, expected "
+                    f"{want[index].item():.9g}, error {error[index].item():.3g}, allowed {allowed[index].item():.3g}"
+                ),
+            )
+    assert not wrong, f"{what}: {wrong} of {actual.numel()} elements out of bounds ({actual.dtype}), {worst[1]}"
+
+
+def _blocks(actual: Tensor, truth: Tensor, eager: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+    """Whole rows of each, on the device of ``actual``, the truth in float64, with the number of the first."""
+    actual, truth = torch.atleast_1d(actual, truth)
+    eager = None if eager is None else torch.atleast_1d(eager.detach())
+    rows = max(1, BLOCK // max(actual[:1].numel(), 1))
+    for first in range(0, len(actual), rows):
+        part = slice(first, first + rows)
+        reference = None if eager is None else eager[part].to(actual.device)
+        yield first, actual[part], truth[part].to(actual.device).double(), reference
+
+
+def _assert_not_finite_alike(first: int, got: Tensor, want: Tensor, what: str) -> None:
     for name, test in (("NaN", torch.isnan), ("+inf", torch.isposinf), ("-inf", torch.isneginf)):
         wrong = (test(got) != test(want)).nonzero()
-        assert not len(wrong), (
-            f"{what}: {name} at {len(wrong)} wrong places, first {tuple(wrong[0].tolist())}: "
-            f"got {got[tuple(wrong[0])].item()}, expected {want[tuple(wrong[0])].item()}"
-        )
-    finite = want.isfinite()
-    error = torch.where(finite, (got - want).abs(), torch.zeros_like(want)).nan_to_num(0.0)
-    allowed = factor * bound(want, reference, actual.dtype)
-    if not (error <= allowed).all():
-        wrong = int((error > allowed).sum())
-        place = int((error / allowed).argmax())
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), want.shape))
-        raise AssertionError(
-            f"{what}: {wrong} of {error.numel()} elements out of bounds ({actual.dtype}), "
-            f"worst at {index}: got {got[index].item():.9g}, expected {want[index].item():.9g}, "
-            f"error {error[index].item():.3g}, allowed {allowed[index].item():.3g}; "
-            f"largest error {error.max().item():.3g}"
-        )
+        if len(wrong):
+            index = tuple(wrong[0])
+            raise AssertionError(
+                f"{what}: {name} at {len(wrong)} wrong places, first {_place(index, first)}: "
+                f"got {got[index].item()}, expected {want[index].item()}"
+            )
+
+
+def _place(index: tuple[Tensor, ...], first: int) -> tuple[int, ...]:
+    """Of an element of a block that begins at row ``first``."""
+    row, *others = (int(i) for i in index)
+    return first + row, *others
 
 
 def assert_same(actual: Tensor, expected: Tensor, what: str = "result") -> None:

@@ -1,12 +1,15 @@
 """Building a wheel of this checkout."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_compiler = pytest.mark.skipif(
@@ -31,3 +34,18 @@ def build_wheel(folder: Path, carry: str = "", **env: str) -> tuple[subprocess.C
         text=True,
     )
     return done, list(folder.glob("*.whl"))
+
+
+def load_setup() -> ModuleType:
+    """setup.py's functions, with nothing set up."""
+    spec = importlib.util.spec_from_file_location("longtail_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **_: None)
+        patch.setenv("LONGTAIL_CPU", "0")
+        patch.setenv("LONGTAIL_CUDA", "0")
+        patch.delenv("LONGTAIL_REQUIRE_CPU", raising=False)
+        spec.loader.exec_module(module)
+    return module

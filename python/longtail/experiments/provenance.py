@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -42,9 +43,12 @@ def output_of(*command: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the package's checkout, with "-dirty" after it where files differ; "unknown" outside of one."""
+    """The commit of the package's checkout, with "-dirty" after it where files differ.
+
+    Outside of a checkout ``LONGTAIL_COMMIT`` tells what was installed; without it: "unknown".
+    """
     if not output_of("git", "ls-files", Path(__file__).name):  # a package installed inside someone else's checkout
-        return "unknown"
+        return os.environ.get("LONGTAIL_COMMIT") or "unknown"
     # The results themselves change with every run.
     changed = output_of("git", "status", "--porcelain", "--", ":/", ":(top,exclude)bench/results")
     return f"{output_of('git', 'rev-parse', '--short', 'HEAD')}{'-dirty' if changed else ''}"

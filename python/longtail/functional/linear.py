@@ -40,8 +40,10 @@ def linear_cross_entropy(
     errors; the loss is float32 for half inputs. Exact: no gradient is filtered. Rows go in chunks: their logits are
     made by the vendor's GEMM, turned into their gradient in place, and spent in the two GEMMs of the gradients.
     Extra memory: one chunk of logits, and with half inputs the accumulator of the weight's gradient. Without gradients
-    to make, one GEMM and one chunk. bfloat16 gradients of the weight on a CPU are made by chunks of classes: the
-    logits twice (but for one chunk), no accumulator of the weight's gradient.
+    to make, one GEMM and one chunk. bfloat16 gradients of the weight do without the accumulator: on a CPU they are made
+    by chunks of classes (the logits twice, but for one chunk); on a GPU all rows are one chunk where their logits take
+    no more than the accumulator would, 2 N C bytes and 4 C D. What adds up over chunks, of rows or of classes, does so
+    in float32 at least: errors of the gradients do not grow with the number of chunks.
 
     Args:
         input: (D,) or (N, D); float64, float32, bfloat16 or float16. Under autocast the GEMMs run in its dtype.
@@ -56,11 +58,11 @@ def linear_cross_entropy(
             upstream scalar they are then multiplied by; "inplace" is the same, for there are no logits to overwrite.
             "backward" makes the logits again in backward (four GEMMs): any upstream gradient, any number of times.
             "auto" (default): "forward" for a mean or sum, "backward" for reduction="none", which needs it.
-        chunk_size: rows per chunk; given, nothing goes by classes. Default: a twelfth of the rows on the CPU, a quarter
-            elsewhere, within 256 MiB of logits, but at least 128 rows (512), evened out over the chunks. By classes: a
-            sixteenth of them, within the same bounds.
+        chunk_size: rows per chunk; given, nothing goes by classes. Default: a twelfth of the rows on the CPU, within
+            256 MiB of logits, but at least 128 rows; elsewhere a quarter, within 1 GiB, but at least 2048 rows, or all
+            (see above); evened out over the chunks. By classes: a sixteenth of them, within the CPU's bounds.
         accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
-            else the dtype of the logits. Not narrower than that.
+            else the dtype of the logits. Not narrower than that. Of one chunk nothing adds up.
         options: the other arguments of :func:`longtail.cross_entropy`, as there.
 
     K-dimensional targets and class probabilities go by way of the whole logits and :func:`longtail.cross_entropy`.

@@ -48,18 +48,48 @@ class Plan(NamedTuple):
     """Fewer rows than this starve the GEMMs: each chunk reads the weight, and reads and writes its gradient."""
     budget: int
     """Bytes of a chunk of logits."""
+    wide: bool = False
+    """Whether no chunk has fewer rows than ``least``, evened out or not, and all rows are one chunk where their logits
+    take no more than what one chunk spares (:func:`spared`)."""
 
 
-PLANS = {"cpu": Plan(share=12, least=128, budget=1 << 28), "cuda": Plan(share=4, least=512, budget=1 << 28)}
+PLANS = {
+    "cpu": Plan(share=12, least=128, budget=1 << 28),
+    # 2048 rows: a gradient [2048, 4096] is 256 tiles of 128 x 256, two waves of an H100, and three bfloat16 GEMMs take
+    # 6 * 2048 C D / 7e14 s, of which reading and writing the float32 total, 8 C D / 3e12 s, is 15 %.
+    "cuda": Plan(share=4, least=2048, budget=1 << 30, wide=True),
+}
 
 
-def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str) -> int:
+def chunk_rows(rows: int, num_classes: int, itemsize: int, device_type: str, spared: int = 0) -> int:
     """Rows per chunk for [rows, num_classes] logits: as :class:`Plan` has it, then evened out over the chunks."""
     plan = PLANS.get(device_type, PLANS["cuda"])
+    if plan.wide and rows * num_classes * itemsize <= spared:
+        return max(rows, 1)
     affordable = plan.budget // max(1, num_classes * itemsize)
     size = min(max(plan.least, min(-(-rows // plan.share), affordable)), max(rows, 1))
-    chunks = max(1, -(-rows // size))
-    return max(1, -(-rows // chunks))
+    chunks = -(-rows // size)
+    if plan.wide:
+        chunks = min(chunks, rows // plan.least)
+    return max(1, -(-rows // max(1, chunks)))
+
+
+def made_in(one_chunk: bool, dtype: torch.dtype, total_dtype: torch.dtype, grad_dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the weight's gradient is made: ``total_dtype``, where chunks add up.
+
+    In one chunk nothing does: its GEMM sums in float32 and rounds once, into a gradient of the logits' bfloat16.
+    """
+    # Not of float16: a GEMM that shares out its sum may join the parts in float16, which overflows at 65504.
+    return grad_dtype if one_chunk and dtype == grad_dtype == torch.bfloat16 else total_dtype
+
+
+def spared(numel: int, dtype: torch.dtype, total_dtype: torch.dtype, grad_dtype: torch.dtype) -> int:
+    """Bytes of the total, of a weight's ``numel`` elements, that one chunk of all rows makes do without.
+
+    Logits take ``N C itemsize`` bytes, a float32 total takes ``4 C D``: in bfloat16 one chunk is smaller up to N = 2 D.
+    """
+    made = made_in(True, dtype, total_dtype, grad_dtype)
+    return 0 if made == total_dtype else numel * total_dtype.itemsize
 
 
 @contextlib.contextmanager
@@ -87,13 +117,17 @@ def make_logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, ou
 
 def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
     """``total += grad.T @ x``; ``total`` is written, not read, the first time."""
+    beta = 0 if first else 1
     if total.dtype == grad.dtype:
-        total.addmm_(grad.t(), x, beta=0 if first else 1)
+        total.addmm_(grad.t(), x, beta=beta)
+        return
+    if total.dtype == torch.float32 and _gives_float32(grad):
+        torch.addmm(total, grad.t(), x, out_dtype=torch.float32, beta=beta, out=total)
         return
     if _by_blocks(grad):
         _add_by_blocks(total.zero_() if first else total, grad.t(), x)
         return
-    # Some features at a time: a product in the half type is rounded once, and takes half of a chunk's memory at most.
+    # Some features at a time: a product takes a chunk's memory at most, half of it in the half type (rounded once).
     step = max(16, grad.shape[0] // 2)
     for begin in range(0, x.shape[1], step):
         part = _product(grad.t(), x[:, begin : begin + step])
@@ -112,18 +146,26 @@ def input_gradient(grad: Tensor, weight: Tensor, out: Tensor) -> None:
         out.copy_(wide)
     elif out.dtype == grad.dtype:
         torch.mm(grad, weight, out=out)
+    elif out.dtype == torch.float32 and _gives_float32(grad):
+        torch.mm(grad, weight, out_dtype=torch.float32, out=out)
     else:
         out.copy_(_product(grad, weight))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, of float16 on a GPU in float32, where a sum of many terms may be over 65504."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype == torch.float16 else torch.mm(a, b)
+    """``a @ b``, unrounded where torch can: a float16 sum of many terms may be over 65504."""
+    return torch.mm(a, b, out_dtype=torch.float32) if _gives_float32(a) else torch.mm(a, b)
+
+
+def _gives_float32(a: Tensor) -> bool:
+    """Whether torch has GEMMs that take ``a``, of a half type, and give or add to float32: in CUDA since torch 2.10."""
+    # Meta tensors stand for those of a GPU. ROCm's tensors say "cuda" too.
+    return a.dtype.itemsize == 2 and a.device.type in ("cuda", "meta") and torch.version.hip is None
 
 
 def _by_blocks(grad: Tensor) -> bool:
     """Whether a product of ``grad`` needs float32 where torch has no GEMM that takes float16 and gives it."""
-    return grad.dtype == torch.float16 and grad.device.type != "cuda"
+    return grad.dtype == torch.float16 and not _gives_float32(grad)
 
 
 def _add_by_blocks(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -22,9 +22,11 @@ from .chunks import (
     as_matrix,
     chunk_rows,
     input_gradient,
+    made_in,
     make_gradients,
     make_logits,
     plain,
+    spared,
 )
 
 
@@ -65,12 +67,11 @@ def _chunks(
     linear_weight: Tensor,
     linear_bias: Tensor | None,
     target: Tensor,
-    chunk_size: int,
+    size: int,
     options: SoftmaxOptions,
 ) -> Iterator[_Chunk]:
     """Chunks with their logits; ``linear_weight`` and ``linear_bias`` are in the dtype of the logits."""
     n, num_classes, dtype = input.shape[0], linear_weight.shape[0], linear_weight.dtype
-    size = chunk_size or chunk_rows(n, num_classes, dtype.itemsize, input.device.type)
     buffer = linear_weight.new_empty((min(size, n), num_classes))
     ignored = (target == options.ignore_index)[:, None]
     for begin in range(0, n, size):
@@ -112,7 +113,8 @@ def linear_softmax_loss(
         loss, stats = _rows_out(input, dtype)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
-        for chunk in _chunks(input, weight, bias, target, chunk_size, options):
+        size = chunk_size or chunk_rows(len(target), len(weight), dtype.itemsize, input.device.type)
+        for chunk in _chunks(input, weight, bias, target, size, options):
             loss[chunk.rows], stats[chunk.rows] = operators.softmax_loss(chunk.logits, chunk.target, *chunk.options)
     return loss, stats
 
@@ -152,10 +154,13 @@ def linear_softmax_loss_and_grad(
             data = (grad_loss, input, linear_weight, linear_bias, target)
             return classes.loss_and_grad(*data, dtype, weight_grad_dtype, needs, options)
         loss, stats = _rows_out(input, dtype)
+        saves = spared(linear_weight.numel(), dtype, total_dtype, weight_grad_dtype) if needs_weight else 0
+        size = chunk_size or chunk_rows(len(target), len(linear_weight), dtype.itemsize, input.device.type, saves)
+        total_dtype = made_in(len(target) <= size, dtype, total_dtype, weight_grad_dtype)
         grad_input, total, total_bias = make_gradients(input, linear_weight, input_grad_dtype, total_dtype, needs)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
-        for chunk in _chunks(input, weight, bias, target, chunk_size, options):
+        for chunk in _chunks(input, weight, bias, target, size, options):
             rows, grad = chunk.rows, chunk.logits
             loss[rows], stats[rows] = operators.softmax_loss_and_grad_(
                 grad_loss[rows], grad, chunk.target, *chunk.options

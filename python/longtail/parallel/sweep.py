@@ -19,6 +19,7 @@ from ..linear.chunks import (
     add_weight_gradient,
     as_matrix,
     input_gradient,
+    made_in,
     make_gradients,
     make_logits,
     plain,
@@ -80,7 +81,8 @@ class _Sums:
 
     def __init__(self, data: Any, setting: Setting, group: Group, sequence_parallel: bool) -> None:
         input, linear_weight = data[:2]
-        total_dtype, input_dtype, _ = setting.grad_dtypes(input, linear_weight)
+        total_dtype, input_dtype, weight_dtype = setting.grad_dtypes(input, linear_weight)
+        total_dtype = made_in(len(data[3]) <= setting.chunk_size, setting.dtype, total_dtype, weight_dtype)
         found = make_gradients(input, linear_weight, input_dtype, total_dtype, setting.needs)
         self.input, self.total, self.total_bias = found
         if input.shape[0] == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype, check_choice, check_tensors, class_indices
 from ..errors import ArgumentValueError
 from ..linear.autograd import Setting, kept_gradients
-from ..linear.chunks import Chunking, chunk_rows
+from ..linear.chunks import Chunking, chunk_rows, spared
 from ..linear.loss import (
     GRADIENTS,
     Data,
@@ -54,6 +54,7 @@ def linear_cross_entropy(
         options = with_vectors(options, input, target.shape, wide)
         needs = needs_gradients(input, linear_weight, linear_bias)
         same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype}
+        same |= {"dtype of linear_weight": linear_weight.dtype}
         same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
         same |= compared(options, request)
         same |= {"sequence_parallel": bool(sequence_parallel), "chunk_size": chunking.int_size}
@@ -70,7 +71,9 @@ def linear_cross_entropy(
         denominator = shard.denominator(request, g)
         if denominator is not None:
             denominator = denominator.to(wide)
-        size = chunking.size or chunk_rows(len(g), -(-shard.total // world), dtype.itemsize, input.device.type)
+        most = -(-shard.total // world)  # what every rank computes alike: as many chunks have to be on each
+        saves = spared(most * input.shape[1], dtype, total_dtype, linear_weight.dtype) if any(needs) else 0
+        size = chunking.size or chunk_rows(len(g), most, dtype.itemsize, input.device.type, saves)
         keeps = any(needs) and request.reduction != "none" and request.gradient != "backward"
         setting = Setting(request.reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
         inputs = (input, linear_weight, linear_bias, g, denominator, setting, shard, sequence_parallel)

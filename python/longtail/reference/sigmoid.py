@@ -69,8 +69,10 @@ def elements(
         return Element(factor * cost, factor * slope)
     soft = (y != 0) & (y != 1)
     miss = y * x.q + rest * x.p
-    safe_miss = torch.where(soft, miss, 1.0)
-    log_miss = torch.where(y == 1, -x.plus, torch.where(y == 0, -x.minus, safe_miss.log()))
+    hit = miss <= 0  # y may be a rounding outside of [0, 1]
+    safe_miss = torch.where(soft & ~hit, miss, 1.0)
+    log_soft = torch.where(hit, -torch.inf, safe_miss.log())
+    log_miss = torch.where(y == 1, -x.plus, torch.where(y == 0, -x.minus, log_soft))
     focal = (gamma * log_miss).exp()
     log_miss_slope = torch.where(y == 1, -x.p, torch.where(y == 0, x.q, x.p * x.q * (rest - y) / safe_miss))
     slope = slope + gamma * _product(log_miss_slope, cost)

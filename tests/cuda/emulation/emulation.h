@@ -94,6 +94,16 @@ inline float exp2_fast(float x) {
   return y < 1.17549435e-38f ? 0.0f : nudged(y);
 }
 
+inline float reciprocal_fast(float x) {
+  const float y = 1.0f / x;
+  return fabsf(y) < 1.17549435e-38f ? 0.0f : nudged(y);
+}
+
+inline float multiply_saturated(float a, float b) {
+  const float y = a * b;
+  return y > 0.0f ? fminf(y, 1.0f) : 0.0f;  // 0 for NaN
+}
+
 inline float divide_fast(float a, float b) { return nudged(a / b); }
 
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
@@ -149,6 +159,11 @@ inline bool any_lane(bool x, const emulation::Site& site = emulation::Site::curr
   int any = x;
   for (int flip = 1; flip < 32; flip *= 2) any |= __shfl_xor_sync(kAllLanes, any, flip, 32, site);
   return any != 0;
+}
+
+template <typename T>
+T* kept(T* p) {
+  return p;
 }
 
 inline int log2_of(int n) {
