@@ -1,14 +1,16 @@
 // What a mean over targets divides by, in one launch of one block, or of one cluster of them.
 #pragma once
 
+#include <type_traits>
+
 #include "../row_args.h"
 #include "reduce.cuh"
 
 namespace longtail {
 namespace gpu {
 
-constexpr int kTargetThreads = 1024;  // at most
-constexpr int kTargetGroup = 8;       // targets of a thread that are under way together
+constexpr int kTargetThreads = 512;  // at most
+constexpr int kTargetGroup = 16;     // targets of a thread that are under way together
 
 // A sum, and what its additions have rounded off: millions of terms cost it no digits. Nothing is lost of integers.
 template <typename T>
@@ -40,27 +42,36 @@ mean_denominator_kernel(LONGTAIL_PARAMETER MeanDenominatorArgs a) {
   Joint joint;
   Total<T> total = {};
   const auto* weight = static_cast<const T*>(a.weight);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * static_cast<int>(blockDim.x);
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
-       row < a.rows; row += kTargetGroup * step) {
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x),
+            tile = kTargetGroup * threads;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * tile; row < a.rows;
+       row += static_cast<int64_t>(gridDim.x) * tile) {
+    const int left = a.rows - row < tile ? static_cast<int>(a.rows - row) : tile;
+    const int64_t* first = a.target + (row + thread) * a.target_stride;
     int64_t target[kTargetGroup];
-    T term[kTargetGroup];
 #pragma unroll
     for (int k = 0; k < kTargetGroup; ++k) {
-      target[k] = row + k * step < a.rows ? a.target[(row + k * step) * a.target_stride] : a.ignore_index;
+      target[k] = k * threads + thread < left ? first[k * threads * a.target_stride] : a.ignore_index;
     }
+    bool counted[kTargetGroup], valid = true;
 #pragma unroll
     for (int k = 0; k < kTargetGroup; ++k) {
-      const bool counted = target[k] != a.ignore_index;
-      LONGTAIL_DEVICE_ASSERT(!counted || (target[k] >= 0 && target[k] < a.num_classes), "target is out of bounds");
-      term[k] = T(counted);
+      counted[k] = target[k] != a.ignore_index;
+      valid = valid && (!counted[k] || static_cast<uint64_t>(target[k]) < static_cast<uint64_t>(a.num_classes));
     }
+    LONGTAIL_DEVICE_ASSERT(valid, "target is out of bounds");
+    if constexpr (std::is_same_v<T, int64_t>) {
+      int count = 0;
 #pragma unroll
-    for (int k = 0; k < kTargetGroup; ++k) {
-      if (weight != nullptr && target[k] != a.ignore_index) term[k] = weight[target[k]];
+      for (int k = 0; k < kTargetGroup; ++k) count += counted[k];
+      total.sum += count;
+    } else {
+      T term[kTargetGroup];
+#pragma unroll
+      for (int k = 0; k < kTargetGroup; ++k) term[k] = counted[k] ? weight[target[k]] : T(0);
+#pragma unroll
+      for (int k = 0; k < kTargetGroup; ++k) total.add({term[k], T(0)});
     }
-#pragma unroll
-    for (int k = 0; k < kTargetGroup; ++k) total.add({term[k], T(0)});
   }
   total.join_lanes();
   const Total<T>* slots = joint.exchange(total);

@@ -45,8 +45,8 @@ template <typename Z, bool kExtras>
 LONGTAIL_DEVICE void load_scalars(const SoftmaxLossArgs& a, Row& row, Pass pass) {
   if (!row.counted || pass == Pass::apply) return;
   const int g = row.target < 0 ? 0 : row.target;
-  // Backward finds u_g in the stats.
-  const bool found = pass == Pass::backward;
+  // Backward finds u_g in the stats; a shard may have no classes.
+  const bool found = pass == Pass::backward || a.num_classes == 0;
   const float logit = found ? 0.0f : to_float(static_cast<const Z*>(a.logits)[row.index * a.logits_stride + g]);
   add_scalars<kExtras>(a, row, logit, pass);
 }

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 PLANS = {
     "warp": Plan(SWEEP, False, 32),
     "block": Plan(SWEEP, False, 128),
-    "widest": Plan(SWEEP, False, 1024),
+    "widest": Plan(SWEEP, False, 512),
     "cluster_2": Plan(SWEEP, False, 64, cluster=2),
     "cluster_16": Plan(SWEEP, False, 32, cluster=16),
 }
@@ -105,8 +105,8 @@ def test_plans(device: str) -> None:
     for rows in (0, 1, 100, 8192, 8193, 2**20, 2**40):
         plan = harness.mean_plan_of(rows, DEVICES[device])
         assert is_power_of_two(plan.threads)
-        assert 32 <= plan.threads <= 1024
-        assert plan.threads >= min(rows, 1024)
+        assert 32 <= plan.threads <= 512
+        assert plan.threads >= min(rows, 512)
         assert is_power_of_two(plan.cluster)
         assert plan.cluster == min(CLUSTER[device], 1 << (-(-max(rows, 1) // 8192) - 1).bit_length())
 

@@ -72,6 +72,18 @@ def test_apply(classes: int, option_set: str, dtype: torch.dtype, plan: Plan) ->
         assert_same(z, grad, "in place")
 
 
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_shard_without_classes(plan: Plan) -> None:
+    logits, target = torch.empty(6, 0), torch.tensor([-1, cases.IGNORE, -1, -1, -1, -1])
+    stats = harness.poisoned((6, 5))
+    over_plans(softmax_launch(ACCUMULATE, plan, logits, target, cases.operator_options(0, {}), stats=stats))
+    expected = torch.tensor([-torch.inf, 0.0, 0.0, 0.0, 0.0]).expand(6, 5).clone()
+    expected[1] = 0.0
+    assert_same(stats, expected)
+    tail = cases.operator_options(0, {"label_smoothing": 1.0})
+    harness.run([softmax_launch(APPLY, plan, logits, target, tail, grad=logits.clone(), row_grad=torch.randn(6, 5))])
+
+
 def test_a_target_of_no_shard_trips_an_assertion() -> None:
     logits, target = shard_case(50)
     for bad in (-2, 50):
