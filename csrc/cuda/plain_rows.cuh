@@ -103,7 +103,7 @@ struct PlainRow {
     if (whole > 0) load(held, vector(whole - 1));
   }
 
-  // The gradient of this thread's vectors, last chunk first; `held`: from begin_grad.
+  // The gradient of this thread's vectors, last whole chunk first; `held`: from begin_grad.
   LONGTAIL_DEVICE void sweep_grad(Held& held, const Grad& g) const {
     if (!(fabsf(g.m) < 0x1p20f)) return sweep_grad_again(g);
     if (g.b == 0.0f) {
@@ -133,16 +133,6 @@ struct PlainRow {
 
   template <bool kComplement>
   LONGTAIL_DEVICE void sweep_grad(Held& held, const PlainGrad<kComplement>& g) const {
-    if (has_tail()) {
-#pragma unroll 1
-      for (int k = 0; k < kPlainGroup; ++k) {
-        const int i = first_of<kPlainGroup>(whole) + k * kWarpSize;
-        if (i >= block.part.vectors) break;
-        V one;
-        one.load(Block::vector_at(from, i));
-        store(Block::vector_at(block.grad, i), one, g);
-      }
-    }
     const int step = kPlainGroup * kCount * block.step;
     const Z* next = vector(whole - 1) - step;
     Z* to = Block::vector_at(block.grad, first_of<kPlainGroup>(whole - 1));
@@ -155,6 +145,14 @@ struct PlainRow {
       }
       next -= step;
       to -= step;
+    }
+#pragma unroll 1
+    for (int k = 0; k < kPlainGroup; ++k) {
+      const int i = first_of<kPlainGroup>(whole) + k * kWarpSize;
+      if (i >= block.part.vectors) return;
+      V one;
+      one.load(Block::vector_at(from, i));
+      store(Block::vector_at(block.grad, i), one, g);
     }
   }
 
