@@ -48,21 +48,22 @@ struct PlainRow {
     }
   }
 
-  // Adds the chunk; `next(k)` when vector k has been read.
+  // Adds the chunk, but for one whose sums base 2 cannot take; `next(k)` when vector k has been read.
   template <bool kEntropy, typename Next>
-  LONGTAIL_DEVICE void add_chunk(Stats& s, Held& held, int chunk, const Next& next) const {
+  LONGTAIL_DEVICE bool add_chunk(Stats& s, Held& held, int chunk, const Next& next) const {
     if (chunk == target_chunk) {
 #pragma unroll
       for (int k = 0; k < kPlainGroup; ++k) held[k].make_very_low(target_place - k * kCount);
     }
     const float m = fmaxf(s.m, max_of(held));
     const ChunkSums sums = sums_of<kEntropy>(held, m, next);
-    if (!is_moderate(m, Z()) || !sums.valid()) return add_again(s, chunk);
+    if (!is_moderate(m, Z()) || !sums.valid()) return false;
     float shift = s.m - m;
     const float factor = exp_cut(shift);
     s.t = kEntropy ? fmaf(factor, fmaf(s.d, shift, s.t), sums.t) : 0.0f;
     s.d = fmaf(factor, s.d, sums.d);
     s.m = m;
+    return true;
   }
 
   // The same from memory, whatever the logits are.
@@ -80,22 +81,36 @@ struct PlainRow {
     }
   }
 
+  // Adds whole chunks from `chunk` on, which is held; the first that was not added, or `whole`.
   template <bool kEntropy>
-  LONGTAIL_DEVICE void sweep_stats(Stats& s) const {
-    Held held;
-    const Z* next = vector(0);
-    if (whole > 0) load(held, next);
+  LONGTAIL_DEVICE int sweep_whole(Stats& s, Held& held, int chunk) const {
+    const Z* next = vector(chunk);
 #pragma unroll 1
-    for (int chunk = 0; chunk < whole; ++chunk) {
+    for (; chunk < whole; ++chunk) {
       const bool more = chunk + 1 < whole;
       next += kPlainGroup * kCount * block.step;
-      add_chunk<kEntropy>(s, held, chunk, [&](int k) {
+      const bool added = add_chunk<kEntropy>(s, held, chunk, [&](int k) {
         if (more) held[k].load(next + k * kWarpSize * kCount);
       });
+      if (!added) return chunk;
     }
-    if (!has_tail()) return;
-    load_tail(held);
-    add_chunk<kEntropy>(s, held, whole, [](int) {});
+    return whole;
+  }
+
+  LONGTAIL_DEVICE void sweep_stats(Stats& s, bool entropy) const {
+    Held held;
+    int chunk = 0;
+#pragma unroll 1
+    while (chunk < whole) {
+      load(held, vector(chunk));
+      chunk = entropy ? sweep_whole<true>(s, held, chunk) : sweep_whole<false>(s, held, chunk);
+      if (chunk < whole) add_again(s, chunk++);
+    }
+    if (has_tail()) {
+      load_tail(held);
+      if (!add_chunk<true>(s, held, whole, [](int) {})) add_again(s, whole);
+    }
+    if (!entropy) s.t = 0.0f;
   }
 
   // What sweep_grad reads first.

@@ -57,7 +57,7 @@ LONGTAIL_DEVICE void sweep_kept(const KeptRow<Z, kExtras, kPlainGroup>& row, con
     } else {
       plain.load_tail(held);
     }
-    plain.template add_chunk<kEntropy>(s, held, chunk, [](int) {});
+    if (!plain.template add_chunk<kEntropy>(s, held, chunk, [](int) {})) plain.add_again(s, chunk);
   });
 }
 

@@ -36,11 +36,7 @@ struct SweptPlainRow {
 
   LONGTAIL_DEVICE Stats stats(Pass pass) const {
     Stats s = empty_stats(row.block.row.u_g);
-    if (wants_entropy(row.block.a, pass)) {
-      row.template sweep_stats<true>(s);
-    } else {
-      row.template sweep_stats<false>(s);
-    }
+    row.sweep_stats(s, wants_entropy(row.block.a, pass));
     row.block.add_edge(s);
     return s;
   }

@@ -61,8 +61,8 @@ def _way(before: dict[int, int], last: int) -> list[int]:
 
 
 def loops(function: str, exponentials: int) -> list[list[str]]:
-    """The operations on the shortest way round each loop that takes at least so many exponentials: what is rare, such
-    as a row's target, stands beside that way. Shortest first."""
+    """The operations on the shortest way round each loop that takes at least so many exponentials and holds no other
+    such loop: what is rare, such as a row's target, stands beside that way. Shortest first."""
     code = parse(function)
     index = {one.address: i for i, one in enumerate(code)}
     following = [_successors(code, index, i) for i in range(len(code))]
@@ -71,6 +71,7 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
         for j in successors:
             preceding[j].append(i)
     found: dict[int, list[str]] = {}
+    ends: dict[int, int] = {}
     for last, one in enumerate(code):
         if not 0 <= one.target < one.address or one.target not in index:
             continue
@@ -83,5 +84,6 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
             names = [code[i].operation for i in way]
             enough = sum(name.startswith("MUFU.EX2") for name in names) >= exponentials
             if enough and len(names) < len(found.get(first, code)):
-                found[first] = names
-    return sorted(found.values(), key=len)
+                found[first], ends[first] = names, last
+    innermost = [way for first, way in found.items() if not any(first < other <= ends[first] for other in found)]
+    return sorted(innermost, key=len)
