@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 import cases
+import longtail
 import sigmoid_cases
 from batches import Kernels, SigmoidBatch, check, one_thread
 from emulation.harness import STORAGES
 from emulation.plans import SIGMOID_PIXELS, SIGMOID_REGIMES, emulated
 from interpreted import HALVES
-from kernels import CPU, GPU, TRITON, over
+from kernels import CPU, GPU, TRITON, Operators, over
+from tolerances import assert_close
 
 KINDS = sigmoid_cases.TARGETS
 FLOATS = (torch.float32, *HALVES)
@@ -328,3 +330,14 @@ def test_sums_of_many_classes_are_as_exact_as_of_few(kernels: Kernels, shape: tu
     logits = torch.full(shape, 0.3)  # equal losses: their roundings add up
     for target in (target_of(shape, 0), torch.zeros_like(logits)):
         check(SigmoidBatch(kernels, (logits, target), sigmoid_cases.options("plain", logits), False))
+
+
+@pytest.mark.parametrize("kernels", over(TRITON))
+def test_sums_of_many_classes_where_blocks_are_smallest(kernels: Operators) -> None:
+    """The loss of dense targets alone: in the interpreter thousands of classes are slow."""
+    logits = torch.full((1, 5000, 4), 0.3)
+    with longtail.use_backend(kernels.backend):
+        loss = torch.ops.longtail.sigmoid_loss(
+            logits, torch.zeros_like(logits), *[None] * 3, False, None, None, 0.0, False
+        )
+    assert_close(loss, torch.nn.functional.softplus(logits.double()).sum(1).flatten())
