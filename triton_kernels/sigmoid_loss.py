@@ -95,7 +95,7 @@ def pixels_kernel(
     logits, target, grad_loss, loss, grad, stride, class_stride, target_stride, target_class_stride, grad_stride,
     grad_class_stride, grad_loss_stride, rows, classes, pixels, ignore_index, x, o, FOCUS: tl.constexpr,
     DENSE: tl.constexpr, BY_TARGET: tl.constexpr, LOSSES: tl.constexpr, UPSTREAMS: tl.constexpr,
-    PIXELS: tl.constexpr, CLASSES: tl.constexpr, GROUPS: tl.constexpr, BLOCKS: tl.constexpr, VEC: tl.constexpr,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Logits [N, C, P], P = `pixels`; `rows` = N * P.
 
@@ -103,8 +103,8 @@ def pixels_kernel(
       classes, CLASSES of them at a time.
     reads, writes, bytes: as rows_kernel, with N * P rows.
     VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1. GROUPS of neighbouring
-    classes are summed apart until the end, as warps read them, so that the loop needs no barrier, and so are BLOCKS
-    blocks, lest the roundings of thousands of equal losses add up.
+    classes are summed apart until the end, as warps read them, so that the loop needs no barrier; each sum makes up for
+    the rounding of the one before, lest those of thousands of equal losses add up.
     """
     here = place(rows, pixels, PIXELS, VEC)
     row, exists, p = here.row, here.exists, pixels // VEC * VEC
@@ -113,17 +113,19 @@ def pixels_kernel(
     z_image, y_image = first_class(0, here, stride, VEC), first_class(0, here, target_stride, VEC)
     grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes.to(tl.int64) * p, VEC)
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
-    for first in range(0, classes, CLASSES * BLOCKS):
-        part = tl.zeros([GROUPS * PIXELS], tl.float32)
-        for start in range(first, tl.minimum(first + CLASSES * BLOCKS, classes), CLASSES):
-            cls = start + tl.arange(0, CLASSES)[:, None]
-            at = At(of_class(z_image, cls, class_stride, VEC), of_class(y_image, cls, target_class_stride, VEC),
-                    of_class(grad_image, cls, grad_class_stride, VEC), of_class(out_image, cls, p, VEC))  # fmt: skip
-            real = cls < classes
-            value = block(logits, target, grad_loss, loss, grad, at, r, cls, real, real & exists, real & exists,
-                          x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
-            part += over_lanes_sum(value.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1))
-        total += part
+    lost = total  # what the last sum was rounded by
+    for start in range(0, classes, CLASSES):
+        cls = start + tl.arange(0, CLASSES)[:, None]
+        at = At(of_class(z_image, cls, class_stride, VEC), of_class(y_image, cls, target_class_stride, VEC),
+                of_class(grad_image, cls, grad_class_stride, VEC), of_class(out_image, cls, p, VEC))  # fmt: skip
+        real = cls < classes
+        value = block(logits, target, grad_loss, loss, grad, at, r, cls, real, real & exists, real & exists,
+                      x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
+        if loss is not None and not LOSSES:
+            added = over_lanes_sum(value.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1)) - lost
+            summed = total + added
+            lost = tl.where(tl.abs(summed) < float("inf"), summed - total - added, 0.0)
+            total = summed
     if loss is not None and not LOSSES:
         tl.store(loss + row, tl.sum(total.reshape(GROUPS, PIXELS), 0)[None, :], mask=exists)
 
@@ -173,8 +175,7 @@ def _launch(
         pixels_kernel[(triton.cdiv(rows, p.pixels),)](
             *matrices, *logits.stride()[:2], target.stride(0), target.stride(1) if dense else 0,
             *written.stride()[:2], grad_loss_stride, rows, c, logits.shape[2], ignored, x, o, **what,
-            PIXELS=p.pixels, CLASSES=p.classes, GROUPS=p.groups, BLOCKS=tuning.SUMMED_BLOCKS, VEC=p.vec,
-            num_warps=p.warps, **COMPILE,
+            PIXELS=p.pixels, CLASSES=p.classes, GROUPS=p.groups, VEC=p.vec, num_warps=p.warps, **COMPILE,
         )  # fmt: skip
 
 

@@ -57,8 +57,6 @@ CACHE_SHARE = 0.5
 CACHE_PER_PROCESSOR = 40 * 2**20 // 108
 
 
-# Blocks of classes that a pixel's losses are summed over apart.
-SUMMED_BLOCKS = 32
 # Most rows that one program counts, or adds the losses of, 64 KB or 32 KB of them at once. A multiprocessor takes some
 # 100 GB/s: another launch costs less than its time for more rows.
 MEAN_ROWS = 2**16
