@@ -25,6 +25,8 @@ BOTH = (False, True)
 CPU_SHAPES = [(7, 11), (2, 1000), (3, 7, 5), (2, 19, 32)]
 # Short rows; rows whose ends are not aligned; more than one block; pixels of several images in one program.
 TRITON_SHAPES = [(9, 1), (7, 11), (3, 127), (2, 4100), (3, 7, 5), (2, 19, 32)]
+# The interpreter is slow: every option once over rows and over images, three of them elsewhere.
+TRITON_OPTIONS = [(3, 127), (3, 7, 5)]
 EMULATED_ROWS = [(9, 1), (7, 11), (5, 64), (6, 127), (3, 1003), (2, 2100)]
 EMULATED_IMAGES = [(3, 7, 35), (2, 19, 64), (1, 1, 96), (2, 70, 40), (5, 3, 1)]
 GPU_SHAPES = [(300, 1), (301, 11), (66, 127), (129, 1000), (130, 8192), (40, 50257), (3, 7, 35), (2, 19, 1024),
@@ -69,8 +71,12 @@ def with_every_option(
     ("kernels", "shape", "kind", "option_set", "elementwise"),
     [
         *with_every_option(CPU, CPU_SHAPES),
-        *with_every_option(TRITON, [x for x in TRITON_SHAPES if x[1] < 1000], alternate=True),
-        *with_every_option(TRITON, [(2, 4100)], at=("plain", "mixed", "by_target"), alternate=True),
+        *with_every_option(TRITON, TRITON_OPTIONS, alternate=True),
+        *with_every_option(
+            *(TRITON, [x for x in TRITON_SHAPES if x not in TRITON_OPTIONS]),
+            at=("plain", "mixed", "by_target"),
+            alternate=True,
+        ),
         *with_every_option(ROWS, [(6, 127)]),
         *with_every_option(PIXELS, [(2, 21, 48)]),
         *with_every_option(GPU, GPU_SHAPES),
@@ -102,7 +108,8 @@ SUMMED_OR_NOT = [("mixed", False), ("mixed_square", True)]
     ("kernels", "shape", "dtype", "kind", "options"),
     [
         *over(CPU, CPU_SHAPES, (torch.float64, *HALVES), ("class", "soft"), SUMMED_OR_NOT),
-        *over(TRITON, TRITON_SHAPES[1:], HALVES, ("class", "soft"), SUMMED_OR_NOT),
+        *over(TRITON, TRITON_SHAPES[1:], HALVES, ("class", "soft"), SUMMED_OR_NOT[:1]),
+        *over(TRITON, [(7, 11), (2, 19, 32)], HALVES, ("class", "soft"), SUMMED_OR_NOT[1:]),
         *over(ROWS, [(4, 11), (4, 1003)], HALVES, ("class", "soft"), SUMMED_OR_NOT),
         *over(PIXELS, [(2, 19, 64), (3, 7, 35)], HALVES, ("class", "soft"), SUMMED_OR_NOT),
         *over(GPU, GPU_SHAPES, HALVES, ("class", "soft"), [("mixed", False), ("mixed", True)]),
