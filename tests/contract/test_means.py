@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cases
 import longtail
 from kernels import CPU, GPU, TRITON, Operators, over
-from longtail.ops import fallback
+from longtail.ops import autograd, fallback
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -124,3 +124,35 @@ def test_launches(name: str, shape: tuple[int, ...]) -> None:
         kernels = [family, f"{family}_backward"] if mode == "backward" else [f"{family}_and_grad", "scale_grad_"]
         found = launched(function, target, {"gradient": mode, **options}, shape, dtype)
         assert found == (kernels, beside), f"{mode} {dtype}"
+
+
+def outcomes(values: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
+    """The loss and its gradient, by autograd and by torch.func."""
+    x = values.clone().requires_grad_()
+
+    def loss(z: Tensor) -> Tensor:
+        return longtail.cross_entropy(z * 1.0, target, **options) * 2.5
+
+    value = loss(x)
+    return [value.detach(), *torch.autograd.grad(value, x), torch.func.grad(loss)(values)]
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+def test_off_the_cpu_a_mean_is_the_same(dtype: torch.dtype, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU's mean, on the CPU: also of nothing, and of weights of 0."""
+    values, target = cases.random_case(7, 5, dtype)
+    wide = cases.vector_dtype(dtype)
+    weight = torch.rand(5, generator=cases.generator(4), dtype=wide)
+    nothing = torch.full_like(target, cases.IGNORE)
+    for of, options in (
+        (target, {}), (target, {"weight": weight}), (target, {"weight": weight * 0}), (target, {"normalizer": 3}),
+        (target, {"normalizer": 0}), (target, {"normalizer": torch.tensor(3)}), (nothing, {}),
+        (nothing, {"normalizer": "count"}),
+    ):  # fmt: skip
+        expected = outcomes(values, of, gradient=mode, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(autograd, "in_one_launch", lambda _device: True)
+            got = outcomes(values, of, gradient=mode, **options)
+        for one, other in zip(got, expected, strict=True):
+            assert_close(one, other.double(), what=str(options))
