@@ -342,7 +342,7 @@ def test_sums_of_many_classes_are_as_exact_as_of_few(kernels: Kernels, shape: tu
 @pytest.mark.parametrize("kernels", over(TRITON))
 def test_sums_of_many_classes_where_blocks_are_smallest(kernels: Operators) -> None:
     """The loss of dense targets alone: in the interpreter thousands of classes are slow."""
-    logits = torch.full((1, 5000, 4), 0.3)
+    logits = torch.full((1, 3000, 4), 0.3)
     logits[0, 7, 1], logits[0, 9, 2] = torch.inf, torch.nan
     with longtail.use_backend(kernels.backend):
         loss = torch.ops.longtail.sigmoid_loss(

@@ -28,7 +28,7 @@ OPTIONS: list[tuple[dict[str, Any], float | None]] = [
 
 
 # Each option and each odd weight once.
-FEW = [({"z_loss": 0.02}, None), ({}, INF), (ALL, -INF), (ENTROPY, NAN)]
+FEW = [({}, INF), (ALL, -INF), (ENTROPY, NAN)]
 
 
 def rows(classes: int, dtype: torch.dtype, repeated: int = 1) -> tuple[Tensor, Tensor]:
