@@ -108,8 +108,8 @@ SUMMED_OR_NOT = [("mixed", False), ("mixed_square", True)]
     ("kernels", "shape", "dtype", "kind", "options"),
     [
         *over(CPU, CPU_SHAPES, (torch.float64, *HALVES), ("class", "soft"), SUMMED_OR_NOT),
-        *over(TRITON, TRITON_SHAPES[1:], HALVES, ("class", "soft"), SUMMED_OR_NOT[:1]),
-        *over(TRITON, [(7, 11), (2, 19, 32)], HALVES, ("class", "soft"), SUMMED_OR_NOT[1:]),
+        *over(TRITON, TRITON_SHAPES[1:], HALVES[:1], ("class", "soft"), SUMMED_OR_NOT[:1]),
+        *over(TRITON, [(7, 11), (2, 19, 32)], HALVES[1:], ("class", "soft"), SUMMED_OR_NOT),
         *over(ROWS, [(4, 11), (4, 1003)], HALVES, ("class", "soft"), SUMMED_OR_NOT),
         *over(PIXELS, [(2, 19, 64), (3, 7, 35)], HALVES, ("class", "soft"), SUMMED_OR_NOT),
         *over(GPU, GPU_SHAPES, HALVES, ("class", "soft"), [("mixed", False), ("mixed", True)]),
