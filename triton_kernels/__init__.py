@@ -13,5 +13,7 @@ OPERATORS = {
     "sigmoid_loss_and_grad": "sigmoid_loss",
     "sigmoid_loss_and_grad_": "sigmoid_loss",
     "scale_grad_": "scale_grad",
+    "mean_denominator": "means",
+    "mean_loss": "means",
 }
-"""Operator -> the module that launches it. The others run on the reference backend."""
+"""Operator -> the module that launches it."""

@@ -83,6 +83,25 @@ def check_shard(logits: Tensor, target: Tensor, row_grad: Tensor | None, options
         fallback.check_target(target, counted, logits.shape[1], options.ignore_index)
 
 
+def check_mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int) -> None:
+    """The tensors of what a mean divides by; targets of any stride."""
+    _check("target", target, (target.numel(),), torch.int64, target.device)
+    if weight is not None:
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise RuntimeError(f"longtail: weight has dtype {weight.dtype}, expected float32 or float64")
+        _check("weight", weight, (num_classes,), weight.dtype, target.device)
+        _check_contiguous("weight", weight)
+    if target.device.type == "cpu":
+        fallback.check_target(target, target != ignore_index, num_classes, ignore_index)
+
+
+def check_mean(loss: Tensor, denominator: Tensor) -> None:
+    """The losses of all rows, and what their sum is divided by."""
+    fallback.check_mean(loss, denominator)
+    _check("denominator", denominator, (), denominator.dtype, loss.device)
+    _check_contiguous("loss", loss)
+
+
 def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None, options: SigmoidOptions) -> None:
     """The tensors of a sigmoid loss or its backward."""
     check_layout("logits", logits)

@@ -103,7 +103,8 @@ def pixels_kernel(
       classes, CLASSES of them at a time.
     reads, writes, bytes: as rows_kernel, with N * P rows.
     VEC: elements in 16 bytes if P, all strides and all pointers are multiples of them, else 1. GROUPS of neighbouring
-    classes are summed apart until the end, as warps read them, so that the loop needs no barrier.
+    classes are summed apart until the end, as warps read them, so that the loop needs no barrier; each sum makes up for
+    the rounding of the one before, lest those of thousands of equal losses add up.
     """
     here = place(rows, pixels, PIXELS, VEC)
     row, exists, p = here.row, here.exists, pixels // VEC * VEC
@@ -112,6 +113,7 @@ def pixels_kernel(
     z_image, y_image = first_class(0, here, stride, VEC), first_class(0, here, target_stride, VEC)
     grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes.to(tl.int64) * p, VEC)
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
+    lost = total  # what the last sum was rounded by
     for start in range(0, classes, CLASSES):
         cls = start + tl.arange(0, CLASSES)[:, None]
         at = At(of_class(z_image, cls, class_stride, VEC), of_class(y_image, cls, target_class_stride, VEC),
@@ -119,7 +121,11 @@ def pixels_kernel(
         real = cls < classes
         value = block(logits, target, grad_loss, loss, grad, at, r, cls, real, real & exists, real & exists,
                       x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
-        total += over_lanes_sum(value.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1))
+        if loss is not None and not LOSSES:
+            added = over_lanes_sum(value.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1)) - lost
+            summed = total + added
+            lost = tl.where(tl.abs(summed) < float("inf"), summed - total - added, 0.0)
+            total = summed
     if loss is not None and not LOSSES:
         tl.store(loss + row, tl.sum(total.reshape(GROUPS, PIXELS), 0)[None, :], mask=exists)
 

@@ -1,7 +1,9 @@
 """The softmax family in Triton: kernels for rows held in registers and for rows swept in blocks, and all launchers.
 
 What a kernel computes follows from its outputs: `loss` asks for losses and statistics, `grad` for the gradient, both
-for the two in one launch. An argument or option that is None is compiled out; numbers are read at run time.
+for the two in one launch. Of a SHARD of the classes `stats` alone asks for its statistics, `grad` with `row_grad` for
+its gradient; targets may then be -1, in another shard. An argument or option that is None is compiled out; numbers are
+read at run time.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -25,39 +27,49 @@ from .softmax_rows import (
     edges,
     finish_row,
     load_block,
+    load_reference,
     load_row,
+    load_row_grad,
+    load_shard_target,
     load_stats,
     load_target,
     store_block,
+    store_shard_stats,
     sweep_grad,
     sweep_stats,
 )
 
 INTEGERS = ["stride", "grad_stride", "target_stride", "grad_loss_stride", "rows", "classes", "ignore_index"]
-UNALIGNED = ["target", "grad_loss", "loss", "stats"]
+UNALIGNED = ["target", "grad_loss", "row_grad", "loss", "stats"]
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def tile_kernel(
-    logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
+    logits, target, grad_loss, row_grad, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
     rows, classes, ignore_index, x, o,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr, SHARD: tl.constexpr,
 ):  # fmt: skip
     """Short rows, held in registers: C <= BLOCK.
 
     grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
     reads: logits [N, C] once, ignored rows never; target; per row the target's logit, weight, bias, margin, the
-      sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`); class_bias and, with
-      label smoothing, weight [C] per row, from cache.
-    writes: loss [N] and stats [N, 5] (with `loss`); grad [N, C] (with `grad`; may be the logits' own memory).
+      sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`), or of a SHARD row_grad
+      [N, 5] in the place of all these; class_bias and, with label smoothing, weight [C] per row, from cache.
+    writes: loss [N] (with `loss`) and stats [N, 5] (with `loss`, or without `grad`); grad [N, C] (with `grad`; may be
+      the logits' own memory).
     bytes: one pass over the logits, one over the gradient, about 40 per row.
     Bodies and edges of rows, VEC: as sweep_kernel.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = row < rows
-    g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
     z_row = logits + row * stride
-    u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
+    if SHARD:
+        g, counted = load_shard_target(target + row * target_stride, exists, classes, ignore_index)
+        if row_grad is None:
+            u_g, w_g = load_reference(z_row, g, row, counted, x, o)
+    else:
+        g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
+        u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
     head = tl.zeros([ROWS, 1], tl.int32)
     if EDGES:
         head += ((VEC - row * stride % VEC) % VEC).to(tl.int32)
@@ -70,31 +82,36 @@ def tile_kernel(
         edge = edges(head, body, classes, VEC)
         at_edge = (edge < classes) & counted
         capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
-    if loss is not None:
+    if loss is not None or grad is None:
         s = add_block(empty_stats(u_g, ROWS), u, cols, head, mask, mask, g, True, x, o, ROWS, BLOCK)
         if EDGES:
             ends = empty_stats(u_g, ROWS)
             s = combine(s, add_block(ends, u_edge, edge, 0, at_edge, at_edge, g, True, x, o, ROWS, 2 * VEC))
         s = RowStats(s.m[:, None], s.d[:, None], s.t[:, None], u_g, s.U[:, None])
-    else:
+    elif not SHARD:
         s = load_stats(stats + row * 5, 1, counted)
-    row_grad = finish_row(
-        s, w_g, v, row, exists, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
-    )  # fmt: skip
+    if not SHARD:
+        grads = finish_row(
+            s, w_g, v, row, exists, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
+        )  # fmt: skip
+    elif grad is not None:
+        grads = load_row_grad(row_grad + row * 5, counted)
+    else:
+        store_shard_stats(stats + row * 5, s, g, w_g, exists, counted, o)
     if grad is not None:
         written = (cols < body) & exists
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
-        store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, x, o)
+        store_block(grad_body + cols, cols, head, written, written, grads, capped, u, g, x, o)
         if EDGES:
             written_edge, to = (edge < classes) & exists, grad + row * grad_stride + edge
-            store_block(to, edge, 0, written_edge, written_edge, row_grad, capped_edge, u_edge, g, x, o)
+            store_block(to, edge, 0, written_edge, written_edge, grads, capped_edge, u_edge, g, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def sweep_kernel(
-    logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
+    logits, target, grad_loss, row_grad, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
     rows, classes, ignore_index, x, o,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr, SHARD: tl.constexpr,
 ):  # fmt: skip
     """Long rows, in blocks of BLOCK classes.
 
@@ -108,29 +125,37 @@ def sweep_kernel(
     elements at either end: 16-byte accesses for every C. `grad` rows must be aligned as the logits'; else VEC is 1.
     """
     row = tl.program_id(0).to(tl.int64)
-    if loss is None:
+    if loss is None and grad is not None:
         row = rows - 1 - row  # the rows that the forward pass read last may still be in the L2 cache
-    g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
     z_row = logits + row * stride
-    u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
+    if SHARD:
+        g, counted = load_shard_target(target + row * target_stride, row < rows, classes, ignore_index)
+        if row_grad is None:
+            u_g, w_g = load_reference(z_row, g, row, counted, x, o)
+    else:
+        g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
+        u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
     head = 0
     if EDGES:
         head = ((VEC - row * stride % VEC) % VEC).to(tl.int32)
     body = (classes - head) // VEC * VEC
     z_body = logits + (row * stride + head) // VEC * VEC
-    if loss is not None:
+    if loss is not None or grad is None:
         s = sweep_stats(z_row, z_body, head, body, g, counted, u_g, classes, x, o, BLOCK, LANES, VEC, EDGES)
-    else:
+    elif not SHARD:
         s = load_stats(stats + row * 5, 1, counted)
-    row_grad = finish_row(
-        s, w_g, v, row, row < rows, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
-    )  # fmt: skip
+    if not SHARD:
+        grads = finish_row(
+            s, w_g, v, row, row < rows, counted, grad_loss, loss, stats + row * 5, 1, grad_loss_stride, classes, x, o
+        )  # fmt: skip
+    elif grad is not None:
+        grads = load_row_grad(row_grad + row * 5, counted)
+    else:
+        store_shard_stats(stats + row * 5, s, g, w_g, row < rows, counted, o)
     if grad is not None:
         grad_row = grad + row * grad_stride
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
-        sweep_grad(
-            z_row, z_body, grad_row, grad_body, head, body, g, counted, row_grad, classes, x, o, BLOCK, VEC, EDGES
-        )  # fmt: skip
+        sweep_grad(z_row, z_body, grad_row, grad_body, head, body, g, counted, grads, classes, x, o, BLOCK, VEC, EDGES)
 
 
 def _launch(
@@ -141,17 +166,20 @@ def _launch(
     if target.numel() == 0:
         return
     x, o = vectors(options), loss_options(options)
-    tensors = (logits, target, grad_loss, loss, stats, grad)
+    tensors = (logits, target, grad_loss, None, loss, stats, grad)
     heavy = x.class_bias is not None or o.label_smoothing is not None or o.softcap is not None
     with on(logits.device):
         if logits.dim() == 2:
-            _launch_rows(tensors, options.ignore_index, x, o, heavy)
+            launch_rows(tensors, options.ignore_index, x, o, heavy)
         else:
-            _launch_pixels(tensors, options.ignore_index, x, o, heavy)
+            _launch_pixels(tensors[:3] + tensors[4:], options.ignore_index, x, o, heavy)
 
 
-def _launch_rows(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool) -> None:
-    logits, target, grad_loss, loss, _, grad = tensors
+def launch_rows(
+    tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool, shard: bool = False
+) -> None:
+    """``tensors``: logits [N, C] and what else the kernels take first."""
+    logits, target, grad_loss, _, loss, _, grad = tensors
     n, c = logits.shape
     strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
     arguments = (
@@ -161,12 +189,12 @@ def _launch_rows(tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: Los
     every = aligned(logits, grad)
     if c <= tuning.TILE_CLASSES:
         t = tuning.tile(c, logits.itemsize, strides, every)
-        constants = {"ROWS": t.rows, "BLOCK": t.block, "VEC": t.vec, "EDGES": t.edges}
+        constants = {"ROWS": t.rows, "BLOCK": t.block, "VEC": t.vec, "EDGES": t.edges, "SHARD": shard}
         tile_kernel[(triton.cdiv(n, t.rows),)](*arguments, **constants, num_warps=t.warps, **COMPILE)
         return
     twice, cache = loss is not None and grad is not None, tuning.cache_per_processor(logits.device)
     s = tuning.sweep(c, logits.itemsize, strides, every, twice, heavy, cache)
-    constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges}
+    constants = {"BLOCK": s.block, "LANES": s.lanes, "VEC": s.vec, "EDGES": s.edges, "SHARD": shard}
     sweep_kernel[(n,)](*arguments, **constants, num_warps=s.warps, **COMPILE)
 
 

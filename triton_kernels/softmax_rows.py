@@ -13,6 +13,7 @@ import triton.language as tl
 from .loss_math import (
     RowGrad,
     RowStats,
+    Vectors,
     accumulate,
     apply,
     combine,
@@ -51,6 +52,15 @@ def load_target(target, mask, classes, ignore_index):
 
 
 @triton.jit
+def load_shard_target(target, mask, classes, ignore_index):
+    """The target class or -1, in another shard, and whether the row counts. Out of range traps."""
+    g = tl.load(target, mask=mask, other=-1)
+    counted = mask & (g != ignore_index)
+    tl.device_assert((g >= -1) & (g < classes) | (counted == 0), "longtail: target is out of bounds")
+    return tl.where(counted & (g >= 0) & (g < classes), g, -1).to(tl.int32), counted
+
+
+@triton.jit
 def load_row(z_target, g, row, counted, x, o):
     """u_g, w_g and v; 1 where there are no weights."""
     u_g = capped_logits(tl.load(z_target, mask=counted, other=0.0), o)
@@ -64,6 +74,18 @@ def load_row(z_target, g, row, counted, x, o):
     if x.sample_weight is not None:
         v = tl.load(x.sample_weight + row, mask=counted, other=0.0)
     return u_g, w_g, v
+
+
+@triton.jit
+def load_reference(z_row, g, row, counted, x, o):
+    """u_g and w_g of the target; where it lies in another shard u_0, which U is relative to, without a margin."""
+    first = tl.where(g < 0, 0, g)
+    # Spelled out: a default would be Python's None, and no constant of Triton's.
+    without_margin = Vectors(x.weight, x.class_bias, None, None, None)
+    u_g, w_g, _ = load_row(z_row + first, first, row, counted, without_margin, o)
+    if x.class_margin is not None:
+        u_g -= tl.load(x.class_margin + first, mask=counted & (g >= 0), other=0.0)
+    return u_g, w_g
 
 
 @triton.jit
@@ -122,6 +144,24 @@ def closed_stats(s, w_g, o):
     if o.label_smoothing is not None:
         U += w_g * (s.u_g - finite_max(s.u_g))  # the target's share: 0, but for a target at -inf
     return RowStats(tl.where(s.d == s.d, s.m, s.d), s.d, s.t, s.u_g, U)  # a maximum passes over NaN, a sum does not
+
+
+@triton.jit
+def store_shard_stats(stats, s, g, w_g, exists, counted, o):
+    closed = closed_stats(s, w_g, o)
+    U = tl.where(g < 0, s.U, closed.U)  # no target has been left out of the sum
+    store_stats(stats, 1, RowStats(closed.m, s.d, s.t, s.u_g, U), exists, counted)
+
+
+@triton.jit
+def load_row_grad(row_grad, counted):
+    return RowGrad(
+        tl.load(row_grad, mask=counted, other=0.0),
+        tl.load(row_grad + 1, mask=counted, other=0.0),
+        tl.load(row_grad + 2, mask=counted, other=0.0),
+        tl.load(row_grad + 3, mask=counted, other=0.0),
+        tl.load(row_grad + 4, mask=counted, other=0.0),
+    )
 
 
 @triton.jit

@@ -57,6 +57,15 @@ CACHE_SHARE = 0.5
 CACHE_PER_PROCESSOR = 40 * 2**20 // 108
 
 
+# Most rows that one program counts, or adds the losses of, 64 KB or 32 KB of them at once. A multiprocessor takes some
+# 100 GB/s: another launch costs less than its time for more rows.
+MEAN_ROWS = 2**16
+MEAN_BLOCK = 8192
+MEAN_WARPS = 16
+# Rows of each program where there are several.
+MEAN_SHARE = 2**14
+
+
 class Tile(NamedTuple):
     """Launch of a kernel over whole rows: ``rows`` of them, ``block`` classes wide, ``vec`` elements per access.
 
@@ -234,6 +243,11 @@ def _in_flight(warps: int, pixels: int, classes: int, itemsize: int) -> int:
 def scaling(classes: int, itemsize: int, stride: int, aligned: bool) -> Tile:
     """For the multiplication of rows by a factor: as short rows, longer ones in a loop."""
     return whole_tile(min(classes, TILE_CLASSES), itemsize, (classes, stride), aligned)
+
+
+def row_share(rows: int) -> int:
+    """Rows that a program counts."""
+    return MEAN_ROWS if rows <= MEAN_ROWS else MEAN_SHARE
 
 
 @functools.lru_cache

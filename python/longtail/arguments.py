@@ -235,12 +235,19 @@ def check_normalizer(
         check_number("normalizer", normalizer, 0.0, dtype=dtype, vanishes=False)
 
 
-def given_normalizer(normalizer: str | float | Tensor | None, device: torch.device) -> Tensor | None:
-    """A denominator that the caller brings, 0-d; None where ``normalizer`` is a word or None and has to be counted."""
+def given_normalizer(
+    normalizer: str | float | Tensor | None, device: torch.device, dtype: torch.dtype = torch.float64
+) -> Tensor | None:
+    """A denominator that the caller brings, 0-d; None where ``normalizer`` is a word or None and has to be counted.
+
+    ``dtype``: of what is made of a number.
+    """
     if isinstance(normalizer, Tensor):
         return normalizer.to(device)
     if normalizer is None or isinstance(normalizer, str):
         return None
-    # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
     number = normalizer if isinstance(normalizer, SYMBOLS) else float(normalizer)
+    if not torch.compiler.is_compiling() and not isinstance(number, SYMBOLS):
+        return torch.full((), number, dtype=dtype, device=device)
+    # A product, which torch.compile keeps open for other floats; torch.full makes a graph for each.
     return torch.ones((), dtype=torch.float64, device=device) * number

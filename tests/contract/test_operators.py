@@ -72,6 +72,11 @@ def test_opcheck_mean_denominator(weight: Tensor | None) -> None:
     opcheck("mean_denominator", [TARGET, weight, -100, 3])
 
 
+@pytest.mark.parametrize("denominator", [torch.tensor(3), torch.tensor(0.0)], ids=["count", "weight"])
+def test_opcheck_mean_loss(denominator: Tensor) -> None:
+    opcheck("mean_loss", [torch.randn(4), denominator])
+
+
 @pytest.mark.parametrize("upstream", ["random", "stride0"])
 @pytest.mark.parametrize("target", [None, TARGET], ids=["all", "ignoring"])
 def test_opcheck_scale_grad(target: Tensor | None, upstream: str) -> None:
@@ -170,6 +175,9 @@ WRONG: dict[str, tuple[str, int, Any]] = {
     "sigmoid_upstream_dense_short": ("sigmoid_loss_backward", 0, torch.ones(7, 10)),
     "sigmoid_upstream_strided": ("sigmoid_loss_backward", 0, torch.ones(11, 7).t()),
     "sigmoid_inplace_upstream_short": ("sigmoid_loss_and_grad_", 0, torch.ones(3)),
+    "mean_loss_rows": ("mean_loss", 0, torch.ones(4, 1)),
+    "mean_loss_bfloat16": ("mean_loss", 0, torch.ones(4).bfloat16()),
+    "mean_loss_denominator": ("mean_loss", 1, torch.ones(1)),
     "shard_images": ("softmax_loss_accumulate", 0, torch.zeros(7, 11, 2)),
     "shard_images_apply": ("softmax_loss_apply", 0, torch.zeros(7, 11, 2)),
     "shard_target_short": ("softmax_loss_accumulate", 1, torch.zeros(6, dtype=torch.long)),

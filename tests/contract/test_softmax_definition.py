@@ -81,23 +81,6 @@ def test_statistics_columns(classes: int, dtype: torch.dtype) -> None:
         assert_close(t, (e * (others - best).nan_to_num(neginf=0)).sum(1), what="t")
 
 
-@pytest.mark.parametrize("ignore", [-100, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=cases.name)
-def test_mean_denominator(dtype: torch.dtype, ignore: int) -> None:
-    target = torch.tensor([0, 2, 1, 0, 2, 2])
-    weight = torch.tensor([0.25, 3.0, 1.5], dtype=dtype)
-    counted = target != ignore
-    count = ops.mean_denominator(target, None, ignore, 3)
-    total = ops.mean_denominator(target, weight, ignore, 3)
-    assert count.dtype == torch.int64
-    assert count.item() == counted.sum().item()
-    assert total.shape == ()
-    assert total.dtype == dtype
-    assert_close(total, weight[target[counted]].double().sum())
-    with pytest.raises(IndexError):
-        ops.mean_denominator(torch.tensor([0, 3]), weight, ignore, 3)
-
-
 def test_scale_grad_of_wrong_length_raises() -> None:
     with pytest.raises((RuntimeError, ValueError)):
         ops.scale_grad_(torch.ones(4, 3), torch.ones(3), None, -100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,10 @@ OPTIONS: list[tuple[dict[str, Any], float | None]] = [
     ({"z_loss": 0.02}, None), ({"focal_gamma": 2.0, "z_loss": 0.02}, 0.7), (ALL, None), (ENTROPY, None),
     ({}, INF), ({}, NAN), (ALL, INF), (ALL, -INF), (ENTROPY, NAN),
 ]  # fmt: skip
+
+
+# Each option and each odd weight once.
+FEW = [({}, INF), (ALL, -INF), (ENTROPY, NAN)]
 
 
 def rows(classes: int, dtype: torch.dtype, repeated: int = 1) -> tuple[Tensor, Tensor]:
@@ -87,10 +91,12 @@ def truth(
     return loss.masked_fill(undefined, NAN), grad.masked_fill(undefined[:, None], NAN)
 
 
-def problems(classes: int, dtype: torch.dtype, repeated: int = 1) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+def problems(
+    classes: int, dtype: torch.dtype, repeated: int = 1, options_of: Sequence[tuple[dict[str, Any], Any]] = OPTIONS
+) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
     """(name, (logits, target, options as of cases.options, cross_entropy_coefficient), loss, gradient)."""
     logits, target = rows(classes, dtype, repeated)
-    for options, odd in OPTIONS:
+    for options, odd in options_of:
         weight = weights(classes, odd if classes > 2 else None, dtype)
         loss, grad = truth(logits, target, weight, **options)
         given = {name: x for name, x in options.items() if name != "cross_entropy"} | {"weight": weight}
@@ -107,12 +113,14 @@ def check(
         assert_close(value, grad, what=f"gradient {what}", factor=factor)
 
 
-def check_operators(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype, factor: float = 1.0) -> None:
-    """Every softmax operator over rows [N, C], or over images [N, C, P] of the same rows."""
+def check_operators(
+    kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype, factor: float = 1.0, few: bool = False
+) -> None:
+    """Every softmax operator over rows [N, C], or over images [N, C, P] of the same rows; with FEW or all OPTIONS."""
     images = len(shape) == 3
     size = torch.Size((len(TARGETS), *shape[1:]))
     for name, (logits, target, options, coefficient), loss, grad in problems(
-        shape[1], dtype, shape[2] if images else 1
+        shape[1], dtype, shape[2] if images else 1, FEW if few else OPTIONS
     ):
         up = torch.tensor(-1.25, dtype=cases.vector_dtype(dtype)).expand(len(target))
         case = to_images(logits, size) if images else logits, target

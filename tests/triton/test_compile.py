@@ -17,6 +17,7 @@ import cases
 pytest.importorskip("triton")
 softmax = pytest.importorskip("longtail.triton_kernels.softmax_loss")
 shard = pytest.importorskip("longtail.triton_kernels.softmax_shard")
+means = pytest.importorskip("longtail.triton_kernels.means")
 scale_grad = pytest.importorskip("longtail.triton_kernels.scale_grad")
 from ahead_of_time import (  # noqa: E402
     ARCHS,
@@ -164,6 +165,20 @@ def test_the_scaling_of_a_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert accesses(kernel)["ld"] == accesses(kernel)["st"] > 0
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_means(arch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiled = recorded(monkeypatch, means, "denominator_kernel", "mean_kernel")
+    activate(arch)
+    for rows in (100, 2**20):
+        for weight in (None, torch.ones(10), torch.ones(10, dtype=torch.float64)):
+            means.mean_denominator(torch.zeros(rows, dtype=torch.long), weight, cases.IGNORE, 10)
+            means.mean_loss(torch.zeros(rows), torch.ones((), dtype=torch.int64 if weight is None else weight.dtype))
+    assert len({kernel.hash for kernel in compiled}) == 6, "the number of rows costs none"
+    for kernel in compiled:
+        assert local_memory(kernel, tmp_path) == 0
+        assert not re.search(r"\b(atom|red)\.", kernel.asm["ptx"]), "the same bits at every run"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=cases.name)
 @pytest.mark.parametrize(("arch", "shape"), [(a, s) for a in ARCHS for s in (IMAGES if a == 90 else IMAGES[1:3])])
 def test_images(arch: int, shape: tuple[int, ...], dtype: torch.dtype, compiled: list[Any], tmp_path: Path) -> None:
@@ -186,7 +201,7 @@ def test_image_passes(shape: tuple[int, ...], what: str, compiled: list[Any], tm
 
 @pytest.mark.parametrize(("arch", "classes"), [(80, 50257), (90, 1000), (90, 16032), (90, 50257), (100, 50257)])
 def test_shards(arch: int, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = recorded(monkeypatch, shard, "shard_tile_kernel", "shard_sweep_kernel")
+    found = recorded(monkeypatch, softmax, "tile_kernel", "sweep_kernel")
     activate(arch)
     logits, target = torch.zeros(2, classes, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)
     vectors = torch.ones(classes), torch.zeros(classes)

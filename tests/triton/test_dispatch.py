@@ -198,18 +198,38 @@ def test_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.kernel("softmax_loss", torch.device("cuda")) is not None
 
 
-def test_an_operator_without_a_triton_kernel_runs_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_operator_has_a_triton_kernel() -> None:
     pytest.importorskip("triton")
     from longtail.triton_kernels import OPERATORS
 
-    assert set(operators.SCHEMAS) - set(OPERATORS) == {"mean_denominator"}
-    monkeypatch.setattr(plain, "operator", lambda op: op)
-    assert dispatch.implementation("triton", "mean_denominator") == "mean_denominator"
+    assert set(operators.SCHEMAS) == set(OPERATORS)
     for operator, module in OPERATORS.items():
         launcher = triton_backend.operator(operator)
         assert launcher is not None
         assert launcher.__module__ == f"longtail.triton_kernels.{module}"
         assert callable(getattr(fallback, operator))
+
+
+def test_an_operator_without_a_kernel_runs_on_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "operator", lambda _: None)
+    monkeypatch.setattr(plain, "operator", lambda op: op)
+    assert dispatch.implementation("triton", "mean_denominator") == "mean_denominator"
+
+
+def test_one_launch_counts_the_rows_unless_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from longtail.triton_kernels import means
+
+    found = Launches()
+    for name in ("denominator_kernel", "mean_kernel"):
+        monkeypatch.setattr(means, name, found.kernel(name))
+    for rows in (0, 1, tuning.MEAN_ROWS, tuning.MEAN_ROWS + 1, 2**20):
+        means.mean_denominator(torch.zeros(rows, dtype=torch.long), torch.ones(3), cases.IGNORE, 3)
+    assert [grid for _, grid, _ in found] == [(1,), (1,), (1,), (5,), (64,)]
+    found.clear()
+    for rows in (0, tuning.MEAN_ROWS, 2**20):
+        means.mean_loss(torch.zeros(rows), torch.ones(()))
+    assert [grid for _, grid, _ in found] == [(1,)] * 3
 
 
 @pytest.mark.parametrize("hidden", [False, True])

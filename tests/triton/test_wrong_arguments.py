@@ -32,6 +32,13 @@ def test_softmax() -> None:
         (ops.softmax_loss_backward, [up, logits, target, torch.zeros(3, 4), *tail]),
         (ops.scale_grad_, [logits, up[:2], None, -100]),
         (ops.scale_grad_, [logits, up, target[:2], -100]),
+        (ops.mean_denominator, [target[:, None], None, -100, 5]),
+        (ops.mean_denominator, [target.int(), None, -100, 5]),
+        (ops.mean_denominator, [target, torch.ones(4), -100, 5]),
+        (ops.mean_denominator, [target, torch.ones(5).half(), -100, 5]),
+        (ops.mean_loss, [torch.ones(3, 1), torch.ones(())]),
+        (ops.mean_loss, [torch.ones(6)[::2], torch.ones(())]),
+        (ops.mean_loss, [torch.ones(3).half(), torch.ones(())]),
     ]
     with longtail.use_backend("triton"):
         for operator, arguments in wrong:

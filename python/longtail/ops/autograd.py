@@ -4,10 +4,11 @@
 "forward": loss and gradient in one sweep (2 passes); backward multiplies by the upstream gradient, which costs a scalar
 read when it is 1 (of float16 logits always a pass more). "inplace": as "forward", written over the logits.
 
-A Function takes (logits, target, denominator, divisor, factor, *vectors, constants) and gives (loss[, stats][, grad]),
-of which the last two are for the context alone. ``denominator``: 0-d divisor of the sum of the row losses, or None;
-``factor``: of the gradient that forward makes; ``divisor``: of the upstream gradient in backward, where None is what is
-left to divide by: nothing if forward made the gradient, else ``denominator``. ``vectors``: those of the operators.
+A Function takes (logits, target, denominator, divisor, factor, *vectors, constants) and gives (loss[, stats][, grad])
+or, of a mean in one launch whose gradient backward makes, (loss[, stats], divisor); all but the loss are for the
+context alone. ``denominator``: 0-d divisor of the sum of the row losses, or None; ``factor``: of the gradient that
+forward makes; ``divisor``: of the upstream gradient in backward, where None is what is left to divide by: nothing if
+forward made the gradient, else what forward gives, or ``denominator``. ``vectors``: those of the operators.
 ``constants``, one argument, for each costs time: (reduction, gradient, ignore_index, options, outputs), of which the
 last two are what the operators take after the vectors, and what those of forward take at the end.
 """
@@ -30,6 +31,7 @@ from .gradient import (
     differentiable_reduction,
     function_shares,
     guarded,
+    in_one_launch,
     reduce_loss,
     rows_of,
     scaled_gradient,
@@ -63,7 +65,11 @@ def forward(family: Family, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     if gradient == "inplace" and not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(logits)
     loss, *rest = found if isinstance(found, tuple) else (found,)
-    return (reduce_loss(loss, denominator, reduction), *rest)
+    if denominator is None or not in_one_launch(logits.device):
+        return (reduce_loss(loss, denominator, reduction), *rest)
+    with operators.below_autograd():
+        mean, divisor = operators.mean_loss(loss, denominator)
+    return (mean, *rest, divisor) if gradient == "backward" else (mean, *rest)
 
 
 def setup_context(family: Family, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -71,13 +77,15 @@ def setup_context(family: Family, ctx: Any, inputs: tuple[Any, ...], output: tup
     ctx.reduction, ctx.gradient, ctx.ignore_index, ctx.options, _ = constants
     # The gradient stays differentiable in name, so that differentiating through it meets the refusal in backward; under
     # torch.compile, which refuses by itself, an unused differentiable output would cost a tangent of its size.
-    kept = len(output) if torch.compiler.is_compiling() else 1 + family.statistics
-    if kept > 1:
-        ctx.mark_non_differentiable(*output[1:kept])
+    stats = output[1 : 1 + family.statistics]
+    constant = output[1:] if torch.compiler.is_compiling() or ctx.gradient == "backward" else stats
+    if constant:
+        ctx.mark_non_differentiable(*constant)
     ctx.set_materialize_grads(False)
     if ctx.gradient == "backward":
-        divisor = denominator if divisor is None else divisor
-        ctx.save_for_backward(logits, target, divisor, *output[1:], *vectors)
+        found = output[1 + family.statistics :]
+        divisor = found[0] if found else denominator if divisor is None else divisor
+        ctx.save_for_backward(logits, target, divisor, *stats, *vectors)
     else:
         ctx.save_for_backward(output[-1] if ctx.gradient == "forward" else logits, target, divisor)
 
@@ -114,7 +122,8 @@ def differentiable_loss(
 
     Args:
         data: logits and target, as the operators take them; so are the options.
-        denominator: what a mean divides by; ``counts``: whether it counts rows, see :func:`function_shares`.
+        denominator: what a mean divides by; ``counts``: whether it counts what is not ignored, see
+            :func:`function_shares`.
         size: of the gradient, asked for where float16 keeps one.
         outputs: see above.
     """
@@ -130,6 +139,7 @@ def differentiable_loss(
     mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
     keeps, dtype = mode != "backward", arithmetic_dtype(input.dtype)
     bound = size() if keeps and input.dtype == torch.float16 else None
+    counts = counts or (not keeps and in_one_launch(input.device))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
     constants = (reduction, mode, options.ignore_index, others, outputs)
     found = function.apply(*data, denominator, divisor, factor, *vectors, constants)

@@ -45,7 +45,10 @@ def detail() -> str:
     return f"compiled kernels, {isa()}"
 
 
-def operator(op: str) -> Callable[..., Any]:
+def operator(op: str) -> Callable[..., Any] | None:
+    """The kernel of an operator, or None where the library has none."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"longtail_cpu::{op}", "CPU"):
+        return None
     kernel: Callable[..., Any] = getattr(torch.ops.longtail_cpu, op).default
     return kernel
 

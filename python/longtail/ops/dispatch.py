@@ -92,7 +92,8 @@ def implementation(name: str, op: str) -> Callable[..., Any]:
     found, serves = kernels.operator(op), kernels.serves
     if found is None:
         return implementation(_next(name), op)
-    return found if serves is None else _by_logits(name, op, serves, found)
+    position = logits_position(op)
+    return found if serves is None or position is None else _by_logits(name, op, position, serves, found)
 
 
 def _next(name: str) -> str:
@@ -101,9 +102,9 @@ def _next(name: str) -> str:
     return next(n for n in later if BACKENDS[n].DEVICE in (device, None) and BACKENDS[n].missing() is None)
 
 
-def _by_logits(name: str, op: str, serves: Callable[[Tensor], bool], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    position = logits_position(op)
-
+def _by_logits(
+    name: str, op: str, position: int, serves: Callable[[Tensor], bool], kernel: Callable[..., Any]
+) -> Callable[..., Any]:
     @functools.cache
     def other() -> Callable[..., Any]:  # not before it is needed: to look for Triton takes an import of it
         return implementation(_next(name), op)

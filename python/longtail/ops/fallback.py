@@ -156,6 +156,20 @@ def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, n
     return plain_mean_denominator(target, weight, ignore_index)
 
 
+def check_mean(loss: Tensor, denominator: Tensor) -> None:
+    if loss.dim() != 1 or denominator.dim() != 0:
+        got = f"loss of shape {list(loss.shape)} and denominator of shape {list(denominator.shape)}"
+        raise RuntimeError(f"longtail: {got}, expected [N] and []")
+    if loss.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"longtail: loss has dtype {loss.dtype}, expected float32 or float64")
+
+
+def mean_loss(loss: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    check_mean(loss, denominator)
+    divisor = denominator.to(loss.dtype)
+    return loss.sum() / divisor, divisor.masked_fill(divisor == 0, torch.inf)
+
+
 def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> sigmoid.Element:
     options, one_class = SigmoidOptions(*values), target.dtype == torch.int64
     if logits.dim() != 2 or target.shape != (logits.shape[:1] if one_class else logits.shape):

@@ -5,6 +5,7 @@ A kept gradient is made in forward: what multiplies it is shared between forward
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -68,13 +69,17 @@ def shares(divisor: Tensor | None, size: Size | None, dtype: torch.dtype, device
     backward, where a gradient scaler multiplies: it neither overflows nor underflows where eager float16 does not.
     """
     if size is None:
-        return Shares(torch.ones((), dtype=dtype, device=device) if divisor is None else divisor.reciprocal(), None)
-    if not isinstance(size, Tensor):
-        size = torch.full((), size, dtype=dtype, device=device)
+        factor = torch.ones((), dtype=dtype, device=device) if divisor is None else divisor.to(dtype).reciprocal()
+        return Shares(factor, None)
     # A power of 2, which rounds nothing, and which float32 holds.
-    exponent = (TOP - size.masked_fill(size == 0, 1.0).log2()).floor().clamp(-126, 127)
-    factor = exponent.exp2()
-    return Shares(factor, (1.0 if divisor is None else divisor) * factor)
+    if not isinstance(size, Tensor):
+        if not torch.compiler.is_compiling():
+            number = 2.0 ** math.floor(min(max(TOP - math.log2(size), -126), 127)) if size > 0 else 1.0
+            factor = torch.full((), number, dtype=dtype, device=device)
+            return Shares(factor, factor if divisor is None else divisor * number)
+        size = torch.full((), size, dtype=dtype, device=device)
+    factor = (TOP - size.log2()).floor().clamp(-126, 127).exp2()
+    return Shares(factor, factor if divisor is None else divisor * factor)
 
 
 def function_shares(
@@ -87,7 +92,7 @@ def function_shares(
 ) -> Shares:
     """What our Functions take beside ``denominator``, a tensor of its own or None where that is what divides.
 
-    ``counted``: it counts rows, and is 0 only where all are ignored, whose gradients need no divisor. ``keeps``:
+    ``counted``: it is 0 only where all rows are ignored, whose gradients need no divisor. ``keeps``:
     forward makes the gradient; ``size``: as in :func:`shares`.
     """
     divisor = None if counted else gradient_divisor(denominator)
@@ -168,6 +173,11 @@ def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Ten
     if reduction not in ("sum", "mean"):
         return loss
     return loss.sum() if denominator is None else loss.sum() / denominator
+
+
+def in_one_launch(device: torch.device) -> bool:
+    """Whether a mean is an operator of its own: the CPU is quicker without, and torch.compile joins its steps."""
+    return device.type != "cpu" and not torch.compiler.is_compiling()
 
 
 def differentiable_reduction(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:

@@ -83,6 +83,8 @@ def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.reshape(n, p, c).movedim(2, 1).contiguous()
 
 
-def logits_position(op: str) -> int:
-    """Which argument of operator ``op`` is the logits, or the gradient that has their shape."""
+def logits_position(op: str) -> int | None:
+    """Which argument of operator ``op`` is the logits, or the gradient that has their shape; None: it takes none."""
+    if op in ("mean_denominator", "mean_loss"):
+        return None
     return 1 if "backward" in op or "and_grad" in op else 0

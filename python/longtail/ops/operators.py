@@ -58,6 +58,8 @@ SCHEMAS = {
     # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
     "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
+    # loss: [rows] of T; denominator: 0-d. mean: T, their sum over it; divisor: T, the denominator, inf where it is 0.
+    "mean_loss": "(Tensor loss, Tensor denominator) -> (Tensor mean, Tensor divisor)",
 }
 
 
@@ -113,6 +115,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
     "scale_grad_": lambda *_: None,
     "mean_denominator": _fake_mean_denominator,
+    "mean_loss": lambda loss, _denominator: (loss.new_empty(()), loss.new_empty(())),
 }
 
 _library = torch.library.Library("longtail", "DEF")
@@ -157,3 +160,4 @@ sigmoid_loss_and_grad = torch.ops.longtail.sigmoid_loss_and_grad.default
 sigmoid_loss_and_grad_ = torch.ops.longtail.sigmoid_loss_and_grad_.default
 scale_grad_ = torch.ops.longtail.scale_grad_.default
 mean_denominator = torch.ops.longtail.mean_denominator.default
+mean_loss = torch.ops.longtail.mean_loss.default

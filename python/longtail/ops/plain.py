@@ -32,9 +32,9 @@ def operator(op: str) -> Callable[..., Any]:
 
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
-    if op in ("mean_denominator", "softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
-        return kernel  # knows no logits, or refuses images
     position = logits_position(op)
+    if position is None or op in ("softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
+        return kernel  # knows no logits, or refuses images
 
     def call(*args: Any) -> Any:
         logits = args[position]

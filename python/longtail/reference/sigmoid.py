@@ -118,8 +118,10 @@ def sigmoid_elements(logits: Tensor, target: Tensor, **options: Any) -> Element:
 def gradient_size(target: Tensor, num_classes: int, options: SigmoidOptions) -> Size:
     """A bound of the elements of the gradient of the losses' sum, of float16 logits."""
     weight, pos_weight, sample_weight, by_target, ignore_index, _, gamma = options
-    every = torch.ones((), dtype=torch.bool, device=target.device)
     size: Size = 1 + gamma
+    if weight is None and pos_weight is None and sample_weight is None:
+        return size
+    every = torch.ones((), dtype=torch.bool, device=target.device)
     by_target = by_target and num_classes > 0
     if sample_weight is not None or by_target:
         row = every.float() if sample_weight is None else sample_weight.abs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 LARGEST_HALF = 65504.0
@@ -12,6 +11,6 @@ Size = Tensor | float
 
 
 def largest(values: Tensor, counted: Tensor) -> Tensor:
-    """The largest finite one of ``values`` among ``counted``, which broadcast; 0 of none."""
-    values, counted = torch.broadcast_tensors(values, counted)
-    return values.new_zeros(()) if values.numel() == 0 else values.where(counted & values.isfinite(), 0.0).amax()
+    """The largest finite one of ``values``, none negative, among ``counted``, which broadcast; 0 of none."""
+    finite = values.nan_to_num(0.0, 0.0, 0.0) * counted
+    return values.new_zeros(()) if finite.numel() == 0 else finite.amax()

@@ -189,21 +189,22 @@ def apply(grad: RowGrad, u: Tensor, target: Tensor, omega: Tensor | None = None,
     return du.scatter(1, index, torch.where(target[:, None] < 0, du.gather(1, index), grad.target[:, None]))
 
 
-def gradient_size(counted: Tensor, factors: Factors, options: SoftmaxOptions) -> Size:
+def gradient_size(counted: Tensor | None, factors: Factors, options: SoftmaxOptions) -> Size:
     """A bound of the elements of the gradient of the losses' sum, of float16 logits, over the ``counted`` rows [N].
+
+    ``counted`` says nothing, and may be None, where there are no weights.
 
     Too small, so that they may overflow, only where focal factor and smoothing meet logits that lie thousands of nats
     apart on average.
     """
     w_g, v, num_classes, weight_sum = factors
     smoothing, scale = options.label_smoothing, abs(options.scale)
-    smoothed = (1 - smoothing) * w_g
+    crossing = abs(options.cross_entropy_coefficient) * (1 + options.focal_gamma) * scale
+    entropy = abs(options.complement_coefficient) * (1 + math.log(max(num_classes, 1))) * scale
+    row: Any = (crossing * (1 - smoothing) + entropy) * w_g
     if smoothing:
-        smoothed = smoothed + smoothing * weight_sum / num_classes
-    row: Any = abs(options.cross_entropy_coefficient) * (1 + options.focal_gamma) * smoothed
-    row = row + abs(options.complement_coefficient) * (1 + math.log(max(num_classes, 1))) * w_g
-    row = abs(row * v)
+        row = row + crossing * smoothing / max(num_classes, 1) * weight_sum
+    row = abs(row * v) if isinstance(v, Tensor) else abs(row)
     if options.z_loss:  # of the log-sum-exp, which neither weights nor the number of rows make smaller
-        row = row + 2 * abs(options.z_loss) * (options.softcap or scale * LARGEST_HALF)
-    row = row * scale
-    return largest(row, counted) if isinstance(row, Tensor) else row
+        row = row + 2 * abs(options.z_loss) * (options.softcap or scale * LARGEST_HALF) * scale
+    return row if counted is None or not isinstance(row, Tensor) else largest(row, counted)

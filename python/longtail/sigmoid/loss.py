@@ -101,26 +101,31 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
 
 
 def _denominator(
-    normalizer: str | float | Tensor | None, at: Layout, target: Tensor, ignore_index: int | None
+    normalizer: str | float | Tensor | None,
+    at: Layout,
+    target: Tensor,
+    ignore_index: int | None,
+    dtype: torch.dtype,
 ) -> Tensor:
+    """What a mean divides by, 0-d: int64 where it is counted, else of ``dtype``."""
     device = at.logits.device
-    given = arguments.given_normalizer(normalizer, device)
+    given = arguments.given_normalizer(normalizer, device, dtype)
     if given is not None:
-        return given
+        return given.to(dtype)
     if not at.dense:
         num_classes = at.logits.shape[1]
         counted = operators.mean_denominator(target, None, -100 if ignore_index is None else ignore_index, num_classes)
         return counted.clamp(min=1) if normalizer in ("rows", "positives") else counted * num_classes
     if normalizer == "rows":
-        return torch.full((), max(math.prod(at.rows), 1), dtype=torch.float64, device=device)
+        return torch.full((), max(math.prod(at.rows), 1), dtype=dtype, device=device)
     if normalizer == "positives":
         total = target.sum(dtype=torch.float64)
         if ignore_index is not None:
             total = total - ignore_index * (target == ignore_index).sum()
-        return total.clamp(min=1)
+        return total.clamp(min=1).to(dtype)
     if ignore_index is not None:
         return (target != ignore_index).sum()
-    return torch.full((), target.numel(), dtype=torch.float64, device=device)
+    return torch.full((), target.numel(), dtype=dtype, device=device)
 
 
 def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
@@ -166,14 +171,14 @@ def sigmoid_loss(
     options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
     denominator = None
     if reduction == "mean":
-        denominator = _denominator(request.normalizer, at, y, options.ignore_index).to(dtype)
+        denominator = _denominator(request.normalizer, at, y, options.ignore_index, dtype)
     over = "elements" if reduction == "none" else reduction
     if element_weight is not None:
         element_weight, over = _over_elements(element_weight, input, dtype), "elements"
     (loss,) = differentiable_loss(
         *(SigmoidLoss, SIGMOID, input, (at.logits, y), options, over, request.gradient),
         denominator=None if over == "elements" else denominator,
-        counts=request.normalizer is None,
+        counts=request.normalizer is None or isinstance(request.normalizer, str),
         size=lambda: sigmoid.gradient_size(y, num_classes, options),
         outputs=(over == "elements",),
     )

@@ -47,12 +47,19 @@ def row_stats(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Siz
 
 
 def mean_denominator(
-    normalizer: str | float | Tensor | None, target: Tensor, options: SoftmaxOptions, num_classes: int
+    normalizer: str | float | Tensor | None,
+    target: Tensor,
+    options: SoftmaxOptions,
+    num_classes: int,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """What a mean over rows with targets [N] divides by, 0-d; of ``options`` weight and ignore_index."""
-    given = arguments.given_normalizer(normalizer, target.device)
+    """What a mean over rows with targets [N] divides by, 0-d; of ``options`` weight and ignore_index.
+
+    A number of rows is int64, a sum of weights of their dtype, and what the caller brings of ``dtype``.
+    """
+    given = arguments.given_normalizer(normalizer, target.device, dtype)
     if given is not None:
-        return given
+        return given.to(dtype)
     weight = options.weight if normalizer is None else None
     counted = operators.mean_denominator(target, weight, options.ignore_index, num_classes)
     return counted if normalizer is None else counted.clamp(min=1)
@@ -60,6 +67,8 @@ def mean_denominator(
 
 def kept_size(target: Tensor, num_classes: int, options: SoftmaxOptions) -> Size:
     """A bound of the gradient's elements over rows with targets [N]; ``options`` as the operators take them."""
+    if options.weight is None and options.sample_weight is None:  # no row differs, and nothing is launched
+        return softmax.gradient_size(None, softmax.Factors(1.0, 1.0, num_classes, float(num_classes)), options)
     factors = softmax.Factors.of(target.clamp(0, max(num_classes - 1, 0)), num_classes, options)
     return softmax.gradient_size(target != options.ignore_index, factors, options)
 
@@ -98,12 +107,11 @@ def _softmax_loss(
         options = options._replace(entropy=True)
     denominator = None
     if request.reduction == "mean":
-        counted = mean_denominator(request.normalizer, rows.target, options, num_classes)
-        denominator = counted.to(dtype)
+        denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, stats = differentiable_loss(
         *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, request.reduction, request.gradient),
         denominator=denominator,
-        counts=options.weight is None and request.normalizer is None,
+        counts=denominator is not None and not denominator.is_floating_point(),
         size=lambda: kept_size(rows.target, num_classes, options),
     )
     if request.reduction == "none":
