@@ -57,7 +57,8 @@ class SigmoidRow {
   }
 
  private:
-  static constexpr int kGroup = kCount == 4 && !kDense && kOne<P> ? 4 : group_of(kCount);
+  // Vectors of class targets, or single elements, that a thread reads together. A dense vector comes with its targets.
+  static constexpr int kGroup = kCount == 1 ? (kDense ? 4 : 8) : kCount == 4 && kOne<P> ? 4 : 2;
   using Hard = HardElements<Z, P>;
 
   LONGTAIL_DEVICE void load_target(int64_t row) {
@@ -108,7 +109,7 @@ class SigmoidRow {
     const int step = width_ * kCount;
     float total = 0.0f;
     int column = first_;
-    if constexpr (kAlike || kDense || kCount == 1) {
+    if constexpr (kAlike || kCount == 1) {
       // As often as every thread has a vector in each place: a warp never waits for some of its lanes' groups.
       for (; column - thread_ * kCount + kGroup * step <= end_; column += kGroup * step)
         total += take_vectors<kFocus, kAlike, kGroup>(column);

@@ -25,7 +25,12 @@ VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements 
 KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels", "softmax_pixels")
 # Three blocks of 128 threads fit on a multiprocessor; of the other kernels two of 256.
 SMALL_BLOCKS = ("warp_rows", "softmax_pixels")
-VARIANTS = [(kind, storage, switch) for kind in KERNELS for storage in VECTORS for switch in "01"]
+# Extras, or dense targets of the sigmoid family, which has a kernel for each pass.
+SWITCHES = {
+    kind: [f"{on}ENS0_8CompiledILNS0_4PassE{n}EE" for on in "01" for n in range(3)] if "sigmoid" in kind else ["0", "1"]
+    for kind in KERNELS
+}
+VARIANTS = [(kind, storage, switch) for kind in KERNELS for storage in VECTORS for switch in SWITCHES[kind]]
 
 
 def run(*command: str | Path, **env: str) -> str:
@@ -66,7 +71,7 @@ def cuobjdump(*arguments: str | Path) -> str:
 
 
 def mangled(kind: str, storage: str, switch: str) -> str:
-    """What the symbol of the kernel of whole vectors holds. switch: extras, or dense targets of the sigmoid family."""
+    """What the symbol of the kernel of whole vectors holds."""
     name = f"{kind}_kernel"
     element = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
     count = "" if kind == "shared_rows" else f"Li{VECTORS[storage]}E"
