@@ -96,9 +96,10 @@ class SigmoidRow {
 
   template <Focus kFocus>
   LONGTAIL_DEVICE float sweep() const {
+    constexpr bool kMayBeAlike = !kDense && kCount > 1;
     const bool alike = column_weight_ == nullptr && upstreams_ == nullptr && losses_ == nullptr;
     float total =
-        !kDense && alike ? factor_ * sweep_vectors<kFocus, !kDense && (kCount > 1)>() : sweep_vectors<kFocus, false>();
+        kMayBeAlike && alike ? factor_ * sweep_vectors<kFocus, kMayBeAlike>() : sweep_vectors<kFocus, false>();
     for (int i = thread_; i < singles_; i += width_) total += take_single<kFocus>(single(i));
     return total;
   }
