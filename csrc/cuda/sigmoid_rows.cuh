@@ -57,8 +57,7 @@ class SigmoidRow {
   }
 
  private:
-  // Vectors of class targets, or single elements, that a thread reads together. A dense vector comes with its targets.
-  static constexpr int kGroup = kCount == 1 ? (kDense ? 4 : 8) : kCount == 4 && kOne<P> ? 4 : 2;
+  static constexpr int kGroup = sigmoid_group(kCount, kDense, kOne<P>);
   using Hard = HardElements<Z, P>;
 
   LONGTAIL_DEVICE void load_target(int64_t row) {
