@@ -168,7 +168,7 @@ constexpr int sigmoid_resident(bool dense, bool one) { return 2 + (dense ? 0 : 1
 // is alone with them.
 constexpr int sigmoid_group(int count, bool dense, bool one) {
   if (count == 1) return dense ? 4 : 8;
-  return count == 4 && one ? 4 : 2;
+  return count == 4 && one ? 3 : 2;
 }
 
 inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {

@@ -118,14 +118,17 @@ class SigmoidRow {
     return total;
   }
 
-  // The vector at `column` and this thread's next: all are read before one is computed.
+  // The vector at `column` and this thread's next: all are read before one is computed. Not the vector taken apart,
+  // which others may be writing.
   template <Focus kFocus, bool kAlike, int kVectors>
   LONGTAIL_DEVICE float take_vectors(int column) const {
     const int step = width_ * kCount;
-    Loaded<kCount> loaded[kVectors];
+    Loaded<kCount> loaded[kVectors] = {};
     float total = 0.0f;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) load(loaded[k], column + k * step);
+    for (int k = 0; k < kVectors; ++k) {
+      if (column + k * step != apart_) load(loaded[k], column + k * step);
+    }
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) total += take<kFocus, kAlike>(loaded[k], column + k * step);
     return total;
