@@ -182,6 +182,12 @@ constexpr int kLongestInWarp = 2048;
 // Blocks of kBlockThreads that a multiprocessor's registers suffice for; `one`: kernels of the loss or of the gradient
 // alone. Class targets: 64 registers a thread, or 80 with both; dense targets: 80, or 128.
 constexpr int sigmoid_resident(bool dense, bool one) { return 2 + (dense ? 0 : 1) + (one ? 1 : 0); }
+// What a thread of theirs reads at a time: vectors of class targets, or single elements. Each vector of dense targets
+// is alone with them.
+constexpr int sigmoid_group(int count, bool dense, bool one) {
+  if (count == 1) return dense ? 4 : 8;
+  return count == 4 && one ? 3 : 2;
+}
 
 inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {
   if (p.num_classes <= kLongestInWarp) {

@@ -57,7 +57,7 @@ class SigmoidRow {
   }
 
  private:
-  static constexpr int kGroup = kCount == 4 && !kDense && kOne<PassOf> ? 4 : group_of(kCount);
+  static constexpr int kGroup = sigmoid_group(kCount, kDense, kOne<PassOf>);
   using Hard = HardElements<Z, PassOf>;
 
   LONGTAIL_DEVICE void load_target(int64_t row) {
@@ -95,9 +95,10 @@ class SigmoidRow {
 
   template <Focus kFocus>
   LONGTAIL_DEVICE float sweep() const {
+    constexpr bool kMayBeAlike = !kDense && kCount > 1;
     const bool alike = column_weight_ == nullptr && upstreams_ == nullptr && losses_ == nullptr;
     float total =
-        !kDense && alike ? factor_ * sweep_vectors<kFocus, !kDense && (kCount > 1)>() : sweep_vectors<kFocus, false>();
+        kMayBeAlike && alike ? factor_ * sweep_vectors<kFocus, kMayBeAlike>() : sweep_vectors<kFocus, false>();
     for (int i = thread_; i < singles_; i += width_) total += take_single<kFocus>(single(i));
     return total;
   }
@@ -108,7 +109,7 @@ class SigmoidRow {
     const int step = width_ * kCount;
     float total = 0.0f;
     int column = first_;
-    if constexpr (kAlike || kDense || kCount == 1) {
+    if constexpr (kAlike || kCount == 1) {
       // As often as every thread has a vector in each place: a warp never waits for some of its lanes' groups.
       for (; column - thread_ * kCount + kGroup * step <= end_; column += kGroup * step)
         total += take_vectors<kFocus, kAlike, kGroup>(column);
@@ -117,14 +118,17 @@ class SigmoidRow {
     return total;
   }
 
-  // The vector at `column` and this thread's next: all are read before one is computed.
+  // The vector at `column` and this thread's next: all are read before one is computed. Not the vector taken apart,
+  // which others may be writing.
   template <Focus kFocus, bool kAlike, int kVectors>
   LONGTAIL_DEVICE float take_vectors(int column) const {
     const int step = width_ * kCount;
-    Loaded<kCount> loaded[kVectors];
+    Loaded<kCount> loaded[kVectors] = {};
     float total = 0.0f;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) load(loaded[k], column + k * step);
+    for (int k = 0; k < kVectors; ++k) {
+      if (column + k * step != apart_) load(loaded[k], column + k * step);
+    }
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) total += take<kFocus, kAlike>(loaded[k], column + k * step);
     return total;
