@@ -29,4 +29,17 @@ struct MeanDenominatorArgs {
   void* result;        // [1] of the weights' type, or of int64_t without
 };
 
+enum class Counted { integers, float32, float64 };
+
+// The mean of losses, and what its gradient is divided by: the denominator, or infinity where it is 0.
+struct MeanLossArgs {
+  int64_t rows;
+  const void* loss;  // [rows]
+  int64_t loss_stride;
+  int loss_size;  // bytes of a loss: 4 or 8
+  Counted denominator_type;
+  const void* denominator;  // [1]
+  void *mean, *divisor;     // [1] of the losses' type
+};
+
 }  // namespace longtail

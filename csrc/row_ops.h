@@ -46,6 +46,31 @@ struct RowOps {
     return result;
   }
 
+  static std::tuple<Tensor, Tensor> mean_loss(const Tensor& loss, const Tensor& denominator) {
+    check(loss.dim() == 1 && denominator.dim() == 0, "loss of shape ", shape_of(loss), " and denominator of shape ",
+          shape_of(denominator), ", expected [N] and []");
+    const ScalarType dtype = loss.scalar_type(), counted = denominator.scalar_type();
+    check(dtype == ScalarType::Float || dtype == ScalarType::Double, "loss has dtype ",
+          torch::headeronly::toString(dtype), ", expected float32 or float64");
+    check(counted == ScalarType::Long || counted == ScalarType::Float || counted == ScalarType::Double,
+          "denominator has dtype ", torch::headeronly::toString(counted), ", expected int64, float32 or float64");
+    Device::check_device(denominator, "denominator", loss);
+    MeanLossArgs args = {};
+    args.rows = loss.size(0);
+    args.loss = loss.const_data_ptr();
+    args.loss_stride = loss.stride(0);
+    args.loss_size = static_cast<int>(loss.element_size());
+    args.denominator_type = counted == ScalarType::Long    ? Counted::integers
+                            : counted == ScalarType::Float ? Counted::float32
+                                                           : Counted::float64;
+    args.denominator = denominator.const_data_ptr();
+    const Tensor mean = new_tensor(loss, {}, dtype), divisor = new_tensor(loss, {}, dtype);
+    args.mean = mean.mutable_data_ptr();
+    args.divisor = divisor.mutable_data_ptr();
+    Device::mean_loss(args, loss);
+    return {mean, divisor};
+  }
+
   template <typename Library>
   static void add_to(Library& library) {
     LONGTAIL_OPERATOR(RowOps, scale_grad_);

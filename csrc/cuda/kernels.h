@@ -15,6 +15,7 @@ void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stre
 void scale_grad(const ScaleGradArgs& args, int device, void* stream);
 
 void mean_denominator(const MeanDenominatorArgs& args, int device, void* stream);
+void mean_loss(const MeanLossArgs& args, int device, void* stream);
 
 }  // namespace gpu
 }  // namespace longtail

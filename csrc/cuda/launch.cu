@@ -1,6 +1,6 @@
 // From the operators' arguments to launches, with what the device is like.
 #include "kernels.h"
-#include "mean_denominator.cuh"
+#include "means.cuh"
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
@@ -44,7 +44,11 @@ void scale_grad(const ScaleGradArgs& args, int device, void* stream) {
 }
 
 void mean_denominator(const MeanDenominatorArgs& args, int device, void* stream) {
-  mean_denominator_launch(args, mean_denominator_plan_of(args.rows, device_of(device)), stream);
+  mean_denominator_launch(args, mean_plan_of(args.rows, device_of(device)), stream);
+}
+
+void mean_loss(const MeanLossArgs& args, int device, void* stream) {
+  mean_loss_launch(args, mean_plan_of(args.rows, device_of(device)), stream);
 }
 
 }  // namespace gpu

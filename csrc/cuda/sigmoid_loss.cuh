@@ -65,10 +65,14 @@ template <typename Z, int kCount, typename PassOf>
 void launch_sigmoid_pixels(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
   constexpr int64_t kMost = int64_t(1) << 30;  // kernels go on to the pixels beyond
   const int64_t tiles = ceil_div(a.rows, int64_t(plan.lanes) * kCount);
+  const int64_t grid = tiles < kMost ? tiles : kMost;
   const int shared = plan.threads > plan.lanes ? plan.threads * kCount * 4 : 0;
-  const auto kernel = a.target == nullptr ? sigmoid_pixels_kernel<Z, kCount, true, PassOf>
-                                          : sigmoid_pixels_kernel<Z, kCount, false, PassOf>;
-  launch(kernel, tiles < kMost ? tiles : kMost, plan.threads, 1, shared, stream, a, pass, plan.lanes);
+  if (a.target == nullptr) {  // dense targets take so much that a pass of their own gains them little
+    launch(sigmoid_pixels_kernel<Z, kCount, true, Pass>, grid, plan.threads, 1, shared, stream, a, Pass(pass),
+           plan.lanes);
+  } else {
+    launch(sigmoid_pixels_kernel<Z, kCount, false, PassOf>, grid, plan.threads, 1, shared, stream, a, pass, plan.lanes);
+  }
 }
 
 template <typename Z, int kCount, typename PassOf>

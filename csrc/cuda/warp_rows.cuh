@@ -212,8 +212,9 @@ warp_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, PassOf fixed, int lanes, 
     }
     Stats s = empty_stats(mine.u_g);
     if (makes_stats(pass)) {
-      s = wants_entropy(a, pass) ? team.template batch_stats<true>(mine, batch)
-                                 : team.template batch_stats<false>(mine, batch);
+      // Others than plain rows have entropy in any case.
+      s = !team.kPlain || wants_entropy(a, pass) ? team.template batch_stats<true>(mine, batch)
+                                                 : team.template batch_stats<!team.kPlain>(mine, batch);
     }
     __syncwarp();  // every lane has read its target's logit before one writes its gradient there; shuffles order
                    // nothing

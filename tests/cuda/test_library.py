@@ -161,7 +161,7 @@ def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path, funct
     assert "UCGABAR" not in old
     for name, body in functions.items():
         kernel = name.split("_kernel")[0]
-        spread = kernel.endswith(("sweep_rows", "shared_rows", "sigmoid_rows", "mean_denominator"))
+        spread = kernel.endswith(("sweep_rows", "shared_rows", "sigmoid_rows", "mean_denominator", "mean_loss"))
         assert ("UCGABAR" in body) == spread, name
 
 

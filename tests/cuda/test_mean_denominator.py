@@ -1,4 +1,4 @@
-"""Promise: one launch finds what a mean divides by: each target counts once, no digit is lost, the bits stay."""
+"""Promise: one launch finds what a mean divides by, and one the mean: no digit is lost, the bits stay."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def test_every_target_counts_once(name: str, dtype: torch.dtype | None, rows: in
         again = launch(PLANS[name], laid, weight).otherwise()
         harness.run([again])
         assert_same(result(again), result(one), "in another order")
+
+
+@pytest.mark.parametrize("counted", [torch.int64, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", PLANS)
+def test_the_mean(name: str, dtype: torch.dtype, counted: torch.dtype) -> None:
+    for rows in ROWS:
+        loss = torch.randn(rows, 2, generator=cases.generator(rows), dtype=dtype)[:, 0] + 1000
+        for denominator in (torch.tensor(7, dtype=counted), torch.tensor(0, dtype=counted)):
+            bits = []
+            for otherwise in (False, True):
+                mean, divisor = (torch.full((3,), -7.0, dtype=dtype) for _ in range(2))
+                one = harness.mean_loss(PLANS[name], loss, denominator, mean[1:2], divisor[1:2])
+                harness.run([one.otherwise() if otherwise else one])
+                bits.append(mean)
+            truth = (loss.double().sum() / denominator).to(dtype)
+            torch.testing.assert_close(mean[1], truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
+            assert divisor[1] == (denominator if denominator else torch.inf)
+            assert mean[::2].tolist() == divisor[::2].tolist() == [-7.0, -7.0]
+            assert_same(bits[1], bits[0], "in another order")
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64], ids=str)

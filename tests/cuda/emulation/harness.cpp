@@ -8,7 +8,7 @@
 #include <sstream>
 #include <vector>
 
-#include "mean_denominator.cuh"
+#include "means.cuh"
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
@@ -19,15 +19,17 @@
 
 using namespace longtail::gpu;
 using longtail::MeanDenominatorArgs;
+using longtail::MeanLossArgs;
 
-enum class Kind { softmax, sigmoid, scaling, mean };
+enum class Kind { softmax, sigmoid, scaling, denominator, mean };
 
 // In a file, addresses are numbers of buffers, from 1.
 struct Request {
   SoftmaxLossArgs args;
   SigmoidLossArgs sigmoid;
   ScaleGradArgs scaling;
-  MeanDenominatorArgs mean;
+  MeanDenominatorArgs denominator;
+  MeanLossArgs mean;
   Kind kind;       // which of the four
   int processors;  // for `scaling`
   Plan plan;
@@ -40,13 +42,10 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs),
-                          sizeof(SigmoidLossArgs),
-                          sizeof(ScaleGradArgs),
-                          sizeof(MeanDenominatorArgs),
-                          sizeof(Plan),
-                          sizeof(Problem),
-                          sizeof(Device),
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(SigmoidLossArgs),
+                          sizeof(ScaleGradArgs),   sizeof(MeanDenominatorArgs),
+                          sizeof(MeanLossArgs),    sizeof(Plan),
+                          sizeof(Problem),         sizeof(Device),
                           sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
@@ -62,9 +61,7 @@ void choose_sigmoid_pixels_plan(const Problem* problem, const Device* device, Pl
 void choose_plan(const Problem* problem, const Device* device, Plan* plan) {
   *plan = softmax_plan_of(*problem, *device);
 }
-void choose_mean_plan(int64_t rows, const Device* device, Plan* plan) {
-  *plan = mean_denominator_plan_of(rows, *device);
-}
+void choose_mean_plan(int64_t rows, const Device* device, Plan* plan) { *plan = mean_plan_of(rows, *device); }
 int64_t bytes_of_plan(const Plan* plan, const Problem* problem) {
   return problem->images ? pixel_shared_bytes(*plan, *problem) : shared_bytes(*plan, *problem);
 }
@@ -90,8 +87,11 @@ const char* run_request(const Request* request) {
       case Kind::scaling:
         scale_grad_launch(request->scaling, request->processors, nullptr);
         break;
+      case Kind::denominator:
+        mean_denominator_launch(request->denominator, request->plan, nullptr);
+        break;
       case Kind::mean:
-        mean_denominator_launch(request->mean, request->plan, nullptr);
+        mean_loss_launch(request->mean, request->plan, nullptr);
         break;
     }
   } catch (const std::exception& e) {
@@ -139,9 +139,13 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(request.scaling.grad, buffers);
   resolve(request.scaling.grad_loss, buffers);
   resolve(request.scaling.target, buffers);
-  resolve(request.mean.target, buffers);
-  resolve(request.mean.weight, buffers);
-  resolve(request.mean.result, buffers);
+  resolve(request.denominator.target, buffers);
+  resolve(request.denominator.weight, buffers);
+  resolve(request.denominator.result, buffers);
+  resolve(request.mean.loss, buffers);
+  resolve(request.mean.denominator, buffers);
+  resolve(request.mean.mean, buffers);
+  resolve(request.mean.divisor, buffers);
   SoftmaxLossArgs& a = request.args;
   resolve(a.logits, buffers);
   resolve(a.target, buffers);

@@ -42,7 +42,8 @@ _LOGITS = (
 )
 Args = _structure(
     "Args",
-    f"{_LOGITS} pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS}, bool entropy,"
+    f"{_LOGITS} pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
+    "bool entropy,"
     "pointer grad_loss, int64 grad_loss_stride, pointer row_grad loss stats, int64 stats_stride stats_column_stride,"
     "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, float smooth",
 )
@@ -59,27 +60,32 @@ Scaling = _structure(
     "int storage, int64 rows num_classes pixels, pointer grad, int64 grad_stride grad_class_stride,"
     "pointer grad_loss, int64 grad_loss_stride, pointer target, int64 target_stride ignore_index",
 )
-Mean = _structure(
-    "Mean",
+Denominator = _structure(
+    "Denominator",
     "int64 rows num_classes, pointer target, int64 target_stride ignore_index, pointer weight, int weight_size,"
     "pointer result",
+)
+Mean = _structure(
+    "Mean",
+    "int64 rows, pointer loss, int64 loss_stride, int loss_size denominator_type, pointer denominator mean divisor",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
 Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",
-    "args args, sigmoid sigmoid, scaling scaling, mean mean, int kind processors, plan plan, int pass_ order,"
-    "int64 most_blocks",
+    "args args, sigmoid sigmoid, scaling scaling, denominator denominator, mean mean,"
+    "int kind processors, plan plan, int pass_ order, int64 most_blocks",
     args=Args,
     sigmoid=SigmoidArgs,
     scaling=Scaling,
+    denominator=Denominator,
     mean=Mean,
     plan=PlanFields,
 )
-STRUCTURES = (Args, SigmoidArgs, Scaling, Mean, PlanFields, Problem, Device, Request)
-KINDS = (Args, SigmoidArgs, Scaling, Mean)
-SOFTMAX, SIGMOID, SCALING, MEAN = range(4)
+STRUCTURES = (Args, SigmoidArgs, Scaling, Denominator, Mean, PlanFields, Problem, Device, Request)
+KINDS = (Args, SigmoidArgs, Scaling, Denominator, Mean)
+SOFTMAX, SIGMOID, SCALING, DENOMINATOR, MEAN = range(5)
 POINTERS = {name for kind in KINDS for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
@@ -135,6 +141,14 @@ def mean_denominator(plan: Plan, target: Tensor, weight: Tensor | None, num_clas
     fields = {"rows": len(target), "num_classes": num_classes, "target": target, "target_stride": target.stride(0)}
     fields |= {"ignore_index": -100, "weight": weight, "result": result}
     fields |= {"weight_size": 0 if weight is None else weight.element_size()}
+    return Launch(fields, plan=plan, kind=DENOMINATOR)
+
+
+def mean_loss(plan: Plan, loss: Tensor, denominator: Tensor, mean: Tensor, divisor: Tensor) -> Launch:
+    """The sum of the losses over the denominator into mean, and what a gradient is divided by into divisor."""
+    fields = {"rows": len(loss), "loss": loss, "loss_stride": loss.stride(0), "loss_size": loss.element_size()}
+    fields |= {"denominator_type": (torch.int64, torch.float32, torch.float64).index(denominator.dtype)}
+    fields |= {"denominator": denominator, "mean": mean, "divisor": divisor}
     return Launch(fields, plan=plan, kind=MEAN)
 
 

@@ -1,4 +1,4 @@
-// What a mean over targets divides by, in one launch of one block, or of one cluster of them.
+// What a mean over targets divides by, and the mean: each in one launch of one block, or of one cluster of them.
 #pragma once
 
 #include <type_traits>
@@ -32,6 +32,18 @@ struct alignas(16) Total {
   // Infinite terms have no rounding.
   LONGTAIL_DEVICE T value() const { return lost == lost ? sum + lost : sum; }
 };
+
+// Of all threads, in the warp that leads.
+template <typename T>
+LONGTAIL_DEVICE Total<T> joined(Joint& joint, Total<T> total) {
+  total.join_lanes();
+  const Total<T>* slots = joint.exchange(total);
+  total = {};
+  if (!joint.leads()) return total;
+  for (int i = joint.lane(); i < joint.slots(); i += kWarpSize) total.add(slots[i]);
+  total.join_lanes();
+  return total;
+}
 
 // T: of the weights, or int64_t without.
 // reads: target [R], weight [C] where a target is. writes: result [1].
@@ -73,17 +85,42 @@ mean_denominator_kernel(LONGTAIL_PARAMETER MeanDenominatorArgs a) {
       for (int k = 0; k < kTargetGroup; ++k) total.add({term[k], T(0)});
     }
   }
-  total.join_lanes();
-  const Total<T>* slots = joint.exchange(total);
-  if (joint.rank() > 0 || !joint.leads()) return;
-  total = {};
-  for (int i = joint.lane(); i < joint.slots(); i += kWarpSize) total.add(slots[i]);
-  total.join_lanes();
-  if (threadIdx.x == 0) *static_cast<T*>(a.result) = total.value();
+  const Total<T> sum = joined(joint, total);
+  if (joint.rank() == 0 && threadIdx.x == 0) *static_cast<T*>(a.result) = sum.value();
+}
+
+// T: of the losses.
+// reads: loss [R], denominator [1]. writes: mean [1], divisor [1].
+// bytes: R losses: the least there is.
+template <typename T>
+LONGTAIL_KERNEL(kTargetThreads, 1)
+mean_loss_kernel(LONGTAIL_PARAMETER MeanLossArgs a) {
+  Joint joint;
+  Total<T> total = {};
+  const auto* loss = static_cast<const T*>(a.loss);
+  const int threads = static_cast<int>(blockDim.x), tile = kTargetGroup * threads;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * tile + static_cast<int>(threadIdx.x); row < a.rows;
+       row += static_cast<int64_t>(gridDim.x) * tile) {
+    T term[kTargetGroup];
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) {
+      const int64_t at = row + k * threads;
+      term[k] = at < a.rows ? loss[at * a.loss_stride] : T(0);
+    }
+#pragma unroll
+    for (int k = 0; k < kTargetGroup; ++k) total.add({term[k], T(0)});
+  }
+  const Total<T> sum = joined(joint, total);
+  if (joint.rank() > 0 || threadIdx.x > 0) return;
+  const T denominator = a.denominator_type == Counted::integers  ? T(*static_cast<const int64_t*>(a.denominator))
+                        : a.denominator_type == Counted::float32 ? T(*static_cast<const float*>(a.denominator))
+                                                                 : T(*static_cast<const double*>(a.denominator));
+  *static_cast<T*>(a.mean) = sum.value() / denominator;
+  *static_cast<T*>(a.divisor) = denominator == T(0) ? T(INFINITY) : denominator;
 }
 
 // A cluster's further blocks take what one does not have under way at once.
-inline Plan mean_denominator_plan_of(int64_t rows, const Device& device) {
+inline Plan mean_plan_of(int64_t rows, const Device& device) {
   const int64_t blocks = ceil_div(rows, kTargetThreads * kTargetGroup);
   return {Regime::sweep, false, power_of_two(rows, kWarpSize, kTargetThreads), 0,
           power_of_two(blocks, 1, largest_cluster(device))};
@@ -93,6 +130,11 @@ inline void mean_denominator_launch(const MeanDenominatorArgs& a, const Plan& pl
   const auto kernel = a.weight_size == 0   ? mean_denominator_kernel<int64_t>
                       : a.weight_size == 4 ? mean_denominator_kernel<float>
                                            : mean_denominator_kernel<double>;
+  launch(kernel, plan.cluster, plan.threads, plan.cluster, joint_bytes(plan.threads, plan.cluster), stream, a);
+}
+
+inline void mean_loss_launch(const MeanLossArgs& a, const Plan& plan, void* stream) {
+  const auto kernel = a.loss_size == 4 ? mean_loss_kernel<float> : mean_loss_kernel<double>;
   launch(kernel, plan.cluster, plan.threads, plan.cluster, joint_bytes(plan.threads, plan.cluster), stream, a);
 }
 
