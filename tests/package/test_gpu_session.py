@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import signal
 import time
@@ -87,6 +88,20 @@ def test_what_hears_nothing_is_killed_with_what_it_started(tmp_path, monkeypatch
     state = Path(f"/proc/{done.result}/stat")
     time.sleep(0.1)
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_what_can_not_be_killed_is_left(tmp_path, monkeypatch):
+    """As a process that waits in a driver."""
+    from bench import gpu_session
+
+    monkeypatch.setattr(gpu_session, "GRACE", 0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_session, "_end", lambda *_: None)
+        body = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        stuck, later = ran([step("stuck", body, 2), step("later", "print('went on')")], tmp_path)
+    os.kill(int(stuck.result), signal.SIGKILL)
+    assert (stuck.status, later.status, later.result) == (124, 0, "went on")
+    assert stuck.seconds < 10
 
 
 def test_an_interrupted_run_leaves_no_step_behind(tmp_path, monkeypatch):
@@ -197,6 +212,20 @@ def test_what_failed_is_found_in_what_the_first_run_printed():
         "ERROR tests/a.py::test_c\nFAILED tests/a.py::test_b[cuda-(3, 10)] - again\n1 failed, 2 passed in 3 s\n"
     )
     assert failures(text) == ["tests/a.py::test_b[cuda-(3, 10)]", "tests/a.py::test_c"]
+
+
+def test_where_nothing_failed_nothing_runs_again(tmp_path, monkeypatch):
+    """pytest takes an empty list of tests for all of them."""
+    from bench import gpu_prepare
+
+    for name in ("copy_tracked", "build_wheel", "download", "rehearse"):
+        monkeypatch.setattr(gpu_prepare, name, lambda *_: None)
+    for text, there in (("3 passed in 2 s\n", False), ("FAILED tests/a.py::test_b - x\n", True)):
+        (tmp_path / "tests.txt").write_text(text)
+        folder = tmp_path / f"folder {there}"
+        folder.mkdir()
+        gpu_prepare.prepare(folder, None, tmp_path / "tests.txt", quack=False)
+        assert (folder / "failed.txt").exists() == there
 
 
 def test_an_old_library_gets_a_namespace_of_its_own(tmp_path):

@@ -142,7 +142,11 @@ def operator_options(
 ) -> tuple[Any, ...]:
     """The operators' trailing arguments, in schema order, for the same options; "entropy" may be one of them."""
     fixed = {"ignore_index": ignore_index, "cross_entropy_coefficient": cross_entropy_coefficient}
-    return tuple(softmax_options(**{"entropy": True, **opts, **fixed, "softcap": opts.get("softcap") or 0.0}).for_classes(classes))
+    return tuple(
+        softmax_options(**{"entropy": True, **opts, **fixed, "softcap": opts.get("softcap") or 0.0}).for_classes(
+            classes
+        )
+    )
 
 
 def scalings(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
