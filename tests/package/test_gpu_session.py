@@ -146,6 +146,15 @@ def test_the_table_of_steps():
             assert not any(s.name.startswith("bench: ") and s.group for s in steps), "nothing beside what is timed"
 
 
+def test_the_first_run_has_every_file_with_tests_for_a_gpu():
+    from bench.gpu_steps import FIRST
+
+    found = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.glob("tests/*/test_*.py")}
+    for_a_gpu = {name for name, text in found.items() if re.search(r"pytest\.mark\.gpu\b|import .*\bGPU\b", text)}
+    assert len(for_a_gpu) > 10
+    assert for_a_gpu == {word for step in FIRST for word in step.words if word.startswith("tests/")}
+
+
 def test_every_command_of_the_steps_is_one():
     """Without running it: sections parse their options, and test files, tools and filters are what they should be."""
     import bench.__main__ as bench
