@@ -142,6 +142,34 @@ def test_instructions_an_element(kind: str, pass_: int, functions: dict[str, str
 
 
 @needs_nvcc
+def test_short_rows_are_finished_together(functions: dict[str, str]) -> None:
+    """The loop over a warp's rows, of 32 elements a lane each, holds nothing of a row's end, such as its logarithm."""
+    for storage in VECTORS:
+        (body,) = (body for name, body in functions.items() if mangled("warp_rows", storage, "0", LOSS) in name)
+        without, with_entropy = loops(body, 32)
+        assert "MUFU.LG2" in body
+        assert "MUFU.LG2" not in [*without, *with_entropy], storage
+        assert len(without) <= 8 * 32, storage
+        assert len(with_entropy) <= 9.5 * 32, storage
+
+
+@needs_nvcc
+@pytest.mark.parametrize(("pass_", "half", "single"), [(LOSS, 20.0, 20.0), (BACKWARD, 22.0, 23.0)])
+def test_instructions_an_element_of_sigmoid_focal_loss(
+    pass_: int, half: float, single: float, functions: dict[str, str]
+) -> None:
+    """Class targets, gamma 2, no weights: one exponential, one reciprocal and the series of a logarithm an element."""
+    for storage, count in VECTORS.items():
+        (body,) = (body for name, body in functions.items() if mangled("sigmoid_rows", storage, "0", pass_) in name)
+        found = []
+        for way in loops(body, count):
+            elements = way.count("MUFU.RCP")
+            if elements == way.count("MUFU.EX2") and way.count("FFMA") > 3 * elements:
+                found.append(len(way) / elements)
+        assert min(found) <= (single if storage == "float" else half), (storage, found)
+
+
+@needs_nvcc
 def test_bytes_under_way(library: Path, functions: dict[str, str]) -> None:
     """A multiprocessor of sm_90 reads 64 KiB at a time in the loops of long rows, by blocks of 256 threads."""
     used = dict(re.findall(r"Function (\w+):\s+REG:(\d+)", cuobjdump("-res-usage", "-arch", "sm_90", library)))

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtail.options import SOFTMAX_NUMBERS
+
 from . import build
 
 STORAGES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS, BACKWARD, LOSS_AND_GRAD, ACCUMULATE, APPLY = range(5)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
-_ARGUMENTS = torch.ops.longtail.softmax_loss.default._schema.arguments
-NUMBERS = " ".join(x.name for x in _ARGUMENTS if str(x.type) == "float")  # in the order of LossOptions
+NUMBERS = " ".join(SOFTMAX_NUMBERS)  # in the order of LossOptions
 
 
 def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
