@@ -29,7 +29,7 @@ SECTIONS = {
     "memory": Section("losses", "peak memory of the losses of cpu, without times"),
     "prediction": Section("prediction", "on paper: vocabulary-parallel cross-entropy at 8 to 512 ranks"),
     "kernels": Section("kernels", "the CUDA operators alone, beside those of another build"),
-    "smoke": Section("smoke", "no times: every operator in every mode on a GPU, compared with the CPU"),
+    "smoke": Section("smoke", "no times: both families in every gradient mode on a GPU, compared with the CPU"),
     "gpu-session": Section("gpu_session", "all that needs a GPU: tests, compute-sanitizer, timings"),
 }
 

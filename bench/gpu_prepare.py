@@ -69,8 +69,9 @@ def prepare(folder: Path, old: Path | None, failed: Path | None, *, quack: bool)
         pack_quack(folder / "quack.tar.xz")
     if old is not None:
         (folder / "old.so").write_bytes(renamed(library_of(old)))
-    if failed is not None:
-        (folder / "failed.txt").write_text("".join(f"{test}\n" for test in failures(failed.read_text("utf-8"))))
+    again = [] if failed is None else failures(failed.read_text("utf-8"))
+    if again:  # an empty file would name every test
+        (folder / "failed.txt").write_text("".join(f"{test}\n" for test in again), encoding="utf-8")
     (folder / "run.sh").write_text(RUN.format(commit=provenance.commit()))
     rehearse(folder)
     sizes = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -104,7 +104,7 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _watch(running: Sequence[Running]) -> dict[str, tuple[int, float]]:
-    """Exit status and seconds of each; after its deadline a step is interrupted, then killed, and its status is 124."""
+    """Exit status and seconds of each; after its deadline a step is interrupted, killed, left; its status is 124."""
     ended: dict[str, tuple[int, float]] = {}
     interrupted: set[str] = set()
     while len(ended) < len(running):
@@ -116,6 +116,8 @@ def _watch(running: Sequence[Running]) -> dict[str, tuple[int, float]]:
             if status is not None:
                 ended[step.name] = 124 if step.name in interrupted else status, time.monotonic() - began
                 _end(process, signal.SIGKILL)  # what it may have left behind
+            elif late > 2 * GRACE:  # a driver that hangs keeps what was killed: the other steps do not wait for it
+                ended[step.name] = 124, time.monotonic() - began
             elif late > GRACE:
                 _end(process, signal.SIGKILL)
             elif late > 0 and step.name not in interrupted:

@@ -107,6 +107,12 @@ FIRST = (
         **EAGER,
     ),
     _tests(
+        "means and sums over chunks",
+        f"{CONTRACT}/test_means.py {CONTRACT}/test_linear_drift.py tests/cuda/test_mean_denominator.py",
+        "not triton",
+        110,
+    ),
+    _tests(
         "Triton, a sample",
         f"{CONTRACT}/test_softmax_operators.py {CONTRACT}/test_sigmoid_operators.py",
         "gpu_triton and every_option and mixed and not mixed_square",

@@ -1,4 +1,4 @@
-"""Every operator in every gradient mode on a GPU, compared with plain PyTorch on the CPU.
+"""Both families of losses in every gradient mode on a GPU, compared with plain PyTorch on the CPU.
 
 One shape for each way to take a row, or a pixel; few rows, so that compute-sanitizer, which slows kernels down a
 hundredfold, can run it.

@@ -145,3 +145,18 @@ def test_float16_linear_loss_and_gradient_scaler_do_not_underflow(mode: str) -> 
         grads.append(torch.autograd.grad(loss * 65536, w)[0].double())
     assert (grads[1] - grads[0]).abs().max() < 2.0**-8 * grads[0].abs().max()
     assert (grads[1] - grads[0])[1:].norm() < 2.0**-7 * grads[0][1:].norm()
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=cases.name)
+@pytest.mark.parametrize("mode", ["forward", "inplace"])
+@pytest.mark.parametrize("loss", [softmax, sigmoid])
+def test_a_kept_gradient_is_the_same_whatever_torchs_default_dtype_is(loss: Any, mode: str, default: Any) -> None:
+    """A number of rows is an integer, of which arithmetic with Python's numbers makes that dtype."""
+    of = loss(torch.arange(1234) % 5)
+    z = torch.randn(1234, 5, generator=cases.generator(7)).half()
+    expected = gradient(of, z, mode)
+    torch.set_default_dtype(default)
+    try:
+        assert_same(gradient(of, z, mode), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import signal
 import time
 import types
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import longtail
-from longtail.experiments import provenance
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -89,6 +88,20 @@ def test_what_hears_nothing_is_killed_with_what_it_started(tmp_path, monkeypatch
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+def test_what_can_not_be_killed_is_left(tmp_path, monkeypatch):
+    """As a process that waits in a driver."""
+    from bench import gpu_session
+
+    monkeypatch.setattr(gpu_session, "GRACE", 0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_session, "_end", lambda *_: None)
+        body = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        stuck, later = ran([step("stuck", body, 2), step("later", "print('went on')")], tmp_path)
+    os.kill(int(stuck.result), signal.SIGKILL)
+    assert (stuck.status, later.status, later.result) == (124, 0, "went on")
+    assert stuck.seconds < 10
+
+
 def test_an_interrupted_run_leaves_no_step_behind(tmp_path, monkeypatch):
     from bench import gpu_session
 
@@ -129,6 +142,15 @@ def test_the_table_of_steps():
         if LIMITS[name] is not None:
             assert sum(seconds.values()) <= LIMITS[name]
             assert not any(s.name.startswith("bench: ") and s.group for s in steps), "nothing beside what is timed"
+
+
+def test_the_first_run_has_every_file_with_tests_for_a_gpu():
+    from bench.gpu_steps import FIRST
+
+    found = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.glob("tests/*/test_*.py")}
+    for_a_gpu = {name for name, text in found.items() if re.search(r"pytest\.mark\.gpu\b|import .*\bGPU\b", text)}
+    assert len(for_a_gpu) > 10
+    assert for_a_gpu == {word for step in FIRST for word in step.words if word.startswith("tests/")}
 
 
 def test_every_command_of_the_steps_is_one():
@@ -177,49 +199,6 @@ def test_without_a_gpu_nothing_runs(tmp_path, capsys):
     assert stop.value.code == 1
     assert capsys.readouterr().err == "bench gpu-session: no CUDA device\n"
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
-    import bench.__main__ as bench
-
-    (tmp_path / "mine").write_text("")
-    with pytest.raises(SystemExit) as stop:
-        bench.main(["gpu-session", "--prepare", str(tmp_path)])
-    assert (stop.value.code, len(list(tmp_path.iterdir()))) == (1, 1)
-    assert "is not empty" in capsys.readouterr().err
-
-
-def test_what_failed_is_found_in_what_the_first_run_printed():
-    from bench.gpu_prepare import failures
-
-    text = (
-        "=== tests: rows: python -m pytest\nFAILED tests/a.py::test_b[cuda-(3, 10)] - AssertionError: x - y\n"
-        "ERROR tests/a.py::test_c\nFAILED tests/a.py::test_b[cuda-(3, 10)] - again\n1 failed, 2 passed in 3 s\n"
-    )
-    assert failures(text) == ["tests/a.py::test_b[cuda-(3, 10)]", "tests/a.py::test_c"]
-
-
-def test_an_old_library_gets_a_namespace_of_its_own(tmp_path):
-    from bench.gpu_prepare import CannotPrepare, library_of, renamed
-
-    wheel = tmp_path / "old.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("longtail/_C_cuda13.so", b"x\0longtail_cuda\0softmax_loss\0")
-    assert renamed(library_of(wheel)) == b"x\0longtail_past\0softmax_loss\0"
-    with pytest.raises(CannotPrepare, match="stands 0 times"):
-        renamed(b"longtail_cudas")
-
-
-def test_the_commit_of_an_installed_package_is_what_it_is_told(monkeypatch):
-    monkeypatch.setenv("LONGTAIL_COMMIT", "abc1234")
-    monkeypatch.setattr(provenance, "output_of", lambda *_: "")
-    assert provenance.commit() == "abc1234"
-    monkeypatch.delenv("LONGTAIL_COMMIT")
-    assert provenance.commit() == "unknown"
-    answers = {"ls-files": "provenance.py", "status": "", "rev-parse": "fed9876"}
-    monkeypatch.setattr(provenance, "output_of", lambda _, command, *__: answers[command])
-    monkeypatch.setenv("LONGTAIL_COMMIT", "abc1234")
-    assert provenance.commit() == "fed9876", "a checkout speaks for itself"
 
 
 @pytest.mark.parametrize("family", ["softmax", "sigmoid"])

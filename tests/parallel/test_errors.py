@@ -66,6 +66,13 @@ def test_ranks_that_each_pass_all_classes(ranks: Ranks, num_classes: int | None,
         assert text in results[0][1]
 
 
+def test_weights_of_two_dtypes(ranks: Ranks) -> None:
+    text = "dtype of linear_weight: torch.float32 on rank 0, torch.bfloat16 on rank 1"
+    for kind, said in ranks.run(2, rank_cases.weights_of_two_dtypes):
+        assert kind == "ArgumentValueError"
+        assert text in said
+
+
 def test_no_process_group() -> None:
     with pytest.raises(ValueError, match="init_process_group"):
         longtail.vocab_parallel_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))

@@ -140,9 +140,13 @@ def to_float64(opts: Options) -> Options:
 def operator_options(
     classes: int, opts: Options, ignore_index: int = IGNORE, cross_entropy_coefficient: float = 1.0
 ) -> tuple[Any, ...]:
-    """The operators' trailing arguments, in schema order, for the same options."""
-    fixed = {"ignore_index": ignore_index, "cross_entropy_coefficient": cross_entropy_coefficient, "entropy": True}
-    return tuple(softmax_options(**{**opts, **fixed, "softcap": opts.get("softcap") or 0.0}).for_classes(classes))
+    """The operators' trailing arguments, in schema order, for the same options; "entropy" may be one of them."""
+    fixed = {"ignore_index": ignore_index, "cross_entropy_coefficient": cross_entropy_coefficient}
+    return tuple(
+        softmax_options(**{"entropy": True, **opts, **fixed, "softcap": opts.get("softcap") or 0.0}).for_classes(
+            classes
+        )
+    )
 
 
 def scalings(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:

@@ -128,6 +128,14 @@ def all_weights_on_every_rank(group: Any, num_classes: int | None) -> tuple[str,
     return raised_by(lambda: longtail.vocab_parallel_linear_cross_entropy(*data, group=group, num_classes=num_classes))
 
 
+def weights_of_two_dtypes(group: Any) -> tuple[str, str]:
+    """Under autocast, which would take either: how many chunks there are depends on it."""
+    weight = torch.randn(4, 3).to(torch.float32 if dist.get_rank(group) == 0 else torch.bfloat16)
+    data = (torch.randn(6, 3), weight, torch.arange(6) % 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return raised_by(lambda: longtail.vocab_parallel_linear_cross_entropy(*data, group=group, num_classes=8))
+
+
 def calls_after_a_mistake(group: Any) -> None:
     """A mistake that every rank makes leaves the group in order."""
     logits, target = torch.randn(4, 3), torch.tensor([0, 5, 3, 1])

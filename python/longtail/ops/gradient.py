@@ -76,7 +76,7 @@ def shares(divisor: Tensor | None, size: Size | None, dtype: torch.dtype, device
         if not torch.compiler.is_compiling():
             number = 2.0 ** math.floor(min(max(TOP - math.log2(size), -126), 127)) if size > 0 else 1.0
             factor = torch.full((), number, dtype=dtype, device=device)
-            return Shares(factor, factor if divisor is None else divisor * number)
+            return Shares(factor, factor if divisor is None else divisor * factor)
         size = torch.full((), size, dtype=dtype, device=device)
     factor = (TOP - size.log2()).floor().clamp(-126, 127).exp2()
     return Shares(factor, factor if divisor is None else divisor * factor)
