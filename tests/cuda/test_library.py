@@ -143,7 +143,7 @@ def test_instructions_an_element(kind: str, pass_: int, functions: dict[str, str
 
 @needs_nvcc
 def test_short_rows_are_finished_together(functions: dict[str, str]) -> None:
-    """The loop over a warp's rows, 32 elements a lane each, has nothing of a row's end, such as the store of its loss."""
+    """The loop over a warp's rows, of 32 elements a lane, has nothing of a row's end, such as the store of its loss."""
     for storage in VECTORS:
         (body,) = (body for name, body in functions.items() if mangled("warp_rows", storage, "0", LOSS) in name)
         without, with_entropy = loops(body, 32)
