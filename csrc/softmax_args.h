@@ -29,7 +29,7 @@ struct SoftmaxLossFields {
 #undef LONGTAIL_FIELD
   int64_t ignore_index;
   LossOptions<S> options;
-  bool entropy;        // whether t is wanted without complement entropy too; else it may be 0
+  bool entropy;        // whether t is wanted without complement entropy too; else it may be any number
   const T* grad_loss;  // [R]; stride 0 when one value serves all rows; not read by Pass::loss
   int64_t grad_loss_stride;
   const T* row_grad;  // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone

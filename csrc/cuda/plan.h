@@ -50,7 +50,8 @@ constexpr int kLongestUnaligned = 256;
 // Elements per lane, if the warp is wide enough: what each lane does for a row beside them takes as long as 6 elements.
 constexpr int kPerLane = 16;
 constexpr int kWarpThreads = 128;
-// What a thread takes at a time: two 16-byte loads, or 8 single elements.
+// What a thread takes at a time: two 16-byte loads, or 8 single elements. Of plain rows: kPlainGroup of
+// plain_chunk.cuh.
 constexpr int group_of(int count) { return count > 1 ? 2 : 8; }
 // At most, of a row's block. Small ones share a multiprocessor and hide each other's ends.
 constexpr int kBlockThreads = 256;
@@ -72,7 +73,7 @@ LONGTAIL_INLINE constexpr int warp_resident(int count, bool extras, Pass pass) {
 constexpr int kBatch = 8;
 constexpr int kBatchedWarps = 32;
 // Elements of a row that each of its threads should have: its own start, its share of the joins and of the end are some
-// 250 instructions, as many as 16 elements take.
+// 250 instructions, as many as 40 elements take.
 constexpr int kPerThread = 64;
 // Blocks on a multiprocessor: with three, one computes while the others read and write.
 constexpr int kOverlapping = 3;

@@ -10,8 +10,8 @@ constexpr int kScaleThreads = 256;
 constexpr int kScaleGroup = 4;  // vectors of a thread that are under way together
 template <int kCount>
 constexpr int kShortGroup = kCount > 1 ? kScaleGroup : 2 * kScaleGroup;
-constexpr int kLongestShort =
-    1024;  // bytes of a row whose threads would have little more than the edges of its vectors
+// Bytes of a row whose threads would have little more than the edges of its vectors.
+constexpr int kLongestShort = 1024;
 
 // Vectors [first, end) of a row's body, `step` apart.
 template <typename Z, int kCount>
@@ -62,9 +62,9 @@ scale_grad_kernel(LONGTAIL_PARAMETER ScaleGradArgs a, int lanes, int64_t parts) 
 }
 
 // Rows that are too short for threads of their own, without gaps: a vector, of no more elements than a row has, is of
-// one row or of two. reads: factor [N], and target [N] where it is not 1; grad [N, C] once, except for vectors that
-// stay as they are.
-//   writes: grad, likewise.
+// one row or of two.
+// reads: factor [N], and target [N] where it is not 1; grad [N, C] once, except for vectors that stay as they are.
+// writes: grad, likewise.
 // bytes: 4 where one factor of 1 serves all rows, 4 N where each is 1, else 2 N C s and at most 12 N.
 template <typename Z, int kCount>
 LONGTAIL_KERNEL(kScaleThreads, 4)

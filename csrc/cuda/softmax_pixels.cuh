@@ -8,9 +8,8 @@ namespace longtail {
 namespace gpu {
 
 // `lanes` vectors of pixels per block, of which blockDim.x / lanes threads share the classes.
-// grid: a block for each, at most 2^30, which go on to the pixels beyond. Sweeps: one for the stats (unless
-// `backward`),
-//   one for the gradient (unless `loss`), in reverse.
+// grid: a block for each, at most 2^30, which go on to the pixels beyond.
+// Sweeps: one for the stats (unless `backward`), one for the gradient (unless `loss`), in reverse.
 // reads: logits [N, C, P] once per sweep, or once where they are kept; target; per pixel weight and margin of its
 //   target, the sample weight, the upstream gradient (unless `loss`), the stats (`backward`); class_bias and, with
 //   label smoothing, weight [C] per thread, from cache; with label smoothing, the target's logit once more.

@@ -52,14 +52,13 @@ struct SweptPlainRow {
   }
 };
 
-// reads: logits [N, C] once per sweep, ignored rows never; target; per row the target's logit, weight, bias, margin,
-// the
-//   sample weight, the upstream gradient (unless `loss`), the stats [N, 5] (`backward`) or row_grad [N, 5] (`apply`);
-//   class_bias and, with label smoothing, weight [C] per row, from cache.
+// reads: logits [N, C] once per sweep, ignored rows never; target;
+//   per row the target's logit, weight, bias, margin, the sample weight, the upstream gradient (unless `loss`), the
+//   stats [N, 5] (`backward`) or row_grad [N, 5] (`apply`); class_bias and, with label smoothing, weight [C] per row,
+//   from cache.
 // writes: loss [N] (but for shards) and stats [N, 5]; grad [N, C] (may be the logits' own memory but for `backward`).
-// bytes: N C s (loss, accumulate) or 2 N C s (backward, apply) for elements of s bytes, the least there is; 3 N C s
-// with
-//   both sweeps, of which the rows in flight find as much in the L2 cache as fits there; some 40 N.
+// bytes: N C s (loss, accumulate) or 2 N C s (backward, apply) for elements of s bytes, the least there is;
+//   3 N C s with both sweeps, of which the rows in flight find as much in the L2 cache as fits there; some 40 N.
 template <typename Z, int kCount, bool kExtras, typename PassOf>
 LONGTAIL_KERNEL(kBlockThreads, resident_of(kCount > 1, kExtras, PassOf()))
 sweep_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, PassOf fixed) {
