@@ -68,7 +68,7 @@ LONGTAIL_INLINE constexpr int warp_resident(int count, bool extras, Pass pass) {
 }
 // Rows that a team of lanes finishes together: their own arithmetic, some 250 instructions, is then done once for all
 // of them; but no more than leave every multiprocessor kBatchedWarps warps. With both passes a row is read twice, the
-// second time from the first-level cache.
+// second time from cache.
 constexpr int kBatch = 8;
 constexpr int kBatchedWarps = 32;
 // Elements of a row that each of its threads should have: its own start, its share of the joins and of the end are some
