@@ -67,6 +67,13 @@ def test_few_rows_are_spread_over_the_multiprocessors() -> None:
     assert [plan.cluster > 1 for plan in plans] == [True, False]
 
 
+def test_many_short_rows_are_taken_together() -> None:
+    """As long as every multiprocessor has warps enough."""
+    rows = (1, 4096, 32768, 2**20)
+    plans = [harness.plan_of(Problem(LOSS, 2, n, 1000, True, True, False), DEVICES["H200"]) for n in rows]
+    assert [plan.batch for plan in plans] == [1, 1, 4, 8]
+
+
 def image_problems() -> Iterator[Any]:
     for pass_ in (LOSS, BACKWARD, LOSS_AND_GRAD):
         for classes in (0, 1, 2, 5, 19, 21, 80, 150, 1203, 5000, 128256, 2**24 - 1):

@@ -38,10 +38,15 @@ FAULTS = {
 
 
 def batch(
-    plans: Plans, classes: int, dtype: torch.dtype = torch.float32, layout: str = "contiguous", rows: int = 6
+    plans: Plans,
+    classes: int,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    rows: int = 6,
+    option_set: str = "mixed",
 ) -> Batch:
     logits, target = random_case((rows, classes), dtype)
-    return SoftmaxBatch(plans, (logits, target), cases.options("mixed", classes, target, dtype), layout=layout)
+    return SoftmaxBatch(plans, (logits, target), cases.options(option_set, classes, target, dtype), layout=layout)
 
 
 def image_batch(
@@ -75,9 +80,13 @@ def address_batches() -> Iterable[Batch]:
         ):
             for dtype in harness.STORAGES:
                 yield batch(plans, classes, dtype, layout, rows=3)
+        for classes in (31, 1000, 5001):  # of these, whole chunks in few threads alone
+            for dtype in harness.STORAGES:
+                yield batch(plans, classes, dtype, "offset", 3, "plain")
     for dtype in harness.STORAGES:
-        yield batch(in_warp(32, vector=True), 128, dtype)
-        yield batch(in_warp(8), 101, dtype, "offset")
+        for option_set in ("plain", "mixed"):
+            yield batch(in_warp(32, vector=True, batch=4), 128, dtype, option_set=option_set)
+            yield batch(in_warp(8, batch=8), 101, dtype, "offset", option_set=option_set)
         yield batch(in_warp(32), 1, dtype, "row_stride")
 
 
@@ -90,8 +99,11 @@ THREAD_BATCHES = {
     "kept_2": lambda: batch(kept(2), 300),
     "kept_4": lambda: batch(kept(4, threads=32), 300, torch.float16, "offset"),
     "single_elements": lambda: batch(swept(2, vector=False), 100),
-    "warp": lambda: batch(in_warp(32, vector=True), 100),
-    "part_of_a_warp": lambda: batch(in_warp(8), 100, torch.float16),
+    "warp": lambda: batch(in_warp(32, vector=True, batch=4), 100),
+    "part_of_a_warp": lambda: batch(in_warp(8, batch=8), 100, torch.float16),
+    "plain": lambda: batch(swept(2, threads=32), 5001, torch.bfloat16, "offset", option_set="plain"),
+    "plain_kept": lambda: batch(kept(2, threads=32), 3001, layout="offset", option_set="plain"),
+    "plain_warp": lambda: batch(in_warp(8, vector=True, batch=2), 64, torch.float16, option_set="plain"),
     "images": lambda: image_batch(over_pixels(8), (2, 19, 72), option_set="mixed"),
     "images_kept": lambda: image_batch(over_pixels(8, kept=True), (2, 19, 72), torch.bfloat16),
     "single_pixels": lambda: image_batch(over_pixels(32, vector=False), (3, 19, 35), torch.float16),

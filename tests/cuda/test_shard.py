@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,24 @@ def test_a_shard_without_classes(plan: Plan) -> None:
     assert_same(stats, expected)
     tail = cases.operator_options(0, {"label_smoothing": 1.0})
     harness.run([softmax_launch(APPLY, plan, logits, target, tail, grad=logits.clone(), row_grad=torch.randn(6, 5))])
+
+
+@pytest.mark.parametrize("flavour", ["address", "thread"])
+def test_sanitizers_find_nothing(flavour: str, tmp_path: Path) -> None:
+    requests = []
+    for plan in PLANS.values():
+        for classes, option_set in ((3, "mixed"), (1000, "plain"), (4099, "plain")):
+            logits, target = shard_case(classes, torch.bfloat16)
+            tail = cases.operator_options(classes, cases.options(option_set, classes, target, torch.bfloat16))
+            row_grad = torch.randn(6, 5, generator=cases.generator(2)) * torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+            z = cases.LAYOUTS["offset"](logits)
+            written = cases.LAYOUTS["offset"](logits)
+            requests += [
+                softmax_launch(ACCUMULATE, plan, z, target, tail, stats=harness.poisoned((6, 5))),
+                softmax_launch(APPLY, plan, z, target, tail, grad=cases.LAYOUTS["offset"](logits), row_grad=row_grad),
+                softmax_launch(APPLY, plan, written, target, tail, grad=written, row_grad=row_grad),
+            ]
+    harness.run_apart(build.linked(flavour), requests, tmp_path)
 
 
 def test_a_target_of_no_shard_trips_an_assertion() -> None:

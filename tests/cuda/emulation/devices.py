@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import build, harness
-from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, WARP, Device, Plan, Problem
+from .harness import ACCUMULATE, APPLY, BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, WARP, Device, Plan, Problem
 
 KB = 1024
 # compute capability, multiprocessors, shared memory of a block and of a multiprocessor
@@ -20,8 +20,8 @@ DEVICES = {
     "RTX 5090": Device(120, 170, 99 * KB, 100 * KB),
 }
 CLUSTER = {"A100": 1, "L40": 1, "H200": 16, "B200": 16, "RTX 5090": 8}  # the largest that it has
-CLASSES = [1, 2, 31, 127, 256, 257, 512, 1000, 1024, 1025, 4096, 5003, 32000, 50257, 128256, 2**20, 2**22, 2**29]
-PASSES = (LOSS, BACKWARD, LOSS_AND_GRAD)
+CLASSES = [0, 1, 2, 31, 127, 256, 257, 512, 1000, 1024, 1025, 4096, 5003, 32000, 50257, 128256, 2**20, 2**22, 2**29]
+PASSES = (LOSS, BACKWARD, LOSS_AND_GRAD, ACCUMULATE, APPLY)
 
 
 def constant(name: str) -> int:
@@ -53,12 +53,15 @@ def assert_can_run(problem: Any, plan: Plan, device: str) -> None:
         assert plan.threads <= constant("kWarpThreads")
         assert is_power_of_two(plan.lanes)
         assert plan.lanes <= 32
+        assert is_power_of_two(plan.batch)
+        assert plan.batch <= plan.lanes, "each row of a batch has a lane"
+        assert problem.pass_ not in (ACCUMULATE, APPLY), "no warp has a shard's rows"
         assert problem.num_classes <= plan.lanes * (32 if plan.vector else 16), "a row is in its lanes' registers"
         assert problem.aligned or not plan.vector
         assert plan.cluster == 1
     else:
         assert plan.threads <= constant("kBlockThreads")
-        assert problem.alike or problem.pass_ == LOSS or not plan.vector
+        assert problem.alike or problem.pass_ in (LOSS, ACCUMULATE) or not plan.vector
     if plan.regime == SHARED:
         assert problem.pass_ == LOSS_AND_GRAD
         assert plan.vector

@@ -106,8 +106,8 @@ def kept(cluster: int = 1, threads: int = 64) -> Plans:
     return Plans(sweep, sweep, Plan(SHARED, True, threads, cluster=cluster))
 
 
-def in_warp(lanes: int, vector: bool = False) -> Plans:
-    plan = Plan(WARP, vector, 64, lanes=lanes)
+def in_warp(lanes: int, vector: bool = False, batch: int = 1) -> Plans:
+    plan = Plan(WARP, vector, 64, lanes=lanes, batch=batch)
     return Plans(plan, plan, plan)
 
 
@@ -127,7 +127,7 @@ REGIMES: dict[str, Plans] = {
     "single_elements_wide": swept(2, vector=False),
     **{f"kept_{n}": kept(n) for n in (1, 2, 4, 8, 16)},
     "warp": in_warp(32),
-    "warp_of_vectors": in_warp(32, vector=True),
+    "warp_of_vectors": in_warp(32, vector=True, batch=4),
 }
 # Pixels of whole groups, and single ones.
 PIXELS: dict[str, Plans] = {
@@ -167,7 +167,8 @@ def emulated(plans: dict[str, Plans], *names: str) -> dict[str, Plans]:
 
 
 def warps(classes: int, dtype: torch.dtype) -> list[Plans]:
-    """The least and the most lanes for single elements, and for vectors if rows are made of them."""
+    """The least and the most lanes for single elements, and for vectors if rows are made of them; rows alone, and as
+    many together as a team of lanes may have."""
     held = {True: 32, False: 16}
     per_vector = 16 // dtype.itemsize
     plans = []
@@ -175,4 +176,5 @@ def warps(classes: int, dtype: torch.dtype) -> list[Plans]:
         fitting = [n for n in (1, 2, 4, 8, 16, 32) if n * held[vector] >= classes]
         if fitting and not (vector and classes % per_vector):
             plans += [in_warp(n, vector) for n in {fitting[0], 32}]
+            plans += [in_warp(n, vector, batch=min(n, 8)) for n in {fitting[0], 32} if n > 1]
     return plans
