@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
@@ -202,3 +203,37 @@ def test_inconsistent_arguments_raise(case: str) -> None:
     kinds = RuntimeError if name in SHARD else (RuntimeError, ValueError, IndexError, TypeError)
     with pytest.raises(kinds, match=r"expected|contiguous" if name in SHARD else None):
         getattr(ops, name)(*args)
+
+
+class AsksForEntropy(TorchDispatchMode):
+    """What softmax operators are told of ``entropy``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[bool] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [argument.name for argument in op._schema.arguments]
+        if "entropy" in names:
+            self.told.add(args[names.index("entropy")])
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("asks", [True, False], ids=["stats", "loss"])
+def test_who_returns_statistics_asks_for_entropy(asks: bool, mode: str) -> None:
+    """Else kernels on a GPU may leave it out; those of the CPU never do."""
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(3, 3)
+    how: dict[str, Any] = {"gradient": mode, "return_stats": asks}
+    module = longtail.CrossEntropyLoss(**how)  # which tries its options
+    losses = {
+        "rows": lambda: longtail.cross_entropy(x * 1.0, TARGET, **how),
+        "images": lambda: longtail.cross_entropy((x * 1.0).view(2, 3, 2), TARGET.view(2, 2), **how),
+        "module": lambda: module(x * 1.0, TARGET),
+        "linear": lambda: longtail.linear_cross_entropy(x, weight, TARGET, **how),
+    }
+    for name, loss in losses.items():
+        with AsksForEntropy() as seen:
+            found = loss()
+            torch.autograd.grad(found[0] if asks else found, x)
+        assert seen.told == {asks}, name
