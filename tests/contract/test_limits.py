@@ -42,6 +42,8 @@ INTERPRETED_DTYPES = tuple(FACTOR)
         *over(TRITON, [(0, 9), (0, 9, 3)], HALVES, [True]),
         *over(TRITON, [(0, 4099), (0, 70, 1)], [torch.float32], [True]),
         *over(ROWS, [(0, 2), (0, 9), (0, 259)], STORAGES, [False]),
+        *over(emulated(REGIMES, "warp_of_vectors"), [(0, 8), (0, 256)], STORAGES, [False]),
+        *over(emulated(REGIMES, "block", "kept_2"), [(0, 5003)], STORAGES, [True]),  # whole chunks
         *over(PIXELS, [(0, 2, 8), (0, 9, 8), (0, 70, 8)], STORAGES, [False]),
     ],
 )
