@@ -19,13 +19,15 @@ from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
 ops = torch.ops.longtail
-# Rows, classes, dtype: the lanes of a warp, one block, clusters of 2 to 16 blocks, rows beyond all shared memory, and
-# rows that are fewer than the multiprocessors.
+# Rows, classes, dtype: the lanes of a warp, alone and in batches of rows, one block, clusters of 2 to 16 blocks, rows
+# beyond all shared memory, and rows that are fewer than the multiprocessors.
 SHAPES = [
     (5000, 1, torch.float32),
     (3001, 10, torch.bfloat16),
     (3001, 127, torch.float16),
     (1000, 1000, torch.bfloat16),
+    (140_003, 128, torch.float16),
+    (35_001, 1000, torch.bfloat16),
     (999, 1001, torch.bfloat16),
     (1000, 5000, torch.float32),
     (400, 50257, torch.bfloat16),
@@ -71,10 +73,11 @@ def results(up: Tensor, logits: Tensor, target: Tensor, tail: tuple[object, ...]
 
 
 def truth(up: Tensor, logits: Tensor, target: Tensor, tail: tuple[object, ...]) -> list[Tensor]:
-    """Loss and gradient of each counted row in float64, a few rows at a time."""
+    """Loss and gradient of each counted row in float64, a few rows or a million logits at a time."""
     vectors = [x.double() if isinstance(x, Tensor) else x for x in tail]
     losses, grads = [], []
-    for z, g, v, u in zip(*(x.split(8) for x in (logits, target, vectors[3], up)), strict=True):
+    few = max(8, 2**20 // logits.shape[1])
+    for z, g, v, u in zip(*(x.split(few) for x in (logits, target, vectors[3], up)), strict=True):
         options = (*vectors[:3], v, *vectors[4:])
         with longtail.use_backend("reference"):
             loss, _, grad = ops.softmax_loss_and_grad(u.double(), z.double(), g, *options)
