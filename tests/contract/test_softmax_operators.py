@@ -148,29 +148,6 @@ def test_options_of_half_types(kernels: Kernels, shape: tuple[int, ...], option_
 
 
 @pytest.mark.parametrize(
-    ("kernels", "shape", "option_set", "dtype"),
-    [
-        *over(CPU, [CPU_ROWS[1], CPU_IMAGES[1]], ("plain",), cases.DTYPES),
-        *(
-            x
-            for s, dtype in product(((8, 3), (5, 127), (3, 1000)), STORAGES)
-            for x in over(lanes(*s, dtype), [s], ("plain", "smoothing_weight"), [dtype])
-        ),
-        *over(
-            emulated(REGIMES, "block", "cluster_2", "single_elements", "kept_1", "kept_2"),
-            *([(5, 127), (3, 1000), (2, 5000)], ("plain", "smoothing_weight"), STORAGES),
-        ),
-        *over(GPU, GPU_ROWS, ("plain", "smoothing_weight"), FLOATS),
-    ],
-)
-def test_without_entropy(kernels: Kernels, shape: tuple[int, ...], option_set: str, dtype: torch.dtype) -> None:
-    """As losses are computed where nobody asks for statistics: in sums of their own."""
-    logits, target = random_case(shape, dtype)
-    options = {"entropy": False, **cases.options(option_set, shape[1], target, dtype)}
-    check(SoftmaxBatch(kernels, (logits, target), options))
-
-
-@pytest.mark.parametrize(
     ("kernels", "shape", "gamma", "margin"),
     [
         *over(CPU, [(4, 19), (1, 30, 40)], cases.GAMMAS, cases.MARGINS),
