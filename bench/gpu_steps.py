@@ -108,7 +108,8 @@ FIRST = (
     ),
     _tests(
         "means and sums over chunks",
-        f"{CONTRACT}/test_means.py {CONTRACT}/test_linear_drift.py tests/cuda/test_mean_denominator.py",
+        f"{CONTRACT}/test_means.py {CONTRACT}/test_linear_drift.py {CONTRACT}/test_unwanted_entropy.py "
+        "tests/cuda/test_mean_denominator.py",
         "not triton",
         110,
     ),

@@ -27,7 +27,7 @@ extern "C" void row_in_pieces(const double* u, int64_t num_classes, int64_t g, c
   }
   const double values[5] = {row.m, row.d, row.t, row.u_g, row.U};
   for (int k = 0; k < 5; ++k) stats[k] = values[k];
-  const RowLoss<double> result = finish(row, *options, static_cast<double>(num_classes), weight_sum, omega[g], v);
+  const RowLoss<double> result = finish(row, *options, options->label_smoothing / num_classes, weight_sum, omega[g], v);
   *loss = result.loss;
   for (int64_t j = 0; j < num_classes; ++j) {
     grad[j] = j == g ? result.grad.target : apply(result.grad, u[j], kLowest) + result.grad.S * omega[j];

@@ -9,6 +9,8 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
@@ -61,7 +63,9 @@ def _compiled(source: Path, flavour: str, of_emulation: bool = False) -> Future[
     target = folder() / f"{source.stem}-{flavour}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}.o"
 
     def build() -> Path:
-        if not target.exists():
+        with FileLock(target.with_suffix(".lock")):  # test processes wait for each other's
+            if target.exists():
+                return target
             flags = FLAVOURS[flavour][1 if of_emulation else 0]
             partial = target.with_suffix(".partial")
             _run(COMPILER, "-x", "c++", *FLAGS, *flags, "-c", source, "-o", partial)
