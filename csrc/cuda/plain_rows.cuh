@@ -72,12 +72,7 @@ struct PlainRow {
     for (int k = 0; k < kPlainGroup; ++k) {
       const int i = first_of<kPlainGroup>(chunk) + k * kWarpSize;
       if (i >= block.part.vectors) return;
-      V held;
-      held.load(Block::vector_at(from, i));
-      float u[kCount];
-      held.get(u);
-      block.elements.replace(u, block.row.target - block.part.origin - i * kCount, -INFINITY);
-      add(s, u);
+      add_from_memory<kCount>(s, Block::vector_at(from, i), block.row.target - block.part.origin - i * kCount);
     }
   }
 
@@ -120,7 +115,7 @@ struct PlainRow {
 
   // The gradient of this thread's vectors, last whole chunk first; `held`: from begin_grad.
   LONGTAIL_DEVICE void sweep_grad(Held& held, const Grad& g) const {
-    if (!(fabsf(g.m) < 0x1p20f)) return sweep_grad_again(g);
+    if (!is_moderate(g.m, float())) return sweep_grad_again(g);
     if (g.b == 0.0f) {
       sweep_grad(held, PlainGrad<false>(g.m, g.a, g.b));
     } else {

@@ -190,6 +190,17 @@ struct Elements {
   }
 };
 
+// Adds a vector of plain logits from memory, whatever they are; `place`: of the target in it.
+template <int kCount, typename Z>
+LONGTAIL_DEVICE void add_from_memory(Stats& s, const Z* from, int place) {
+  Vector<Z, kCount> held;
+  held.load(from);
+  float u[kCount];
+  held.get(u);
+  Elements<false>::replace(u, place, -INFINITY);
+  add(s, u);
+}
+
 // Adds kVectors vectors, `step` apart from vector `first` on; those from `vectors` on do not count, unless kWhole says
 // that there are none. Vector 0 begins at class `origin`.
 template <bool kWhole, typename Z, int kCount, int kVectors, bool kExtras>

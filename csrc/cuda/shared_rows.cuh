@@ -47,11 +47,10 @@ struct KeptRow {
   }
 };
 
-template <bool kEntropy, typename Z, bool kExtras>
-LONGTAIL_DEVICE void sweep_kept(const KeptRow<Z, kExtras, kPlainGroup>& row, const PlainRow<Z, kExtras>& plain,
-                                Stats& s) {
+template <bool kEntropy, typename Z>
+LONGTAIL_DEVICE void sweep_kept(const KeptRow<Z, false, kPlainGroup>& row, const PlainRow<Z, false>& plain, Stats& s) {
   row.sweep([&](int chunk) {
-    typename PlainRow<Z, kExtras>::Held held;
+    typename PlainRow<Z, false>::Held held;
     if (chunk < plain.whole) {
       plain.load(held, plain.vector(chunk));
     } else {

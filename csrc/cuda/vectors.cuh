@@ -39,7 +39,7 @@ LONGTAIL_DEVICE uint32_t very_low(float) { return 0xf1800000u; }     // -2^100
 LONGTAIL_DEVICE uint32_t very_low(BFloat16) { return 0xf180f180u; }  // -2^100
 LONGTAIL_DEVICE uint32_t very_low(Float16) { return 0xfbfffbffu; }   // -65504, the lowest
 LONGTAIL_DEVICE bool is_moderate(float m, float) { return fabsf(m) < 0x1p20f; }
-LONGTAIL_DEVICE bool is_moderate(float m, BFloat16) { return fabsf(m) < 0x1p20f; }
+LONGTAIL_DEVICE bool is_moderate(float m, BFloat16) { return is_moderate(m, float()); }
 LONGTAIL_DEVICE bool is_moderate(float m, Float16) { return m > -65000.0f && m < 0x1p20f; }
 
 // The larger in each place of a word; NaN is passed over.

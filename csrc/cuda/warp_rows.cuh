@@ -93,12 +93,7 @@ struct WarpTeam {
     Stats s = empty_stats(u_g);
 #pragma unroll 1
     for (int i = lane; target >= 0 && i < vectors; i += lanes) {
-      V one;
-      one.load(row + i * kCount);
-      float u[kCount];
-      one.get(u);
-      elements.replace(u, target - i * kCount, -INFINITY);
-      add(s, u);
+      add_from_memory<kCount>(s, row + i * kCount, target - i * kCount);
     }
     return s;
   }
@@ -151,7 +146,7 @@ struct WarpTeam {
 
   // The gradient of the row that is held, 0 where it does not count; loads those of the row `after` if they are wanted.
   LONGTAIL_DEVICE void store_row(Z* grad, int target, const Grad& c, const Z* after) {
-    const bool plain = kPlain && fabsf(c.m) < 0x1p20f;
+    const bool plain = kPlain && is_moderate(c.m, float());
     if (target < 0) {
       store_each(grad, after, [](float (&x)[kCount], int) {
 #pragma unroll
