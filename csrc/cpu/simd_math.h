@@ -6,39 +6,75 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
-// e^x for x in [-87, 88], at most 1 ULP off (tested); NaN stays NaN, other arguments are the caller's business.
-// x = n ln 2 + r; e^r = 1 + r + r^2 q(r), q a minimax polynomial for |r| <= ln(2) / 2 (relative error 3e-9).
-LONGTAIL_INLINE Vec<float> exp(Vec<float> x) {
-  const Vec<float> magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-  const Vec<float> z = x * Vec<float>(1.44269504088896341f) + magic;
-  const Vec<float> n = z - magic;
-  Vec<float> r = x - n * Vec<float>(0.693359375f);
-  r = r - n * Vec<float>(-2.12194440054690583e-4f);
-  Vec<float> q = Vec<float>(0x1.6a2448p-10f) * r + Vec<float>(0x1.1239d6p-7f);
-  q = q * r + Vec<float>(0x1.5558f2p-5f);
-  q = q * r + Vec<float>(0x1.555492p-3f);
-  q = q * r + Vec<float>(0x1.fffffcp-2f);
-  const Vec<float> p = (q * r * r + r) + Vec<float>(1.0f);
-  const auto exponent = ((Vec<float>::Unsigned)z.v << 23) + 0x3f800000;
-  return p * Vec<float>((Vec<float>::Value)exponent);  // a multiplication, not an integer add: NaN must survive
+// ---- e^x = 2^n e^r: n the integer next to x / ln 2, e^r a polynomial for |r| <= ln(2) / 2 ----
+
+template <typename T>
+struct Power;
+template <>
+struct Power<float> {
+  static constexpr float kInverse = 1.44269504088896341f;  // 1 / ln 2
+  static constexpr float kMagic = 12582912.0f + 127.0f;    // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
+  static constexpr int kMantissa = 23;
+  static constexpr float kHigh = 0.693359375f, kLow = -2.12194440054690583e-4f;  // ln 2
+  static constexpr float kZero = -88.02969f;  // where n = -127, of which 2^n is 0 in bits
+};
+template <>
+struct Power<double> {
+  static constexpr double kInverse = 1.4426950408889634;
+  static constexpr double kMagic = 6755399441055744.0 + 1023.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr double kHigh = 6.93147180369123816490e-01, kLow = 1.90821492927058770002e-10;
+  static constexpr double kZero = -709.0895657128241;
+};
+
+template <typename T, int kCount>
+LONGTAIL_INLINE Vec<T> polynomial(const T (&coefficients)[kCount], Vec<T> x) {
+  Vec<T> p = coefficients[0];
+  for (int i = 1; i < kCount; ++i) p = p * x + Vec<T>(coefficients[i]);
+  return p;
 }
 
-// e^x for x in [-708, 709]; the same scheme, e^r by its Taylor series to degree 13 (truncation 5e-18 relative).
-LONGTAIL_INLINE Vec<double> exp(Vec<double> x) {
-  const Vec<double> magic = 6755399441055744.0;  // 1.5 * 2^52
-  const Vec<double> z = x * Vec<double>(1.4426950408889634) + magic;
-  const Vec<double> n = z - magic;
-  Vec<double> r = x - n * Vec<double>(6.93147180369123816490e-01);
-  r = r - n * Vec<double>(1.90821492927058770002e-10);
-  const double inverse_factorial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
-                                      1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
-                                      1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
-  Vec<double> q = inverse_factorial[0];
-  for (int i = 1; i < 12; ++i) q = q * r + Vec<double>(inverse_factorial[i]);
-  const Vec<double> p = (q * r * r + r) + Vec<double>(1.0);
-  const auto exponent = ((Vec<double>::Unsigned)z.v << 52) + 0x3ff0000000000000;
-  return p * Vec<double>((Vec<double>::Value)exponent);
+// e^x for x <= 0, exactly 0 where it would not be a normal number; x is cut off there. NaN stays NaN: `maximum` passes
+// its second operand, and 2^n is a factor, not a shift of the exponent. `coefficients`: of e^r, the highest first.
+template <typename T, int kCount>
+LONGTAIL_INLINE Vec<T> exp_cut_by(const T (&coefficients)[kCount], Vec<T>& x) {
+  using P = Power<T>;
+  x = maximum(Vec<T>(P::kZero), x);
+  const Vec<T> z = x * Vec<T>(P::kInverse) + Vec<T>(P::kMagic);
+  const Vec<T> n = z - Vec<T>(P::kMagic);
+  const Vec<T> power = (typename Vec<T>::Value)((typename Vec<T>::Unsigned)z.v << P::kMantissa);
+  const Vec<T> r = (x - n * Vec<T>(P::kHigh)) - n * Vec<T>(P::kLow);
+  return polynomial(coefficients, r) * power;
 }
+
+// Minimax polynomials for e^r by their relative error.
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, float) {
+  const float to_3e9[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1.0f, 1.0f};
+  return exp_cut_by(to_3e9, x);
+}
+
+// e^r by its Taylor series to degree 13 (truncation 5e-18 relative).
+LONGTAIL_INLINE Vec<double> exp_cut(Vec<double>& x, double) {
+  const double to_5e18[] = {
+      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
+  return exp_cut_by(to_5e18, x);
+}
+
+// What is rounded to Z afterwards needs no more digits than Z has.
+template <typename Z>
+struct RoundedTo {};
+
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<bfloat16>) {
+  const float to_8e5[] = {0x1.5349dcp-3f, 0x1.028aacp-1f, 0x1.000ac4p+0f, 0x1.fff692p-1f};
+  return exp_cut_by(to_8e5, x);
+}
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<float16>) {
+  const float to_3e6[] = {0x1.53a0eap-5f, 0x1.57e0d8p-3f, 0x1.0005b8p-1f, 0x1.fffb34p-1f, 0x1.ffffe8p-1f};
+  return exp_cut_by(to_3e6, x);
+}
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<float>) { return exp_cut(x, 0.0f); }
+LONGTAIL_INLINE Vec<double> exp_cut(Vec<double>& x, RoundedTo<double>) { return exp_cut(x, 0.0); }
 
 // 1 / x for normal x; one Newton step on the estimate that AVX-512 has costs a third of a division (1 ULP).
 LONGTAIL_INLINE Vec<float> reciprocal(Vec<float> x) {

@@ -6,6 +6,7 @@
 
 #include "capping.h"
 #include "kernels.h"
+#include "softmax_block.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
@@ -25,7 +26,8 @@ class SoftmaxRows {
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
         options_(convert<T>(args.options)),
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
-        weight_sum_(static_cast<T>(args.weight_sum)) {}
+        weight_sum_(static_cast<T>(args.weight_sum)),
+        kind_(kind_of(args)) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -39,10 +41,18 @@ class SoftmaxRows {
  private:
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int64_t kBlock = 1024;
   static constexpr T kLowest = ExpRange<T>::kLowest;
   // Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
   static constexpr int64_t kGroupedClasses = 1024;
+
+  // What is done to each logit: nothing, a bias, or any of the options.
+  enum class Kind { plain, biased, everything };
+
+  static Kind kind_of(const SoftmaxLossArgs& args) {
+    const LossOptions<double>& o = args.options;
+    if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Kind::everything;
+    return args.class_bias ? Kind::biased : Kind::plain;
+  }
 
   // One lane per row; lanes beyond `count` stay zero, which `finish` survives.
   struct Group {
@@ -155,44 +165,67 @@ class SoftmaxRows {
     return load(ones);
   }
 
-  RowStats<T> row_stats(const Z* z, int64_t g) {
-    const T u_g = target_logit(z, g);
-    RowStats<V> sums = empty_stats(V(u_g));
+  // The running sums of a row: m is one number, d and t are kept lane by lane.
+  struct Running {
     T m = -INFINITY;
-    T u[kBlock];
+    Sums<T> sums;
+    V U = T(0);
+  };
+
+  RowStats<T> row_stats(const Z* z, int64_t g) {
+    const bool entropy = args_.entropy || options_.complement_coefficient != T(0) || pass_ == Pass::accumulate;
+    return entropy ? stats_of<true>(z, g) : stats_of<false>(z, g);
+  }
+
+  template <bool kEntropy>
+  RowStats<T> stats_of(const Z* z, int64_t g) {
+    const T u_g = target_logit(z, g);
+    Running running;
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
-      const int64_t left = args_.num_classes - begin;
-      const int64_t n = left < kBlock ? left : kBlock;
-      const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-      read_block(z, begin, n, u, sums);
-      for (int64_t j = n; j < padded; ++j) u[j] = -INFINITY;
-      if (g >= begin && g < begin + n) u[g - begin] = -INFINITY;
-      V largest = V(T(-INFINITY));
-      for (int64_t j = 0; j < padded; j += kLanes) largest = maximum(largest, load(u + j));
-      const T block_max = horizontal_max(largest);
-      if (block_max > m) {
-        m = block_max;
-        raise_max(sums, V(m), kLowest);
+      const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
+      if (kind_ == Kind::plain) {
+        add_block<kEntropy>(Logits<Z>{z + begin}, n, g - begin, running);
+      } else if (kind_ == Kind::biased) {
+        add_block<kEntropy>(BiasedLogits<Z>{z + begin, bias_ + begin}, n, g - begin, running);
+      } else {
+        T u[kBlock];
+        read_block(z, begin, n, u, finite_max(u_g), running.U);
+        add_block<kEntropy>(Logits<T>{u}, n, g - begin, running);
       }
-      const V finite_m = V(finite_max(m));
-      RowStats<V> block = empty_stats(V(u_g));  // summed apart: long rows would lose digits in one running sum
-      for (int64_t j = 0; j < padded; j += kLanes) accumulate(block, finite_m, load(u + j), kLowest);
-      sums.d = sums.d + block.d;
-      sums.t = sums.t + block.t;
     }
     T U = T(0);
     if (options_.label_smoothing != T(0)) {
-      U = horizontal_sum(sums.U);
+      U = horizontal_sum(running.U);
       if (margin_ && g >= 0) U -= (weight_ ? weight_[g] : T(1)) * margin_[g];
     }
-    return {m, horizontal_sum(sums.d), horizontal_sum(sums.t), u_g, U};
+    return {running.m, horizontal_sum(running.sums.d), horizontal_sum(running.sums.t), u_g, U};
   }
 
-  // Logits of one block, without any margin, into `u`; capped ones into the scratch row; smoothing's sum into `sums.U`.
-  void read_block(const Z* z, int64_t begin, int64_t n, T* u, RowStats<V>& sums) {
+  // Adds a block of n effective logits without the g-th, if that is one of them.
+  template <bool kEntropy, typename Source>
+  LONGTAIL_INLINE void add_block(const Source u, int64_t n, int64_t g, Running& running) {
+    const bool inside = 0 <= g && g < n;
+    const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
+    const V largest = largest_of(u, after, n, largest_of(u, 0, before, V(T(-INFINITY))));
+    const T block_max = horizontal_max(largest);
+    if (block_max > running.m) {
+      RowStats<V> raised = {V(running.m), running.sums.d, running.sums.t, V(T(0)), V(T(0))};
+      raise_max(raised, V(block_max), kLowest);
+      running.sums = {raised.d, raised.t};
+      running.m = block_max;
+    }
+    const V finite_m = finite_max(running.m);
+    Sums<T> block;  // apart: long rows would lose digits in one running sum
+    sum_of<kEntropy>(u, 0, before, finite_m, block);
+    sum_of<kEntropy>(u, after, n, finite_m, block);
+    running.sums.d = running.sums.d + block.d;
+    running.sums.t = running.sums.t + block.t;
+  }
+
+  // Logits of one block, without any margin, into `u`; capped ones into the scratch row; smoothing's sum into `U`.
+  void read_block(const Z* z, int64_t begin, int64_t n, T* u, V reference, V& total) {
     const Capping<T> capped = capping_;
     const bool smoothing = options_.label_smoothing != T(0);
-    const V reference = finite_max(sums.u_g);
     V U = V(T(0));
     for (int64_t j = 0; j < n; j += kLanes) {
       const int64_t count = n - j;
@@ -203,22 +236,39 @@ class SoftmaxRows {
       if (smoothing) U = U + omega(begin + j, count) * (x - reference);
       store(u + j, x);
     }
-    sums.U = sums.U + U;
+    total = total + U;
   }
 
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
     const Capping<T> capped = capping_;
     const T slope_g = g < 0 ? T(0) : capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
     const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
-    const bool smoothing = row.S != T(0);
+    if (row.S != T(0) || kind_ == Kind::everything) {
+      write_any_grad(z, grads, grad);
+    } else if (kind_ == Kind::plain) {
+      write_plain_grad(Logits<Z>{z}, grads, grad);
+    } else {
+      write_plain_grad(BiasedLogits<Z>{z, bias_}, grads, grad);
+    }
+    if (g >= 0) store_raw(grad + g, narrow(grad, V(row.target * slope_g)), 1);
+  }
+
+  template <typename Source>
+  void write_plain_grad(const Source u, const RowGrad<V>& grads, Z* grad) {
+    if (grads.b.v[0] == T(0)) return write_gradient<false>(u, args_.num_classes, grads, grad);
+    write_gradient<true>(u, args_.num_classes, grads, grad);
+  }
+
+  void write_any_grad(const Z* z, const RowGrad<V>& grads, Z* grad) {
+    const Capping<T> capped = capping_;
+    const bool smoothing = grads.S.v[0] != T(0);
     for (int64_t j = 0; j < args_.num_classes; j += kLanes) {
       const int64_t count = args_.num_classes - j;
       const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
-      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, kLowest);
+      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, RoundedTo<Z>());
       if (smoothing) x = x + grads.S * omega(j, count);
       store_some(grad + j, x * capped.slope(s), count);
     }
-    if (g >= 0) store_some(grad + g, V(row.target * slope_g), 1);
   }
 
   const SoftmaxLossArgs& args_;
@@ -231,6 +281,7 @@ class SoftmaxRows {
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
   const T smooth_, weight_sum_;
+  const Kind kind_;
 };
 
 }  // namespace LONGTAIL_ISA

@@ -1,0 +1,118 @@
+// The innermost loops of the softmax family over one stretch of a row: its maximum, its sums, its gradient.
+//
+// Whole registers and the rest stand apart, so that no register asks how many elements are left, and what an option
+// decides is decided outside.
+#pragma once
+
+#include "kernels.h"
+#include "simd_math.h"
+
+namespace longtail {
+namespace LONGTAIL_ISA {
+
+constexpr int64_t kBlock = 1024;  // logits whose maximum is taken before they are summed, from the first-level cache
+
+// ---- Where effective logits come from: `whole` reads a register of them, `some` what is left, `padding` beyond ----
+
+template <typename Z>
+LONGTAIL_INLINE VecOf<Z> padded(const Z* p, int64_t count, typename Stored<Z>::Arithmetic padding) {
+  using T = typename Stored<Z>::Arithmetic;
+  return select(lane_numbers<T>() < Vec<T>(T(count)), widen(p, load_raw(p, count)), Vec<T>(padding));
+}
+
+// Memory works on the next block while two registers of this one are computed.
+template <typename Z>
+LONGTAIL_INLINE void prefetch_two(const Z* z) {
+  constexpr int kBytes = 2 * VecOf<Z>::kLanes * sizeof(Z), kLine = 64;
+  for (int i = 0; i < kBytes; i += kLine) __builtin_prefetch(reinterpret_cast<const char*>(z + kBlock) + i);
+}
+
+// The logits themselves.
+template <typename Z>
+struct Logits {
+  using T = typename Stored<Z>::Arithmetic;
+  const Z* z;
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(z + j); }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return padded(z + j, count, T(-INFINITY)); }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_two(z + j); }
+};
+
+// Logits plus class_bias.
+template <typename Z>
+struct BiasedLogits {
+  using T = typename Stored<Z>::Arithmetic;
+  const Z* z;
+  const T* bias;
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(z + j) + load(bias + j); }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
+    return padded(z + j, count, T(-INFINITY)) + widen(bias + j, load_raw(bias + j, count));
+  }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_two(z + j); }
+};
+
+// `largest` and the elements [begin, end), lane by lane. May lose a NaN, which the sums keep.
+template <typename U, typename T>
+LONGTAIL_INLINE Vec<T> largest_of(const U u, int64_t begin, int64_t end, Vec<T> largest) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> others[3] = {largest, largest, largest};  // four chains: a maximum takes as many cycles
+  int64_t j = begin;
+  for (; j + 4 * kLanes <= end; j += 4 * kLanes) {
+    largest = maximum(largest, u.whole(j));
+    for (int i = 0; i < 3; ++i) others[i] = maximum(others[i], u.whole(j + (i + 1) * kLanes));
+  }
+  for (; j + kLanes <= end; j += kLanes) largest = maximum(largest, u.whole(j));
+  if (j < end) largest = maximum(largest, u.some(j, end - j));
+  return maximum(maximum(largest, others[0]), maximum(others[1], others[2]));
+}
+
+// d and t of RowStats.
+template <typename T>
+struct Sums {
+  Vec<T> d = T(0), t = T(0);
+
+  template <bool kEntropy>
+  LONGTAIL_INLINE void add(Vec<T> u, Vec<T> m) {
+    Vec<T> shift = u - m;
+    const Vec<T> e = exp_cut(shift, T(0));
+    d = d + e;
+    if (kEntropy) t = t + e * shift;
+  }
+};
+
+// Adds the elements [begin, end), none above m.
+template <bool kEntropy, typename U, typename T>
+LONGTAIL_INLINE void sum_of(const U u, int64_t begin, int64_t end, Vec<T> m, Sums<T>& sums) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Sums<T> even = sums, odd;
+  int64_t j = begin;
+  for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+    u.prefetch(j);
+    even.template add<kEntropy>(u.whole(j), m);
+    odd.template add<kEntropy>(u.whole(j + kLanes), m);
+  }
+  for (; j + kLanes <= end; j += kLanes) even.template add<kEntropy>(u.whole(j), m);
+  if (j < end) odd.template add<kEntropy>(u.some(j, end - j), m);
+  sums = {even.d + odd.d, even.t + odd.t};
+}
+
+// Writes the gradient of the elements [0, count) but for the target's, which the caller puts right.
+template <bool kComplement, typename U, typename T, typename Z>
+LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<T>> row, Z* grad) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const auto of = [&](Vec<T> x) {
+    Vec<T> shift = x - row.m;
+    const Vec<T> e = exp_cut(shift, RoundedTo<Z>());
+    return e * (kComplement ? row.a + row.b * shift : row.a);
+  };
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
+    const Vec<T> first = of(u.whole(j)), second = of(u.whole(j + kLanes));
+    store(grad + j, first);
+    store(grad + j + kLanes, second);
+  }
+  for (; j + kLanes <= count; j += kLanes) store(grad + j, of(u.whole(j)));
+  if (j < count) store_raw(grad + j, narrow(grad, of(u.some(j, count - j))), count - j);
+}
+
+}  // namespace LONGTAIL_ISA
+}  // namespace longtail
