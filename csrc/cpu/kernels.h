@@ -17,6 +17,7 @@ constexpr int64_t kLongestStretch = 256;
 
 struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   double weight_sum;  // sum of the class weights, or C
+  bool stream;        // whether the gradient, too large for the caches, is written past them
   int64_t stretch;    // pixels taken through all classes together, a multiple of 16
 };
 struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};

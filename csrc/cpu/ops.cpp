@@ -7,6 +7,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "../row_ops.h"
@@ -81,6 +82,23 @@ int64_t stretch_of(const SoftmaxLossArgs& args, Pass pass, int64_t bytes) {
   return std::min(kLongestStretch, std::max(kLanes, fitting));
 }
 
+int64_t bytes_of(Storage storage) { return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2; }
+
+// Whether a gradient is too large for the caches and better written past them, so that no line is read to be written.
+// Fresh pages are not: the system has just put them into the caches, as zeros.
+bool streamed(void* grad, int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kCaches = int64_t(64) << 20;
+  if (grad == nullptr || bytes < kCaches) return false;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t middle = (reinterpret_cast<uintptr_t>(grad) + bytes / 2) / page * page;
+  unsigned char resident = 0;
+  return mincore(reinterpret_cast<void*>(middle), page, &resident) == 0 && (resident & 1) != 0;
+#else
+  return false;
+#endif
+}
+
 struct Cpu {
   using Storage = longtail::Storage;
   using Pass = longtail::Pass;
@@ -117,6 +135,8 @@ struct Cpu {
     if (args.options.label_smoothing != 0.0 && pass != Pass::accumulate) args.weight_sum = sum_of_weights(args);
     const int64_t bytes = args.storage == Storage::float64 ? 8 : 4;
     args.stretch = stretch_of(args, pass, bytes);
+    args.stream =
+        args.grad != args.logits && streamed(args.grad, args.rows * args.num_classes * bytes_of(args.storage));
     size_t scratch_bytes = 0;
     if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.options.softcap != 0.0)) {
       scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);

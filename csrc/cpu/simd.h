@@ -224,6 +224,26 @@ LONGTAIL_INLINE void store(E* p, VecOf<E> x) {
   memcpy(p, &raw, sizeof(raw));
 }
 
+// Past the caches: p is a multiple of a line's 64 bytes. Only where a register fills a line: half of one, which half
+// types would write, is slower than a store (measured).
+#if defined(__AVX512F__)
+template <typename E>
+constexpr bool kStreams = sizeof(RawOf<E>) == 64;
+
+template <typename E>
+LONGTAIL_INLINE void stream(E* p, VecOf<E> x) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)narrow(p, x));
+}
+
+// Once, after the last: other threads see what was streamed.
+inline void stream_end() { _mm_sfence(); }
+#else
+template <typename E>
+constexpr bool kStreams = false;
+
+inline void stream_end() {}
+#endif
+
 // Part of a register: `count` elements, 1 <= count <= lanes. What is not loaded reads as zero.
 #if defined(__AVX512F__)
 template <typename E>

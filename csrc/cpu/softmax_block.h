@@ -96,7 +96,7 @@ LONGTAIL_INLINE void sum_of(const U u, int64_t begin, int64_t end, Vec<T> m, Sum
 }
 
 // Writes the gradient of the elements [0, count) but for the target's, which the caller puts right.
-template <bool kComplement, typename U, typename T, typename Z>
+template <bool kComplement, bool kStream, typename U, typename T, typename Z>
 LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<T>> row, Z* grad) {
   constexpr int kLanes = Vec<T>::kLanes;
   const auto of = [&](Vec<T> x) {
@@ -104,14 +104,27 @@ LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<
     const Vec<T> e = exp_cut(shift, RoundedTo<Z>());
     return e * (kComplement ? row.a + row.b * shift : row.a);
   };
+  const auto write = [&](int64_t j, Vec<T> x) {
+    if constexpr (kStream) {
+      stream(grad + j, x);
+    } else {
+      store(grad + j, x);
+    }
+  };
+  const auto write_some = [&](int64_t j, int64_t n) { store_raw(grad + j, narrow(grad, of(u.some(j, n))), n); };
   int64_t j = 0;
+  if (kStream) {
+    const int64_t head = -reinterpret_cast<uintptr_t>(grad) % 64 / sizeof(Z);
+    j = head < count ? head : count;
+    if (j > 0) write_some(0, j);
+  }
   for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
     const Vec<T> first = of(u.whole(j)), second = of(u.whole(j + kLanes));
-    store(grad + j, first);
-    store(grad + j + kLanes, second);
+    write(j, first);
+    write(j + kLanes, second);
   }
-  for (; j + kLanes <= count; j += kLanes) store(grad + j, of(u.whole(j)));
-  if (j < count) store_raw(grad + j, narrow(grad, of(u.some(j, count - j))), count - j);
+  for (; j + kLanes <= count; j += kLanes) write(j, of(u.whole(j)));
+  if (j < count) write_some(j, count - j);
 }
 
 }  // namespace LONGTAIL_ISA

@@ -35,6 +35,7 @@ class SoftmaxRows {
       const int64_t bad = run_group(i, end - i < rows_per_group_ ? end : i + rows_per_group_);
       if (bad >= 0) return bad;
     }
+    if (args_.stream) stream_end();
     return -1;
   }
 
@@ -255,8 +256,15 @@ class SoftmaxRows {
 
   template <typename Source>
   void write_plain_grad(const Source u, const RowGrad<V>& grads, Z* grad) {
-    if (grads.b.v[0] == T(0)) return write_gradient<false>(u, args_.num_classes, grads, grad);
-    write_gradient<true>(u, args_.num_classes, grads, grad);
+    const bool complement = grads.b.v[0] != T(0);  // NaN too
+    if constexpr (kStreams<Z>) {
+      if (args_.stream) {
+        return complement ? write_gradient<true, true>(u, args_.num_classes, grads, grad)
+                          : write_gradient<false, true>(u, args_.num_classes, grads, grad);
+      }
+    }
+    complement ? write_gradient<true, false>(u, args_.num_classes, grads, grad)
+               : write_gradient<false, false>(u, args_.num_classes, grads, grad);
   }
 
   void write_any_grad(const Z* z, const RowGrad<V>& grads, Z* grad) {
