@@ -65,7 +65,7 @@ def forward(family: Family, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     if gradient == "inplace" and not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(logits)
     loss, *rest = found if isinstance(found, tuple) else (found,)
-    if denominator is None or not in_one_launch(logits.device):
+    if denominator is None or not in_one_launch(logits):
         return (reduce_loss(loss, denominator, reduction), *rest)
     with operators.below_autograd():
         mean, divisor = operators.mean_loss(loss, denominator)
@@ -105,6 +105,17 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
     return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
+def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any) -> Any:
+    """``function.apply``, without what it does at every call for torch.func and for signatures with defaults."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_functorch_wrapped_tensor(logits)  # one that has left its transform
+    ):
+        return function.apply(logits, *others)
+    return super(torch.autograd.Function, function).apply(logits, *others)  # type: ignore[misc]
+
+
 def differentiable_loss(
     function: type[torch.autograd.Function],
     family: Family,
@@ -139,8 +150,8 @@ def differentiable_loss(
     mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
     keeps, dtype = mode != "backward", arithmetic_dtype(input.dtype)
     bound = size() if keeps and input.dtype == torch.float16 else None
-    counts = counts or (not keeps and in_one_launch(input.device))  # forward finds the divisor
+    counts = counts or (not keeps and in_one_launch(input))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
     constants = (reduction, mode, options.ignore_index, others, outputs)
-    found = function.apply(*data, denominator, divisor, factor, *vectors, constants)
+    found = apply(function, *data, denominator, divisor, factor, *vectors, constants)
     return tuple(found[: 1 + family.statistics])

@@ -17,7 +17,7 @@ from ..ops.gradient import differentiable_reduction
 from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
 from ..reference import softmax
 from ..reference.sizes import Size
-from .autograd import SOFTMAX, SoftmaxLoss
+from .autograd import SOFTMAX, SoftmaxLoss, softmax_mean
 
 
 class RowStats(NamedTuple):
@@ -107,6 +107,8 @@ def _softmax_loss(
         options = options._replace(entropy=True)
     denominator = None
     if request.reduction == "mean":
+        if _at_once(rows, options, request):
+            return softmax_mean(rows.logits, rows.target, options, request.normalizer == "count")
         denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, stats = differentiable_loss(
         *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, request.reduction, request.gradient),
@@ -117,6 +119,13 @@ def _softmax_loss(
     if request.reduction == "none":
         loss = loss.reshape(rows.shape)
     return (loss, row_stats(stats, rows.target, options.ignore_index, rows.shape)) if request.return_stats else loss
+
+
+def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bool:
+    """Whether one operator makes the whole mean."""
+    counts = request.normalizer is None or isinstance(request.normalizer, str)
+    plain = counts and request.gradient == "backward" and not request.return_stats
+    return plain and operators.mean_at_once(*rows[:2], *options)
 
 
 def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Request) -> None:
