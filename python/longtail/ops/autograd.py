@@ -105,6 +105,42 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
     return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
+def direct_loss(
+    family: Family,
+    logits: Tensor,
+    target: Tensor,
+    options: SoftmaxOptions | SigmoidOptions,
+    reduction: str,
+    denominator: Tensor | None,
+    outputs: tuple[Any, ...],
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The loss, what a mean's gradient is divided by and the statistics, of arguments that are direct."""
+    if reduction == "mean" and denominator is None:
+        mean, stats, divisor = operators.softmax_mean(logits, target, *options, *outputs)
+        return mean, divisor, [stats]
+    found = family.loss(logits, target, *options, *outputs)
+    loss, *statistics = found if isinstance(found, tuple) else (found,)
+    return reduce_loss(loss, denominator, reduction), denominator, statistics
+
+
+class DirectLoss(torch.autograd.Function):
+    """:func:`direct_loss` in mode "backward": what torch.func would have to see is no argument, which costs time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, divisor: Tensor | None, family: Family, rest: Any) -> Tensor:
+        options, reduction, *_ = rest
+        loss, denominator, statistics = direct_loss(family, logits, target, *rest)
+        vectors, ctx.options = options.parted()
+        ctx.family, ctx.reduction, ctx.gradient = family, reduction, "backward"
+        ctx.save_for_backward(logits, target, denominator if divisor is None else divisor, *statistics, *vectors)
+        ctx.set_materialize_grads(False)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+        return backward(ctx.family, ctx, grad_output)
+
+
 def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any) -> Any:
     """``function.apply``, without what it does at every call for torch.func and for signatures with defaults."""
     if (
@@ -128,7 +164,8 @@ def differentiable_loss(
     counts: bool,
     size: Callable[[], Size],
     outputs: tuple[Any, ...] = (),
-) -> tuple[Tensor, ...]:
+    statistics: bool = False,
+) -> tuple[Any, ...]:
     """The losses of ``input``, reduced, and what of the operators' outputs stands between them and the gradient.
 
     Args:
@@ -136,9 +173,11 @@ def differentiable_loss(
         denominator: what a mean divides by; ``counts``: whether it counts what is not ignored, see
             :func:`function_shares`.
         size: of the gradient, asked for where float16 keeps one.
-        outputs: see above.
+        outputs: see above; of a mean without denominator, those of ``softmax_mean``.
+        statistics: whether the caller reads them.
     """
     check_overwritable(input, gradient)
+    at_once = reduction == "mean" and denominator is None
     vectors, others = options.parted()
     wants_grad = torch.is_grad_enabled() and data[0].requires_grad
     if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
@@ -152,6 +191,13 @@ def differentiable_loss(
     bound = size() if keeps and input.dtype == torch.float16 else None
     counts = counts or (not keeps and in_one_launch(input))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
+    if mode == "backward" and not statistics and (at_once or operators.direct(*data, *vectors)):
+        given: Any = (options, reduction, denominator, outputs)
+        if wants_grad:
+            loss = apply(DirectLoss, *data, divisor, family, given)
+        else:
+            loss, *_ = direct_loss(family, *data, *given)
+        return (loss, *(None,) * family.statistics)
     constants = (reduction, mode, options.ignore_index, others, outputs)
     found = apply(function, *data, denominator, divisor, factor, *vectors, constants)
     return tuple(found[: 1 + family.statistics])

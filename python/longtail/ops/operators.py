@@ -140,7 +140,7 @@ for _name, _schema in SCHEMAS.items():
         _each.define(_name + _schema)
     define(_name, _schema, _dispatcher(_name), _FAKES[_name])
 
-# Of the CPU's library alone, see mean_at_once. count: divides by the counted rows, at least 1, whatever they weigh.
+# Of the CPU's library alone, see direct. count: divides by the counted rows, at least 1, whatever they weigh.
 _kernel_libraries[COMPILED.index("cpu")].define(
     f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)"
 )
@@ -184,15 +184,19 @@ def _entry(name: str) -> Callable[..., Any]:
     return call
 
 
-def mean_at_once(logits: Tensor, *others: Any) -> bool:
-    """Whether :func:`softmax_mean` may stand for ``mean_denominator``, ``softmax_loss`` and ``mean_loss``."""
+def direct(logits: Tensor, *others: Any) -> bool:
+    """Whether operators of such arguments are those of the CPU's library, and nothing looks for the public ones."""
     if not (logits.is_cpu and _unobserved((logits, *others))):
         return False
     return type(dispatch.kernel("softmax_loss", logits.device)) is torch._ops.OpOverload
 
 
 def softmax_mean(*args: Any) -> Any:
-    return _run(torch.ops.longtail_cpu.softmax_mean.default, args)
+    """``softmax_loss`` and the mean, where :func:`direct` says so."""
+    return _run(_softmax_mean, args)
+
+
+_softmax_mean = torch.ops.longtail_cpu.softmax_mean.default
 
 
 softmax_loss = _entry("softmax_loss")

@@ -17,7 +17,7 @@ from ..ops.gradient import differentiable_reduction
 from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
 from ..reference import softmax
 from ..reference.sizes import Size
-from .autograd import SOFTMAX, SoftmaxLoss, softmax_mean
+from .autograd import SOFTMAX, SoftmaxLoss
 
 
 class RowStats(NamedTuple):
@@ -106,15 +106,18 @@ def _softmax_loss(
     if request.return_stats:
         options = options._replace(entropy=True)
     denominator = None
-    if request.reduction == "mean":
-        if _at_once(rows, options, request):
-            return softmax_mean(rows.logits, rows.target, options, request.normalizer == "count")
+    outputs: tuple[bool, ...] = ()
+    if request.reduction == "mean" and _at_once(rows, options, request):
+        outputs = (request.normalizer == "count",)
+    elif request.reduction == "mean":
         denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, stats = differentiable_loss(
         *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, request.reduction, request.gradient),
         denominator=denominator,
         counts=denominator is not None and not denominator.is_floating_point(),
         size=lambda: kept_size(rows.target, num_classes, options),
+        outputs=outputs,
+        statistics=request.return_stats,
     )
     if request.reduction == "none":
         loss = loss.reshape(rows.shape)
@@ -122,10 +125,10 @@ def _softmax_loss(
 
 
 def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bool:
-    """Whether one operator makes the whole mean."""
+    """Whether one operator makes the whole mean, and its denominator."""
     counts = request.normalizer is None or isinstance(request.normalizer, str)
     plain = counts and request.gradient == "backward" and not request.return_stats
-    return plain and operators.mean_at_once(*rows[:2], *options)
+    return plain and operators.direct(rows.logits, rows.target, *options)
 
 
 def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Request) -> None:
