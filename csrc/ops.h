@@ -26,13 +26,13 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shap
     strides[i] = stride;
     stride *= std::max<int64_t>(1, shape.begin()[i]);
   }
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  const auto dims = static_cast<int64_t>(shape.size());
   int32_t device = 0, index = 0;
+  AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
-  AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device, index, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.begin(), strides, type, device, index, &made));
   return Tensor(made);
 }
 

@@ -65,12 +65,11 @@ double number_at(const void* numbers, bool wide, int64_t i) {
   return wide ? static_cast<const double*>(numbers)[i] : static_cast<const float*>(numbers)[i];
 }
 
-void set_number(void* number, bool wide, double value) {
-  if (wide) {
-    *static_cast<double*>(number) = value;
-  } else {
-    *static_cast<float*>(number) = static_cast<float>(value);
-  }
+template <typename T>
+void divide(const MeanLossArgs& args, const void* sum, double denominator) {
+  const T divisor = static_cast<T>(denominator);
+  *static_cast<T*>(args.mean) = *static_cast<const T*>(sum) / divisor;
+  *static_cast<T*>(args.divisor) = divisor == 0 ? std::numeric_limits<T>::infinity() : divisor;
 }
 
 double sum_of_weights(const SoftmaxLossArgs& args) {
@@ -171,13 +170,10 @@ struct Cpu {
 
   static void mean_loss(const MeanLossArgs& args, const Tensor& loss) {
     const Tensor sum = torch::stable::sum(loss);
-    const bool wide = args.loss_size == 8;
-    double denominator = args.denominator_type == Counted::integers
-                             ? static_cast<double>(*static_cast<const int64_t*>(args.denominator))
-                             : number_at(args.denominator, args.denominator_type == Counted::float64, 0);
-    if (!wide) denominator = static_cast<float>(denominator);
-    set_number(args.mean, wide, number_at(sum.const_data_ptr(), wide, 0) / denominator);
-    set_number(args.divisor, wide, denominator == 0 ? std::numeric_limits<double>::infinity() : denominator);
+    const double denominator = args.denominator_type == Counted::integers
+                                   ? static_cast<double>(*static_cast<const int64_t*>(args.denominator))
+                                   : number_at(args.denominator, args.denominator_type == Counted::float64, 0);
+    (args.loss_size == 8 ? divide<double> : divide<float>)(args, sum.const_data_ptr(), denominator);
   }
 };
 

@@ -191,7 +191,7 @@ def differentiable_loss(
     bound = size() if keeps and input.dtype == torch.float16 else None
     counts = counts or (not keeps and in_one_launch(input))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
-    if mode == "backward" and not statistics and (at_once or operators.direct(*data, *vectors)):
+    if not (keeps or statistics) and (at_once or operators.direct(*data, *vectors)):
         given: Any = (options, reduction, denominator, outputs)
         if wants_grad:
             loss = apply(DirectLoss, *data, divisor, family, given)
