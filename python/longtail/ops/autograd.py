@@ -105,7 +105,7 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
     return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
-def direct_loss(
+def _direct_loss(
     family: Family,
     logits: Tensor,
     target: Tensor,
@@ -124,12 +124,12 @@ def direct_loss(
 
 
 class DirectLoss(torch.autograd.Function):
-    """:func:`direct_loss` in mode "backward": what torch.func would have to see is no argument, which costs time."""
+    """:func:`direct_loss` with a gradient: what torch.func would have to see is no argument, which costs time."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, divisor: Tensor | None, family: Family, rest: Any) -> Tensor:
         options, reduction, *_ = rest
-        loss, denominator, statistics = direct_loss(family, logits, target, *rest)
+        loss, denominator, statistics = _direct_loss(family, logits, target, *rest)
         vectors, ctx.options = options.parted()
         ctx.family, ctx.reduction, ctx.gradient = family, reduction, "backward"
         ctx.save_for_backward(logits, target, denominator if divisor is None else divisor, *statistics, *vectors)
@@ -150,6 +150,26 @@ def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any)
     ):
         return function.apply(logits, *others)
     return super(torch.autograd.Function, function).apply(logits, *others)  # type: ignore[misc]
+
+
+def direct_loss(
+    family: Family,
+    data: tuple[Tensor, Tensor],
+    options: SoftmaxOptions | SigmoidOptions,
+    reduction: str,
+    denominator: Tensor | None,
+    divisor: Tensor | None,
+    outputs: tuple[Any, ...],
+) -> Any:
+    """:func:`differentiable_loss` in mode "backward", of what :func:`longtail.ops.operators.direct` says.
+
+    Of a mean without denominator ``softmax_mean`` finds it; ``outputs`` are that operator's then.
+    """
+    given: Any = (options, reduction, denominator, outputs)
+    if torch.is_grad_enabled() and data[0].requires_grad:
+        return apply(DirectLoss, *data, divisor, family, given)
+    loss, *_ = _direct_loss(family, *data, *given)
+    return loss
 
 
 def differentiable_loss(
@@ -173,11 +193,10 @@ def differentiable_loss(
         denominator: what a mean divides by; ``counts``: whether it counts what is not ignored, see
             :func:`function_shares`.
         size: of the gradient, asked for where float16 keeps one.
-        outputs: see above; of a mean without denominator, those of ``softmax_mean``.
+        outputs: see above.
         statistics: whether the caller reads them.
     """
     check_overwritable(input, gradient)
-    at_once = reduction == "mean" and denominator is None
     vectors, others = options.parted()
     wants_grad = torch.is_grad_enabled() and data[0].requires_grad
     if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
@@ -191,12 +210,8 @@ def differentiable_loss(
     bound = size() if keeps and input.dtype == torch.float16 else None
     counts = counts or (not keeps and in_one_launch(input))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
-    if not (keeps or statistics) and (at_once or operators.direct(*data, *vectors)):
-        given: Any = (options, reduction, denominator, outputs)
-        if wants_grad:
-            loss = apply(DirectLoss, *data, divisor, family, given)
-        else:
-            loss, *_ = direct_loss(family, *data, *given)
+    if not (keeps or statistics) and operators.direct(*data, *vectors):
+        loss = direct_loss(family, data, options, reduction, denominator, divisor, outputs)
         return (loss, *(None,) * family.statistics)
     constants = (reduction, mode, options.ignore_index, others, outputs)
     found = apply(function, *data, denominator, divisor, factor, *vectors, constants)

@@ -170,25 +170,29 @@ def _unobserved(args: tuple[Any, ...]) -> bool:
     ) and _PLAIN.issuperset(map(type, args))
 
 
+def _cpu_kernel(name: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The kernel of the CPU's library that operator ``name`` comes to, where nobody would know; None elsewhere."""
+    if not (args[0].is_cpu and _unobserved(args)):
+        return None
+    kernel = dispatch.kernel(name, args[0].device)
+    # None in Python, which would see what the dispatcher resolves for a library: negative bits, zero tensors.
+    return kernel if type(kernel) is torch._ops.OpOverload else None
+
+
 def _entry(name: str) -> Callable[..., Any]:
-    """Operator ``name``; on the CPU its kernel at once, where nobody would know: the way through Python takes time."""
+    """Operator ``name``, or at once its kernel: the way through the dispatcher to Python and back takes time."""
     operator = getattr(torch.ops.longtail, name).default
 
     def call(*args: Any) -> Any:
-        if args[0].is_cpu and _unobserved(args):
-            kernel = dispatch.kernel(name, args[0].device)
-            if type(kernel) is torch._ops.OpOverload:  # not Python, which would see what the dispatcher resolves
-                return _run(kernel, args)
-        return operator(*args)
+        kernel = _cpu_kernel(name, args)
+        return operator(*args) if kernel is None else _run(kernel, args)
 
     return call
 
 
 def direct(logits: Tensor, *others: Any) -> bool:
     """Whether operators of such arguments are those of the CPU's library, and nothing looks for the public ones."""
-    if not (logits.is_cpu and _unobserved((logits, *others))):
-        return False
-    return type(dispatch.kernel("softmax_loss", logits.device)) is torch._ops.OpOverload
+    return _cpu_kernel("softmax_loss", (logits, *others)) is not None
 
 
 def softmax_mean(*args: Any) -> Any:
@@ -197,7 +201,6 @@ def softmax_mean(*args: Any) -> Any:
 
 
 _softmax_mean = torch.ops.longtail_cpu.softmax_mean.default
-
 
 softmax_loss = _entry("softmax_loss")
 softmax_loss_backward = _entry("softmax_loss_backward")

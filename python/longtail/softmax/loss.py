@@ -12,7 +12,7 @@ from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops import layout, operators
-from ..ops.autograd import differentiable_loss
+from ..ops.autograd import differentiable_loss, direct_loss
 from ..ops.gradient import differentiable_reduction
 from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
 from ..reference import softmax
@@ -106,17 +106,16 @@ def _softmax_loss(
     if request.return_stats:
         options = options._replace(entropy=True)
     denominator = None
-    outputs: tuple[bool, ...] = ()
-    if request.reduction == "mean" and _at_once(rows, options, request):
-        outputs = (request.normalizer == "count",)
-    elif request.reduction == "mean":
+    if request.reduction == "mean":
+        if _at_once(rows, options, request):
+            counts = (request.normalizer == "count",)
+            return direct_loss(SOFTMAX, (rows.logits, rows.target), options, "mean", None, None, counts)
         denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, stats = differentiable_loss(
         *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, request.reduction, request.gradient),
         denominator=denominator,
         counts=denominator is not None and not denominator.is_floating_point(),
         size=lambda: kept_size(rows.target, num_classes, options),
-        outputs=outputs,
         statistics=request.return_stats,
     )
     if request.reduction == "none":
