@@ -2,6 +2,7 @@
 // Python owns the schemas of the namespace longtail_cpu and calls these by way of torch.ops.longtail.
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -63,6 +64,13 @@ void check_targets_first(const Args& args, std::optional<int64_t> ignore_index, 
 
 double number_at(const void* numbers, bool wide, int64_t i) {
   return wide ? static_cast<const double*>(numbers)[i] : static_cast<const float*>(numbers)[i];
+}
+
+template <typename T>
+void divide(const MeanLossArgs& args, const void* sum, double denominator) {
+  const T divisor = static_cast<T>(denominator);
+  *static_cast<T*>(args.mean) = *static_cast<const T*>(sum) / divisor;
+  *static_cast<T*>(args.divisor) = divisor == 0 ? std::numeric_limits<T>::infinity() : divisor;
 }
 
 double sum_of_weights(const SoftmaxLossArgs& args) {
@@ -179,7 +187,32 @@ struct Cpu {
     if (args.weight_size == 4) *static_cast<float*>(args.result) = static_cast<float>(total);
     if (args.weight_size == 8) *static_cast<double*>(args.result) = total;
   }
+
+  static void mean_loss(const MeanLossArgs& args, const Tensor& loss) {
+    const Tensor sum = torch::stable::sum(loss);
+    const double denominator = args.denominator_type == Counted::integers
+                                   ? static_cast<double>(*static_cast<const int64_t*>(args.denominator))
+                                   : number_at(args.denominator, args.denominator_type == Counted::float64, 0);
+    (args.loss_size == 8 ? divide<double> : divide<float>)(args, sum.const_data_ptr(), denominator);
+  }
 };
+
+// softmax_loss, and what mean_loss makes of it, in one call: of few logits it is calls that take the time. `count`:
+// divides by the counted rows, at least 1, whatever they weigh.
+std::tuple<Tensor, Tensor, Tensor> softmax_mean(const Tensor& logits, const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS,
+                                                bool count) {
+  const auto [loss, stats] =
+      SoftmaxOps<Cpu>::softmax_loss(logits, target, LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VALUE) ignore_index,
+                                    LONGTAIL_LOSS_NUMBERS(LONGTAIL_VALUE) entropy);
+  const Tensor denominator =
+      RowOps<Cpu>::mean_denominator(target, count ? std::nullopt : weight, ignore_index, logits.size(1));
+  if (count) {
+    int64_t& rows = *static_cast<int64_t*>(denominator.mutable_data_ptr());
+    rows = std::max<int64_t>(rows, 1);
+  }
+  const auto [mean, divisor] = RowOps<Cpu>::mean_loss(loss, denominator);
+  return {mean, stats, divisor};
+}
 
 }  // namespace
 }  // namespace longtail
@@ -188,6 +221,7 @@ STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, library) {
   longtail::SoftmaxOps<longtail::Cpu>::add_to(library);
   longtail::SigmoidOps<longtail::Cpu>::add_to(library);
   longtail::RowOps<longtail::Cpu>::add_to(library);
+  library.impl("softmax_mean", TORCH_BOX(&longtail::softmax_mean));
 }
 
 // Read by ctypes: the name of the instruction set in use, or null when LONGTAIL_CPU_ISA cannot be honoured.

@@ -22,7 +22,8 @@ SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers t
 
 def is_dtensor(x: object) -> bool:
     """Whether ``x`` is a DTensor, without importing what defines it."""
-    return hasattr(type(x), "full_tensor")  # the type: torch.compile does not see it on the tensor
+    kind = type(x)  # torch.compile does not see the attribute on the tensor
+    return kind is not Tensor and hasattr(kind, "full_tensor")
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

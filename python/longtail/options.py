@@ -39,8 +39,6 @@ class Number(NamedTuple):
         """``value`` as a float that ``dtype`` holds."""
         if value is None and self.off is None:
             return 0.0
-        if type(value) is float and value == self.off:  # at every call, of most options
-            return value
         largest = math.inf if self.share == 1 else self.share * LIMITS[dtype][0]
         low, high = max(self.low, -largest), min(self.high, largest)
         number = check_number(self.name, value, low, high, dtype=dtype, vanishes=self.vanishes)
@@ -97,8 +95,11 @@ class SoftmaxOptions(NamedTuple):
             TypeError, ValueError: an option that is no tensor is wrong.
         """
         check_integer("ignore_index", self.ignore_index)
-        values: tuple[Any, ...] = self
-        found: list[Any] = [x if rule is None else rule.check(x, dtype) for rule, x in zip(_RULES, values, strict=True)]
+        found: list[Any] = list(self)
+        for i, off, rule in _CHECKS:
+            value = found[i]
+            if type(value) is not float or value != off:  # few, at most calls
+                found[i] = rule.check(value, dtype)
         return SoftmaxOptions(*found)
 
     def prepared(
@@ -220,6 +221,7 @@ SOFTMAX_NUMBERS = {
 }
 _INTERNAL = ("cross_entropy_coefficient",)  # of complement_entropy, and of the operators
 _RULES = tuple(SOFTMAX_NUMBERS.get(field) for field in SoftmaxOptions._fields)
+_CHECKS = tuple((i, rule.off, rule) for i, rule in enumerate(_RULES) if rule is not None)
 _FIELDS = {number.name: field for field, number in SOFTMAX_NUMBERS.items()}
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cases
 import longtail
 from kernels import CPU, GPU, TRITON, Operators, over
-from longtail.ops import autograd, fallback
+from longtail.ops import autograd, fallback, operators
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -152,7 +152,45 @@ def test_off_the_cpu_a_mean_is_the_same(dtype: torch.dtype, mode: str, monkeypat
     ):  # fmt: skip
         expected = outcomes(values, of, gradient=mode, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(autograd, "in_one_launch", lambda _device: True)
+            patch.setattr(autograd, "in_one_launch", lambda _logits: True)
+            patch.setattr(operators, "direct", lambda *_: False)
             got = outcomes(values, of, gradient=mode, **options)
         for one, other in zip(got, expected, strict=True):
             assert_close(one, other.double(), what=str(options))
+
+
+LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "mean": (longtail.cross_entropy, {}),
+    "count": (longtail.cross_entropy, {"normalizer": "count"}),
+    "number": (longtail.cross_entropy, {"normalizer": 3}),
+    "sum": (longtail.cross_entropy, {"reduction": "sum"}),
+    "none": (longtail.cross_entropy, {"reduction": "none"}),
+    "sigmoid_rows": (longtail.sigmoid_focal_loss, {"reduction": "rows"}),
+    "sigmoid_mean": (longtail.sigmoid_focal_loss, {"reduction": "mean"}),
+    "sigmoid_none": (longtail.sigmoid_focal_loss, {}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+def test_who_looks_on_sees_the_public_operators_and_the_same_bits(dtype: torch.dtype, name: str) -> None:
+    """Without a dispatch mode the CPU takes a shorter way: also of nothing, and of weights of 0."""
+    function, options = LOSSES[name]
+    values, target = cases.random_case(7, 5, dtype)
+    weight = torch.rand(5, generator=cases.generator(4), dtype=cases.vector_dtype(dtype))
+    family = "sigmoid_loss" if name.startswith("sigmoid") else "softmax_loss"
+
+    def outcome(target: Tensor, weight: Tensor | None) -> list[Tensor]:
+        x = values.clone().requires_grad_()
+        loss = function(x * 1.0, target, weight=weight, **options)
+        upstream = torch.rand(loss.shape, generator=cases.generator(5), dtype=loss.dtype)
+        return [loss.detach(), *torch.autograd.grad(loss, x, upstream), function(values, target, **options)]
+
+    for of in (target, torch.full_like(target, cases.IGNORE)):
+        for weighted in (None, weight, weight * 0):
+            got = outcome(of, weighted)
+            with Launches() as seen:
+                expected = outcome(of, weighted)
+            assert seen.kernels == [family, f"{family}_backward", family]
+            for one, other in zip(got, expected, strict=True):
+                assert_same(one, other, what=f"{weighted}")

@@ -118,9 +118,10 @@ def sigmoid_cross_entropy(
         TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
     """
     element_weight = None
-    given = {"input": input, "target": target, "weight": weight, "pos_weight": pos_weight}
-    check_tensors(**{name: x for name, x in given.items() if x is not None or name in ("input", "target")})
-    if input.shape == target.shape:
+    check_tensors(input=input, target=target)
+    given = {name: x for name, x in (("weight", weight), ("pos_weight", pos_weight)) if x is not None}
+    check_tensors(**given)
+    if given and input.shape == target.shape:
         if weight is not None and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
             along = along_classes(weight, input)
             element_weight, weight = (weight, None) if along is None else (None, along)

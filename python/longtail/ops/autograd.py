@@ -65,7 +65,7 @@ def forward(family: Family, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     if gradient == "inplace" and not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(logits)
     loss, *rest = found if isinstance(found, tuple) else (found,)
-    if denominator is None or not in_one_launch(logits.device):
+    if denominator is None or not in_one_launch(logits):
         return (reduce_loss(loss, denominator, reduction), *rest)
     with operators.below_autograd():
         mean, divisor = operators.mean_loss(loss, denominator)
@@ -105,6 +105,73 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
     return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
+def _direct_loss(
+    family: Family,
+    logits: Tensor,
+    target: Tensor,
+    options: SoftmaxOptions | SigmoidOptions,
+    reduction: str,
+    denominator: Tensor | None,
+    outputs: tuple[Any, ...],
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The loss, what a mean's gradient is divided by and the statistics, of arguments that are direct."""
+    if reduction == "mean" and denominator is None:
+        mean, stats, divisor = operators.softmax_mean(logits, target, *options, *outputs)
+        return mean, divisor, [stats]
+    found = family.loss(logits, target, *options, *outputs)
+    loss, *statistics = found if isinstance(found, tuple) else (found,)
+    return reduce_loss(loss, denominator, reduction), denominator, statistics
+
+
+class DirectLoss(torch.autograd.Function):
+    """:func:`direct_loss` with a gradient: what torch.func would have to see is no argument, which costs time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, divisor: Tensor | None, family: Family, rest: Any) -> Tensor:
+        options, reduction, *_ = rest
+        loss, denominator, statistics = _direct_loss(family, logits, target, *rest)
+        vectors, ctx.options = options.parted()
+        ctx.family, ctx.reduction, ctx.gradient = family, reduction, "backward"
+        ctx.save_for_backward(logits, target, denominator if divisor is None else divisor, *statistics, *vectors)
+        ctx.set_materialize_grads(False)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+        return backward(ctx.family, ctx, grad_output)
+
+
+def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any) -> Any:
+    """``function.apply``, without what it does at every call for torch.func and for signatures with defaults."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_functorch_wrapped_tensor(logits)  # one that has left its transform
+    ):
+        return function.apply(logits, *others)
+    return super(torch.autograd.Function, function).apply(logits, *others)  # type: ignore[misc]
+
+
+def direct_loss(
+    family: Family,
+    data: tuple[Tensor, Tensor],
+    options: SoftmaxOptions | SigmoidOptions,
+    reduction: str,
+    denominator: Tensor | None,
+    divisor: Tensor | None,
+    outputs: tuple[Any, ...],
+) -> Any:
+    """:func:`differentiable_loss` in mode "backward", of what :func:`longtail.ops.operators.direct` says.
+
+    Of a mean without denominator ``softmax_mean`` finds it; ``outputs`` are that operator's then.
+    """
+    given: Any = (options, reduction, denominator, outputs)
+    if torch.is_grad_enabled() and data[0].requires_grad:
+        return apply(DirectLoss, *data, divisor, family, given)
+    loss, *_ = _direct_loss(family, *data, *given)
+    return loss
+
+
 def differentiable_loss(
     function: type[torch.autograd.Function],
     family: Family,
@@ -117,7 +184,8 @@ def differentiable_loss(
     counts: bool,
     size: Callable[[], Size],
     outputs: tuple[Any, ...] = (),
-) -> tuple[Tensor, ...]:
+    statistics: bool = False,
+) -> tuple[Any, ...]:
     """The losses of ``input``, reduced, and what of the operators' outputs stands between them and the gradient.
 
     Args:
@@ -126,6 +194,7 @@ def differentiable_loss(
             :func:`function_shares`.
         size: of the gradient, asked for where float16 keeps one.
         outputs: see above.
+        statistics: whether the caller reads them.
     """
     check_overwritable(input, gradient)
     vectors, others = options.parted()
@@ -139,8 +208,11 @@ def differentiable_loss(
     mode = gradient if wants_grad else "backward"  # nothing may be computed for a gradient, or overwritten by one
     keeps, dtype = mode != "backward", arithmetic_dtype(input.dtype)
     bound = size() if keeps and input.dtype == torch.float16 else None
-    counts = counts or (not keeps and in_one_launch(input.device))  # forward finds the divisor
+    counts = counts or (not keeps and in_one_launch(input))  # forward finds the divisor
     factor, divisor = function_shares(denominator, counts, keeps, bound, dtype, input.device)
+    if not (keeps or statistics) and operators.direct(*data, *vectors):
+        loss = direct_loss(family, data, options, reduction, denominator, divisor, outputs)
+        return (loss, *(None,) * family.statistics)
     constants = (reduction, mode, options.ignore_index, others, outputs)
-    found = function.apply(*data, denominator, divisor, factor, *vectors, constants)
+    found = apply(function, *data, denominator, divisor, factor, *vectors, constants)
     return tuple(found[: 1 + family.statistics])

@@ -175,9 +175,9 @@ def reduce_loss(loss: Tensor, denominator: Tensor | None, reduction: str) -> Ten
     return loss.sum() if denominator is None else loss.sum() / denominator
 
 
-def in_one_launch(device: torch.device) -> bool:
+def in_one_launch(x: Tensor) -> bool:
     """Whether a mean is an operator of its own: the CPU is quicker without, and torch.compile joins its steps."""
-    return device.type != "cpu" and not torch.compiler.is_compiling()
+    return not x.is_cpu and not torch.compiler.is_compiling()
 
 
 def differentiable_reduction(loss: Tensor, denominator: Tensor | None, reduction: str) -> Tensor:

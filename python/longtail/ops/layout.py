@@ -36,7 +36,7 @@ def rows(input: Tensor, target: Tensor) -> Rows:
                 f"target has shape {list(shape)}, expected {list(expected)} for input of shape {list(input.shape)}"
             )
         logits = input
-    return Rows(laid_out(logits), target.reshape(-1), shape)
+    return Rows(laid_out(logits), target if len(shape) == 1 else target.reshape(-1), shape)
 
 
 def laid_out(input: Tensor) -> Tensor:
@@ -44,6 +44,8 @@ def laid_out(input: Tensor) -> Tensor:
 
     A view of contiguous and of channels-last tensors, a copy of others.
     """
+    if input.dim() == 2 and input.is_contiguous():  # at most calls
+        return input
     n, c = input.shape[:2]
     images = input.dim() > 2 and (input.stride(1) != 1 or c == 1)
     if images:

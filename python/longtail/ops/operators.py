@@ -65,15 +65,19 @@ SCHEMAS = {
 
 def _dispatcher(name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        try:
-            return dispatch.kernel(name, args[0].device)(*args)
-        except RuntimeError as error:
-            # The stable ABI carries one type of exception only.
-            if "is out of bounds" in str(error):
-                raise IndexError(str(error)) from None
-            raise
+        return _run(dispatch.kernel(name, args[0].device), args)
 
     return call
+
+
+def _run(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return kernel(*args)
+    except RuntimeError as error:
+        # The stable ABI carries one type of exception only.
+        if "is out of bounds" in str(error):
+            raise IndexError(str(error)) from None
+        raise
 
 
 def _fake_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
@@ -136,6 +140,11 @@ for _name, _schema in SCHEMAS.items():
         _each.define(_name + _schema)
     define(_name, _schema, _dispatcher(_name), _FAKES[_name])
 
+# Of the CPU's library alone, see direct. count: divides by the counted rows, at least 1, whatever they weigh.
+_kernel_libraries[COMPILED.index("cpu")].define(
+    f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)"
+)
+
 cpu.load()
 
 
@@ -147,17 +156,63 @@ def below_autograd() -> contextlib.AbstractContextManager[Any]:
     return guard
 
 
-softmax_loss = torch.ops.longtail.softmax_loss.default
-softmax_loss_backward = torch.ops.longtail.softmax_loss_backward.default
-softmax_loss_and_grad = torch.ops.longtail.softmax_loss_and_grad.default
-softmax_loss_and_grad_ = torch.ops.longtail.softmax_loss_and_grad_.default
-softmax_loss_accumulate = torch.ops.longtail.softmax_loss_accumulate.default
-softmax_loss_apply = torch.ops.longtail.softmax_loss_apply.default
-softmax_loss_apply_ = torch.ops.longtail.softmax_loss_apply_.default
-sigmoid_loss = torch.ops.longtail.sigmoid_loss.default
-sigmoid_loss_backward = torch.ops.longtail.sigmoid_loss_backward.default
-sigmoid_loss_and_grad = torch.ops.longtail.sigmoid_loss_and_grad.default
-sigmoid_loss_and_grad_ = torch.ops.longtail.sigmoid_loss_and_grad_.default
-scale_grad_ = torch.ops.longtail.scale_grad_.default
-mean_denominator = torch.ops.longtail.mean_denominator.default
-mean_loss = torch.ops.longtail.mean_loss.default
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, bool))
+
+
+def _unobserved(args: tuple[Any, ...]) -> bool:
+    """Whether nothing but autograd could tell an operator of these arguments from its kernel."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+    ) and _PLAIN.issuperset(map(type, args))
+
+
+def _cpu_kernel(name: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The kernel of the CPU's library that operator ``name`` comes to, where nobody would know; None elsewhere."""
+    if not (args[0].is_cpu and _unobserved(args)):
+        return None
+    kernel = dispatch.kernel(name, args[0].device)
+    # None in Python, which would see what the dispatcher resolves for a library: negative bits, zero tensors.
+    return kernel if type(kernel) is torch._ops.OpOverload else None
+
+
+def _entry(name: str) -> Callable[..., Any]:
+    """Operator ``name``, or at once its kernel: the way through the dispatcher to Python and back takes time."""
+    operator = getattr(torch.ops.longtail, name).default
+
+    def call(*args: Any) -> Any:
+        kernel = _cpu_kernel(name, args)
+        return operator(*args) if kernel is None else _run(kernel, args)
+
+    return call
+
+
+def direct(logits: Tensor, *others: Any) -> bool:
+    """Whether operators of such arguments are those of the CPU's library, and nothing looks for the public ones."""
+    return _cpu_kernel("softmax_loss", (logits, *others)) is not None
+
+
+def softmax_mean(*args: Any) -> Any:
+    """``softmax_loss`` and the mean, where :func:`direct` says so."""
+    return _run(_softmax_mean, args)
+
+
+_softmax_mean = torch.ops.longtail_cpu.softmax_mean.default
+
+softmax_loss = _entry("softmax_loss")
+softmax_loss_backward = _entry("softmax_loss_backward")
+softmax_loss_and_grad = _entry("softmax_loss_and_grad")
+softmax_loss_and_grad_ = _entry("softmax_loss_and_grad_")
+softmax_loss_accumulate = _entry("softmax_loss_accumulate")
+softmax_loss_apply = _entry("softmax_loss_apply")
+softmax_loss_apply_ = _entry("softmax_loss_apply_")
+sigmoid_loss = _entry("sigmoid_loss")
+sigmoid_loss_backward = _entry("sigmoid_loss_backward")
+sigmoid_loss_and_grad = _entry("sigmoid_loss_and_grad")
+sigmoid_loss_and_grad_ = _entry("sigmoid_loss_and_grad_")
+scale_grad_ = _entry("scale_grad_")
+mean_denominator = _entry("mean_denominator")
+mean_loss = _entry("mean_loss")

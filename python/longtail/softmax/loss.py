@@ -12,7 +12,7 @@ from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops import layout, operators
-from ..ops.autograd import differentiable_loss
+from ..ops.autograd import differentiable_loss, direct_loss
 from ..ops.gradient import differentiable_reduction
 from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
 from ..reference import softmax
@@ -107,16 +107,27 @@ def _softmax_loss(
         options = options._replace(entropy=True)
     denominator = None
     if request.reduction == "mean":
+        if _at_once(rows, options, request):
+            counts = (request.normalizer == "count",)
+            return direct_loss(SOFTMAX, (rows.logits, rows.target), options, "mean", None, None, counts)
         denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, stats = differentiable_loss(
         *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, request.reduction, request.gradient),
         denominator=denominator,
         counts=denominator is not None and not denominator.is_floating_point(),
         size=lambda: kept_size(rows.target, num_classes, options),
+        statistics=request.return_stats,
     )
     if request.reduction == "none":
         loss = loss.reshape(rows.shape)
     return (loss, row_stats(stats, rows.target, options.ignore_index, rows.shape)) if request.return_stats else loss
+
+
+def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bool:
+    """Whether one operator makes the whole mean, and its denominator."""
+    counts = request.normalizer is None or isinstance(request.normalizer, str)
+    plain = counts and request.gradient == "backward" and not request.return_stats
+    return plain and operators.direct(rows.logits, rows.target, *options)
 
 
 def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Request) -> None:
