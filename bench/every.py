@@ -11,10 +11,12 @@ import sys
 
 from longtail.experiments.command_line import Parser
 
-LOSSES = ("cpu", "sigmoid", "images", "overhead", "gpu")
+LOSSES = ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")
 """Those of ``losses.py``."""
 
-COMMANDS = (*((name,) for name in (*LOSSES, "linear", "step", "parallel")), ("overhead", "--pytest-benchmark"))
+ALONE = ("pages", "growth", "linear", "step", "parallel")
+
+COMMANDS = (*((name,) for name in (*LOSSES, *ALONE)), ("overhead", "--pytest-benchmark"), ("goals",))
 
 
 def add_options(parser: Parser) -> None:

@@ -193,11 +193,18 @@ def measure(
     Raises:
         Mismatch: before anything is timed.
     """
-    device = problem.logits.device
-    clock = CudaClock() if device.type == "cuda" else CpuClock()
     ring = Ring(problem.logits)
     for loss in dict.fromkeys(c.loss for c in contenders if c.loss):
         compare(problem, [c for c in contenders if c.loss == loss], ring, lambda text: tell(0.0, text))
+    timed = [contender for contender in contenders if contender.timed]
+    return take_turns(timed, ring, problem.logits.device, rounds=rounds, budget=budget, tell=tell)
+
+
+def take_turns(
+    contenders: Sequence[Contender], ring: Any, device: torch.device, *, rounds: int, budget: float, tell: Tell
+) -> list[Timing]:
+    """Warms up, then times, as :func:`measure`, what has been compared; ``ring`` hands out logits as :class:`Ring`."""
+    clock = CudaClock() if device.type == "cuda" else CpuClock()
     gc.collect()
     timings = [Timing(contender) for contender in contenders]
     turns = []

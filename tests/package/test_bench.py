@@ -22,6 +22,9 @@ pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[2]
 TINY = ["--shape", "64,96", "--rounds", "1", "--no-compile"]
 MODES = ["backward", "forward", "inplace"]
+TORCHS = [("dense_sigmoid", "eager"), ("dense_sigmoid", "eager module")]
+SCALED = {"section": "threads", "shape": (1, 4194304)}
+FEW = {"section": "few-rows", "shape": (64, 3)}
 PEAKS = {"backward": 2048 * 32768 * 4 / 1e6, "forward": 1.5 * 2048 * 32768 * 4 / 1e6, "inplace": 0.0}
 
 
@@ -144,7 +147,11 @@ def test_a_later_run_replaces_its_rows_and_keeps_the_others(tmp_path, bench):
     bench.main(["overhead", "--rounds", "2", "--output", str(path)])
     both = rows_of(path)
     assert both[: len(first)] == again
-    assert [(r["section"], r["N"], r["C"]) for r in both[len(first) :]] == [("overhead", "128", "10")] * 5
+    calls = both[len(first) :]
+    assert {(r["section"], r["N"], r["C"]) for r in calls} == {("overhead", "128", "10")}
+    ours = [r["loss"] for r in calls if r["contender"] == "longtail" and r["gradient"] == "backward"]
+    assert ours == ["plain", "focal", "sigmoid_focal", "balanced", "dense_sigmoid"]
+    assert sorted(r["loss"] for r in calls if r["contender"] == "longtail module") == sorted(ours)
 
 
 def test_memory_is_one_gradient_out_of_place_and_none_in_place(tmp_path, bench):
@@ -242,8 +249,11 @@ def test_the_other_gpu_sections_agree_with_eager(plan, shape):
 def test_goals_that_the_rows_allow_are_judged():
     from bench import goals, results
 
-    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768), peak=None):
+    def row(loss, contender, gradient, milliseconds, dtype="float32", section="cpu", shape=(2048, 32768), peak=None,
+            threads=2, layout="contiguous", faster=None):  # fmt: skip
         values = dict.fromkeys(column.name for column in dataclasses.fields(results.Row))
+        values |= {"threads": threads, "layout": layout, "speedup_over_cross_entropy": faster}
+        values |= {"passes": 2, "copy_ms": 50.0}
         values |= {"section": section, "dtype": dtype, "N": shape[0], "C": shape[1], "loss": loss}
         values |= {"contender": contender, "gradient": gradient, "median_ms": milliseconds, "peak_extra_MB": peak}
         return results.Row(**values)
@@ -262,11 +272,32 @@ def test_goals_that_the_rows_allow_are_judged():
         row("plain", "liger", "inplace", 3.0, section="gpu"),
         *(row("plain", "longtail", mode, ms, section="gpu") for mode, ms in (("backward", 4.0), ("inplace", 2.0))),
     ]
+    rows += [
+        row("plain", "longtail", "inplace", 30.0, dtype="bfloat16"),
+        row("", "copy", "", 10.0, dtype="bfloat16"),
+        row("plain", "longtail", "backward", 45.0, dtype="bfloat16"),
+        *(row(loss, name, "", 0.4, section="overhead", shape=(128, 10)) for loss, name in TORCHS),
+        row("sigmoid_focal", "longtail module", "backward", 0.5, section="overhead", shape=(128, 10)),
+        *(row("family", "longtail", "inplace", ms, **SCALED, threads=n) for n, ms in ((1, 80.0), (2, 60.0))),
+        *(row("focal", "longtail", "inplace", 1.0, **FEW, faster=x, layout=str(x)) for x in (0.7, 3.0)),
+        *(row("family", "longtail", "inplace", n / 1e6, section="growth", shape=(n, 1000)) for n in (10**5, 10**6)),
+    ]
     found = {outcome.what: outcome for outcome in goals.outcomes(rows)}
+    assert found["cpu, in place: time of a copy"].measured == pytest.approx(3.0)
+    assert found["cpu, in place, bfloat16: time of a copy"].measured == pytest.approx(3.0)
+    half = found["cpu, default mode: time of bfloat16 in that of float32"]
+    assert (half.measured, half.met) == (pytest.approx(0.75), True)
+    call = found["a call on (128, 10), sigmoid_focal, module: time of torch's dense_sigmoid"]
+    assert (call.measured, call.met) == (pytest.approx(1.25), True)
+    assert found["threads: time in that of linear scaling, or of the copy's bandwidth"].measured == pytest.approx(1.2)
+    assert found["few-rows: faster than F.cross_entropy"].measured == pytest.approx(0.7), "the worst layout"
+    growth = found["growth, in place, from 2^25 elements on: most over least time for an element"]
+    assert growth.measured == pytest.approx(1.0)
     assert found["cpu, plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
     assert found["cpu, plain: faster than F.cross_entropy"].met
     assert not found["cpu, family: faster than eager"].met
-    assert found["a call on (128, 10): time of F.cross_entropy"].measured == pytest.approx(2.0)
+    call = found["a call on (128, 10), plain, function: time of torch's plain"]
+    assert (call.measured, call.met) == (pytest.approx(2.0), False)
     assert found["in place: peak extra memory, in logits"].measured == 0.0
     assert found["out of place: peak extra memory, in logits"].measured == pytest.approx(1.5)
     assert not found["out of place: peak extra memory, in logits"].met
