@@ -103,4 +103,8 @@ def _panel(axis: Any, rows: Sequence[TextRow], curve: Curve, lines: Sequence[str
             axis.plot(*zip(*points, strict=True), marker=".", color=colours(i % 20), label=line)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    values = sorted(set(map(curve.x, rows)))
+    if values[-1] < 1000:  # few enough to be named
+        axis.set_xticks(values, map(str, values), fontsize=8)
+        axis.set_xticks([], minor=True)
     axis.grid(which="both", linewidth=0.3)

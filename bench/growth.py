@@ -27,16 +27,16 @@ ELEMENTS = (10**4, 2**16, 2**19, 2**22, 2**25, 2**28, 2**31, 2**33)
 REPEATED = 2**20
 """Logits that are made at random, at least a row of them."""
 
-MODES = ("inplace", "backward", "")
+MODES = ("inplace", "backward", "copy")
 """Gradient modes, and the copy: each needs one more tensor as large as the logits than the one before."""
 
 LARGE = 2**30
-"""Elements from which on there are two rounds."""
+"""Elements from which on there are two rounds, and no copy."""
 
 ROUNDS = 100
 BUDGET = 0.1  # seconds for each contender
 RUNS = 4  # of a large contender: compared, warmed up, timed twice
-RESTORING = 5e-10  # seconds for an element, at most
+RESTORING = 2e-10  # seconds for an element
 ROW_BYTES = 64
 """Of a row's target, loss and statistics, at most."""
 
@@ -64,10 +64,16 @@ class Size(NamedTuple):
         """With so many tensors as large as the logits."""
         return self.rows * self.times * (self.classes * dtype.itemsize * copies + ROW_BYTES)
 
-    def modes(self, dtype: torch.dtype) -> list[str]:
-        """Those of ``MODES`` that the free memory holds."""
+    @property
+    def elements(self) -> int:
+        return self.rows * self.times * self.classes
+
+    def modes(self, dtype: torch.dtype) -> tuple[list[str], list[str]]:
+        """Those of ``MODES`` that the free memory holds, and those that it does not."""
         room = SHARE * memory()
-        return [mode for copies, mode in enumerate(MODES, 1) if self.bytes(dtype, copies) <= room]
+        modes = MODES[: 2 if self.elements >= LARGE else 3]
+        held = [mode for copies, mode in enumerate(modes, 1) if self.bytes(dtype, copies) <= room]
+        return held, list(modes[len(held) :])
 
 
 class Repeats:
@@ -136,9 +142,9 @@ def rows_of(size: Size, modes: list[str], dtype: torch.dtype, rounds: int) -> li
     few = Problem.make((size.rows, size.classes), dtype, torch.device("cpu"))
     repeats = Repeats(few, size.times)
     problem = Problem(repeats.logits.detach(), few.target.repeat(size.times), few.counts)
-    chosen = [x for x in contenders.of_loss(LOSS, problem, compiled=False) if x.gradient and x.gradient in modes]
+    chosen = [x for x in contenders.of_loss(LOSS, problem, compiled=False) if x.gradient in modes]
     compare(few, chosen, repeats)
-    if "" in modes:
+    if "copy" in modes:
         chosen.append(contenders.copy(problem))
     timings = measure.take_turns(
         *(chosen, repeats, problem.logits.device), rounds=rounds, budget=BUDGET, tell=lambda *_: None
@@ -161,19 +167,22 @@ def measured(arguments: argparse.Namespace, left_out: list[str]) -> Iterator[lis
     every = list(sizes(arguments))
     with progress_bar(len(every)) as advance:
         for size in every:
-            n, classes = size.shape
-            modes = size.modes(dtype)
-            known = [cost.get((classes, mode), 0.0) + RESTORING for mode in modes]
-            late = time.monotonic() - start + RUNS * n * classes * sum(known) > arguments.seconds
-            reason = "time" if late else "memory"
-            left_out += [f"{n} x {classes} {mode or 'copy'} ({reason})" for mode in MODES if late or mode not in modes]
-            if modes and not late:
-                rows = rows_of(size, modes, dtype, min(arguments.rounds, 2 if n * classes >= LARGE else ROUNDS))
+            held, missing = size.modes(dtype)
+            known = [cost.get((size.classes, mode), 0.0) + RESTORING for mode in held]
+            late = time.monotonic() - start + RUNS * size.elements * sum(known) > arguments.seconds
+            what = " x ".join(map(str, size.shape))
+            if late:
+                left_out.append(f"{what} (time)")
+            elif missing:
+                left_out.append(f"{what} {' and '.join(missing)} (memory)")
+            if held and not late:
+                rounds = min(arguments.rounds, 2) if size.elements >= LARGE else arguments.rounds
+                rows = rows_of(size, held, dtype, rounds)
                 for row in rows:
                     assert row.median_ms is not None
-                    cost[classes, row.gradient] = row.median_ms / 1e3 / (n * classes)
+                    cost[size.classes, row.gradient or "copy"] = row.median_ms / 1e3 / size.elements
                 yield rows
-            advance(f"{n} x {classes}")
+            advance(what)
 
 
 def add_options(parser: Parser) -> None:

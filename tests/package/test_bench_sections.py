@@ -146,14 +146,21 @@ def test_growth_has_every_size_or_says_what_it_leaves_out(tmp_path, main, monkey
     path = tmp_path / "growth.csv"
     monkeypatch.setattr(growth, "REPEATED", 400)
     monkeypatch.setattr(growth, "LARGE", 10000)
-    memory = int((5000 * 5 + 50 * growth.ROW_BYTES) / growth.SHARE)  # no room for two copies of the largest
-    monkeypatch.setattr(growth, "memory", lambda: memory)
-    main(["growth", "--elements", "300", "5000", "--classes", "4", "100", "--output", str(path)])
+    monkeypatch.setattr(growth, "memory", lambda: (5000 * 2 + 60 * growth.ROW_BYTES) / growth.SHARE)
+    main(["growth", "--elements", "300", "5000", "12000", "--classes", "4", "100", "--output", str(path)])
     found = [(int(r["N"]), int(r["C"]), r["contender"], r["gradient"]) for r in results.read(path)]
     every = [("longtail", "backward"), ("longtail", "inplace"), ("copy", "")]
-    assert found == [*((3, 100, *x) for x in every), *((75, 4, *x) for x in every), *((48, 100, *x) for x in every[:2])]
+    assert found == [*((3, 100, *x) for x in every), *((75, 4, *x) for x in every), (48, 100, *every[1])]
     assert (tmp_path / "growth_time.png").exists()
-    assert "Left out: 48 x 100 copy (memory), 1200 x 4 inplace (memory), " in capsys.readouterr().out.replace("\n", " ")
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Left out: 48 x 100 backward and copy (memory), 1200 x 4 inplace and backward and copy (memory), 120 x" in said
+    )
+    assert "x 4 inplace and backward (memory)" in said, "no copy where it is large"
+    monkeypatch.setattr(growth, "RESTORING", 1.0)
+    main(["growth", "--elements", "300", "--classes", "4", "--seconds", "2", "--output", str(tmp_path / "none.csv")])
+    assert "Left out: 75 x 4 (time)" in capsys.readouterr().out
+    assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize("wrong", [1, 10])
