@@ -135,13 +135,19 @@ def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[
 
 
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
-    """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
+    """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode.
+
+    ``F.cross_entropy`` on half logits sums rounded losses: there it is compared as the others are, with float32.
+    """
     target, options = problem.case(loss)
     plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if loss == "plain" else eager.softmax_loss
     fused = _fused_sigmoid if loss in SIGMOID else _fused
     dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
-    found = [
+    found = []
+    if loss == "plain" and problem.logits.dtype != torch.float32:
+        found.append(Contender(loss, "eager in float32", lambda x: F.cross_entropy(x.float(), target), timed=False))
+    found += [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
     ]
     if compiled:
