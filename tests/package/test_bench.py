@@ -287,7 +287,7 @@ def test_goals_that_the_rows_allow_are_judged():
     assert found["cpu, in place, bfloat16: time of a copy"].measured == pytest.approx(3.0)
     half = found["cpu, default mode: time of bfloat16 in that of float32"]
     assert (half.measured, half.met) == (pytest.approx(0.75), True)
-    call = found["a call on (128, 10), sigmoid_focal, module: time of torch's dense_sigmoid"]
+    call = found["a call on (128, 10), sigmoid_focal, module: time of torch's binary cross-entropy"]
     assert (call.measured, call.met) == (pytest.approx(1.25), True)
     assert found["threads: time in that of linear scaling, or of the copy's bandwidth"].measured == pytest.approx(1.2)
     assert found["few-rows: faster than F.cross_entropy"].measured == pytest.approx(0.7), "the worst layout"
@@ -296,7 +296,7 @@ def test_goals_that_the_rows_allow_are_judged():
     assert found["cpu, plain: faster than F.cross_entropy"].measured == pytest.approx(5.0)
     assert found["cpu, plain: faster than F.cross_entropy"].met
     assert not found["cpu, family: faster than eager"].met
-    call = found["a call on (128, 10), plain, function: time of torch's plain"]
+    call = found["a call on (128, 10), plain, function: time of torch's cross-entropy"]
     assert (call.measured, call.met) == (pytest.approx(2.0), False)
     assert found["in place: peak extra memory, in logits"].measured == 0.0
     assert found["out of place: peak extra memory, in logits"].measured == pytest.approx(1.5)
