@@ -14,9 +14,13 @@ from longtail.experiments.command_line import Parser
 LOSSES = ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")
 """Those of ``losses.py``."""
 
-ALONE = ("pages", "growth", "linear", "step", "parallel")
-
-COMMANDS = (*((name,) for name in (*LOSSES, *ALONE)), ("overhead", "--pytest-benchmark"), ("goals",))
+COMMANDS = (
+    *((name,) for name in (*LOSSES, "pages", "growth", "linear")),
+    ("linear", "--dtype", "bfloat16"),
+    *((name,) for name in ("step", "parallel")),
+    ("overhead", "--pytest-benchmark"),
+    ("goals",),
+)
 
 
 def add_options(parser: Parser) -> None:

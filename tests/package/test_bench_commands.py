@@ -97,7 +97,15 @@ def test_all_runs_every_section_until_one_fails(bench, monkeypatch, capsys):
     assert stop.value.code == 3
     assert capsys.readouterr().err == "bench all: parallel failed\n"
     compiled = [(name, "--no-compile") for name in ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")]
-    assert ran == [*compiled, ("pages",), ("growth",), ("linear",), ("step",), ("parallel",)]
+    assert ran == [
+        *compiled,
+        ("pages",),
+        ("growth",),
+        ("linear",),
+        ("linear", "--dtype", "bfloat16"),
+        ("step",),
+        ("parallel",),
+    ]
 
 
 def commands_of(text):
