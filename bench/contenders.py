@@ -25,8 +25,13 @@ LOSSES = {
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
     "dense_focal": "sigmoid focal, a target for each element",
+    "balanced": "class-balanced cross-entropy, of calls.py",
+    "dense_sigmoid": "sigmoid cross-entropy, a target for each element, of calls.py",
 }
 """The losses by their name in the CSV."""
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+"""How logits lie, by its name in the CSV; channels last are images."""
 
 SIGMOID: dict[str, dict[str, Any]] = {
     "sigmoid": {"alpha": None, "gamma": 0.0},
@@ -39,6 +44,11 @@ GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 """longtail's gradient modes, and how often each passes over the logits (peers are counted the same way)."""
 
 
+def long_tail(classes: int, device: torch.device) -> Tensor:
+    """Training samples of each class, from 1000 down to 10."""
+    return (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
+
+
 @dataclass(frozen=True)
 class Problem:
     """Data of one (N, C[, H, W]), dtype and device; every contender sees the same."""
@@ -46,9 +56,12 @@ class Problem:
     logits: Tensor  # [N, C] or [N, C, H, W]
     target: Tensor  # [N] or [N, H, W] int64
     counts: Tensor  # [C] int64, training samples per class, an exponential long tail
+    layout: str = "contiguous"  # of LAYOUTS
 
     @classmethod
-    def make(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
+    def make(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, layout: str = "contiguous"
+    ) -> Problem:
         """Logits whose target probability spreads over (0, 1), so that an error in any term of a loss shows."""
         rows, classes = (shape[0], *shape[2:]), shape[1]
         generator = torch.Generator(device).manual_seed(0)
@@ -56,8 +69,9 @@ class Problem:
         logits = torch.randn(shape, generator=generator, device=device)
         margin = 8 * torch.rand(rows, generator=generator, device=device) - 4
         logits.scatter_(1, target.unsqueeze(1), (logits.logsumexp(1) + margin).unsqueeze(1))
-        counts = (1000 * 0.01 ** torch.linspace(0, 1, classes, device=device)).long()
-        return cls(logits.to(dtype), target, counts)
+        return cls(
+            logits.to(dtype).contiguous(memory_format=LAYOUTS[layout]), target, long_tail(classes, device), layout
+        )
 
     def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
         """Targets, and the options of the loss, for one of ``LOSSES``."""
@@ -97,10 +111,11 @@ class Contender:
     gradient: str = ""
     passes: int | None = None  # over the logits, forward + backward; None where it is not known
     backend: str = ""
+    timed: bool = True  # else the others are only compared with it
 
 
 def copy(problem: Problem) -> Contender:
-    """``out.copy_(logits)``: the bandwidth that every share refers to."""
+    """``out.copy_(logits)``, both of one layout: the bandwidth that every share refers to."""
     out = torch.zeros_like(problem.logits)
 
     def forward(logits: Tensor) -> None:
@@ -120,13 +135,19 @@ def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[
 
 
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
-    """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode."""
+    """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode.
+
+    ``F.cross_entropy`` on half logits sums rounded losses: there it is compared as the others are, with float32.
+    """
     target, options = problem.case(loss)
     plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if loss == "plain" else eager.softmax_loss
     fused = _fused_sigmoid if loss in SIGMOID else _fused
     dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
-    found = [
+    found = []
+    if loss == "plain" and problem.logits.dtype != torch.float32:
+        found.append(Contender(loss, "eager in float32", lambda x: F.cross_entropy(x.float(), target), timed=False))
+    found += [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
     ]
     if compiled:

@@ -11,10 +11,16 @@ import sys
 
 from longtail.experiments.command_line import Parser
 
-LOSSES = ("cpu", "sigmoid", "images", "overhead", "gpu")
+LOSSES = ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")
 """Those of ``losses.py``."""
 
-COMMANDS = (*((name,) for name in (*LOSSES, "linear", "step", "parallel")), ("overhead", "--pytest-benchmark"))
+COMMANDS = (
+    *((name,) for name in (*LOSSES, "pages", "growth", "linear")),
+    ("linear", "--dtype", "bfloat16"),
+    *((name,) for name in ("step", "parallel")),
+    ("overhead", "--pytest-benchmark"),
+    ("goals",),
+)
 
 
 def add_options(parser: Parser) -> None:

@@ -1,15 +1,15 @@
-"""What the package is to reach beside what a user would run otherwise, against the rows of one run; never asserted."""
+"""What the package is to reach beside what a user would run otherwise, against measured rows; never asserted."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from . import gpu
-from .results import Row
-from .suite import CPU, IMAGES, LARGE, MEMORY, OVERHEAD, SIGMOID, SMALL, Shape
+from . import gpu, results
+from .results import Row, problem_of
+from .suite import CPU, FEW_IMAGES, FEW_ROWS, IMAGES, LARGE, MEMORY, OVERHEAD, PAGES, SIGMOID, SMALL, THREADS, Shape
 
 NO_MEMORY = 0.02  # of the logits: room for one number per row, and for the allocator's own pages
 LINEAR_MEMORY = 1 / 8  # of the logits
@@ -53,6 +53,7 @@ FASTER = (
         for loss in SIGMOID.losses
         for rival, least in (("eager", 8), ("compiled", 2.5))
     ),
+    *(Speed(plan.section, "focal", "eager", 3) for plan in (FEW_ROWS, FEW_IMAGES)),
     Speed(IMAGES.section, "focal", "eager", 6, _of_images(IMAGES.shapes[-1])),
     Speed(gpu.GPU.section, "plain", "liger", 1.2),
     Speed(gpu.GPU.section, "complement", "compiled", 4),
@@ -60,13 +61,66 @@ FASTER = (
 )
 
 
+class Cost(NamedTuple):
+    """Times of another contender of the same problem that ours may take at most."""
+
+    what: str
+    most: float
+    section: str
+    losses: tuple[str, ...]
+    gradient: str
+    shape: Shape
+    dtype: str = "float32"
+    of: str = "median_ms"  # or another column
+    rival: tuple[str, str] = ("", "copy")  # loss, contender; in place where it is ours
+    ours: str = "longtail"
+
+
+KEPT = "longtail, kept pages"
+COSTS = (
+    Cost("in place: time of a copy", 1.2, CPU.section, ("plain", "family"), "inplace", LARGE),
+    Cost("in place, bfloat16: time of a copy", 2.2, CPU.section, ("plain", "family"), "inplace", LARGE, "bfloat16"),
+    *(
+        Cost(
+            *(f"everything in place, {dtype}: time of plain", 1.5, CPU.section, ("everything",), "inplace", LARGE),
+            *(dtype, "median_ms", ("plain", "longtail")),
+        )
+        for dtype in ("float32", "bfloat16")
+    ),
+    Cost(
+        *("gradient in forward, its pages kept: time of in place", 1.1, PAGES.section, ("family",), "forward", LARGE),
+        *("float32", "median_ms", ("family", KEPT), KEPT),
+    ),
+    Cost("loss alone: time of a copy", 0.55, CPU.section, ("plain", "family"), "backward", LARGE, of="forward_ms"),
+    Cost("backward: time of a copy", 1.1, CPU.section, ("plain", "family"), "backward", LARGE, of="backward_ms"),
+    Cost(
+        *("backward, its pages kept: time of a copy", 1.1, PAGES.section, ("family",), "backward", LARGE),
+        *("float32", "backward_ms", ("", "copy, kept pages"), KEPT),
+    ),
+    Cost("in place: time of a copy", 1.3, SIGMOID.section, ("sigmoid_focal",), "inplace", SIGMOID.shapes[0]),
+    Cost("dense, in place: time of a copy", 1.5, SIGMOID.section, ("dense_focal",), "inplace", SIGMOID.shapes[0]),
+    Cost("in place: time of a copy", 2.5, IMAGES.section, ("focal",), "inplace", _of_images(IMAGES.shapes[0])),
+)
+
+CALLS = {
+    "plain": "plain",
+    "focal": "plain",
+    "balanced": "balanced",
+    "dense_sigmoid": "dense_sigmoid",
+    "sigmoid_focal": "dense_sigmoid",
+}
+"""Losses of the section of calls, and the one whose eager call theirs are measured in."""
+
+EAGER = {"plain": "cross-entropy", "balanced": "weighted cross-entropy", "dense_sigmoid": "binary cross-entropy"}
+"""What those are."""
+
+LINEAR = {("mean", "float32"): 1.06, ("mean", "bfloat16"): 1.15, ("none", "float32"): 1.4, ("none", "bfloat16"): 1.4}
+"""Times of three bare GEMMs, by reduction and dtype."""
+
+
 def _worst(what: str, bound: str, limit: float, values: Iterable[float | None]) -> list[Outcome]:
     known = [value for value in values if value is not None]
     return [Outcome(what, (min if bound == ">=" else max)(known), bound, limit)] if known else []
-
-
-def _problem(row: Row) -> tuple[str, str, Shape]:
-    return row.section, row.dtype, (row.N, row.C)
 
 
 def _times(rows: Iterable[Row], loss: str, rival: str) -> float | None:
@@ -85,20 +139,93 @@ def _memory(row: Row) -> float | None:
     return row.peak_extra_MB * 1e6 / (row.N * row.C * itemsize)
 
 
-def outcomes(rows: Sequence[Row]) -> list[Outcome]:
-    """Every goal that the rows allow to be judged."""
-    problems = {key: list(group) for key, group in itertools.groupby(sorted(rows, key=_problem), _problem)}
-    found = []
+Problems = Sequence[Sequence[Row]]
+
+
+def _find(rows: Iterable[Row], loss: str, contender: str, gradient: str, of: str = "median_ms") -> float | None:
+    key = (loss, contender, gradient)
+    return next((vars(row)[of] for row in rows if (row.loss, row.contender, row.gradient) == key), None)
+
+
+def _speeds(problems: Problems) -> Iterator[Outcome]:
     for goal in FASTER:
         name = "F.cross_entropy" if (goal.loss, goal.rival) == ("plain", "eager") else goal.rival
-        values = (
-            _times(group, goal.loss, goal.rival)
-            for (section, dtype, shape), group in problems.items()
-            if section == goal.section and (goal.shape is None or (dtype, shape) == ("float32", goal.shape))
-        )
-        found += _worst(f"{goal.section}, {goal.loss}: faster than {name}", ">=", goal.least, values)
-    small = _times(problems.get((OVERHEAD.section, "float32", SMALL), ()), "plain", "eager")
-    found += _worst("a call on (128, 10): time of F.cross_entropy", "<=", 4, [1 / small if small else None])
+        own = [rows for rows in problems if rows[0].section == goal.section]
+        if goal.shape is not None:
+            own = [rows for rows in own if (rows[0].dtype, rows[0].N, rows[0].C) == ("float32", *goal.shape)]
+        values = (_times(rows, goal.loss, goal.rival) for rows in own)
+        yield from _worst(f"{goal.section}, {goal.loss}: faster than {name}", ">=", goal.least, values)
+    for plan in (FEW_ROWS, FEW_IMAGES):
+        ours = [row for rows in problems for row in rows if (row.section, row.contender) == (plan.section, "longtail")]
+        what = f"{plan.section}: faster than F.cross_entropy"
+        yield from _worst(what, ">=", 1, (row.speedup_over_cross_entropy for row in ours))
+
+
+def _costs(problems: Problems) -> Iterator[Outcome]:
+    for goal in COSTS:
+        where = (goal.section, goal.dtype, *goal.shape)
+        values = []
+        for rows in problems:
+            if (rows[0].section, rows[0].dtype, rows[0].N, rows[0].C) == where:
+                theirs = _find(rows, *goal.rival, "inplace" if goal.rival[1].startswith("longtail") else "")
+                for loss in goal.losses:
+                    values.append(results.ratio(_find(rows, loss, goal.ours, goal.gradient, goal.of), theirs))
+        yield from _worst(f"{goal.section}, {goal.what}", "<=", goal.most, values)
+
+
+def _half(problems: Problems) -> Iterator[Outcome]:
+    times: dict[tuple[str, str], float | None] = {}
+    for rows in problems:
+        if (rows[0].section, rows[0].N, rows[0].C) == (CPU.section, *LARGE):
+            for loss in ("plain", "family"):
+                times[rows[0].dtype, loss] = _find(rows, loss, "longtail", "backward")
+    pairs = [(times.get(("bfloat16", loss)), times.get(("float32", loss))) for loss in ("plain", "family")]
+    values = itertools.starmap(results.ratio, pairs)
+    yield from _worst(f"{CPU.section}, default mode: time of bfloat16 in that of float32", "<=", 0.85, values)
+
+
+def _calls(problems: Problems) -> Iterator[Outcome]:
+    for rows in problems:
+        if (rows[0].section, rows[0].dtype, rows[0].N, rows[0].C) == (OVERHEAD.section, "float32", *SMALL):
+            for loss, rival in CALLS.items():
+                for kind, module in (("function", ""), ("module", " module")):
+                    ours, theirs = (
+                        _find(rows, *key)
+                        for key in ((loss, f"longtail{module}", "backward"), (rival, f"eager{module}", ""))
+                    )
+                    what = f"a call on (128, 10), {loss}, {kind}: time of torch's {EAGER[rival]}"
+                    yield from _worst(what, "<=", 1.7, [results.ratio(ours, theirs)])
+
+
+def _scaling(problems: Problems) -> Iterator[Outcome]:
+    """Time in that of an equal share of one thread's, or where that is longer, of as many passes of the copy."""
+    own = [row for rows in problems for row in rows if row.section == THREADS.section]
+    alone = {(row.N, row.C, row.contender, row.gradient): row.median_ms for row in own if row.threads == 1}
+    values: list[float | None] = []
+    for row in own:
+        one = alone.get((row.N, row.C, row.contender, row.gradient))
+        if row.contender == "longtail" and row.threads > 1 and one and row.passes and row.copy_ms:
+            values.append(results.ratio(row.median_ms, max(one / row.threads, row.passes / 2 * row.copy_ms)))
+    yield from _worst(
+        f"{THREADS.section}: time in that of linear scaling, or of the copy's bandwidth", "<=", 1.1, values
+    )
+
+
+def _growth(problems: Problems) -> Iterator[Outcome]:
+    """Time for an element over the least of the same classes, in place, past what calls and caches make of it."""
+    costs: dict[tuple[int, str], list[float]] = {}
+    for row in (row for rows in problems for row in rows):
+        if (row.section, row.gradient) == ("growth", "inplace") and row.N * row.C >= 2**25 and row.median_ms:
+            costs.setdefault((row.C, row.dtype), []).append(row.median_ms / (row.N * row.C))
+    values = (max(found) / min(found) for found in costs.values())
+    yield from _worst("growth, in place, from 2^25 elements on: most over least time for an element", "<=", 1.5, values)
+
+
+def outcomes(rows: Sequence[Row]) -> list[Outcome]:
+    """Every goal that the rows allow to be judged."""
+    problems = [list(group) for _, group in itertools.groupby(sorted(rows, key=problem_of), problem_of)]
+    judges = (_speeds, _costs, _half, _calls, _scaling, _growth)
+    found = [outcome for judge in judges for outcome in judge(problems)]
     at = [row for row in rows if row.contender == "longtail" and (row.N, row.C) == LARGE]
     at = [row for row in at if row.section in (CPU.section, MEMORY.section)]
     for where, limit in (("in place", NO_MEMORY), ("out of place", 1 + NO_MEMORY)):
@@ -108,5 +235,19 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def linear_outcomes(peaks: Iterable[float | None]) -> list[Outcome]:
-    """The goal of the fused linear loss in float32, whose ``peaks`` are in multiples of the logits."""
+    """The goal of the fused linear loss's memory, whose ``peaks`` are in multiples of the logits."""
     return _worst("fused linear loss: peak extra memory, in logits", "<=", LINEAR_MEMORY, peaks)
+
+
+def linear_time_outcomes(rows: Iterable[dict[str, str]]) -> list[Outcome]:
+    """The goals of the fused linear loss's times, from rows of the CSV."""
+    values: dict[tuple[str, str], list[float | None]] = {}
+    for row in rows:
+        if row["contender"].startswith("longtail") and row["time_of_gemms"]:
+            reduction = "none" if "none" in row["contender"] else "mean"
+            values.setdefault((reduction, row["dtype"]), []).append(float(row["time_of_gemms"]))
+    found = []
+    for (reduction, dtype), limit in LINEAR.items():
+        what = f"fused linear loss, {reduction}, {dtype}: time of three GEMMs"
+        found += _worst(what, "<=", limit, values.get((reduction, dtype), ()))
+    return found

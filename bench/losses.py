@@ -21,8 +21,8 @@ from longtail.experiments.command_line import Parser, positive_int
 from . import gpu, plot, report, results, suite
 from .measure import TOLERANCE, Mismatch
 
-ON_CPU = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.OVERHEAD, suite.MEMORY)
-PLANS = {plan.section: (plan,) for plan in ON_CPU} | {"gpu": gpu.PLANS}
+ON_CPU = (suite.CPU, suite.SIGMOID, suite.IMAGES, suite.THREADS, suite.PAGES, suite.OVERHEAD, suite.MEMORY)
+PLANS = {plan.section: (plan,) for plan in ON_CPU} | {"few": (suite.FEW_ROWS, suite.FEW_IMAGES), "gpu": gpu.PLANS}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
@@ -74,9 +74,14 @@ def chosen(arguments: argparse.Namespace) -> list[suite.Plan]:
     return plans
 
 
+def output_of(plan: suite.Plan) -> Path:
+    """The CSV, unless another is named."""
+    return results.FOLDER / f"{plan.device if plan.device == 'cpu' else 'gpu'}.csv"
+
+
 def run_plan(plan: suite.Plan, output: Path | None, pictures: bool) -> list[results.Row]:
     """Runs a plan; the rows of a problem are written as soon as it is done."""
-    path = output or results.FOLDER / f"{plan.device if plan.device == 'cpu' else 'gpu'}.csv"
+    path = output or output_of(plan)
     found = []
     for rows in report.rows_with_progress(plan):
         results.write(path, rows)

@@ -1,4 +1,4 @@
-"""Pictures drawn from the CSV: time per contender, and share of the copy's bandwidth."""
+"""Pictures drawn from the CSV: time per contender, and share of the copy's bandwidth; lines where a size grows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from . import results
+from . import curves, results
 from .report import label
 
 TextRow = dict[str, str]
 
 
-MACHINE = ("device", "cpu", "threads", "isa")
+TIMES_ALONE = ("overhead", "pages")
+"""Sections whose share of the copy's bandwidth says nothing."""
 
 
 def draw(csv_path: Path) -> list[Path]:
@@ -26,19 +27,17 @@ def draw(csv_path: Path) -> list[Path]:
     rows = [row for row in results.read(csv_path) if row["median_ms"]]
     paths = []
     for section in dict.fromkeys(row["section"] for row in rows):
-        own = [row for row in rows if row["section"] == section]
-        machine = _machine(max(own, key=lambda row: row["date"]))
-        own = [row for row in own if _machine(row) == machine]
-        paths.append(_grid(own, csv_path.with_name(f"{section}_time.png"), "ms, forward + backward", _time, log=True))
+        own = results.of_last_machine([row for row in rows if row["section"] == section])
+        path = csv_path.with_name(f"{section}_time.png")
+        if section in curves.CURVES:
+            paths.append(curves.draw(own, path, caption(own)))
+            continue
+        paths.append(_grid(own, path, "ms, forward + backward", _time, log=True))
         counted = [row for row in own if row["passes"] and row["contender"] != "copy"]
-        if section != "overhead":
+        if section not in TIMES_ALONE:
             name = csv_path.with_name(f"{section}_share_of_copy.png")
             paths.append(_grid(counted, name, "share of the copy's bandwidth", _share, log=False))
     return paths
-
-
-def _machine(row: TextRow) -> tuple[str, ...]:
-    return tuple(row[name] for name in MACHINE)
 
 
 def _time(row: TextRow) -> float:
@@ -81,7 +80,8 @@ def _grid(rows: Sequence[TextRow], path: Path, quantity: str, value: Callable[[T
 
 def caption(rows: Sequence[TextRow]) -> str:
     """The machine of the rows, which is one, and what they were measured with and when, which need not be."""
-    device, cpu, threads, isa = _machine(rows[0])
+    device, cpu, isa = (rows[0][name] for name in ("device", "cpu", "isa"))
+    threads = " to ".join(map(str, sorted({int(row["threads"]) for row in rows})))
     sources = Counter(
         f"torch {row['torch']}, longtail {row['longtail']}, commit {row['commit']}, {row['date'][:10]}" for row in rows
     )

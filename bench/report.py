@@ -14,16 +14,22 @@ from longtail.experiments.output import print_notes, print_table
 
 from . import suite
 from .goals import Outcome, outcomes
-from .results import Row
+from .results import Row, problem_of
 
 REFRESH_SECONDS = 0.5
-NAMES = {"eager": "F.cross_entropy", "compiled": "F.cross_entropy, compiled"}
-"""What the contenders of the plain loss are."""
+NAMES = {
+    ("plain", "eager"): "F.cross_entropy",
+    ("plain", "compiled"): "F.cross_entropy, compiled",
+    ("plain", "eager module"): "nn.CrossEntropyLoss",
+    ("dense_sigmoid", "eager"): "F.binary_cross_entropy_with_logits",
+    ("dense_sigmoid", "eager module"): "nn.BCEWithLogitsLoss",
+}
+"""Contenders that are one function or module of torch."""
 
 
 def label(loss: str, contender: str, gradient: str) -> str:
     """A contender's name for people."""
-    name = NAMES.get(contender, contender) if loss == "plain" else contender
+    name = NAMES.get((loss, contender), contender)
     return f"{name}, {gradient}" if gradient else name
 
 
@@ -45,9 +51,9 @@ def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
             nonlocal refreshed
             now = time.monotonic()
             if now - refreshed > REFRESH_SECONDS:
-                shape, dtype = problems[done]
+                shape, dtype, layout, _ = problems[done]
                 size = " x ".join(map(str, shape))
-                name = f"{plan.section} {size} {str(dtype).removeprefix('torch.')}: {text}"
+                name = f"{plan.section} {size} {str(dtype).removeprefix('torch.')} {layout}: {text}"
                 progress.update(task, completed=done + share, description=name, refresh=True)
                 refreshed = now
 
@@ -86,7 +92,8 @@ def _print_problem(rows: Sequence[Row]) -> None:
     used = [i for i in range(len(HEADINGS)) if any(line[i] for line in cells)]
     names = [label(row.loss, row.contender, row.gradient) for row in rows]
     print_table(
-        f"{first.section}: {first.N} x {first.C} {first.dtype} on {first.device}",
+        f"{first.section}: {first.N} x {first.C} {first.dtype}, {first.layout}, on {first.device}, "
+        f"{first.threads} thread{'' if first.threads == 1 else 's'}",
         (("loss: contender",), *((HEADINGS[i],) for i in used)),
         [
             (f"{row.loss}: {name}" if row.loss else name, *(line[i] for i in used))
@@ -105,7 +112,7 @@ LEGEND = (
 def print_report(rows: Iterable[Row]) -> None:
     """One table per problem, then the goals."""
     rows = list(rows)
-    for _, group in itertools.groupby(rows, key=lambda row: (row.section, row.dtype, row.N, row.C)):
+    for _, group in itertools.groupby(rows, key=problem_of):
         _print_problem(list(group))
         print()
     if rows:

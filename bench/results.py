@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -47,16 +47,19 @@ class Row:
     speedup_over_eager: float | None  # of the same loss
     speedup_over_cross_entropy: float | None  # F.cross_entropy alone, eager
     peak_extra_MB: float | None
+    layout: str  # of the logits, and of both sides of their copy
+    threads: int
 
 
 def columns_of(row: Any) -> list[str]:
     """The columns of a CSV of such rows, instances or their dataclass: their own, and where they come from."""
-    return [*(column.name for column in fields(row)), *provenance()]
+    own = [column.name for column in fields(row)]
+    return [*own, *(name for name in provenance() if name not in own)]
 
 
 # What a later row has to share with an earlier one to replace it; of rows of another kind, what they have of it.
 KEY = (
-    *("section", "device", "cpu", "threads", "isa", "dtype", "N", "D", "C"),
+    *("section", "device", "cpu", "threads", "isa", "dtype", "N", "D", "C", "layout"),
     *("loss", "contender", "gradient", "backend"),
 )
 
@@ -80,7 +83,7 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
     logits = problem.logits
     totals = [quantiles(t.total) for t in timings]
     medians = {(t.contender.loss, t.contender.name): middle for t, (_, middle, _) in zip(timings, totals, strict=True)}
-    copy_ms = medians["", "copy"]
+    copy_ms = medians.get(("", "copy"))
     rows = []
     for timing, (p20, median, p80) in zip(timings, totals, strict=True):
         contender = timing.contender
@@ -112,6 +115,8 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
                 speedup_over_eager=ratio(medians.get((contender.loss, "eager")), median),
                 speedup_over_cross_entropy=ratio(medians.get(("plain", "eager")), median) if contender.loss else None,
                 peak_extra_MB=None if timing.peak is None else timing.peak / 1e6,
+                layout=problem.layout,
+                threads=torch.get_num_threads(),
             )
         )
     return rows
@@ -137,11 +142,38 @@ def csv_file(text: str) -> Path:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV as text, by column; none if there is no such file."""
+    """The rows of a CSV as text, by column; none if there is no such file. A :class:`Row` always has its layout."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    # There was no such column while all logits were contiguous.
+    return [{"layout": "contiguous"} | row if "share_of_copy" in row else row for row in rows]
+
+
+def row_of(text: dict[str, str]) -> Row:
+    """A row of :func:`read`, with its numbers."""
+    numbers = {int: int, int | None: int, float | None: float}
+    values: dict[str, Any] = {}
+    for name, kind in get_type_hints(Row).items():
+        values[name] = text[name] if kind is str else numbers[kind](text[name]) if text[name] else None
+    return Row(**values)
+
+
+def problem_of(row: Row) -> tuple[Any, ...]:
+    """What rows of one problem share."""
+    return row.section, row.dtype, row.N, row.C, row.layout, row.threads
+
+
+def of_last_machine(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Those of the machine, with its instruction set and threads, that was measured last; of a scaling any threads."""
+
+    def machine(row: dict[str, str]) -> tuple[str, ...]:
+        names = ("device", "cpu", "isa", *(() if row["section"] == "threads" else ("threads",)))
+        return tuple(row[name] for name in names)
+
+    last = machine(max(rows, key=lambda row: row["date"]))
+    return [row for row in rows if machine(row) == last]
 
 
 def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> None:
@@ -153,7 +185,7 @@ def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> 
 
     merged = {key(row): row for row in read(path)}
     for row in rows:
-        text = {name: _text(value) for name, value in (vars(row) | provenance()).items()}
+        text = {name: _text(value) for name, value in (provenance() | vars(row)).items()}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, columns, merged.values())

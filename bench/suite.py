@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from . import contenders
+from . import calls, contenders
 from .contenders import Contender, Problem
 from .measure import Tell, measure
 from .results import Row, rows_of
@@ -27,9 +29,23 @@ def no_peers(_problem: Problem) -> list[Contender]:
     return []
 
 
+class Case(NamedTuple):
+    """One problem of a plan."""
+
+    shape: Shape
+    dtype: torch.dtype
+    layout: str
+    threads: int
+
+
+def thread_counts(most: int) -> list[int]:
+    """1, 2, 4 and so on, and all."""
+    return [*(1 << i for i in range((most - 1).bit_length())), most]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """One section: every shape with every dtype, and for each all losses interleaved."""
+    """One section: every shape with every dtype and layout, and for each all losses interleaved."""
 
     section: str
     shapes: tuple[Shape, ...]
@@ -40,9 +56,26 @@ class Plan:
     budget: float = 2.0  # seconds of timing for each contender
     compiled: bool = True  # torch.compile as a contender
     peers: Callable[[Problem], list[Contender]] = no_peers
+    layouts: tuple[str, ...] = ("contiguous",)  # of contenders.LAYOUTS
+    times_eager: bool = True  # else eager PyTorch is only compared with
+    scales: bool = False  # from one thread to all
 
-    def problems(self) -> list[tuple[Shape, torch.dtype]]:
-        return [(shape, dtype) for shape in self.shapes for dtype in self.dtypes]
+    def problems(self) -> list[Case]:
+        available = torch.get_num_threads()
+        return [
+            Case(shape, dtype, layout, threads)
+            for threads in (thread_counts(available) if self.scales else (available,))
+            for shape in self.shapes
+            for layout in self.layouts
+            for dtype in self.dtypes
+        ]
+
+    def contenders(self, problem: Problem) -> list[Contender]:
+        found = [contenders.copy(problem)]
+        for loss in self.losses:
+            found += contenders.of_loss(loss, problem, self.compiled)
+        found += self.peers(problem)
+        return [dataclasses.replace(x, timed=False) if x.name == "eager" and not self.times_eager else x for x in found]
 
 
 CPU = Plan(
@@ -53,7 +86,15 @@ CPU = Plan(
     rounds=25,
 )
 
-OVERHEAD = Plan("overhead", (SMALL,), (torch.float32,), ("plain",), rounds=3000, compiled=False)
+OVERHEAD = Plan(
+    section="overhead",
+    shapes=(SMALL,),
+    dtypes=(torch.float32,),
+    losses=("plain", "focal", "sigmoid_focal"),
+    rounds=3000,
+    compiled=False,
+    peers=calls.others,
+)
 
 MEMORY = Plan("memory", (LARGE,), CPU.dtypes, CPU.losses, rounds=0, compiled=False)
 """Peak memory alone; the other sections measure it too."""
@@ -64,6 +105,40 @@ SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid_focal", "dense_
 IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
 """Segmentation; N in the rows counts pixels."""
 
+FEW_IMAGES = Plan(
+    section="few-images",
+    shapes=tuple((4, classes, 256, 256) for classes in (2, 3, 4, 8, 12, 19, 21)),
+    dtypes=CPU.dtypes,
+    losses=("plain", "focal"),
+    rounds=25,
+    budget=0.2,
+    compiled=False,
+    layouts=tuple(contenders.LAYOUTS),
+)
+
+FEW_ROWS = dataclasses.replace(
+    FEW_IMAGES,
+    section="few-rows",
+    shapes=tuple((3 * 2**20 // classes, classes) for classes in (2, 3, 4, 8, 12, 19, 32, 64)),
+    layouts=("contiguous",),
+)
+
+THREADS = Plan(
+    section="threads",
+    shapes=(LARGE, (1, 2**22), (2, 2**22)),
+    dtypes=(torch.float32,),
+    losses=("family",),
+    rounds=25,
+    budget=1.0,
+    compiled=False,
+    times_eager=False,
+    scales=True,
+)
+"""Many rows, and fewer rows than threads."""
+
+PAGES = Plan("pages", (LARGE,), (torch.float32,), ("family",), rounds=25, compiled=False, times_eager=False)
+"""Run several times over by pages.py, in processes whose gradients get their memory in different ways."""
+
 
 def run(plan: Plan, tell: Tell) -> Iterator[list[Row]]:
     """Yields the rows of one problem after another.
@@ -71,13 +146,13 @@ def run(plan: Plan, tell: Tell) -> Iterator[list[Row]]:
     Raises:
         measure.Mismatch: two contenders disagree.
     """
-    for shape, dtype in plan.problems():
-        torch.compiler.reset()  # each problem is compiled for itself, none against the recompilation limit
-        problem = Problem.make(shape, dtype, torch.device(plan.device))
-        runners = [contenders.copy(problem)]
-        for loss in plan.losses:
-            runners += contenders.of_loss(loss, problem, plan.compiled)
-        runners += plan.peers(problem)
-        yield rows_of(
-            plan.section, problem, measure(problem, runners, rounds=plan.rounds, budget=plan.budget, tell=tell)
-        )
+    available = torch.get_num_threads()
+    try:
+        for shape, dtype, layout, threads in plan.problems():
+            torch.compiler.reset()  # each problem is compiled for itself, none against the recompilation limit
+            torch.set_num_threads(threads)
+            problem = Problem.make(shape, dtype, torch.device(plan.device), layout)
+            timings = measure(problem, plan.contenders(problem), rounds=plan.rounds, budget=plan.budget, tell=tell)
+            yield rows_of(plan.section, problem, timings)
+    finally:
+        torch.set_num_threads(available)

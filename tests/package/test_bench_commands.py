@@ -35,7 +35,7 @@ def bench(monkeypatch):
         ("cpu --dtype float64", "invalid choice: 'float64'"),
         (
             "--shape 64,96",
-            "--shape needs a section before it: all, cpu, sigmoid, images, linear, step, parallel, overhead,",
+            "--shape needs a section before it: all, cpu, sigmoid, images, few, linear, step, parallel, overhead,",
         ),
         ("-- cpu", "-- needs a section before it: all, cpu,"),
         ("linear --rounds 0", "'0' is not a whole number of at least 1"),
@@ -59,7 +59,7 @@ def test_bad_options_are_explained_in_one_line(options, message, bench, capsys):
 
 def test_a_folder_at_the_csvs_path_is_noticed_first(bench, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.csv").mkdir()
-    for section in ("cpu", "linear", "parallel", "step"):
+    for section in ("cpu", "growth", "linear", "pages", "parallel", "step"):
         monkeypatch.setattr(sys, "argv", ["bench", section, "--output", str(tmp_path / "a.csv")])
         with pytest.raises(SystemExit) as stop:
             bench.main()
@@ -96,8 +96,16 @@ def test_all_runs_every_section_until_one_fails(bench, monkeypatch, capsys):
         bench.main(["all", "--no-compile"])
     assert stop.value.code == 3
     assert capsys.readouterr().err == "bench all: parallel failed\n"
-    compiled = [(name, "--no-compile") for name in ("cpu", "sigmoid", "images", "overhead", "gpu")]
-    assert ran == [*compiled, ("linear",), ("step",), ("parallel",)]
+    compiled = [(name, "--no-compile") for name in ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")]
+    assert ran == [
+        *compiled,
+        ("pages",),
+        ("growth",),
+        ("linear",),
+        ("linear", "--dtype", "bfloat16"),
+        ("step",),
+        ("parallel",),
+    ]
 
 
 def commands_of(text):

@@ -26,6 +26,7 @@ def test_a_caption_names_every_source() -> None:
     machine = "cpu (A processor, 2 threads, avx2)"
     one = "torch 2.13.0, longtail 0.1.0, commit {}, 2026-11-21"
     assert plot.caption([row("a"), row("a")]) == f"{machine}\n{one.format('a')}"
+    assert plot.caption([row("a", threads="16"), row("a", threads="1")]).startswith("cpu (A processor, 1 to 16 threads")
     later = row("b", date="2026-11-22T09:00:00+00:00")
     lines = plot.caption([later, row("a"), row("a"), row("a", torch="2.14.0")]).splitlines()
     assert lines[:2] == [machine, f"{one.format('a')}: 2 of 4 rows"]
