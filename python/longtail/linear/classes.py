@@ -44,9 +44,7 @@ class _Chunk(NamedTuple):
     logits: Tensor  # [N, c]
 
 
-def _chunks(
-    linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions
-) -> list[_Chunk]:
+def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions) -> list[_Chunk]:
     """Chunks whose logits are yet to be made: all in one buffer."""
     size = chunk_classes(len(target), len(linear_weight), linear_weight.dtype.itemsize)
     buffer = linear_weight.new_empty(target.shape[0] * size)
@@ -98,7 +96,12 @@ class _Sums:
     """The gradients of input, weight and bias, as the chunks add to them or make them."""
 
     def __init__(
-        self, input: Tensor, x: Tensor, linear_weight: Tensor, dtypes: tuple[torch.dtype, torch.dtype], needs: tuple[bool, bool, bool]
+        self,
+        input: Tensor,
+        x: Tensor,
+        linear_weight: Tensor,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        needs: tuple[bool, bool, bool],
     ) -> None:
         self.grads = make_gradients(input, linear_weight, *dtypes, needs)
         self._needs, self._x = needs, x
@@ -113,7 +116,7 @@ class _Sums:
         grad = chunk.logits
         if self._needs[0] and self._product is None:
             self._total.addmm_(grad, chunk.linear_weight, beta=0 if first else 1)
-        elif self._needs[0]:
+        elif self._needs[0] and self._product is not None:
             torch.mm(grad, chunk.linear_weight, out=self._product)
             self._total.copy_(self._product) if first else self._total.add_(self._product)
         if self._needs[1]:

@@ -45,7 +45,9 @@ def _counted(target: Tensor, ignore_index: int) -> Tensor | None:
     return None if counted.all() else counted.nonzero()[:, 0]
 
 
-def _goes_by_classes(input: Tensor, linear_weight: Tensor, dtype: torch.dtype, needs: tuple[bool, bool], known: bool) -> bool:
+def _goes_by_classes(
+    input: Tensor, linear_weight: Tensor, dtype: torch.dtype, needs: tuple[bool, bool], known: bool
+) -> bool:
     """Whether that is the cheaper way: measured on CPUs."""
     n, num_classes = len(input), len(linear_weight)
     if input.device.type != "cpu" or n == 0 or num_classes == 0:
@@ -161,8 +163,8 @@ def linear_softmax_loss_and_grad(
         _check_target(target, options.ignore_index, linear_weight.shape[0])
         counted = _counted(target, options.ignore_index)
         if counted is not None:
-            part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted])
-            part = (*part, None if stats is None else stats[counted])
+            known = None if stats is None else stats[counted]
+            part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted], known)
             setting: Any = (chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *needs)
             found = linear_softmax_loss_and_grad(*part, *setting, *_of_rows(options, counted))
             spread = (_among(x, counted, len(target)) for x in found[: 2 + needs_input])
