@@ -19,9 +19,10 @@ from ..softmax.shards import accumulate, apply, combine_shards, local_target
 from .chunks import Plan, as_matrix, make_gradients, make_logits
 from .cost import has_amx
 
-PLAN = Plan(share=32, least=64, budget=1 << 28)
+PLAN = Plan(share=48, least=48, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
+_ROWS = 512  # whose part of the input's gradient is added at a time
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
 
 
@@ -107,22 +108,29 @@ class _Sums:
         self._needs, self._x = needs, x
         wide = arithmetic_dtype(x.dtype)
         self._total = self.grads[0] if dtypes[0] == wide else self.grads[0].new_empty(self.grads[0].shape, dtype=wide)
-        self._product = None if x.dtype == wide else x.new_empty(self.grads[0].shape)
+        self._product = None if x.dtype == wide else x.new_empty((min(len(x), _ROWS), x.shape[1]))
         # AMX takes the second factor by rows: [D, N] by [N, c] is up to twice as fast as [c, N] by [N, D].
         self._x_t = x.t().contiguous() if needs[1] and x.dtype == torch.bfloat16 and has_amx() else None
 
     def add(self, chunk: _Chunk, first: bool) -> None:
         """From the gradient of the chunk's logits, which stands in their place."""
         grad = chunk.logits
-        if self._needs[0] and self._product is None:
-            self._total.addmm_(grad, chunk.linear_weight, beta=0 if first else 1)
-        elif self._needs[0] and self._product is not None:
-            torch.mm(grad, chunk.linear_weight, out=self._product)
-            self._total.copy_(self._product) if first else self._total.add_(self._product)
+        if self._needs[0]:
+            self._add_input_gradient(grad, chunk.linear_weight, first)
         if self._needs[1]:
             self._make_weight_gradient(grad, self.grads[1][chunk.classes])
         if self._needs[2]:
             self.grads[2][chunk.classes] = grad.sum(0, dtype=arithmetic_dtype(grad.dtype))
+
+    def _add_input_gradient(self, grad: Tensor, weight: Tensor, first: bool) -> None:
+        if self._product is None:
+            self._total.addmm_(grad, weight, beta=0 if first else 1)
+            return
+        # Some rows at a time: their product is still in the cache when it is added.
+        for begin in range(0, len(grad), _ROWS):
+            part, total = grad[begin : begin + _ROWS], self._total[begin : begin + _ROWS]
+            product = torch.mm(part, weight, out=self._product[: len(part)])
+            total.copy_(product) if first else total.add_(product)
 
     def _make_weight_gradient(self, grad: Tensor, out: Tensor) -> None:
         if self._x_t is None:
@@ -131,8 +139,8 @@ class _Sums:
             else:
                 out.copy_(torch.mm(grad.t(), self._x))
             return
-        # Some features at a time: a product takes half of a chunk's memory at most.
-        step = max(64, grad.shape[0] // 2)
+        # Some features at a time: a product takes an eighth of a chunk's memory, where there are many rows.
+        step = max(256, grad.shape[0] // 8)
         for begin in range(0, len(self._x_t), step):
             out[:, begin : begin + step] = torch.mm(self._x_t[begin : begin + step], grad).t()
 
