@@ -61,7 +61,8 @@ def linear_cross_entropy(
             "auto" (default): "forward" for a mean or sum, "backward" for reduction="none", which needs it.
         chunk_size: rows per chunk; given, nothing goes by classes. Default: a twelfth of the rows on the CPU, within
             256 MiB of logits, but at least 128 rows; elsewhere a quarter, within 1 GiB, but at least 2048 rows, or all
-            (see above); evened out over the chunks. By classes: as many logits as in a 48th of the rows, at least 48 rows.
+            (see above); evened out over the chunks. By classes: as many logits as a 48th of the rows,
+            but at least 48, would have.
         accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
             else the dtype of the logits. Not narrower than that. Of one chunk nothing adds up.
         options: the other arguments of :func:`longtail.cross_entropy`, as there.
