@@ -11,8 +11,9 @@ from torch import Tensor
 import cases
 from linear_cases import Data, assert_results, fused, plain, problem, truth
 from longtail.linear import classes as linear_classes
+from longtail.linear import cost as linear_cost
 from longtail.linear import rows as linear_rows
-from longtail.options import SoftmaxOptions
+from longtail.linear.cost import Task
 from longtail.reference import softmax
 from tolerances import assert_close
 
@@ -25,21 +26,19 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_classes, "PLAN", linear_classes.Plan(share=4, least=1, budget=1 << 20))
 
 
-def operator(by_classes: bool, data: Data, upstream: Tensor, needs: tuple[bool, bool, bool], **options: Any) -> Any:
-    """Loss, statistics and gradients in float64, one way or the other."""
-    x, weight, bias, target = data
-    values = cases.operator_options(weight.shape[0], options)
-    if not by_classes:
-        dtypes = [torch.float64] * 4
-        return linear_rows.linear_softmax_loss_and_grad(upstream, x, weight, bias, target, 7, *dtypes, *needs, *values)
-    with torch.no_grad():
-        return linear_classes.loss_and_grad(
-            upstream, x, weight, bias, target, torch.float64, torch.float64, needs, SoftmaxOptions(*values)
-        )
+def choose(monkeypatch: pytest.MonkeyPatch, by_classes: bool) -> None:
+    monkeypatch.setattr(linear_rows, "by_classes", lambda *_: by_classes)
+
+
+def operator(data: Data, upstream: Tensor, needs: tuple[bool, bool, bool], known: bool = False, **options: Any) -> Any:
+    """Loss, statistics and gradients in float64; ``known``: from the statistics that a forward has found."""
+    values, dtypes = cases.operator_options(data[1].shape[0], options), [torch.float64] * 4
+    stats = linear_rows.linear_softmax_loss(*data, 0, *dtypes[:2], *values)[1] if known else None
+    return linear_rows.linear_softmax_loss_and_grad(upstream, *data, stats, 0, *dtypes, *needs, *values)
 
 
 @pytest.mark.parametrize("option_set", cases.OPTION_SETS)
-def test_equals_chunks_of_rows(option_set: str) -> None:
+def test_equals_chunks_of_rows(option_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = problem(CLASSES, torch.float64)
     x, weight, _, target = data
     target[[2, 3, 4, 5]] = torch.tensor([64, 127, 128, CLASSES - 1])  # the first and the last of a chunk
@@ -49,18 +48,25 @@ def test_equals_chunks_of_rows(option_set: str) -> None:
         options["class_bias"][:70] = -torch.inf  # a chunk of classes that are all out of the question
         target[target >= 0] = target[target >= 0].clamp(min=70)
     upstream = torch.randn(len(target), dtype=torch.float64)
-    for needs in ((True, True, True), (False, True, False)):
-        got, want = (operator(way, data, upstream, needs, **options) for way in (True, False))
-        for what, a, b in zip(NAMES, got, want, strict=True):
-            if what == "stats":
-                # m, d and t may refer to another maximum: what they say is what counts.
-                a, b = (torch.stack(softmax.posterior(s)).masked_fill(target < 0, 0.0) for s in (a, b))
-            assert_close(a, b, what=what)
+    for needs in ((True, True, True), (False, True, False), (True, False, False)):
+        choose(monkeypatch, False)
+        want = operator(data, upstream, needs, **options)
+        choose(monkeypatch, True)
+        for known in (False, True):
+            got = operator(data, upstream, needs, known, **options)
+            for what, a, b in zip(NAMES, got, want, strict=True):
+                if what == "stats":
+                    # m, d and t may refer to another maximum: what they say is what counts.
+                    a, b = (torch.stack(softmax.posterior(s)).masked_fill(target < 0, 0.0) for s in (a, b))
+                assert_close(a, b, what=what)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("option_set", ["plain", "mixed"])
-def test_bfloat16_takes_this_way(option_set: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("amx", [False, True])
+def test_bfloat16(amx: bool, option_set: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_classes, "has_amx", lambda: amx)
+    choose(monkeypatch, True)
     data = problem(CLASSES, torch.bfloat16, rows=40)
     options = cases.options(option_set, CLASSES, data[3]) | {"reduction": reduction}
     shape = (40,) if reduction == "none" else ()
@@ -68,11 +74,12 @@ def test_bfloat16_takes_this_way(option_set: str, reduction: str, monkeypatch: p
     expected, eager = truth(data, up, **options), plain(data, up, **options)
     actual = fused(data, up, **options)
     assert_results(actual, expected, eager, factor=2)
-    monkeypatch.setattr(linear_classes, "pays", lambda *_: False)
+    choose(monkeypatch, False)
     assert any(not torch.equal(a, b) for a, b in zip(fused(data, up, **options), actual, strict=True))
 
 
-def test_autocast_makes_float32_gradients() -> None:
+def test_autocast_makes_float32_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, True)
     x, weight, bias, target = problem(CLASSES, torch.float32, rows=40)
     with torch.autocast("cpu", torch.bfloat16):
         actual = fused((x, weight, bias, target))
@@ -81,13 +88,45 @@ def test_autocast_makes_float32_gradients() -> None:
     assert_results(actual, truth((x, weight, bias, target)), plain((*half, target)), factor=2)  # type: ignore[arg-type]
 
 
-def test_four_gemms_a_chunk_but_for_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, _, target = problem(CLASSES, torch.float64)
-    seen = []
+def test_logits_are_made_twice_but_for_the_last_and_once_where_statistics_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose(monkeypatch, True)
+    data = problem(CLASSES, torch.float64)
+    seen: list[int] = []
     make = linear_classes.make_logits
     monkeypatch.setattr(linear_classes, "make_logits", lambda *args: (seen.append(args[1].shape[0]), make(*args)))
-    operator(True, (x, weight, torch.zeros(CLASSES).double(), target), torch.ones(20).double(), (True, True, True))
+    upstream = torch.ones(20).double()
+    operator(data, upstream, (True, True, True))
     assert seen == [64, 64, 64, 8, 64, 64, 64]
+    seen.clear()
+    operator(data, upstream, (True, True, True), known=True)
+    assert seen == [64, 64, 64, 8, 8, 64, 64, 64]
+    seen.clear()
+    fused(data, upstream, reduction="none")
+    assert seen == [64, 64, 64, 8, 8, 64, 64, 64]
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+BOTH, NONE = (True, True), (False, False)
+BY_CLASSES = [  # of (2048, 512) features and 32768 classes where nothing else is said
+    (True, Task(2048, 512, BF16, BOTH)),
+    (False, Task(2048, 512, FP32, BOTH)),
+    (False, Task(2048, 512, FP16, BOTH)),
+    (True, Task(2048, 512, FP32, NONE)),
+    (True, Task(2048, 512, FP32, BOTH, known=True)),
+    (False, Task(128, 512, BF16, BOTH)),
+    (False, Task(512, 16, BF16, BOTH)),
+]
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize(("expected", "task"), BY_CLASSES)
+def test_the_cheaper_way(expected: bool, task: Task, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(linear_cost, "has_amx", lambda: amx)
+    x, weight = torch.empty(task.rows, task.features), torch.empty(32768, task.features)
+    assert linear_rows._goes_by_classes(x, weight, *task[2:]) == expected
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129, 2048, 100_000])

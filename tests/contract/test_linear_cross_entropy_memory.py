@@ -41,7 +41,7 @@ def test_the_operator_makes_what_is_needed_and_reads_nothing_back(
     options = cases.operator_options(CLASSES, {})
     with Calls() as calls:
         out = linear_rows.linear_softmax_loss_and_grad(
-            torch.ones(ROWS), x, weight, bias, target, 5, *dtypes, *needs, *options
+            torch.ones(ROWS), x, weight, bias, target, None, 5, *dtypes, *needs, *options
         )
     assert [g.numel() > 0 for g in out[2:]] == list(needs)
     chunks = 3
@@ -63,7 +63,7 @@ def test_the_parameter_takes_the_gradient_uncopied() -> None:
     assert weight.grad.data_ptr() == made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=cases.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=cases.name)
 @pytest.mark.parametrize("mode", ["mean", "none", "no_grad"])
 def test_peak_memory_is_an_eighth_of_the_logits(mode: str, dtype: torch.dtype) -> None:
     """Above inputs and gradients, a BLAS's own workspaces aside."""
@@ -76,12 +76,12 @@ def test_peak_memory_is_an_eighth_of_the_logits(mode: str, dtype: torch.dtype) -
     def step() -> None:
         loss = longtail.linear_cross_entropy(*leaves, target, reduction="none" if mode == "none" else "mean")
         if needs:
-            loss.backward(torch.full(loss.shape, 0.5, dtype=loss.dtype))
+            loss.backward(torch.full_like(loss, 0.5))
 
     peak, _ = peak_while(step)
     grads = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
     logits = rows * classes * dtype.itemsize
-    assert logits / 16 < peak - grads <= logits / 8
+    assert logits / 32 < peak - grads <= logits / 8
 
 
 @pytest.mark.parametrize("rows", [0, 1, 127, 128, 129, 1152, 2049, 4095, 5000, 100_000])

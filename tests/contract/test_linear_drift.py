@@ -13,6 +13,7 @@ import cases
 from linear_cases import Data, fused, problem, truth
 from longtail.linear import chunks as linear_chunks
 from longtail.linear import classes as linear_classes
+from longtail.linear import rows as linear_rows
 
 ROWS = 128
 INPUT, WEIGHT, BIAS = range(3)  # gradients
@@ -99,6 +100,8 @@ def test_chunks_of_classes(signs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The input. The targets are in the last chunk, of 64 classes, whose product comes first and is the largest."""
     x, weight, bias, target = problem(64 * 64, torch.bfloat16, ROWS, seed=3)
     data = x * 0.01, (weight.abs() if signs == "alike" else weight), bias * 0.0, torch.full_like(target, 64 * 64 - 1)
+
+    monkeypatch.setattr(linear_rows, "by_classes", lambda *_: True)
 
     def in_chunks(count: int) -> Tensor:
         monkeypatch.setattr(linear_classes, "PLAN", linear_classes.Plan(share=count, least=1, budget=1 << 30))

@@ -40,9 +40,10 @@ def linear_cross_entropy(
     errors; the loss is float32 for half inputs. Exact: no gradient is filtered. Rows go in chunks: their logits are
     made by the vendor's GEMM, turned into their gradient in place, and spent in the two GEMMs of the gradients.
     Extra memory: one chunk of logits, and with half inputs the accumulator of the weight's gradient. Without gradients
-    to make, one GEMM and one chunk. bfloat16 gradients of the weight do without the accumulator: on a CPU they are made
-    by chunks of classes (the logits twice, but for one chunk); on a GPU all rows are one chunk where their logits take
-    no more than the accumulator would, 2 N C bytes and 4 C D. What adds up over chunks, of rows or of classes, does so
+    to make, one GEMM and one chunk. On a CPU chunks of classes may cost less (``linear/cost.py``): the weight's
+    gradient then needs no accumulator; the logits are made twice, but for one chunk, unless a forward has left their
+    statistics, as for reduction="none". On a GPU all bfloat16 rows are one chunk where their logits take no more than
+    the accumulator would, 2 N C bytes and 4 C D. What adds up over chunks, of rows or of classes, does so
     in float32 at least: errors of the gradients do not grow with the number of chunks.
 
     Args:
@@ -60,7 +61,8 @@ def linear_cross_entropy(
             "auto" (default): "forward" for a mean or sum, "backward" for reduction="none", which needs it.
         chunk_size: rows per chunk; given, nothing goes by classes. Default: a twelfth of the rows on the CPU, within
             256 MiB of logits, but at least 128 rows; elsewhere a quarter, within 1 GiB, but at least 2048 rows, or all
-            (see above); evened out over the chunks. By classes: a sixteenth of them, within the CPU's bounds.
+            (see above); evened out over the chunks. By classes: as many logits as a 48th of the rows,
+            but at least 48, would have.
         accumulate_dtype: in which the gradients of weight and bias add up over the chunks; float32 for half inputs,
             else the dtype of the logits. Not narrower than that. Of one chunk nothing adds up.
         options: the other arguments of :func:`longtail.cross_entropy`, as there.

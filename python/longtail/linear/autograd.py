@@ -75,7 +75,7 @@ class LinearSoftmaxLoss(torch.autograd.Function):
             with operators.below_autograd():
                 loss, *rest = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
         else:
-            loss, *rest = _loss_and_grad(factor.expand(x.shape[0]), data, setting, setting.needs, options)
+            loss, *rest = _loss_and_grad(factor.expand(x.shape[0]), data, None, setting, setting.needs, options)
         return (reduce_loss(loss, denominator, setting.reduction), *rest)
 
     @staticmethod
@@ -89,7 +89,7 @@ class LinearSoftmaxLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ctx.gradient == "backward":
             divisor = denominator if divisor is None else divisor
-            ctx.save_for_backward(x, linear_weight, bias, target, divisor, *vectors)
+            ctx.save_for_backward(x, linear_weight, bias, target, output[1], divisor, *vectors)
         else:
             ctx.save_for_backward(target, divisor, *output[2:])
 
@@ -109,18 +109,23 @@ LinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined
 
 
 def _loss_and_grad(
-    grad_loss: Tensor, data: Any, setting: Setting, needs: tuple[bool, ...], options: tuple[Any, ...]
+    grad_loss: Tensor,
+    data: Any,
+    stats: Tensor | None,
+    setting: Setting,
+    needs: tuple[bool, ...],
+    options: tuple[Any, ...],
 ) -> Any:
     dtypes = (setting.dtype, *setting.grad_dtypes(*data[:2]))
     with operators.below_autograd():
-        return loss_and_grad_operator(grad_loss, *data, setting.chunk_size, *dtypes, *needs, *options)
+        return loss_and_grad_operator(grad_loss, *data, stats, setting.chunk_size, *dtypes, *needs, *options)
 
 
 def _recomputed(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-    x, linear_weight, bias, target, divisor, *vectors = ctx.saved_tensors
+    x, linear_weight, bias, target, stats, divisor, *vectors = ctx.saved_tensors
     upstream = rows_of(grad_output, divisor, ctx.setting.reduction, x.shape[0])
     data, needs = (x, linear_weight, bias, target), ctx.needs_input_grad[:3]
-    _, _, *grads = _loss_and_grad(upstream, data, ctx.setting, needs, (*vectors, *ctx.options))
+    _, _, *grads = _loss_and_grad(upstream, data, stats, ctx.setting, needs, (*vectors, *ctx.options))
     return [
         guarded(grad, grad_output, x, linear_weight, bias) if need else None
         for grad, need in zip(grads, needs, strict=True)
@@ -163,7 +168,7 @@ def _formula(needs: Any, grad_loss: Tensor, _stats: None, *arguments: Any) -> fo
     x, linear_weight, bias, target, chunk_size, dtype, total_dtype, *options = arguments
     dtypes = (dtype, total_dtype, x.dtype, linear_weight.dtype)
     data = (x, linear_weight, bias, target)
-    return loss_and_grad_operator(grad_loss, *data, chunk_size, *dtypes, *needs[:3], *options)[2:]
+    return loss_and_grad_operator(grad_loss, *data, None, chunk_size, *dtypes, *needs[:3], *options)[2:]
 
 
 formulas.register("linear_softmax_loss", 0, _formula)

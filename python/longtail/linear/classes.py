@@ -1,12 +1,8 @@
-"""The gradients of the fused linear loss by chunks of classes instead of rows.
+"""The fused linear loss by chunks of classes instead of rows, on CPUs.
 
 For each chunk of classes: logits (GEMM), accumulate. The chunks' statistics combine as those of shards of a vocabulary
-do. Then for each chunk, last first: logits again (GEMM; the last chunk's are still there), apply in place, and the
-chunk's part of the gradients of input and weight (GEMMs).
-
-Rows in chunks take three GEMMs, but read and write the float32 sum of the weight's gradient [C, D] once a chunk.
-Classes in chunks take one GEMM more, but for one chunk, and what adds up is the gradient of the input [N, D]: the
-weight's is complete, and rounded once, chunk by chunk.
+do. For gradients then, for each chunk, last first: logits again (GEMM; the last chunk's are still there), apply in
+place, and the chunk's part of the gradients of input and weight (GEMMs). ``cost.py`` says when this way pays.
 """
 
 from __future__ import annotations
@@ -21,17 +17,13 @@ from ..options import SoftmaxOptions
 from ..reference import softmax
 from ..softmax.shards import accumulate, apply, combine_shards, local_target
 from .chunks import Plan, as_matrix, make_gradients, make_logits
+from .cost import has_amx
 
-PLAN = Plan(share=16, least=128, budget=1 << 28)
+PLAN = Plan(share=48, least=48, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
+_ROWS = 512  # whose part of the input's gradient is added at a time
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
-
-
-def pays(input: Tensor, dtype: torch.dtype, total_dtype: torch.dtype, needs_weight: bool) -> bool:
-    """Whether this way is the faster one: measured for bfloat16 on CPUs; float16 could overflow in a long product."""
-    on_cpu = input.device.type == "cpu" and input.shape[0] > 0
-    return on_cpu and dtype == torch.bfloat16 and total_dtype == torch.float32 and needs_weight
 
 
 def chunk_classes(rows: int, num_classes: int, itemsize: int) -> int:
@@ -53,10 +45,9 @@ class _Chunk(NamedTuple):
     logits: Tensor  # [N, c]
 
 
-def _chunks(
-    linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, size: int, options: SoftmaxOptions
-) -> list[_Chunk]:
+def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions) -> list[_Chunk]:
     """Chunks whose logits are yet to be made: all in one buffer."""
+    size = chunk_classes(len(target), len(linear_weight), linear_weight.dtype.itemsize)
     buffer = linear_weight.new_empty(target.shape[0] * size)
     chunks = []
     for begin in range(0, linear_weight.shape[0], size):
@@ -80,9 +71,83 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: SoftmaxOpti
             omega.append(found[0].new_tensor(len(chunk.linear_weight)))
         else:
             omega.append(weight.sum())
-    owner = target.masked_fill(target == options.ignore_index, 0) // len(chunks[0].linear_weight)
+    owner = target // len(chunks[0].linear_weight)
     columns = dict(enumerate(torch.stack(found).unbind(2)))
     return combine_shards(columns, torch.stack(omega), owner)
+
+
+def loss(
+    input: Tensor,  # [N, D]
+    linear_weight: Tensor,  # [C, D]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N] int64, of rows that all count
+    dtype: torch.dtype,
+    options: SoftmaxOptions,
+) -> tuple[Tensor, Tensor]:
+    """Losses and statistics as ``linear_softmax_loss`` returns them."""
+    weight = as_matrix(linear_weight, dtype)
+    bias = None if linear_bias is None else linear_bias.to(dtype)
+    chunks = _chunks(weight, bias, target, options)
+    stats = _stats(as_matrix(input, dtype), chunks, target, options)
+    factors = softmax.Factors.of(target, weight.shape[0], options)
+    return softmax.finish(stats, factors, options)[0], stats
+
+
+class _Sums:
+    """The gradients of input, weight and bias, as the chunks add to them or make them."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        x: Tensor,
+        linear_weight: Tensor,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        needs: tuple[bool, bool, bool],
+    ) -> None:
+        self.grads = make_gradients(input, linear_weight, *dtypes, needs)
+        self._needs, self._x = needs, x
+        wide = arithmetic_dtype(x.dtype)
+        self._total = self.grads[0] if dtypes[0] == wide else self.grads[0].new_empty(self.grads[0].shape, dtype=wide)
+        self._product = None if x.dtype == wide else x.new_empty((min(len(x), _ROWS), x.shape[1]))
+        # AMX takes the second factor by rows: [D, N] by [N, c] is up to twice as fast as [c, N] by [N, D].
+        self._x_t = x.t().contiguous() if needs[1] and x.dtype == torch.bfloat16 and has_amx() else None
+
+    def add(self, chunk: _Chunk, first: bool) -> None:
+        """From the gradient of the chunk's logits, which stands in their place."""
+        grad = chunk.logits
+        if self._needs[0]:
+            self._add_input_gradient(grad, chunk.linear_weight, first)
+        if self._needs[1]:
+            self._make_weight_gradient(grad, self.grads[1][chunk.classes])
+        if self._needs[2]:
+            self.grads[2][chunk.classes] = grad.sum(0, dtype=arithmetic_dtype(grad.dtype))
+
+    def _add_input_gradient(self, grad: Tensor, weight: Tensor, first: bool) -> None:
+        if self._product is None:
+            self._total.addmm_(grad, weight, beta=0 if first else 1)
+            return
+        # Some rows at a time: their product is still in the cache when it is added.
+        for begin in range(0, len(grad), _ROWS):
+            part, total = grad[begin : begin + _ROWS], self._total[begin : begin + _ROWS]
+            product = torch.mm(part, weight, out=self._product[: len(part)])
+            total.copy_(product) if first else total.add_(product)
+
+    def _make_weight_gradient(self, grad: Tensor, out: Tensor) -> None:
+        if self._x_t is None:
+            if out.dtype == grad.dtype:
+                torch.mm(grad.t(), self._x, out=out)
+            else:
+                out.copy_(torch.mm(grad.t(), self._x))
+            return
+        # Some features at a time: a product takes an eighth of a chunk's memory, where there are many rows.
+        step = max(256, grad.shape[0] // 8)
+        for begin in range(0, len(self._x_t), step):
+            out[:, begin : begin + step] = torch.mm(self._x_t[begin : begin + step], grad).t()
+
+    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._total is not self.grads[0]:
+            self.grads[0].copy_(self._total)
+        return self.grads
 
 
 def loss_and_grad(
@@ -90,37 +155,29 @@ def loss_and_grad(
     input: Tensor,  # [N, D]
     linear_weight: Tensor,  # [C, D]
     linear_bias: Tensor | None,  # [C]
-    target: Tensor,  # [N] int64
+    target: Tensor,  # [N] int64, of rows that all count
+    stats: Tensor | None,  # [N, 5], where a forward has found them
     dtype: torch.dtype,
-    weight_grad_dtype: torch.dtype,
+    grad_dtypes: tuple[torch.dtype, torch.dtype],
     needs: tuple[bool, bool, bool],
     options: SoftmaxOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, statistics and gradients as ``linear_softmax_loss_and_grad`` returns them."""
-    ignored = target == options.ignore_index
-    weight = as_matrix(linear_weight, dtype)
+    """Losses, statistics and gradients as ``linear_softmax_loss_and_grad`` returns them.
+
+    ``grad_dtypes``: of the input's gradient; of those of weight and bias.
+    """
+    x, weight = as_matrix(input, dtype), as_matrix(linear_weight, dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
-    # What an ignored row holds, NaN included, may not meet its zero gradient in the weight's GEMM.
-    x = input.to(dtype).masked_fill(ignored[:, None], 0.0)
-    size = chunk_classes(input.shape[0], weight.shape[0], dtype.itemsize)
-    chunks = _chunks(weight, bias, target, size, options)
-    stats = _stats(x, chunks, target, options).masked_fill_(ignored[:, None], 0.0)
-    factors = softmax.Factors.of(target.masked_fill(ignored, 0), weight.shape[0], options)
+    chunks = _chunks(weight, bias, target, options)
+    made = None if stats is not None else chunks[-1]
+    if stats is None:
+        stats = _stats(x, chunks, target, options)
+    factors = softmax.Factors.of(target, weight.shape[0], options)
     loss, row_grad = softmax.finish(stats, factors, options)
-    grad_input, grad_weight, grad_bias = make_gradients(input, linear_weight, input.dtype, weight_grad_dtype, needs)
-    total = x.new_zeros(x.shape if needs[0] else (0,), dtype=arithmetic_dtype(dtype))
+    sums = _Sums(input, x, linear_weight, grad_dtypes, needs)
     for chunk in reversed(chunks):
-        if chunk is not chunks[-1]:
+        if chunk is not made:
             make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
-        grad = apply(chunk.logits, chunk.target, row_grad, grad_loss, chunk.options, inplace=True)
-        if needs[0]:
-            total += torch.mm(grad, chunk.linear_weight)
-        if grad_weight.dtype == dtype:
-            torch.mm(grad.t(), x, out=grad_weight[chunk.classes])
-        else:
-            grad_weight[chunk.classes] = torch.mm(grad.t(), x)
-        if needs[2]:
-            grad_bias[chunk.classes] = grad.sum(0, dtype=total.dtype)
-    if needs[0]:
-        grad_input.copy_(total)
-    return loss.masked_fill_(ignored, 0.0), stats, grad_input, grad_weight, grad_bias
+        apply(chunk.logits, chunk.target, row_grad, grad_loss, chunk.options, inplace=True)
+        sums.add(chunk, chunk is chunks[-1])
+    return loss, stats, *sums.finished()

@@ -28,6 +28,7 @@ from .chunks import (
     plain,
     spared,
 )
+from .cost import Task, by_classes
 
 
 def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
@@ -42,6 +43,19 @@ def _counted(target: Tensor, ignore_index: int) -> Tensor | None:
         return None
     counted = target != ignore_index
     return None if counted.all() else counted.nonzero()[:, 0]
+
+
+def _goes_by_classes(
+    input: Tensor, linear_weight: Tensor, dtype: torch.dtype, needs: tuple[bool, bool], known: bool
+) -> bool:
+    """Whether that is the cheaper way: measured on CPUs."""
+    n, num_classes = len(input), len(linear_weight)
+    if input.device.type != "cpu" or n == 0 or num_classes == 0:
+        return False
+    row_chunks = -(-n // chunk_rows(n, num_classes, dtype.itemsize, "cpu"))
+    class_chunks = -(-num_classes // classes.chunk_classes(n, num_classes, dtype.itemsize))
+    task = Task(n, input.shape[1], dtype, needs, known)
+    return by_classes(task, row_chunks, class_chunks, num_classes)
 
 
 def _of_rows(options: SoftmaxOptions, rows: Tensor | slice) -> SoftmaxOptions:
@@ -110,6 +124,8 @@ def linear_softmax_loss(
             data = (input[counted], linear_weight, linear_bias, target[counted])
             found = linear_softmax_loss(*data, chunk_size, dtype, total_dtype, *_of_rows(options, counted))
             return _among(found[0], counted, len(target)), _among(found[1], counted, len(target))
+        if not chunk_size and _goes_by_classes(input, linear_weight, dtype, (False, False), known=False):
+            return classes.loss(input, linear_weight, linear_bias, target, dtype, options)
         loss, stats = _rows_out(input, dtype)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
@@ -125,6 +141,7 @@ def linear_softmax_loss_and_grad(
     linear_weight: Tensor,  # [C, D]
     linear_bias: Tensor | None,  # [C]
     target: Tensor,  # [N] int64
+    stats: Tensor | None,  # [N, 5], where a forward has found them
     chunk_size: int,
     dtype: torch.dtype,
     total_dtype: torch.dtype,
@@ -137,6 +154,7 @@ def linear_softmax_loss_and_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`linear_softmax_loss`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
 
+    ``stats``: as that returned them for the same data; spare making the logits twice where classes go in chunks.
     ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``;
     that of the input is in ``input_grad_dtype``.
     """
@@ -145,14 +163,16 @@ def linear_softmax_loss_and_grad(
         _check_target(target, options.ignore_index, linear_weight.shape[0])
         counted = _counted(target, options.ignore_index)
         if counted is not None:
-            part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted])
+            known = None if stats is None else stats[counted]
+            part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted], known)
             setting: Any = (chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *needs)
             found = linear_softmax_loss_and_grad(*part, *setting, *_of_rows(options, counted))
             spread = (_among(x, counted, len(target)) for x in found[: 2 + needs_input])
             return (*spread, *found[2 + needs_input :])  # type: ignore[return-value]
-        if not chunk_size and classes.pays(input, dtype, total_dtype, needs_weight):
-            data = (grad_loss, input, linear_weight, linear_bias, target)
-            return classes.loss_and_grad(*data, dtype, weight_grad_dtype, needs, options)
+        chooses = not chunk_size and total_dtype == arithmetic_dtype(dtype)
+        if chooses and _goes_by_classes(input, linear_weight, dtype, needs[:2], stats is not None):
+            data = (grad_loss, input, linear_weight, linear_bias, target, stats)
+            return classes.loss_and_grad(*data, dtype, (input_grad_dtype, weight_grad_dtype), needs, options)
         loss, stats = _rows_out(input, dtype)
         saves = spared(linear_weight.numel(), dtype, total_dtype, weight_grad_dtype) if needs_weight else 0
         size = chunk_size or chunk_rows(len(target), len(linear_weight), dtype.itemsize, input.device.type, saves)
@@ -182,27 +202,25 @@ def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _bias, _target, _chunk_size, dtype, _total_dtype, input_grad_dtype, weight_grad_dtype, *needs = rest[:10]
+    _bias, _target, _stats, _size, dtype, _total_dtype, input_grad_dtype, weight_grad_dtype, *needs = rest[:11]
     grads = make_gradients(input, linear_weight, input_grad_dtype, weight_grad_dtype, tuple(needs))
     return (*_rows_out(input, dtype), *grads)
 
 
-_DATA = (
-    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, int chunk_size, ScalarType dtype, "
-    "ScalarType total_dtype"
-)
+_DATA = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
+_HOW = "int chunk_size, ScalarType dtype, ScalarType total_dtype"
 _NEEDS = (
     "ScalarType input_grad_dtype, ScalarType weight_grad_dtype, bool needs_input, bool needs_weight, bool needs_bias"
 )
 loss_operator = operators.define(
     "linear_softmax_loss",
-    f"({_DATA}, {operators.SOFTMAX}) -> (Tensor loss, Tensor stats)",
+    f"({_DATA}, {_HOW}, {operators.SOFTMAX}) -> (Tensor loss, Tensor stats)",
     linear_softmax_loss,
     _fake_loss,
 )
 loss_and_grad_operator = operators.define(
     "linear_softmax_loss_and_grad",
-    f"(Tensor grad_loss, {_DATA}, {_NEEDS}, {operators.SOFTMAX}) -> "
+    f"(Tensor grad_loss, {_DATA}, Tensor? stats, {_HOW}, {_NEEDS}, {operators.SOFTMAX}) -> "
     "(Tensor loss, Tensor stats, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     linear_softmax_loss_and_grad,
     _fake_loss_and_grad,
