@@ -15,6 +15,7 @@
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
 #include "kernels.h"
+#include "long_rows.h"
 
 namespace longtail {
 namespace {
@@ -47,11 +48,9 @@ void check_target(int64_t row, const Args& args, std::optional<int64_t> ignore_i
         " is out of bounds: expected 0 <= target < ", args.num_classes, ignored);
 }
 
-// All targets at once, for what overwrites its logits: the loops find a bad one after they have written. `lowest`: -1
-// where that is a target too.
+// All targets at once. `lowest`: -1 where that is a target too.
 template <typename Args>
-void check_targets_first(const Args& args, std::optional<int64_t> ignore_index, int64_t lowest) {
-  if (args.grad == nullptr || args.grad != args.logits || args.target == nullptr) return;
+void check_targets(const Args& args, std::optional<int64_t> ignore_index, int64_t lowest) {
   const int64_t bad = parallel_rows(args.rows, 32768, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t g = args.target[i * args.target_stride];
@@ -60,6 +59,13 @@ void check_targets_first(const Args& args, std::optional<int64_t> ignore_index, 
     return int64_t(-1);
   });
   check_target(bad, args, ignore_index);
+}
+
+// The same for what overwrites its logits: the loops find a bad target after they have written.
+template <typename Args>
+void check_targets_first(const Args& args, std::optional<int64_t> ignore_index, int64_t lowest) {
+  if (args.grad == nullptr || args.grad != args.logits || args.target == nullptr) return;
+  check_targets(args, ignore_index, lowest);
 }
 
 double number_at(const void* numbers, bool wide, int64_t i) {
@@ -145,6 +151,16 @@ struct Cpu {
     args.stretch = stretch_of(args, pass, bytes);
     args.stream =
         args.grad != args.logits && streamed(args.grad, args.rows * args.num_classes * bytes_of(args.storage));
+    if (shares_out_classes(args, pass)) {
+      check_targets(args, args.ignore_index, 0);
+      const auto each = [](int64_t count, const auto& body) {
+        torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) body(i);
+        });
+      };
+      if (args.storage == Storage::float64) return LongRows<double>::run(args, pass, kernel, each);
+      return LongRows<float>::run(args, pass, kernel, each);
+    }
     size_t scratch_bytes = 0;
     if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.options.softcap != 0.0)) {
       scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
