@@ -100,7 +100,7 @@ LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
   q = q * s + Vec<float>(0.025871063137131018f);
   q = q * s + Vec<float>(0.46713030976665915f);
   q = q * s + Vec<float>(1.0f);
-  return minimum(one, maximum(-one, c * p / q));
+  return minimum(one, maximum(-one, c * p * reciprocal(q)));
 }
 
 // log(x) for normal x > 0. x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + f^3 q(f), q a

@@ -228,15 +228,17 @@ class SoftmaxRows {
     const Capping<T> capped = capping_;
     const bool smoothing = options_.label_smoothing != T(0);
     V U = V(T(0));
-    for (int64_t j = 0; j < n; j += kLanes) {
-      const int64_t count = n - j;
+    const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
       __builtin_prefetch(z + begin + j + kBlock);  // memory works on the next block while this one is computed
       V x = capped(load_some(z + begin + j, count));
       if (scratch_) store_some(scratch_ + begin + j, x, count);
       if (bias_) x = x + load_some(bias_ + begin + j, count);
       if (smoothing) U = U + omega(begin + j, count) * (x - reference);
       store(u + j, x);
-    }
+    };
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) step(j, kLanes);
+    if (j < n) step(j, n - j);
     total = total + U;
   }
 
@@ -270,13 +272,15 @@ class SoftmaxRows {
   void write_any_grad(const Z* z, const RowGrad<V>& grads, Z* grad) {
     const Capping<T> capped = capping_;
     const bool smoothing = grads.S.v[0] != T(0);
-    for (int64_t j = 0; j < args_.num_classes; j += kLanes) {
-      const int64_t count = args_.num_classes - j;
+    const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
       const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
       V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, RoundedTo<Z>());
       if (smoothing) x = x + grads.S * omega(j, count);
       store_some(grad + j, x * capped.slope(s), count);
-    }
+    };
+    int64_t j = 0;
+    for (; j + kLanes <= args_.num_classes; j += kLanes) step(j, kLanes);
+    if (j < args_.num_classes) step(j, args_.num_classes - j);
   }
 
   const SoftmaxLossArgs& args_;

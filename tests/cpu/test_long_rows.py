@@ -1,4 +1,4 @@
-"""Promise: a few long rows, whose classes are shared out among threads, are right and the same on any number of them."""
+"""Promise: a few long rows, whose classes threads share, are right and the same on any number of threads."""
 
 import pytest
 import torch
