@@ -274,7 +274,7 @@ class SoftmaxRows {
     const bool smoothing = grads.S.v[0] != T(0);
     const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
       const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
-      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, RoundedTo<Z>());
+      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, kLowest);  // all digits: S * omega may cancel it
       if (smoothing) x = x + grads.S * omega(j, count);
       store_some(grad + j, x * capped.slope(s), count);
     };

@@ -350,7 +350,8 @@ class SoftmaxTiles {
           e = load(s.kept + c * width + k);
           if (kComplement) shift = maximum(V(Power<T>::kZero), shift);  // 0 * -inf is 0
         } else {
-          e = exp_cut(shift, RoundedTo<Z>());
+          e = kEffect == Effect::any ? exp_cut(shift, T(0))
+                                     : exp_cut(shift, RoundedTo<Z>());  // S * omega may cancel it
         }
         V du = e * (kComplement ? a + b * shift : a);
         if (kEffect == Effect::any && smoothing) du = du + S * (weight ? V(weight[c]) : V(T(1)));
