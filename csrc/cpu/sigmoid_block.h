@@ -93,13 +93,15 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
       coefficient = select(one, factor * V(b.alpha_positive) * pos_weight, coefficient);
       upwards = select(one, -coefficient, coefficient);
     }
-    const Element<V> hard = hard_element<kFocus>(logistic(x, kLowest), gamma, kLowest);
+    const Logistic<V> by_x = logistic(x, kLowest);
+    const Element<V> hard = hard_element<kFocus>(by_x, gamma, kLowest);
     V loss = coefficient * hard.loss, slope = upwards * hard.slope;
     if constexpr (Target::kDense) {
       auto settled = target.one(y) | (y == zero);
       if (target.ignoring()) settled = settled | (y == V(target.ignored));
       if (!all(settled)) {
-        const Element<V> soft = soft_element<kFocus>(logistic(z, kLowest), y, pos_weight, gamma, kLowest);
+        const Logistic<V> by_z = {by_x.q, by_x.p, by_x.minus, by_x.plus};  // x is -z wherever the target is soft
+        const Element<V> soft = soft_element<kFocus>(by_z, y, pos_weight, gamma, kLowest);
         const V alpha = V(b.alpha_positive) * y + V(b.alpha_negative) * (V(T(1)) - y);
         loss = select(settled, loss, factor * alpha * soft.loss);
         slope = select(settled, slope, factor * alpha * soft.slope);
