@@ -77,7 +77,9 @@ class SoftmaxTiles {
     bool any_ignored;
     T target[kWidest];  // bits of integers: the class, or -1 where ignored
     T weight[kWidest], margin[kWidest], sample_weight[kWidest];
-    T m[kWidest], d[kWidest], t[kWidest], u_g[kWidest], U[kWidest];              // RowStats
+    T stats[5 * kWidest];  // RowStats, column by column
+    T *const m = stats, *const d = m + kWidest, *const t = d + kWidest, *const u_g = t + kWidest,
+             *const U = u_g + kWidest;
     T shift[kWidest], a[kWidest], b[kWidest], S[kWidest], target_grad[kWidest];  // RowGrad
     T logits[kNumbers], kept[kNumbers];
   };
@@ -267,27 +269,21 @@ class SoftmaxTiles {
   }
 
   void read_stats(Tile& s) const {
-    T* const columns[] = {s.m, s.d, s.t, s.u_g, s.U};
+    const int64_t stride = args_.stats_stride, column_stride = args_.stats_column_stride;
+    const T* stats = static_cast<const T*>(args_.stats) + s.row * stride;
+    if (column_stride == 1) return read_rows(stats, stride, s.count, 5, s.stats, kWidest);
     for (int c = 0; c < 5; ++c) {
-      const T* stats = static_cast<const T*>(args_.stats) + s.row * args_.stats_stride + c * args_.stats_column_stride;
-      if (args_.stats_stride == 1) {
-        memcpy(columns[c], stats, s.count * sizeof(T));
-      } else {
-        for (int64_t k = 0; k < s.count; ++k) columns[c][k] = stats[k * args_.stats_stride];
+      for (int64_t k = 0; k < padded(s); k += kLanes) {
+        read_column(stats + c * column_stride + k * stride, stride, s.count - k, s.stats + c * kWidest + k);
       }
-      for (int64_t k = s.count; k < padded(s); ++k) columns[c][k] = T(0);
     }
   }
 
   void write_stats(const Tile& s) const {
-    const T* const columns[] = {s.m, s.d, s.t, s.u_g, s.U};
     T* const stats = static_cast<T*>(args_.stats) + s.row * args_.stats_stride;
-    if (args_.stats_stride == 1) {
-      for (int c = 0; c < 5; ++c) memcpy(stats + c * args_.stats_column_stride, columns[c], s.count * sizeof(T));
-    } else {
-      for (int64_t k = 0; k < s.count; ++k) {
-        for (int c = 0; c < 5; ++c) stats[k * args_.stats_stride + c * args_.stats_column_stride] = columns[c][k];
-      }
+    if (args_.stats_column_stride == 1) return write_rows(s.stats, kWidest, s.count, 5, stats, args_.stats_stride);
+    for (int c = 0; c < 5; ++c) {
+      memcpy(stats + c * args_.stats_column_stride, s.stats + c * kWidest, s.count * sizeof(T));
     }
   }
 

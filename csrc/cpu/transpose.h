@@ -3,6 +3,8 @@
 // What is moved are units of 32 bits: one float, or two neighbouring classes of a half type.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace longtail {
@@ -112,9 +114,11 @@ LONGTAIL_INLINE void for_bundles(int64_t classes, const Move& move) {
   for (int64_t c = 0; c < classes; c += kSize) move(c + kSize <= classes ? c : classes - kSize);
 }
 
-// One class of up to kLanes rows, a number at a time.
+// One class of kLanes rows, or of the `count` that are left, a number at a time where they lie apart.
 template <typename Z, typename T>
 LONGTAIL_INLINE void read_column(const Z* z, int64_t stride, int64_t count, T* column) {
+  if (stride == 1) return store(column, load_some(z, count));
+  if (count > VecOf<Z>::kLanes) count = VecOf<Z>::kLanes;
   Z numbers[VecOf<Z>::kLanes] = {};
   for (int64_t k = 0; k < count; ++k) numbers[k] = z[k * stride];
   store(column, load(numbers));
@@ -127,10 +131,29 @@ LONGTAIL_INLINE void write_column(const T* column, int64_t stride, int64_t count
   for (int64_t k = 0; k < count; ++k) z[k * stride] = numbers[k];
 }
 
+// Rows of so few classes, without gaps, that the compiler takes them apart and puts them together in registers.
+template <int kClasses, typename T>
+void read_pairs(const T* __restrict__ z, int64_t rows, T* __restrict__ columns, int64_t width) {
+  for (int64_t k = 0; k < rows; ++k) {
+    for (int c = 0; c < kClasses; ++c) columns[c * width + k] = z[k * kClasses + c];
+  }
+}
+
+template <int kClasses, typename T>
+void write_pairs(const T* __restrict__ columns, int64_t width, int64_t rows, T* __restrict__ z) {
+  for (int64_t k = 0; k < rows; ++k) {
+    for (int c = 0; c < kClasses; ++c) z[k * kClasses + c] = columns[c * width + k];
+  }
+}
+
 // `rows` rows of logits into columns; lanes up to a whole register are zero.
 template <typename Z, typename T>
 void read_rows(const Z* z, int64_t stride, int64_t rows, int64_t classes, T* columns, int64_t width) {
   constexpr int kLanes = Vec<T>::kLanes;
+  if constexpr (std::is_same_v<Z, T>) {
+    if (stride == classes && rows % kLanes == 0 && classes == 2) return read_pairs<2>(z, rows, columns, width);
+    if (stride == classes && rows % kLanes == 0 && classes == 3) return read_pairs<3>(z, rows, columns, width);
+  }
   for (int64_t k = 0; k < rows; k += kLanes) {
     const int64_t count = rows - k < kLanes ? rows - k : kLanes;
     const Z* row = z + k * stride;
@@ -156,6 +179,10 @@ void read_rows(const Z* z, int64_t stride, int64_t rows, int64_t classes, T* col
 template <typename Z, typename T>
 void write_rows(const T* columns, int64_t width, int64_t rows, int64_t classes, Z* z, int64_t stride) {
   constexpr int kLanes = Vec<T>::kLanes;
+  if constexpr (std::is_same_v<Z, T>) {
+    if (stride == classes && classes == 2) return write_pairs<2>(columns, width, rows, z);
+    if (stride == classes && classes == 3) return write_pairs<3>(columns, width, rows, z);
+  }
   for (int64_t k = 0; k < rows; k += kLanes) {
     const int64_t count = rows - k < kLanes ? rows - k : kLanes;
     Z* row = z + k * stride;
