@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
 
@@ -187,19 +188,24 @@ def build_command():
                 return fullname.replace(".", os.sep) + ".so"
             return super().get_ext_filename(fullname)
 
+        def compile_isa(self, ext, source):
+            return self.compiler.compile(
+                [source],
+                # Of its own: each call writes its build file there.
+                output_dir=os.path.join(self.build_temp, os.path.splitext(os.path.basename(source))[0]),
+                include_dirs=self.compiler.include_dirs,
+                extra_postargs={"cxx": COMMON_FLAGS + ISA_FLAGS[source]},
+                depends=ext.depends,
+            )
+
         def build_extension(self, ext):
             if "_C_cuda" in ext.name:
                 build_cuda(self.get_ext_fullpath(ext.name))
                 return
             if platform.machine().lower() in ("x86_64", "amd64"):
-                for source, flags in ISA_FLAGS.items():
-                    ext.extra_objects += self.compiler.compile(
-                        [source],
-                        output_dir=self.build_temp,
-                        include_dirs=self.compiler.include_dirs,
-                        extra_postargs={"cxx": COMMON_FLAGS + flags},
-                        depends=ext.depends,
-                    )
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    for objects in pool.map(lambda source: self.compile_isa(ext, source), ISA_FLAGS):
+                        ext.extra_objects += objects
             super().build_extension(ext)
 
     return Build
