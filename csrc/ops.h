@@ -3,11 +3,9 @@
 // its memory and how its kernels start: csrc/cpu/ops.cpp, csrc/cuda/ops.cpp.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <tuple>
 
@@ -20,20 +18,8 @@ inline ScalarType accumulate_type(const Tensor& logits) {
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  // Not torch::stable::empty, which finds its operator by name, each time.
-  int64_t strides[3], stride = 1;
-  for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(1, shape.begin()[i]);
-  }
-  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  const auto dims = static_cast<int64_t>(shape.size());
-  int32_t device = 0, index = 0;
-  AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, shape.begin(), strides, type, device, index, &made));
-  return Tensor(made);
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype,
+                              std::nullopt, like.device());
 }
 
 // Shape of the logits, contiguous.
