@@ -7,6 +7,15 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
+// What is done to each logit: nothing, a bias, or any of the options.
+enum class Effect { none, bias, any };
+
+inline Effect effect_of(const SoftmaxLossArgs& args) {
+  const LossOptions<double>& o = args.options;
+  if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Effect::any;
+  return args.class_bias ? Effect::bias : Effect::none;
+}
+
 // s = softcap(scale * z). Copied into each loop's locals: a member of the same type as the output would be read again
 // after every store.
 template <typename T>

@@ -27,7 +27,7 @@ class SoftmaxRows {
         options_(convert<T>(args.options)),
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)),
-        kind_(kind_of(args)) {}
+        effect_(effect_of(args)) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -45,15 +45,6 @@ class SoftmaxRows {
   static constexpr T kLowest = ExpRange<T>::kLowest;
   // Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
   static constexpr int64_t kGroupedClasses = 1024;
-
-  // What is done to each logit: nothing, a bias, or any of the options.
-  enum class Kind { plain, biased, everything };
-
-  static Kind kind_of(const SoftmaxLossArgs& args) {
-    const LossOptions<double>& o = args.options;
-    if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Kind::everything;
-    return args.class_bias ? Kind::biased : Kind::plain;
-  }
 
   // One lane per row; lanes beyond `count` stay zero, which `finish` survives.
   struct Group {
@@ -184,9 +175,9 @@ class SoftmaxRows {
     Running running;
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
-      if (kind_ == Kind::plain) {
+      if (effect_ == Effect::none) {
         add_block<kEntropy>(Logits<Z>{z + begin}, n, g - begin, running);
-      } else if (kind_ == Kind::biased) {
+      } else if (effect_ == Effect::bias) {
         add_block<kEntropy>(BiasedLogits<Z>{z + begin, bias_ + begin}, n, g - begin, running);
       } else {
         T u[kBlock];
@@ -246,9 +237,9 @@ class SoftmaxRows {
     const Capping<T> capped = capping_;
     const T slope_g = g < 0 ? T(0) : capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
     const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
-    if (row.S != T(0) || kind_ == Kind::everything) {
+    if (row.S != T(0) || effect_ == Effect::any) {
       write_any_grad(z, grads, grad);
-    } else if (kind_ == Kind::plain) {
+    } else if (effect_ == Effect::none) {
       write_plain_grad(Logits<Z>{z}, grads, grad);
     } else {
       write_plain_grad(BiasedLogits<Z>{z, bias_}, grads, grad);
@@ -293,7 +284,7 @@ class SoftmaxRows {
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
   const T smooth_, weight_sum_;
-  const Kind kind_;
+  const Effect effect_;
 };
 
 }  // namespace LONGTAIL_ISA

@@ -17,9 +17,6 @@ namespace LONGTAIL_ISA {
 constexpr int64_t kFewClasses = 64;
 constexpr int64_t kFewerClasses = 40;  // up to which the backward pass of rows, one sweep alone, repays transposing
 
-// What is done to each logit: nothing, a bias, or any of the options.
-enum class Effect { none, bias, any };
-
 // Z: storage type of the logits; T: type of the arithmetic.
 template <typename Z, typename T>
 class SoftmaxTiles {
@@ -91,12 +88,6 @@ class SoftmaxTiles {
     int64_t stride;
     LONGTAIL_INLINE V at(int64_t c, int64_t k) const { return load(p + c * stride + k); }
   };
-
-  static Effect effect_of(const SoftmaxLossArgs& args) {
-    const LossOptions<double>& o = args.options;
-    if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Effect::any;
-    return args.class_bias ? Effect::bias : Effect::none;
-  }
 
   static LONGTAIL_INLINE Classes load_classes(const T* target) { return (Classes)load(target).v; }
   static LONGTAIL_INLINE Mask<T> is_class(Classes target, Classes c) { return {target == c}; }
