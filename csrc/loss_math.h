@@ -64,8 +64,8 @@ LONGTAIL_INLINE float tanh(float x) { return ::tanhf(x); }
 LONGTAIL_INLINE double tanh(double x) { return ::tanh(x); }
 LONGTAIL_INLINE float reciprocal(float x) { return 1.0f / x; }
 LONGTAIL_INLINE double reciprocal(double x) { return 1.0 / x; }
-LONGTAIL_INLINE float absolute(float x) { return ::fabsf(x); }
-LONGTAIL_INLINE double absolute(double x) { return ::fabs(x); }
+LONGTAIL_INLINE float minus_absolute(float x) { return -::fabsf(x); }
+LONGTAIL_INLINE double minus_absolute(double x) { return -::fabs(x); }
 // `condition ? yes : no`, and a maximum that returns `b` when one operand is NaN.
 LONGTAIL_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 LONGTAIL_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
@@ -182,7 +182,7 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
   // l - u_g; a target at +inf has no probability (inf - inf), as in torch.
   const T margin = select(s.u_g == T(INFINITY), s.u_g - s.u_g, (s.m - s.u_g) + log_d);
   // softplus and sigmoid of both signs of the margin from one exp and one log1p, each with full relative precision.
-  T distance = -absolute(margin);
+  T distance = minus_absolute(margin);
   const T e = exp_cut(distance, ExpRange<Scalar>::kLowest);
   const T tail = log1p(e), nearer = one / (one + e), farther = e * nearer;
   const auto wrong = zero < margin;

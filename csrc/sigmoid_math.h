@@ -22,7 +22,7 @@ struct Logistic {
 template <typename T, typename Limit>
 LONGTAIL_INLINE Logistic<T> logistic(T z, Limit lowest) {
   const T zero = T(0), one = T(1);
-  T distance = -absolute(z);
+  T distance = minus_absolute(z);
   const T e = exp_cut(distance, lowest);
   const T tail = log1p(e), nearer = reciprocal(one + e), farther = e * nearer;
   const auto positive = zero < z;

@@ -16,9 +16,11 @@ namespace LONGTAIL_ISA {
 // Classes of one row whose target is the g-th of the block (or none, outside).
 template <typename T>
 struct OneHotClasses {
-  static constexpr bool kDense = false;
+  static constexpr bool kDense = false, kSparse = true;
   int64_t g;
   LONGTAIL_INLINE bool some(int64_t k) const { return g >= k && g < k + Vec<T>::kLanes; }
+  // The target's element, if it is one of [k, count), else count.
+  LONGTAIL_INLINE int64_t next(int64_t k, int64_t count) const { return k <= g && g < count ? g : count; }
   LONGTAIL_INLINE Vec<T> load_y(int64_t k, int64_t) const {
     return select(lane_numbers<T>() == Vec<T>(T(g - k)), Vec<T>(T(1)), Vec<T>(T(0)));
   }
@@ -30,7 +32,7 @@ struct OneHotClasses {
 // Pixels of class j; an ignored pixel has target -1.
 template <typename T>
 struct OneHotPixels {
-  static constexpr bool kDense = false;
+  static constexpr bool kDense = false, kSparse = false;
   const T* target;
   T j;
   bool any_ignored;
@@ -44,11 +46,11 @@ struct OneHotPixels {
 // A target for each element; those equal to `ignored` do not count.
 template <typename T>
 struct Dense {
-  static constexpr bool kDense = true;
+  static constexpr bool kDense = true, kSparse = false;
   const T* y;
   bool any_ignored;
-  LONGTAIL_INLINE bool some(int64_t) const { return true; }
   T ignored;
+  LONGTAIL_INLINE bool some(int64_t) const { return true; }
   LONGTAIL_INLINE Vec<T> load_y(int64_t k, int64_t left) const { return load_some(y + k, left); }
   LONGTAIL_INLINE Mask<T> one(Vec<T> y) const { return y == Vec<T>(T(1)); }
   LONGTAIL_INLINE bool ignoring() const { return any_ignored; }
@@ -71,57 +73,97 @@ struct SigmoidBlock {
   T* grad;
 };
 
+// For y = 0, from the logistic of z; for y = 1, from that of -z.
+template <Focus kFocus, typename T>
+LONGTAIL_INLINE Element<Vec<T>> hard_from(const Logistic<Vec<T>>& against, Vec<T> gamma) {
+  const Logistic<Vec<T>> towards = {against.q, against.p, against.minus, against.plus};
+  return hard_element<kFocus>(towards, gamma, ExpRange<T>::kLowest);
+}
+
+// Whole registers [begin, end) of classes with y = 0. Returns their losses, lane by lane.
+template <Pass kPass, Focus kFocus, bool kWeighted, typename T>
+LONGTAIL_INLINE Vec<T> negatives(const SigmoidBlock<T>& b, int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  const V gamma = b.gamma, upstream = b.upstream, shared = V(b.alpha_negative) * V(b.factor);
+  const V shared_slope = shared * upstream;
+  V sum = T(0);
+  for (int64_t k = begin; k < end; k += V::kLanes) {
+    __builtin_prefetch(b.next_z + k * b.z_bytes);
+    const Element<V> hard = hard_from<kFocus, T>(logistic(load(b.z + k), ExpRange<T>::kLowest), gamma);
+    const V factor = kWeighted ? shared * load(b.factors + k) : shared;
+    if (kPass != Pass::backward) sum = sum + (kWeighted ? factor * hard.loss : hard.loss);
+    if (kPass != Pass::loss) store(b.grad + k, (kWeighted ? factor * upstream : shared_slope) * hard.slope);
+  }
+  return kWeighted ? sum : sum * shared;
+}
+
 // Returns the sum of the losses.
 template <Pass kPass, Focus kFocus, typename T, typename Target>
 T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
   using V = Vec<T>;
   constexpr T kLowest = ExpRange<T>::kLowest;
+  // Factors multiply in one order, so that every layout rounds alike: alpha, pos_weight, weights, upstream gradient.
+  const V positive = V(b.alpha_positive) * V(b.pos_weight) * V(b.factor);
+  const V negative = V(b.alpha_negative) * V(b.factor);
   const V zero = T(0), gamma = b.gamma;
   V sum = zero;
-  for (int64_t k = 0; k < b.count; k += V::kLanes) {
-    const int64_t left = b.count - k;
+  const auto step = [&](int64_t k, int64_t left) __attribute__((always_inline)) {
     __builtin_prefetch(b.next_z + k * b.z_bytes);
     if (Target::kDense) __builtin_prefetch(b.next_y + k * b.y_bytes);
-    const V z = load_some(b.z + k, left);
-    const V factor = b.factors ? V(b.factor) * load_some(b.factors + k, left) : V(b.factor);
-    V y, pos_weight, x = -z, coefficient = factor * V(b.alpha_negative), upwards = coefficient;
+    V z = load_some(b.z + k, left), y, factor = negative;
     if (target.some(k)) {
       y = target.load_y(k, left);
       const auto one = target.one(y);
-      pos_weight = b.pos_weights ? load_some(b.pos_weights + k, left) : V(b.pos_weight);
-      x = select(one, z, x);
-      coefficient = select(one, factor * V(b.alpha_positive) * pos_weight, coefficient);
-      upwards = select(one, -coefficient, coefficient);
+      z = select(one, -z, z);
+      factor = select(one, positive, negative);
+      if (b.pos_weights) {
+        const V weighted = V(b.alpha_positive) * load_some(b.pos_weights + k, left) * V(b.factor);
+        factor = select(one, weighted, negative);
+      }
     }
-    const Logistic<V> by_x = logistic(x, kLowest);
-    const Element<V> hard = hard_element<kFocus>(by_x, gamma, kLowest);
-    V loss = coefficient * hard.loss, slope = upwards * hard.slope;
+    const Logistic<V> by_z = logistic(z, kLowest);
+    Element<V> element = hard_from<kFocus, T>(by_z, gamma);
     if constexpr (Target::kDense) {
       auto settled = target.one(y) | (y == zero);
       if (target.ignoring()) settled = settled | (y == V(target.ignored));
       if (!all(settled)) {
-        const Logistic<V> by_z = {by_x.q, by_x.p, by_x.minus, by_x.plus};  // x is -z wherever the target is soft
-        const Element<V> soft = soft_element<kFocus>(by_z, y, pos_weight, gamma, kLowest);
+        const V weights = b.pos_weights ? load_some(b.pos_weights + k, left) : V(b.pos_weight);
+        const Element<V> soft = soft_element<kFocus>(by_z, y, weights, gamma, kLowest);
         const V alpha = V(b.alpha_positive) * y + V(b.alpha_negative) * (V(T(1)) - y);
-        loss = select(settled, loss, factor * alpha * soft.loss);
-        slope = select(settled, slope, factor * alpha * soft.slope);
+        element = {select(settled, element.loss, soft.loss), select(settled, element.slope, soft.slope)};
+        factor = select(settled, factor, alpha * V(b.factor));
       }
     }
-    if (target.ignoring()) {
-      loss = select(target.counts(y), loss, zero);
-      slope = select(target.counts(y), slope, zero);
-    }
+    if (b.factors) factor = factor * load_some(b.factors + k, left);
     if (kPass != Pass::backward) {
+      V loss = factor * element.loss;
+      if (target.ignoring()) loss = select(target.counts(y), loss, zero);
       if (left < V::kLanes) loss = select(lane_numbers<T>() < V(T(left)), loss, zero);
       sum = sum + loss;
       if (b.loss) store_some(b.loss + k, b.add_loss ? load_some(b.loss + k, left) + loss : loss, left);
     }
-    if (kPass == Pass::loss) continue;
-    const V upstream = b.upstreams ? load_some(b.upstreams + k, left) : V(b.upstream);
-    V grad = slope * upstream;
-    if (target.ignoring()) grad = select(target.counts(y), grad, zero);  // an infinite upstream gradient times 0
+    if (kPass == Pass::loss) return;
+    V upstream = b.upstreams ? load_some(b.upstreams + k, left) : V(b.upstream);
+    if (target.some(k)) upstream = select(target.one(y), -upstream, upstream);  // from -dloss/dx_t to dloss/dz
+    V grad = factor * upstream * element.slope;
+    if (target.ignoring()) grad = select(target.counts(y), grad, zero);
     store_some(b.grad + k, grad, left);
+  };
+  const bool summed = !b.upstreams && !b.loss;
+  const int64_t whole = b.count / V::kLanes * V::kLanes;
+  for (int64_t k = 0; k < whole; k += V::kLanes) {
+    if constexpr (Target::kSparse) {
+      if (summed) {
+        const int64_t end = target.next(k, whole) / V::kLanes * V::kLanes;
+        sum =
+            sum + (b.factors ? negatives<kPass, kFocus, true>(b, k, end) : negatives<kPass, kFocus, false>(b, k, end));
+        k = end;
+        if (k == whole) break;
+      }
+    }
+    step(k, V::kLanes);
   }
+  if (whole < b.count) step(whole, b.count - whole);
   return horizontal_sum(sum);
 }
 

@@ -31,7 +31,7 @@ class SigmoidRows {
     while (begin < end) {
       const int64_t p = begin % args_.pixels;
       const int64_t left = args_.pixels - p < end - begin ? args_.pixels - p : end - begin;
-      const int64_t n = left < kBlock ? left : kBlock;
+      const int64_t n = left < kStretch ? left : kStretch;
       const int64_t bad = run_pixels(begin / args_.pixels, p, n);
       if (bad >= 0) return begin + bad;
       begin += n;
@@ -40,7 +40,8 @@ class SigmoidRows {
   }
 
  private:
-  static constexpr int64_t kBlock = 512;
+  static constexpr int64_t kBlock = 2048;      // classes of a row at a time
+  static constexpr int64_t kStretch = 1024;    // pixels of a class at a time
   static constexpr int64_t kSummedApart = 64;  // classes of a pixel in one running sum
 
   SigmoidBlock<T> new_block() const {
@@ -48,7 +49,7 @@ class SigmoidRows {
     b.alpha_positive = static_cast<T>(args_.alpha_positive);
     b.alpha_negative = static_cast<T>(args_.alpha_negative);
     b.gamma = static_cast<T>(args_.gamma);
-    b.factor = b.pos_weight = T(1);
+    b.factor = b.pos_weight = b.upstream = T(1);
     return b;
   }
 
@@ -95,7 +96,7 @@ class SigmoidRows {
 
   // What the pixels of one stretch have in common for all classes.
   struct Pixels {
-    T target[kBlock], factor[kBlock], upstream[kBlock], sum[kBlock], total[kBlock];
+    T target[kStretch], factor[kStretch], upstream[kStretch], sum[kStretch], total[kStretch];
     bool any_ignored = false;
   };
 
@@ -128,8 +129,14 @@ class SigmoidRows {
     const bool summing = pass_ != Pass::backward && !elementwise_loss_;
     SigmoidBlock<T> b = new_block();
     b.count = n;
-    b.factors = pixels.factor;
-    b.upstreams = pixels.upstream;
+    if (sample_weight_ || args_.class_weight_by_target) b.factors = pixels.factor;
+    if (pass_ != Pass::loss && !elementwise_upstream_) {
+      if (args_.grad_loss_stride == 0) {
+        b.upstream = *grad_loss(0);
+      } else {
+        b.upstreams = pixels.upstream;
+      }
+    }
     for (int64_t j = 0; j < c; ++j) {
       b.factor = weight_ && !args_.class_weight_by_target ? weight_[j] : T(1);
       if (pos_weight_) b.pos_weight = pos_weight_[j];

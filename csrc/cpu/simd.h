@@ -108,10 +108,9 @@ LONGTAIL_EXTREME(minimum, min)
 #undef LONGTAIL_EXTREME
 
 template <typename T>
-LONGTAIL_INLINE Vec<T> absolute(Vec<T> a) {
+LONGTAIL_INLINE Vec<T> minus_absolute(Vec<T> a) {
   using Bits = typename Vec<T>::Bits;
-  const Bits sign = (Bits)Vec<T>(T(-0.0)).v;
-  return (typename Vec<T>::Value)((Bits)a.v & ~sign);
+  return (typename Vec<T>::Value)((Bits)a.v | (Bits)Vec<T>(T(-0.0)).v);
 }
 
 template <typename T>
