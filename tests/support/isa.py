@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+# The only type whose loops are compiled for this instruction set: the others take those of AVX-512.
+BFLOAT16_ONLY = "avx512_bf16"
 SCRIPT_HEAD = """
 import os, sys
 import numpy as np, torch
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 sys.path[:0] = {folders!r}
 import cases, kernels, limit_cases, longtail, naive, shard_cases
 from tolerances import assert_close
+OWN_DTYPES = {own_dtypes}
 """
 
 
@@ -39,11 +42,17 @@ def supported() -> list[str]:
     return [name for i, name in enumerate(needed) if all(runs[: i + 1])]
 
 
+def with_floats() -> list[str]:
+    """Those with loops of their own over float32 and float64."""
+    return [isa for isa in supported() if isa != BFLOAT16_ONLY]
+
+
 def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
     if isa is not None:
         environment["LONGTAIL_CPU_ISA"] = isa
-    script = SCRIPT_HEAD.format(folders=sys.path) + body
+    own = "(torch.bfloat16,)" if isa == BFLOAT16_ONLY else "cases.DTYPES"
+    script = SCRIPT_HEAD.format(folders=sys.path, own_dtypes=own) + body
     return subprocess.run(
         [sys.executable, "-c", script],
         env=environment,
