@@ -178,7 +178,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def build(arguments: list[str | Path], made: Path) -> None:
-    flags = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
+    flags = ["-std=c++17", "-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
     built = subprocess.run([str(COMPILER), *flags, *arguments, "-o", made], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
 
