@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emulation.build import COMPILER, ROOT
-from isa import BFLOAT16_ONLY, run, supported, with_floats
+from isa import BFLOAT16_ONLY, Scripts, run, supported, with_floats
 
 AGREE = """
 for dtype in cases.DTYPES:
@@ -140,24 +140,24 @@ FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
 
 
 @pytest.mark.parametrize("isa", supported())
-def test_results_agree_with_float64_truth(isa: str) -> None:
+def test_results_agree_with_float64_truth(isa: str, scripts: Scripts) -> None:
     report = "print('isa:', longtail.backends()['cpu'].detail)"
-    done = run(isa, AGREE + report)
+    done = scripts.run(isa, AGREE + report)
     assert done.returncode == 0, done.stderr
     assert "agrees" in done.stdout
     assert isa in done.stdout.split("isa:")[1].lower(), "the forced instruction set is the one reported"
 
 
 @pytest.mark.parametrize("isa", with_floats())
-def test_sums_over_a_vocabulary_keep_their_digits(isa: str) -> None:
-    done = run(isa, SUM)
+def test_sums_over_a_vocabulary_keep_their_digits(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, SUM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sums well" in done.stdout
 
 
 @pytest.mark.parametrize("isa", supported())
-def test_rows_at_the_limits(isa: str) -> None:
-    done = run(isa, LIMITS)
+def test_rows_at_the_limits(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, LIMITS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right at the limits" in done.stdout
 
@@ -196,16 +196,16 @@ def test_no_arithmetic_is_undefined(isa: str, watched: Callable[[str], Path], tm
 
 
 @pytest.mark.parametrize("isa", with_floats())
-def test_exp_accuracy(isa: str) -> None:
-    done = run(isa, EXP.replace("{{", "{").replace("}}", "}"))
+def test_exp_accuracy(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, EXP.replace("{{", "{").replace("}}", "}"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exp is accurate" in done.stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
 @pytest.mark.parametrize("isa", supported())
-def test_nothing_is_read_past_the_last_column(isa: str) -> None:
-    done = run(isa, GUARD)
+def test_nothing_is_read_past_the_last_column(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, GUARD)
     assert done.returncode == 0, f"exit {done.returncode} (-11 is a read out of bounds): {done.stderr}"
     assert "within bounds" in done.stdout
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from isa import run, supported, with_floats
+from isa import Scripts, supported, with_floats
 
 AGREE = """
 import sigmoid_cases
@@ -110,22 +110,22 @@ print("within bounds")
 
 
 @pytest.mark.parametrize("isa", supported())
-def test_results_agree_with_float64_truth(isa: str) -> None:
-    done = run(isa, AGREE)
+def test_results_agree_with_float64_truth(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, AGREE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "agrees" in done.stdout
 
 
 @pytest.mark.parametrize("isa", with_floats())
-def test_every_digit_of_small_losses(isa: str) -> None:
-    done = run(isa, LOGISTIC)
+def test_every_digit_of_small_losses(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, LOGISTIC)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "precise" in done.stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
 @pytest.mark.parametrize("isa", supported())
-def test_nothing_is_read_past_the_last_element(isa: str) -> None:
-    done = run(isa, GUARD)
+def test_nothing_is_read_past_the_last_element(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, GUARD)
     assert done.returncode == 0, f"exit {done.returncode} (-11 is a read out of bounds): {done.stdout + done.stderr}"
     assert "within bounds" in done.stdout
