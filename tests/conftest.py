@@ -76,3 +76,13 @@ def ranks() -> Iterator[Any]:
     workers = Ranks()
     yield workers
     workers.stop()
+
+
+@pytest.fixture(scope="session")
+def scripts() -> Iterator[Any]:
+    """Scripts under one instruction set of the CPU or another, each in a process of its own."""
+    from isa import Scripts
+
+    found = Scripts()
+    yield found
+    found.stop()

@@ -8,8 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import Extension
+from setuptools._distutils.ccompiler import new_compiler
 
-from wheels import ROOT, build_wheel, needs_compiler
+from wheels import ROOT, build_wheel, load_setup, needs_compiler
 
 
 def run_installed(folder: Path, wheel: Path, code: str) -> str:
@@ -33,7 +35,7 @@ def run_installed(folder: Path, wheel: Path, code: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    done, wheels = build_wheel(folder)
+    done, wheels = build_wheel(folder, "build/cpu")
     assert done.returncode == 0, done.stdout[-2000:]
     (wheel,) = wheels
     return wheel
@@ -120,6 +122,36 @@ def test_a_required_library_that_cannot_be_built_fails_the_install(tmp_path):
     assert done.returncode != 0
     assert "LONGTAIL_REQUIRE_CPU=1, but the CPU kernels cannot be built: no C++ compiler found" in done.stdout
     assert wheels == []
+
+
+@pytest.mark.parametrize("change", [None, "setup.py", "a.cpp", "a.h", "CXXFLAGS", "option"])
+def test_a_library_is_compiled_anew_when_what_it_depends_on_changes(
+    change: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, made = load_setup(), tmp_path / "made" / "library.so"
+    monkeypatch.chdir(tmp_path)
+    made.parent.mkdir()
+    for name in ("setup.py", "a.cpp", "a.h"):
+        Path(name).write_text("old")
+
+    def install(text: str, *options: str) -> str:
+        extension = Extension("library", ["a.cpp"], depends=["a.h"], extra_compile_args=list(options))
+        inputs = setup.dependencies(extension, new_compiler())
+        setup.kept("build", str(made), inputs, lambda: made.write_text(text))
+        return made.read_text()
+
+    def fails() -> None:
+        raise RuntimeError
+
+    assert install("first") == "first"
+    if change == "CXXFLAGS":
+        monkeypatch.setenv(change, "-g")
+    elif change not in (None, "option"):
+        Path(change).write_text("new")
+    assert install("second", *["-g"] * (change == "option")) == ("first" if change is None else "second")
+    with pytest.raises(RuntimeError):
+        setup.kept("build", str(made), "other inputs", fails)
+    assert not Path("build/dependencies").exists()  # nothing half done is taken for whole
 
 
 def test_commit_hooks_run_what_make_lint_runs():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,45 @@ starts_it = pytest.mark.skipif(INTERPRETED, reason="this is that process")
 # The interpreter cuts float32 off to bfloat16 where the hardware rounds.
 FACTOR = {torch.float32: 1.0, torch.float16: 1.0, torch.bfloat16: 2.0}
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def patch_once_a_launch() -> None:
+    """Triton's interpreter replaces the functions of triton.language at a launch, and again, by the same, at each call
+    within a kernel, which takes half of its time: the launch's will do."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch, scope_type = interpreter._patch_lang, getattr(interpreter, "_LangPatchScope", None)
+    if scope_type is None:  # of a release that does otherwise
+        return
+    launched: set[str] = set()  # the modules of the launch under way
+    left: set[str] = set()  # those that calls have replaced, which the interpreter leaves so
+
+    class Launch(scope_type):  # type: ignore[misc, valid-type]
+        def restore(self) -> None:
+            super().restore()
+            launched.clear()
+
+    @functools.cache
+    def modules(function: Any) -> set[str]:
+        return {x.__name__ for x in function.__globals__.values() if x is tl or x is tl.core}
+
+    def once(function: Any) -> Any:
+        if not launched:
+            scope = Launch()
+            scope._changes = patch(function)._changes
+            launched.update(modules(function))
+            return scope
+        if not modules(function) <= launched | left:
+            patch(function)
+            left.update(modules(function))
+        return scope_type()
+
+    interpreter._patch_lang = once
+
+
+if INTERPRETED:
+    patch_once_a_launch()
 
 
 def refuse_copies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
+# The only type whose loops are compiled for this instruction set: the others take those of AVX-512.
+BFLOAT16_ONLY = "avx512_bf16"
 SCRIPT_HEAD = """
 import os, sys
 import numpy as np, torch
@@ -16,6 +20,7 @@ import torch.nn.functional as F
 sys.path[:0] = {folders!r}
 import cases, kernels, limit_cases, longtail, naive, shard_cases
 from tolerances import assert_close
+OWN_DTYPES = {own_dtypes}
 """
 
 
@@ -39,16 +44,66 @@ def supported() -> list[str]:
     return [name for i, name in enumerate(needed) if all(runs[: i + 1])]
 
 
-def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
+def with_floats() -> list[str]:
+    """Those with loops of their own over float32 and float64."""
+    return [isa for isa in supported() if isa != BFLOAT16_ONLY]
+
+
+# Runs a script a line in a fork of its own: what takes longest, importing torch, is done once.
+FORKS = """
+import json, signal, tempfile, traceback
+def run(body):
+    try:
+        exec(body, dict(globals()))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(300)
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            status = run(json.loads(line))
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps((status, *(file.seek(0) or file.read() for file in (out, err)))), flush=True)
+"""
+
+
+def command(isa: str | None, body: str) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
     if isa is not None:
         environment["LONGTAIL_CPU_ISA"] = isa
-    script = SCRIPT_HEAD.format(folders=sys.path) + body
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    own = "(torch.bfloat16,)" if isa == BFLOAT16_ONLY else "cases.DTYPES"
+    script = SCRIPT_HEAD.format(folders=sys.path, own_dtypes=own) + body
+    return {"args": [sys.executable, "-c", script], "env": environment, "text": True}
+
+
+def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**command(isa, body), capture_output=True, timeout=300, check=False)
+
+
+class Scripts:
+    """Runs scripts under one instruction set or another, each in a process of its own."""
+
+    def __init__(self) -> None:
+        self.forking: dict[str, subprocess.Popen[str]] = {}
+
+    def run(self, isa: str, body: str) -> subprocess.CompletedProcess[str]:
+        if isa not in self.forking:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.forking[isa] = subprocess.Popen(**command(isa, FORKS), **pipes)
+        process = self.forking[isa]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(body) + "\n")
+        process.stdin.flush()
+        status, out, err = json.loads(process.stdout.readline())
+        return subprocess.CompletedProcess(isa, status, out, err)
+
+    def stop(self) -> None:
+        for process in self.forking.values():
+            process.communicate()

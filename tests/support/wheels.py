@@ -18,11 +18,11 @@ needs_compiler = pytest.mark.skipif(
 
 
 def build_wheel(folder: Path, carry: str = "", **env: str) -> tuple[subprocess.CompletedProcess, list[Path]]:
-    """``carry``: a build folder to start from. CUDA, which takes minutes, is left out unless it is asked for."""
+    """``carry``: a build folder to start from, where it exists. CUDA, which takes minutes, is built where asked for."""
     source = folder / "source"
     unwanted = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, source, ignore=unwanted)
-    if carry:
+    if carry and (ROOT / carry).exists():
         shutil.copytree(ROOT / carry, source / carry)
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", str(folder), "."]
     done = subprocess.run(
