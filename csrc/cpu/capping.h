@@ -29,8 +29,11 @@ struct Capping {
 
   LONGTAIL_INLINE Vec<T> operator()(Vec<T> z) const {
     const Vec<T> s = z * Vec<T>(scale);
-    return softcap == T(0) ? s : Vec<T>(softcap) * tanh(s * Vec<T>(inverse));
+    return softcap == T(0) ? s : Vec<T>(softcap) * ratio(z);
   }
+
+  // tanh of what is capped: s = softcap * ratio and ds/dz = scale * (1 - ratio^2).
+  LONGTAIL_INLINE Vec<T> ratio(Vec<T> z) const { return tanh(z * Vec<T>(scale) * Vec<T>(inverse)); }
 
   // ds/dz
   LONGTAIL_INLINE Vec<T> slope(Vec<T> s) const {

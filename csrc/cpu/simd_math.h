@@ -16,6 +16,11 @@ struct Power<float> {
   static constexpr float kMagic = 12582912.0f + 127.0f;    // 1.5 * 2^23: adding it leaves n + 127 in the lowest bits
   static constexpr int kMantissa = 23;
   static constexpr float kHigh = 0.693359375f, kLow = -2.12194440054690583e-4f;  // ln 2
+#if defined(__FMA__) || defined(__aarch64__)
+  static constexpr float kBriefHigh = 0.693147182464599609f, kBriefLow = 0.0f;  // 1.9e-9 above it: n * kHigh is exact
+#else
+  static constexpr float kBriefHigh = kHigh, kBriefLow = kLow;
+#endif
   static constexpr float kZero = -88.02969f;  // where n = -127, of which 2^n is 0 in bits
 };
 template <>
@@ -24,6 +29,7 @@ struct Power<double> {
   static constexpr double kMagic = 6755399441055744.0 + 1023.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52;
   static constexpr double kHigh = 6.93147180369123816490e-01, kLow = 1.90821492927058770002e-10;
+  static constexpr double kBriefHigh = kHigh, kBriefLow = kLow;
   static constexpr double kZero = -709.0895657128241;
 };
 
@@ -36,30 +42,42 @@ LONGTAIL_INLINE Vec<T> polynomial(const T (&coefficients)[kCount], Vec<T> x) {
 
 // e^x for x <= 0, exactly 0 where it would not be a normal number; x is cut off there. NaN stays NaN: `maximum` passes
 // its second operand, and 2^n is a factor, not a shift of the exponent. `coefficients`: of e^r, the highest first.
-template <typename T, int kCount>
+// kBrief: with an error of up to 2e-9 |x| where it saves an instruction.
+template <bool kBrief, typename T, int kCount>
 LONGTAIL_INLINE Vec<T> exp_cut_by(const T (&coefficients)[kCount], Vec<T>& x) {
   using P = Power<T>;
   x = maximum(Vec<T>(P::kZero), x);
   const Vec<T> z = x * Vec<T>(P::kInverse) + Vec<T>(P::kMagic);
   const Vec<T> n = z - Vec<T>(P::kMagic);
   const Vec<T> power = (typename Vec<T>::Value)((typename Vec<T>::Unsigned)z.v << P::kMantissa);
-  const Vec<T> r = (x - n * Vec<T>(P::kHigh)) - n * Vec<T>(P::kLow);
+  const T high = kBrief ? P::kBriefHigh : P::kHigh, low = kBrief ? P::kBriefLow : P::kLow;
+  Vec<T> r = x - n * Vec<T>(high);
+  if (low != T(0)) r = r - n * Vec<T>(low);
   return polynomial(coefficients, r) * power;
 }
 
 // Minimax polynomials for e^r by their relative error.
-LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, float) {
+template <bool kBrief>
+LONGTAIL_INLINE Vec<float> exp_cut_to_3e9(Vec<float>& x) {
   const float to_3e9[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1.0f, 1.0f};
-  return exp_cut_by(to_3e9, x);
+  return exp_cut_by<kBrief>(to_3e9, x);
 }
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, float) { return exp_cut_to_3e9<false>(x); }
 
 // e^r by its Taylor series to degree 13 (truncation 5e-18 relative).
 LONGTAIL_INLINE Vec<double> exp_cut(Vec<double>& x, double) {
   const double to_5e18[] = {
       1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
       1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
-  return exp_cut_by(to_5e18, x);
+  return exp_cut_by<false>(to_5e18, x);
 }
+
+// What is added to a sum of at least 1 needs no relative accuracy where it is small.
+template <typename T>
+struct Summed {};
+
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, Summed<float>) { return exp_cut_to_3e9<true>(x); }
+LONGTAIL_INLINE Vec<double> exp_cut(Vec<double>& x, Summed<double>) { return exp_cut(x, 0.0); }
 
 // What is rounded to Z afterwards needs no more digits than Z has.
 template <typename Z>
@@ -67,14 +85,24 @@ struct RoundedTo {};
 
 LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<bfloat16>) {
   const float to_8e5[] = {0x1.5349dcp-3f, 0x1.028aacp-1f, 0x1.000ac4p+0f, 0x1.fff692p-1f};
-  return exp_cut_by(to_8e5, x);
+  return exp_cut_by<true>(to_8e5, x);
 }
 LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<float16>) {
   const float to_3e6[] = {0x1.53a0eap-5f, 0x1.57e0d8p-3f, 0x1.0005b8p-1f, 0x1.fffb34p-1f, 0x1.ffffe8p-1f};
-  return exp_cut_by(to_3e6, x);
+  return exp_cut_by<true>(to_3e6, x);
 }
 LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, RoundedTo<float>) { return exp_cut(x, 0.0f); }
 LONGTAIL_INLINE Vec<double> exp_cut(Vec<double>& x, RoundedTo<double>) { return exp_cut(x, 0.0); }
+
+// What is rounded to Z after some of its digits have cancelled: a thousandth of bfloat16's last, or all.
+template <typename Z>
+struct CancelledTo {};
+
+template <typename Z>
+LONGTAIL_INLINE VecOf<Z> exp_cut(VecOf<Z>& x, CancelledTo<Z>) {
+  return exp_cut(x, typename Stored<Z>::Arithmetic(0));
+}
+LONGTAIL_INLINE Vec<float> exp_cut(Vec<float>& x, CancelledTo<bfloat16>) { return exp_cut(x, RoundedTo<float16>()); }
 
 // 1 / x for normal x; one Newton step on the estimate that AVX-512 has costs a third of a division (1 ULP).
 LONGTAIL_INLINE Vec<float> reciprocal(Vec<float> x) {
@@ -87,20 +115,15 @@ LONGTAIL_INLINE Vec<float> reciprocal(Vec<float> x) {
 }
 LONGTAIL_INLINE Vec<double> reciprocal(Vec<double> x) { return Vec<double>(1.0) / x; }
 
-// x P(x^2) / Q(x^2), a minimax fit of tanh on [0, 9.02] (relative error 2.1e-8); beyond, tanh rounds to 1.
+// x P(s) / Q(s) with s = x^2, a minimax fit of tanh on [0, 9.02] (relative error 2.1e-8); beyond, tanh rounds to 1.
+// NaN, as the second operand of minimum and maximum, passes. A division costs fewer instructions than `reciprocal`.
 LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> limit = 9.02f, one = 1.0f;
-  const Vec<float> c = minimum(limit, maximum(-limit, x));  // NaN, as the second operand, passes
-  const Vec<float> s = c * c;
-  Vec<float> p = Vec<float>(1.3319008461603048e-08f) * s + Vec<float>(2.0583435844878837e-05f);
-  p = p * s + Vec<float>(0.0034940318775660427f);
-  p = p * s + Vec<float>(0.13379715732344968f);
-  p = p * s + Vec<float>(0.9999999790274084f);
-  Vec<float> q = Vec<float>(7.761993488081781e-07f) * s + Vec<float>(0.00032830883840931406f);
-  q = q * s + Vec<float>(0.025871063137131018f);
-  q = q * s + Vec<float>(0.46713030976665915f);
-  q = q * s + Vec<float>(1.0f);
-  return minimum(one, maximum(-one, c * p * reciprocal(q)));
+  const float numerator[] = {1.3319008461603048e-08f, 2.0583435844878837e-05f, 0.0034940318775660427f,
+                             0.13379715732344968f, 0.9999999790274084f};
+  const float denominator[] = {7.761993488081781e-07f, 0.00032830883840931406f, 0.025871063137131018f,
+                               0.46713030976665915f, 1.0f};
+  const Vec<float> s = minimum(Vec<float>(9.02f * 9.02f), x * x), one = 1.0f;
+  return minimum(one, maximum(-one, x * polynomial(numerator, s) / polynomial(denominator, s)));
 }
 
 // log(x) for normal x > 0. x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + f^3 q(f), q a

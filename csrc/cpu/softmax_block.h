@@ -4,8 +4,9 @@
 // decides is decided outside.
 #pragma once
 
-#include "kernels.h"
-#include "simd_math.h"
+#include <type_traits>
+
+#include "capping.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
@@ -20,11 +21,13 @@ LONGTAIL_INLINE VecOf<Z> padded(const Z* p, int64_t count, typename Stored<Z>::A
   return select(lane_numbers<T>() < Vec<T>(T(count)), widen(p, load_raw(p, count)), Vec<T>(padding));
 }
 
-// Memory works on the next block while two registers of this one are computed.
+// Memory works on the blocks to come while one is computed.
 template <typename Z>
-LONGTAIL_INLINE void prefetch_two(const Z* z) {
-  constexpr int kBytes = 2 * VecOf<Z>::kLanes * sizeof(Z), kLine = 64;
-  for (int i = 0; i < kBytes; i += kLine) __builtin_prefetch(reinterpret_cast<const char*>(z + kBlock) + i);
+LONGTAIL_INLINE void prefetch_ahead(const Z* z, int64_t count) {
+  constexpr int64_t kAhead = 4096, kLine = 64;
+  for (int64_t i = 0; i < count * int64_t(sizeof(Z)); i += kLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(z) + kAhead + i);
+  }
 }
 
 // The logits themselves.
@@ -34,7 +37,7 @@ struct Logits {
   const Z* z;
   LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(z + j); }
   LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return padded(z + j, count, T(-INFINITY)); }
-  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_two(z + j); }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
 };
 
 // Logits plus class_bias.
@@ -47,8 +50,36 @@ struct BiasedLogits {
   LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
     return padded(z + j, count, T(-INFINITY)) + widen(bias + j, load_raw(bias + j, count));
   }
-  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_two(z + j); }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
 };
+
+// Effective logits that have been computed.
+template <typename Number>
+struct Computed {
+  using T = Number;
+  const T* u;
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(u + j); }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return padded(u + j, count, T(-INFINITY)); }
+  LONGTAIL_INLINE void prefetch(int64_t) const {}
+};
+
+// Two registers of neighbours, in an order that a maximum or a sum does not ask for.
+template <typename T>
+struct Two {
+  Vec<T> first, second;
+};
+
+template <typename U>
+LONGTAIL_INLINE Two<typename U::T> two_of(const U u, int64_t j) {
+  return {u.whole(j), u.whole(j + Vec<typename U::T>::kLanes)};
+}
+
+// The halves of each 32-bit word: widened in place.
+LONGTAIL_INLINE Two<float> two_of(const Logits<bfloat16> u, int64_t j) {
+  FloatBits words;
+  memcpy(&words, u.z + j, sizeof(words));
+  return {(Vec<float>::Value)(words << 16), (Vec<float>::Value)(words & 0xffff0000)};
+}
 
 // `largest` and the elements [begin, end), lane by lane. May lose a NaN, which the sums keep.
 template <typename U, typename T>
@@ -57,8 +88,11 @@ LONGTAIL_INLINE Vec<T> largest_of(const U u, int64_t begin, int64_t end, Vec<T> 
   Vec<T> others[3] = {largest, largest, largest};  // four chains: a maximum takes as many cycles
   int64_t j = begin;
   for (; j + 4 * kLanes <= end; j += 4 * kLanes) {
-    largest = maximum(largest, u.whole(j));
-    for (int i = 0; i < 3; ++i) others[i] = maximum(others[i], u.whole(j + (i + 1) * kLanes));
+    const Two<T> near = two_of(u, j), far = two_of(u, j + 2 * kLanes);
+    largest = maximum(largest, near.first);
+    others[0] = maximum(others[0], near.second);
+    others[1] = maximum(others[1], far.first);
+    others[2] = maximum(others[2], far.second);
   }
   for (; j + kLanes <= end; j += kLanes) largest = maximum(largest, u.whole(j));
   if (j < end) largest = maximum(largest, u.some(j, end - j));
@@ -73,7 +107,7 @@ struct Sums {
   template <bool kEntropy>
   LONGTAIL_INLINE void add(Vec<T> u, Vec<T> m) {
     Vec<T> shift = u - m;
-    const Vec<T> e = exp_cut(shift, T(0));
+    const Vec<T> e = exp_cut(shift, std::conditional_t<kEntropy, T, Summed<T>>());
     d = d + e;
     if (kEntropy) t = t + e * shift;
   }
@@ -87,8 +121,9 @@ LONGTAIL_INLINE void sum_of(const U u, int64_t begin, int64_t end, Vec<T> m, Sum
   int64_t j = begin;
   for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
     u.prefetch(j);
-    even.template add<kEntropy>(u.whole(j), m);
-    odd.template add<kEntropy>(u.whole(j + kLanes), m);
+    const Two<T> x = two_of(u, j);
+    even.template add<kEntropy>(x.first, m);
+    odd.template add<kEntropy>(x.second, m);
   }
   for (; j + kLanes <= end; j += kLanes) even.template add<kEntropy>(u.whole(j), m);
   if (j < end) odd.template add<kEntropy>(u.some(j, end - j), m);
@@ -125,6 +160,95 @@ LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<
   }
   for (; j + kLanes <= count; j += kLanes) write(j, of(u.whole(j)));
   if (j < count) write_some(j, count - j);
+}
+
+// ---- With any option: effective logits are computed into a block, and once more where the gradient is written ----
+
+// A number for each class, or one for all.
+template <typename T>
+struct Repeated {
+  T values[Vec<T>::kLanes];
+  constexpr explicit Repeated(T x) : values() {
+    for (T& value : values) value = x;
+  }
+};
+template <typename T>
+constexpr Repeated<T> kZeros(T(0));
+template <typename T>
+constexpr Repeated<T> kOnes(T(1));
+
+template <typename T>
+struct PerClass {
+  const T* values;
+  int64_t mask;  // of the index: 0 where one register of numbers serves all
+
+  PerClass(const T* given, const Repeated<T>& otherwise)
+      : values(given ? given : otherwise.values), mask(given ? -1 : 0) {}
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return load_some(values + (j & mask), count); }
+};
+
+// Logits of a row as `factor * x + class_bias`: x is the logit, or what `capping` bounds.
+template <typename Z, bool kCapped>
+struct AnyLogits {
+  using T = typename Stored<Z>::Arithmetic;
+  const Z* z;
+  T* kept;  // softcap's x from the sums to the gradient, or null
+  PerClass<T> bias;
+  Capping<T> capping;
+
+  LONGTAIL_INLINE Vec<T> x(int64_t j, int64_t count) const {
+    const Vec<T> logits = load_some(z + j, count);
+    return kCapped ? capping.ratio(logits) : logits;
+  }
+  LONGTAIL_INLINE Vec<T> factor() const { return kCapped ? capping.softcap : capping.scale; }
+};
+
+template <typename T>
+struct ComputedSums {
+  Vec<T> largest, U;
+};
+
+// Effective logits of the classes [begin, end) into `u`; their maximum and part of U.
+template <bool kSmoothing, typename Z, bool kCapped, typename T>
+LONGTAIL_INLINE ComputedSums<T> compute(const AnyLogits<Z, kCapped> of, const PerClass<T> omega, int64_t begin,
+                                        int64_t end, Vec<T> reference, T* u) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const Vec<T> factor = of.factor();
+  Vec<T> largest = T(-INFINITY), U = T(0);
+  const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+    prefetch_ahead(of.z + j, kLanes);
+    const Vec<T> x = of.x(j, count), logit = x * factor + of.bias.some(j, count);
+    if (kCapped && of.kept) store_some(of.kept + j, x, count);
+    if (kSmoothing) U = U + omega.some(j, count) * (logit - reference);
+    store_some(u + (j - begin), logit, count);
+    return logit;
+  };
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) largest = maximum(largest, step(j, kLanes));
+  if (j < end) {
+    const Vec<T> rest = step(j, end - j);
+    largest = maximum(largest, select(lane_numbers<T>() < Vec<T>(T(end - j)), rest, largest));
+  }
+  return {largest, U};
+}
+
+// As write_gradient, of the classes [0, count).
+template <bool kSmoothing, typename Z, bool kCapped, typename T>
+LONGTAIL_INLINE void write_any_gradient(const AnyLogits<Z, kCapped> of, const PerClass<T> omega, int64_t count,
+                                        const RowGrad<Vec<T>> row, Z* grad) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const Vec<T> factor = of.factor(), scale = of.capping.scale, S = row.S * scale;
+  const RowGrad<Vec<T>> scaled = {row.m, row.a * scale, row.b * scale, S, row.target};
+  const auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    const Vec<T> x = kCapped && of.kept ? load_some(of.kept + j, n) : of.x(j, n);
+    using Digits = std::conditional_t<kSmoothing, CancelledTo<Z>, RoundedTo<Z>>;  // S * omega may cancel e^x
+    Vec<T> dz = apply(scaled, x * factor + of.bias.some(j, n), Digits());
+    if (kSmoothing) dz = dz + S * omega.some(j, n);
+    store_some(grad + j, kCapped ? dz - dz * (x * x) : dz, n);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) step(j, kLanes);
+  if (j < count) step(j, count - j);
 }
 
 }  // namespace LONGTAIL_ISA

@@ -1,11 +1,11 @@
 // The row loop of the softmax family, written once and compiled once per instruction set.
 //
 // Reads each logit once (loss, backward) or twice, the second time from cache (loss_and_grad); writes each gradient
-// once. Rows go through a block buffer of effective logits that stays in the first-level cache.
+// once. Effective logits that take more than a bias go through a block buffer that stays in the first-level cache.
 #pragma once
 
-#include "capping.h"
-#include "kernels.h"
+#include <type_traits>
+
 #include "softmax_block.h"
 
 namespace longtail {
@@ -22,6 +22,7 @@ class SoftmaxRows {
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
         margin_(static_cast<const T*>(args.class_margin)),
+        omega_(weight_, kOnes<T>),
         capping_(args),
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
         options_(convert<T>(args.options)),
@@ -148,15 +149,6 @@ class SoftmaxRows {
     return u;
   }
 
-  // Weights of the classes j .. j + count, zero beyond.
-  LONGTAIL_INLINE V omega(int64_t j, int64_t count) const {
-    if (weight_) return load_some(weight_ + j, count);
-    if (count >= kLanes) return V(T(1));
-    T ones[kLanes] = {};
-    for (int64_t i = 0; i < count; ++i) ones[i] = T(1);
-    return load(ones);
-  }
-
   // The running sums of a row: m is one number, d and t are kept lane by lane.
   struct Running {
     T m = -INFINITY;
@@ -172,6 +164,7 @@ class SoftmaxRows {
   template <bool kEntropy>
   RowStats<T> stats_of(const Z* z, int64_t g) {
     const T u_g = target_logit(z, g);
+    if (scratch_ && g >= 0) scratch_[g] = capping_.ratio(load_some(z + g, 1)).v[0];  // which the blocks leave out
     Running running;
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
@@ -180,32 +173,67 @@ class SoftmaxRows {
       } else if (effect_ == Effect::bias) {
         add_block<kEntropy>(BiasedLogits<Z>{z + begin, bias_ + begin}, n, g - begin, running);
       } else {
-        T u[kBlock];
-        read_block(z, begin, n, u, finite_max(u_g), running.U);
-        add_block<kEntropy>(Logits<T>{u}, n, g - begin, running);
+        choose(options_.label_smoothing != T(0), [&](auto capped, auto smoothing) {
+          add_computed_block<kEntropy, capped.value, smoothing.value>(z, begin, n, g - begin, u_g, running);
+        });
       }
     }
-    T U = T(0);
-    if (options_.label_smoothing != T(0)) {
-      U = horizontal_sum(running.U);
-      if (margin_ && g >= 0) U -= (weight_ ? weight_[g] : T(1)) * margin_[g];
-    }
+    const T U = options_.label_smoothing == T(0) ? T(0) : horizontal_sum(running.U);
     return {running.m, horizontal_sum(running.sums.d), horizontal_sum(running.sums.t), u_g, U};
   }
 
-  // Adds a block of n effective logits without the g-th, if that is one of them.
+  // Adds a block of n effective logits without the g-th, if that is one of them. A function of its own, as
+  // write_plain_grad: among the others' loops, reading from memory takes up to a fifth longer (measured).
   template <bool kEntropy, typename Source>
-  LONGTAIL_INLINE void add_block(const Source u, int64_t n, int64_t g, Running& running) {
+  __attribute__((noinline)) static void add_block(const Source u, int64_t n, int64_t g, Running& running) {
     const bool inside = 0 <= g && g < n;
     const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
-    const V largest = largest_of(u, after, n, largest_of(u, 0, before, V(T(-INFINITY))));
-    const T block_max = horizontal_max(largest);
-    if (block_max > running.m) {
-      RowStats<V> raised = {V(running.m), running.sums.d, running.sums.t, V(T(0)), V(T(0))};
-      raise_max(raised, V(block_max), kLowest);
-      running.sums = {raised.d, raised.t};
-      running.m = block_max;
+    raise(horizontal_max(largest_of(u, after, n, largest_of(u, 0, before, V(T(-INFINITY))))), running);
+    add_sums<kEntropy>(u, before, after, n, running);
+  }
+
+  // The same of n logits from the begin-th, whose effective logits have to be computed.
+  template <bool kEntropy, bool kCapped, bool kSmoothing>
+  void add_computed_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, Running& running) {
+    const bool inside = 0 <= g && g < n;
+    const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
+    T u[kBlock];
+    const AnyLogits<Z, kCapped> of = any_logits<kCapped>(z);
+    const V reference = finite_max(u_g);
+    const ComputedSums<T> left = compute<kSmoothing>(of, omega_, begin, begin + before, reference, u);
+    const ComputedSums<T> right = compute<kSmoothing>(of, omega_, begin + after, begin + n, reference, u + after);
+    running.U = running.U + (left.U + right.U);
+    raise(horizontal_max(maximum(left.largest, right.largest)), running);
+    add_sums<kEntropy>(Computed<T>{u}, before, after, n, running);
+  }
+
+  template <bool kCapped>
+  LONGTAIL_INLINE AnyLogits<Z, kCapped> any_logits(const Z* z) const {
+    return {z, scratch_, PerClass<T>(bias_, kZeros<T>), capping_};
+  }
+
+  // `body` with what is asked of each logit, as constants.
+  template <typename Body>
+  LONGTAIL_INLINE void choose(bool smoothing, const Body& body) const {
+    using Yes = std::true_type;
+    using No = std::false_type;
+    if (capping_.softcap != T(0)) {
+      smoothing ? body(Yes(), Yes()) : body(Yes(), No());
+    } else {
+      smoothing ? body(No(), Yes()) : body(No(), No());
     }
+  }
+
+  static LONGTAIL_INLINE void raise(T block_max, Running& running) {
+    if (!(block_max > running.m)) return;
+    RowStats<V> raised = {V(running.m), running.sums.d, running.sums.t, V(T(0)), V(T(0))};
+    raise_max(raised, V(block_max), kLowest);
+    running.sums = {raised.d, raised.t};
+    running.m = block_max;
+  }
+
+  template <bool kEntropy, typename Source>
+  static LONGTAIL_INLINE void add_sums(const Source u, int64_t before, int64_t after, int64_t n, Running& running) {
     const V finite_m = finite_max(running.m);
     Sums<T> block;  // apart: long rows would lose digits in one running sum
     sum_of<kEntropy>(u, 0, before, finite_m, block);
@@ -214,42 +242,26 @@ class SoftmaxRows {
     running.sums.t = running.sums.t + block.t;
   }
 
-  // Logits of one block, without any margin, into `u`; capped ones into the scratch row; smoothing's sum into `U`.
-  void read_block(const Z* z, int64_t begin, int64_t n, T* u, V reference, V& total) {
-    const Capping<T> capped = capping_;
-    const bool smoothing = options_.label_smoothing != T(0);
-    V U = V(T(0));
-    const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      __builtin_prefetch(z + begin + j + kBlock);  // memory works on the next block while this one is computed
-      V x = capped(load_some(z + begin + j, count));
-      if (scratch_) store_some(scratch_ + begin + j, x, count);
-      if (bias_) x = x + load_some(bias_ + begin + j, count);
-      if (smoothing) U = U + omega(begin + j, count) * (x - reference);
-      store(u + j, x);
-    };
-    int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes) step(j, kLanes);
-    if (j < n) step(j, n - j);
-    total = total + U;
-  }
-
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
-    const Capping<T> capped = capping_;
-    const T slope_g = g < 0 ? T(0) : capped.slope(scratch_ ? V(scratch_[g]) : capped(load_some(z + g, 1))).v[0];
-    const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
+    const T x_g = g < 0 ? T(0) : scratch_ ? scratch_[g] : capping_.ratio(load_some(z + g, 1)).v[0];
+    const T slope_g = capping_.softcap == T(0) ? capping_.scale : capping_.scale * (T(1) - x_g * x_g);
     if (row.S != T(0) || effect_ == Effect::any) {
-      write_any_grad(z, grads, grad);
+      const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
+      choose(row.S != T(0), [&](auto capped, auto smoothing) {
+        write_any_gradient<smoothing.value>(any_logits<capped.value>(z), omega_, args_.num_classes, grads, grad);
+      });
     } else if (effect_ == Effect::none) {
-      write_plain_grad(Logits<Z>{z}, grads, grad);
+      write_plain_grad(Logits<Z>{z}, row, grad);
     } else {
-      write_plain_grad(BiasedLogits<Z>{z, bias_}, grads, grad);
+      write_plain_grad(BiasedLogits<Z>{z, bias_}, row, grad);
     }
     if (g >= 0) store_raw(grad + g, narrow(grad, V(row.target * slope_g)), 1);
   }
 
   template <typename Source>
-  void write_plain_grad(const Source u, const RowGrad<V>& grads, Z* grad) {
-    const bool complement = grads.b.v[0] != T(0);  // NaN too
+  __attribute__((noinline)) void write_plain_grad(const Source u, const RowGrad<T>& row, Z* grad) {
+    const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
+    const bool complement = row.b != T(0);  // NaN too
     if constexpr (kStreams<Z>) {
       if (args_.stream) {
         return complement ? write_gradient<true, true>(u, args_.num_classes, grads, grad)
@@ -260,26 +272,13 @@ class SoftmaxRows {
                : write_gradient<false, false>(u, args_.num_classes, grads, grad);
   }
 
-  void write_any_grad(const Z* z, const RowGrad<V>& grads, Z* grad) {
-    const Capping<T> capped = capping_;
-    const bool smoothing = grads.S.v[0] != T(0);
-    const auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      const V s = scratch_ ? load_some(scratch_ + j, count) : capped(load_some(z + j, count));
-      V x = apply(grads, bias_ ? s + load_some(bias_ + j, count) : s, kLowest);  // all digits: S * omega may cancel it
-      if (smoothing) x = x + grads.S * omega(j, count);
-      store_some(grad + j, x * capped.slope(s), count);
-    };
-    int64_t j = 0;
-    for (; j + kLanes <= args_.num_classes; j += kLanes) step(j, kLanes);
-    if (j < args_.num_classes) step(j, args_.num_classes - j);
-  }
-
   const SoftmaxLossArgs& args_;
   const Pass pass_;
   T* const scratch_;
   const T* const weight_;
   const T* const bias_;
   const T* const margin_;
+  const PerClass<T> omega_;
   const Capping<T> capping_;
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
