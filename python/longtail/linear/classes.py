@@ -19,10 +19,11 @@ from ..softmax.shards import accumulate, apply, combine_shards, local_target, pa
 from .chunks import Plan, as_matrix, make_gradients, make_logits
 from .cost import has_amx
 
-PLAN = Plan(share=32, least=48, budget=1 << 28)
+PLAN = Plan(share=32, least=64, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
+_PADDING = 32  # elements after each row of a chunk: rows a power of two apart fall on the same lines of the cache
 
 
 def chunk_classes(rows: int, num_classes: int, itemsize: int) -> int:
@@ -47,15 +48,14 @@ class _Chunk(NamedTuple):
 def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions) -> list[_Chunk]:
     """Chunks whose logits are yet to be made: all in one buffer."""
     size = chunk_classes(len(target), len(linear_weight), linear_weight.dtype.itemsize)
-    buffer = linear_weight.new_empty(target.shape[0] * size)
+    buffer = linear_weight.new_empty((len(target), size + _PADDING))
     chunks = []
     for begin in range(0, linear_weight.shape[0], size):
         w = linear_weight[begin : begin + size]
         part = slice(begin, begin + len(w))
         local = local_target(target, begin, len(w), options.ignore_index)
-        logits = buffer[: target.shape[0] * len(w)].view(-1, len(w))
         bias = None if linear_bias is None else linear_bias[part]
-        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, logits))
+        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, buffer[:, : len(w)]))
     return chunks
 
 
@@ -115,7 +115,7 @@ class _Sums:
         # Products that are added or turned: of the input in its gradient's own place, which is made at the end.
         n, d = x.shape
         self._features = 0 if self._x_t is None else min(d, max(256, n // 4))
-        self._turned = x.new_empty(self._features * size)
+        self._turned = x.new_empty((self._features, size + _PADDING))
         self._product = self.grads[0] if self.grads[0].dtype == x.dtype else x.new_empty(self.grads[0].shape)
 
     def add(self, chunk: _Chunk, first: bool) -> None:
@@ -138,8 +138,8 @@ class _Sums:
     def _make_weight_gradient(self, grad: Tensor, out: Tensor) -> None:
         if self._x_t is not None:
             for part, columns in zip(self._x_t.split(self._features), out.split(self._features, 1), strict=True):
-                product = self._turned[: columns.numel()].view(columns.shape[1], -1)
-                columns.copy_(torch.mm(part, grad, out=product).t())
+                product = torch.mm(part, grad, out=self._turned[: len(part), : len(out)])
+                columns.copy_(product.t())  # padded, it is copied on every core
         elif out.dtype == grad.dtype:
             torch.mm(grad.t(), self._x, out=out)
         else:
