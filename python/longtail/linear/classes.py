@@ -23,6 +23,7 @@ PLAN = Plan(share=32, least=64, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
+_ROWS = 512  # whose statistics are combined at a time
 _PADDING = 32  # elements after each row of a chunk: rows a power of two apart fall on the same lines of the cache
 
 
@@ -74,7 +75,12 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: SoftmaxOpti
         omega = found.new_tensor([len(chunk.linear_weight) for chunk in chunks])
     else:
         omega = torch.stack([chunk.options.weight.sum() for chunk in chunks])
-    return combine_shards(columns, omega, target // len(chunks[0].linear_weight))
+    owner = target // len(chunks[0].linear_weight)
+    parts = []
+    for begin in range(0, len(x), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        parts.append(combine_shards({i: column[:, rows] for i, column in columns.items()}, omega, owner[rows]))
+    return torch.cat(parts)
 
 
 def loss(
