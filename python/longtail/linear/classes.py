@@ -71,10 +71,8 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: SoftmaxOpti
         del columns[2]
     if not options.label_smoothing:
         del columns[4]
-    if options.weight is None:
-        omega = found.new_tensor([len(chunk.linear_weight) for chunk in chunks])
-    else:
-        omega = torch.stack([chunk.options.weight.sum() for chunk in chunks])
+    sums = [weight.sum() for chunk in chunks if (weight := chunk.options.weight) is not None]
+    omega = torch.stack(sums) if sums else found.new_tensor([len(chunk.linear_weight) for chunk in chunks])
     owner = target // len(chunks[0].linear_weight)
     parts = []
     for begin in range(0, len(x), _ROWS):
