@@ -19,7 +19,7 @@ from ..softmax.shards import accumulate, apply, combine_shards, local_target, pa
 from .chunks import Plan, as_matrix, make_gradients, make_logits
 from .cost import has_amx
 
-PLAN = Plan(share=32, least=64, budget=1 << 28)
+PLAN = Plan(share=36, least=64, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
