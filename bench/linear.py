@@ -29,6 +29,8 @@ from .peers import usable
 SHAPE = (2048, 512, 32768)
 PART = 1024
 """Rows at a time of what is compared with where all at once is out of memory."""
+FEW_FEATURES = 128
+"""Up to here chunks of classes may not pay: what the cost model takes is shown beside chunks of rows."""
 SLOW = 3  # times the GEMMs: such a contender has FEWEST_ROUNDS, which leaves the machine to the others
 
 # name, module, function, options
@@ -166,21 +168,28 @@ def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
         return _trains(lambda x, w: longtail.linear_cross_entropy(x, w, target, **options))
 
     found = [Timing("three GEMMs", "", gemms)]
+    few = x.shape[1] <= FEW_FEATURES and not x.is_cuda
     torchs = getattr(F, "linear_cross_entropy", None)
     if torchs is not None:
-        chunked = torch.nn.LinearCrossEntropyOptions()
         found.append(Timing("F.linear_cross_entropy", "plain", _trains(lambda x, w: torchs(x, w, target))))
-        found.append(
-            Timing(
-                "F.linear_cross_entropy chunked", "plain", _trains(lambda x, w: torchs(x, w, target, options=chunked))
+        if not few:  # its loss is a quarter off there, in bfloat16
+            chunked = torch.nn.LinearCrossEntropyOptions()
+            found.append(
+                Timing(
+                    "F.linear_cross_entropy chunked",
+                    "plain",
+                    _trains(lambda x, w: torchs(x, w, target, options=chunked)),
+                )
             )
-        )
     else:
         found.append(Timing("F.cross_entropy", "plain", _trains(lambda x, w: F.cross_entropy(x @ w.T, target))))
+    size = max(1, x.shape[0] // 4)
+    by_rows = Timing(f"longtail chunk_size={size}", "plain", ours(chunk_size=size))
     return [
         *found,
         *peers(x, weight, target),
         Timing("longtail", "plain", ours()),
+        *([by_rows] if few else []),
         Timing('longtail reduction="none"', "plain", ours(reduction="none")),
         Timing("eager", "family", _trains(lambda x, w: in_eager(x, w, target)), _in_parts(in_eager, target)),
         Timing("longtail complement + focal", "family", ours(**family)),

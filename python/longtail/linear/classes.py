@@ -15,15 +15,16 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..options import SoftmaxOptions
 from ..reference import softmax
-from ..softmax.shards import accumulate, apply, combine_shards, local_target
+from ..softmax.shards import accumulate, apply, combine_shards, local_target, packed
 from .chunks import Plan, as_matrix, make_gradients, make_logits
 from .cost import has_amx
 
-PLAN = Plan(share=48, least=48, budget=1 << 28)
+PLAN = Plan(share=36, least=64, budget=1 << 28)
 """Of the rows of all classes that would hold as many logits as a chunk."""
 
-_ROWS = 512  # whose part of the input's gradient is added at a time
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
+_ROWS = 512  # whose statistics are combined at a time
+_PADDING = 32  # elements after each row of a chunk: rows a power of two apart fall on the same lines of the cache
 
 
 def chunk_classes(rows: int, num_classes: int, itemsize: int) -> int:
@@ -48,32 +49,36 @@ class _Chunk(NamedTuple):
 def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions) -> list[_Chunk]:
     """Chunks whose logits are yet to be made: all in one buffer."""
     size = chunk_classes(len(target), len(linear_weight), linear_weight.dtype.itemsize)
-    buffer = linear_weight.new_empty(target.shape[0] * size)
+    buffer = linear_weight.new_empty((len(target), size + _PADDING))
     chunks = []
     for begin in range(0, linear_weight.shape[0], size):
         w = linear_weight[begin : begin + size]
         part = slice(begin, begin + len(w))
         local = local_target(target, begin, len(w), options.ignore_index)
-        logits = buffer[: target.shape[0] * len(w)].view(-1, len(w))
         bias = None if linear_bias is None else linear_bias[part]
-        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, logits))
+        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, buffer[:, : len(w)]))
     return chunks
 
 
 def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: SoftmaxOptions) -> Tensor:
     """[N, 5], of whole rows. The last chunk's logits stay."""
-    found, omega = [], []
-    for chunk in chunks:
+    found = x.new_empty((5, len(chunks), len(x)), dtype=arithmetic_dtype(x.dtype))
+    for i, chunk in enumerate(chunks):
         make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
-        found.append(accumulate(chunk.logits, chunk.target, chunk.options))
-        weight = chunk.options.weight
-        if weight is None or not options.label_smoothing:
-            omega.append(found[0].new_tensor(len(chunk.linear_weight)))
-        else:
-            omega.append(weight.sum())
+        found[:, i] = accumulate(chunk.logits, chunk.target, chunk.options).t()
+    columns = dict(enumerate(found))
+    if not (options.entropy or options.complement_coefficient):
+        del columns[2]
+    if not options.label_smoothing:
+        del columns[4]
+    sums = [weight.sum() for chunk in chunks if (weight := chunk.options.weight) is not None]
+    omega = torch.stack(sums) if sums else found.new_tensor([len(chunk.linear_weight) for chunk in chunks])
     owner = target // len(chunks[0].linear_weight)
-    columns = dict(enumerate(torch.stack(found).unbind(2)))
-    return combine_shards(columns, torch.stack(omega), owner)
+    parts = []
+    for begin in range(0, len(x), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        parts.append(combine_shards({i: column[:, rows] for i, column in columns.items()}, omega, owner[rows]))
+    return torch.cat(parts)
 
 
 def loss(
@@ -101,6 +106,7 @@ class _Sums:
         input: Tensor,
         x: Tensor,
         linear_weight: Tensor,
+        size: int,
         dtypes: tuple[torch.dtype, torch.dtype],
         needs: tuple[bool, bool, bool],
     ) -> None:
@@ -108,9 +114,13 @@ class _Sums:
         self._needs, self._x = needs, x
         wide = arithmetic_dtype(x.dtype)
         self._total = self.grads[0] if dtypes[0] == wide else self.grads[0].new_empty(self.grads[0].shape, dtype=wide)
-        self._product = None if x.dtype == wide else x.new_empty((min(len(x), _ROWS), x.shape[1]))
         # AMX takes the second factor by rows: [D, N] by [N, c] is up to twice as fast as [c, N] by [N, D].
         self._x_t = x.t().contiguous() if needs[1] and x.dtype == torch.bfloat16 and has_amx() else None
+        # Products that are added or turned: of the input in its gradient's own place, which is made at the end.
+        n, d = x.shape
+        self._features = 0 if self._x_t is None else min(d, max(256, n // 4))
+        self._turned = x.new_empty((self._features, size + _PADDING))
+        self._product = self.grads[0] if self.grads[0].dtype == x.dtype else x.new_empty(self.grads[0].shape)
 
     def add(self, chunk: _Chunk, first: bool) -> None:
         """From the gradient of the chunk's logits, which stands in their place."""
@@ -123,26 +133,21 @@ class _Sums:
             self.grads[2][chunk.classes] = grad.sum(0, dtype=arithmetic_dtype(grad.dtype))
 
     def _add_input_gradient(self, grad: Tensor, weight: Tensor, first: bool) -> None:
-        if self._product is None:
+        if self._total.dtype == grad.dtype:
             self._total.addmm_(grad, weight, beta=0 if first else 1)
             return
-        # Some rows at a time: their product is still in the cache when it is added.
-        for begin in range(0, len(grad), _ROWS):
-            part, total = grad[begin : begin + _ROWS], self._total[begin : begin + _ROWS]
-            product = torch.mm(part, weight, out=self._product[: len(part)])
-            total.copy_(product) if first else total.add_(product)
+        product = torch.mm(grad, weight, out=self._product)
+        self._total.copy_(product) if first else self._total.add_(product)
 
     def _make_weight_gradient(self, grad: Tensor, out: Tensor) -> None:
-        if self._x_t is None:
-            if out.dtype == grad.dtype:
-                torch.mm(grad.t(), self._x, out=out)
-            else:
-                out.copy_(torch.mm(grad.t(), self._x))
-            return
-        # Some features at a time: a product takes an eighth of a chunk's memory, where there are many rows.
-        step = max(256, grad.shape[0] // 8)
-        for begin in range(0, len(self._x_t), step):
-            out[:, begin : begin + step] = torch.mm(self._x_t[begin : begin + step], grad).t()
+        if self._x_t is not None:
+            for part, columns in zip(self._x_t.split(self._features), out.split(self._features, 1), strict=True):
+                product = torch.mm(part, grad, out=self._turned[: len(part), : len(out)])
+                columns.copy_(product.t())  # padded, it is copied on every core
+        elif out.dtype == grad.dtype:
+            torch.mm(grad.t(), self._x, out=out)
+        else:
+            out.copy_(torch.mm(grad.t(), self._x))
 
     def finished(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._total is not self.grads[0]:
@@ -174,10 +179,11 @@ def loss_and_grad(
         stats = _stats(x, chunks, target, options)
     factors = softmax.Factors.of(target, weight.shape[0], options)
     loss, row_grad = softmax.finish(stats, factors, options)
-    sums = _Sums(input, x, linear_weight, grad_dtypes, needs)
+    sums = _Sums(input, x, linear_weight, len(chunks[0].linear_weight), grad_dtypes, needs)
+    coefficients = packed(row_grad, grad_loss)
     for chunk in reversed(chunks):
         if chunk is not made:
             make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
-        apply(chunk.logits, chunk.target, row_grad, grad_loss, chunk.options, inplace=True)
+        apply(chunk.logits, chunk.target, coefficients, chunk.options, inplace=True)
         sums.add(chunk, chunk is chunks[-1])
     return loss, stats, *sums.finished()

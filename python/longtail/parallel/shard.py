@@ -246,7 +246,8 @@ class Shard(NamedTuple):
         self, logits: Tensor, target: Tensor, row_grad: softmax.RowGrad, upstream: Tensor, inplace: bool
     ) -> Tensor:
         """The gradient of the local logits, written over them where ``inplace``."""
-        return shards.apply(logits, self.local_target(target), row_grad, upstream, self.own, inplace)
+        packed = shards.packed(row_grad, upstream)
+        return shards.apply(logits, self.local_target(target), packed, self.own, inplace)
 
 
 def make_shard(handshake: Handshake, options: SoftmaxOptions, return_stats: bool) -> Shard:

@@ -27,13 +27,15 @@ def accumulate(logits: Tensor, local_target: Tensor, options: SoftmaxOptions) ->
     return operators.softmax_loss_accumulate(logits, local_target, *vectors, IGNORED, smooths, options.scale, softcap)
 
 
-def apply(
-    logits: Tensor, local_target: Tensor, row_grad: RowGrad, upstream: Tensor, options: SoftmaxOptions, inplace: bool
-) -> Tensor:
-    """The gradient of a shard's logits, written over them where ``inplace``; ``upstream`` [N]."""
-    packed = torch.stack(row_grad.times(upstream), 1)
+def packed(row_grad: RowGrad, upstream: Tensor) -> Tensor:
+    """[N, 5], of all shards of a row: what :func:`apply` takes; ``upstream`` [N]."""
+    return torch.stack(row_grad.times(upstream), 1)
+
+
+def apply(logits: Tensor, local_target: Tensor, row_grad: Tensor, options: SoftmaxOptions, inplace: bool) -> Tensor:
+    """The gradient of a shard's logits, written over them where ``inplace``; ``row_grad`` :func:`packed`."""
     weight = options.weight if options.label_smoothing else None  # times 0 otherwise, which may be NaN
-    others = (packed, weight, options.class_bias, IGNORED, options.scale, options.softcap or 0.0)
+    others = (row_grad, weight, options.class_bias, IGNORED, options.scale, options.softcap or 0.0)
     if not inplace:
         return operators.softmax_loss_apply(logits, local_target, *others)
     operators.softmax_loss_apply_(logits, local_target, *others)
