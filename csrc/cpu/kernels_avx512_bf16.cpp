@@ -6,6 +6,6 @@
 
 namespace longtail {
 const Kernels kernels_avx512_bf16 = {"avx512_bf16", avx512_bf16::softmax_loss_rows, avx512_bf16::sigmoid_loss_rows,
-                                     avx512_bf16::scale_grad_rows};
+                                     avx512_bf16::scale_grad_rows, avx512_bf16::count_targets};
 }
 #endif
