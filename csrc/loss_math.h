@@ -168,34 +168,44 @@ struct RowLoss {
   RowGrad<T> grad;
 };
 
-// Scalar is the type under T. smooth: label_smoothing / C; weight_sum: Omega, the sum of omega_j; w_g: the class weight
-// of the target; v: the sample weight.
-template <typename T, typename Scalar>
-LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar>& o, Scalar smooth, Scalar weight_sum,
-                                  T w_g, T v) {
+// log(1 + x) of x >= 0, given 1 / (1 + x): what rounding took from the sum is put back.
+template <typename T>
+LONGTAIL_INLINE T log1p(T x, T inverse) {
+  const T sum = T(1) + x;
+  return log(sum) + (x - (sum - T(1))) * inverse;
+}
+
+// Scalar is the type under T; Options: LossOptions, or some of them as constants. smooth: label_smoothing / C;
+// weight_sum: Omega, the sum of omega_j; w_g: the class weight of the target; v: the sample weight.
+template <typename T, typename Options, typename Scalar>
+LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const Options& o, Scalar smooth, Scalar weight_sum, T w_g,
+                                  T v) {
+  constexpr Scalar kLowest = ExpRange<Scalar>::kLowest;
   const T zero = T(0), one = T(1);
   const auto alone = s.d == zero;  // no other class has any mass: p_g = 1, H = 0
-  const T d = select(alone, one, s.d);
-  const T log_d = log(d);
-  const T inverse_d = select(alone, zero, one / d);
-  const T mean_shift = s.t * inverse_d;
-  // l - u_g; a target at +inf has no probability (inf - inf), as in torch.
-  const T margin = select(s.u_g == T(INFINITY), s.u_g - s.u_g, (s.m - s.u_g) + log_d);
-  // softplus and sigmoid of both signs of the margin from one exp and one log1p, each with full relative precision.
-  T distance = minus_absolute(margin);
-  const T e = exp_cut(distance, ExpRange<Scalar>::kLowest);
-  const T tail = log1p(e), nearer = one / (one + e), farther = e * nearer;
-  const auto wrong = zero < margin;
-  const T nll = maximum(zero, margin) + tail;
-  const T log_miss = -(maximum(zero, -margin) + tail);  // log(1 - p_g)
-  const T p = select(wrong, farther, nearer);
-  const T miss = select(wrong, nearer, farther);
+  const T d = select(alone, one, s.d), inverse_d = select(alone, zero, reciprocal(d));
+  // How far the target is behind m; a target at +inf has no probability (inf - inf), as in torch.
+  const T lag = select(s.u_g == T(INFINITY), s.u_g - s.u_g, s.m - s.u_g);
+  const auto behind = zero < lag;
+  T distance = minus_absolute(lag);
+  const T e = exp_cut(distance, kLowest);
+  // In units of the larger of exp(m) and exp(u_g) the row sums to 1 + rest: p_g and 1 - p_g both keep all digits.
+  const T rest = select(behind, (s.d - one) + e, s.d * e);
+  const T inverse = reciprocal(one + rest), tail = log1p(rest, inverse);
+  const T nll = maximum(zero, lag) + tail;
+  const T unit = select(behind, one, e) * inverse;  // p_j = unit * exp(u_j - m)
+  const T p = select(behind, e, one) * inverse, miss = s.d * unit;
 
   const T kept = T(Scalar(1) - o.label_smoothing) * w_g;
   const bool focusing = o.focal_gamma != Scalar(0);
   T vF = v * T(o.cross_entropy_coefficient);
-  T log_focal = T(o.focal_gamma) * log_miss;
-  if (focusing) vF = vF * exp_cut(log_focal, ExpRange<Scalar>::kLowest);
+  if (o.focal_gamma == Scalar(2)) {
+    vF = vF * (miss * miss);
+  } else if (focusing) {
+    const auto tiny = lag < T(-16);  // 1 - p_g may be no normal number; its logarithm is one
+    T log_focal = T(o.focal_gamma) * (select(tiny, lag, zero) + log(select(tiny, d * inverse, miss)));
+    vF = vF * exp_cut(log_focal, kLowest);
+  }
   // An option that is off is left out, not multiplied by 0: weights may be infinite, or NaN.
   T ce = kept * nll, by_nll = kept, by_target = -kept * miss;  // CE and its derivatives by l and by u_g
   T S = zero;
@@ -206,28 +216,29 @@ LONGTAIL_INLINE RowLoss<T> finish(const RowStats<T>& s, const LossOptions<Scalar
     by_target = share * (total * p - w_g) + by_target;
     S = -vF * share;
   }
-  T loss = vF * ce, a = vF * by_nll * miss, target = vF * by_target, b = zero;
+  T loss = vF * ce, a = vF * by_nll * unit, target = vF * by_target, b = zero;
   if (focusing) {
     // Derivative of the focal factor times CE; p * CE tends to 0 with p.
     const T focal_term = T(o.focal_gamma) * vF * select(p == zero, zero, p * ce);
-    a = a + focal_term;
+    a = a + focal_term * inverse_d;
     target = target - focal_term;
   }
   // Complement entropy alone, which the target's logit has no part in: an infinite one neither, but NaN shows.
   if (o.cross_entropy_coefficient == Scalar(0)) loss = a = target = select(s.u_g == s.u_g, zero * s.d, s.u_g);
   if (o.z_loss != Scalar(0)) {
-    const T lse = maximum(s.u_g, s.m + log_d) + tail;  // u_g + nll has no digits left where l is far above u_g
+    const T lse = maximum(s.u_g, s.m) + tail;  // u_g + nll has no digits left where l is far above u_g
     const T z_term = T(Scalar(2) * o.z_loss) * lse;
     loss = loss + T(o.z_loss) * lse * lse;
-    a = a + z_term * miss;
+    a = a + z_term * unit;
     target = target + z_term * p;
   }
   if (o.complement_coefficient != Scalar(0)) {
-    const T kappa = v * T(o.complement_coefficient) * w_g;
-    loss = loss + kappa * (log_d - mean_shift);
+    const T kappa = v * T(o.complement_coefficient) * w_g, mean_shift = s.t * inverse_d;
+    loss = loss + kappa * (log(d) - mean_shift);
     b = -kappa * inverse_d;
+    a = a - b * mean_shift;
   }
-  return {loss, {finite_max(s.m), a * inverse_d - b * mean_shift, b, S, target}};
+  return {loss, {finite_max(s.m), a, b, S, target}};
 }
 
 // ---- Apply: the gradient of one element ----

@@ -46,12 +46,13 @@ struct SoftmaxOps {
     return args;
   }
 
-  // [R, 5] in the arithmetic's dtype; contiguous rows, but for images.
-  static const Element* check_stats(const Args& args, const Tensor& stats, const char* name, const Tensor& logits) {
+  // [R, 5] in the arithmetic's dtype; contiguous, unless `columns` may be.
+  static const Element* check_stats(const Args& args, const Tensor& stats, const char* name, const Tensor& logits,
+                                    bool columns) {
     check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, name, " has shape ", shape_of(stats),
           ", expected [", args.rows, ", 5]");
     check_dtype(stats, name, accumulate_type(logits));
-    check(logits.dim() == 3 || stats.is_contiguous(), name, " is not contiguous");
+    check(columns || stats.is_contiguous(), name, " is not contiguous");
     Device::check_device(stats, name, logits);
     return static_cast<const Element*>(stats.const_data_ptr());
   }
@@ -62,29 +63,37 @@ struct SoftmaxOps {
     args.stats_column_stride = stats.stride(1);
   }
 
-  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits) {
+  // Whether kernels take the statistics column by column: neighbours that are pixels write each column together.
+  static bool takes_columns(const Tensor& logits) {
+    return logits.dim() == 3 || (0 < logits.size(1) && logits.size(1) <= Device::kFewClasses);
+  }
+
+  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits, bool columns) {
     const ScalarType dtype = accumulate_type(logits);
     const Tensor loss = new_tensor(logits, {args.rows}, dtype);
-    // Neighbours are pixels in images, and write each column together.
-    const Tensor stats = logits.dim() == 2 ? new_tensor(logits, {args.rows, 5}, dtype)
-                                           : torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1);
+    const Tensor stats = columns ? torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1)
+                                 : new_tensor(logits, {args.rows, 5}, dtype);
     args.loss = static_cast<Element*>(loss.mutable_data_ptr());
     set_stats(args, stats);
     return {loss, stats};
   }
 
+  static std::tuple<Tensor, Tensor> loss_of(Args& args, const Tensor& logits, const MaybeTensor& weight, bool columns) {
+    const auto outputs = new_outputs(args, logits, columns);
+    Device::softmax_loss(args, Pass::loss, logits, weight);
+    return outputs;
+  }
+
   static std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits,
                                                  const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    const auto outputs = new_outputs(args, logits);
-    Device::softmax_loss(args, Pass::loss, logits, weight);
-    return outputs;
+    return loss_of(args, logits, weight, logits.dim() == 3);
   }
 
   static Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                       const Tensor& stats LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    check_stats(args, stats, "stats", logits);
+    check_stats(args, stats, "stats", logits, takes_columns(logits));
     set_grad_loss<Device>(args, grad_loss, logits);
     const Tensor grad = Device::new_gradient(logits);
     set_stats(args, stats);
@@ -97,7 +106,7 @@ struct SoftmaxOps {
                                                                   const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const auto outputs = new_outputs(args, logits);
+    const auto outputs = new_outputs(args, logits, logits.dim() == 3);
     const Tensor grad = Device::new_gradient(logits);
     set_grad(args, grad);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
@@ -108,7 +117,7 @@ struct SoftmaxOps {
                                                            const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const auto outputs = new_outputs(args, logits);
+    const auto outputs = new_outputs(args, logits, logits.dim() == 3);
     set_grad(args, logits);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
     return outputs;
@@ -148,7 +157,7 @@ struct SoftmaxOps {
                        const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index, double scale,
                        double softcap) {
     Args args = shard_args(logits, target, weight, class_bias, ignore_index, scale, softcap);
-    args.row_grad = check_stats(args, row_grad, "row_grad", logits);
+    args.row_grad = check_stats(args, row_grad, "row_grad", logits, false);
     set_grad(args, grad);
     Device::softmax_loss(args, Pass::apply, logits, std::nullopt);
   }

@@ -15,6 +15,9 @@ enum class Pass { loss, backward, loss_and_grad, accumulate, apply };
 // Pixels that are taken through all classes together, at most.
 constexpr int64_t kLongestStretch = 256;
 
+// Up to so many classes are few: all of them go into a register's turn.
+constexpr int64_t kFewClasses = 64;
+
 struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   double weight_sum;  // sum of the class weights, or C
   bool stream;        // whether the gradient, too large for the caches, is written past them
@@ -25,18 +28,25 @@ struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
 // Rows [begin, end). Losses return the first row whose target is neither a class nor ignore_index, or -1; the passes of
 // a shard also know target -1: a class of another shard.
-// `scratch`, for loss_and_grad: one row of T with softcap (tanh is then evaluated once), [C, stretch] of T with pixels,
-// else null. T is double for float64 logits, else float.
+// `scratch`, for loss_and_grad of more than few classes: one row of T with softcap (tanh is then evaluated once), [C,
+// stretch] of T with pixels, else null. T is double for float64 logits, else float.
 using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
+// How many are not ignored, and whether one of these is no class.
+struct TargetCount {
+  int64_t counted;
+  bool any_bad;
+};
+using CountTargets = TargetCount (*)(const MeanDenominatorArgs&, int64_t begin, int64_t end);
 
 struct Kernels {
   const char* isa;
   SoftmaxLossRows softmax_loss_rows;
   SigmoidLossRows sigmoid_loss_rows;
   ScaleGradRows scale_grad_rows;
+  CountTargets count_targets;
 };
 
 extern const Kernels kernels_baseline;

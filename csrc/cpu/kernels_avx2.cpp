@@ -5,6 +5,7 @@
 #include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::sigmoid_loss_rows, avx2::scale_grad_rows};
+const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::sigmoid_loss_rows, avx2::scale_grad_rows,
+                              avx2::count_targets};
 }
 #endif

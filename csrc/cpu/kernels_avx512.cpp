@@ -5,7 +5,7 @@
 #include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx512 = {"avx512", avx512::softmax_loss_rows, avx512::sigmoid_loss_rows,
-                                avx512::scale_grad_rows};
+const Kernels kernels_avx512 = {"avx512", avx512::softmax_loss_rows, avx512::sigmoid_loss_rows, avx512::scale_grad_rows,
+                                avx512::count_targets};
 }
 #endif

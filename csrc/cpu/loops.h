@@ -6,6 +6,7 @@
 #include "softmax_pixels.h"
 #include "softmax_rows.h"
 #include "softmax_tiles.h"
+#include "targets.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {

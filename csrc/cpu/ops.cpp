@@ -127,6 +127,7 @@ struct Cpu {
                                                                  {ScalarType::BFloat16, Storage::bfloat16},
                                                                  {ScalarType::Half, Storage::float16}};
   static constexpr const char* kStorageNames = "float64, float32, bfloat16 or float16";
+  static constexpr int64_t kFewClasses = longtail::kFewClasses;
 
   static Layout check_layout(const Tensor& t, const char* name) { return longtail::check_layout(t, name); }
   static void check_device(const Tensor&, const char*, const Tensor&) {}
@@ -163,7 +164,8 @@ struct Cpu {
       return LongRows<float>::run(args, pass, kernel, each);
     }
     size_t scratch_bytes = 0;
-    if (pass == Pass::loss_and_grad && (args.pixels > 0 || args.options.softcap != 0.0)) {
+    const bool keeps = args.num_classes > kFewClasses && pass == Pass::loss_and_grad;
+    if (keeps && (args.pixels > 0 || args.options.softcap != 0.0)) {
       scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
     }
     check_targets_first(args, args.ignore_index, pass == Pass::apply ? -1 : 0);
@@ -218,15 +220,9 @@ struct Cpu {
     const int64_t* const target = args.target;
     const int64_t stride = args.target_stride, ignored = args.ignore_index;
     const auto classes = static_cast<uint64_t>(args.num_classes);
-    int64_t count = 0;
-    bool any_bad = false;
-    for (int64_t i = begin; i < end; ++i) {  // no branches: the compiler takes several at once
-      const bool counts = target[i * stride] != ignored;
-      count += counts;
-      any_bad |= counts & (static_cast<uint64_t>(target[i * stride]) >= classes);
-    }
-    part.count = count;
-    for (int64_t i = begin; any_bad && i < end; ++i) {
+    const TargetCount found = kernels().count_targets(args, begin, end);
+    part.count = found.counted;
+    for (int64_t i = begin; found.any_bad && i < end; ++i) {
       if (target[i * stride] != ignored && static_cast<uint64_t>(target[i * stride]) >= classes) return i;
     }
     for (int64_t i = begin; args.weight_size > 0 && i < end; ++i) {
@@ -249,9 +245,8 @@ struct Cpu {
 // divides by the counted rows, at least 1, whatever they weigh.
 std::tuple<Tensor, Tensor, Tensor> softmax_mean(const Tensor& logits, const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS,
                                                 bool count) {
-  const auto [loss, stats] =
-      SoftmaxOps<Cpu>::softmax_loss(logits, target, LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_VALUE) ignore_index,
-                                    LONGTAIL_LOSS_NUMBERS(LONGTAIL_VALUE) entropy);
+  SoftmaxLossArgs args = SoftmaxOps<Cpu>::with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+  const auto [loss, stats] = SoftmaxOps<Cpu>::loss_of(args, logits, weight, SoftmaxOps<Cpu>::takes_columns(logits));
   const Tensor denominator =
       RowOps<Cpu>::mean_denominator(target, count ? std::nullopt : weight, ignore_index, logits.size(1));
   if (count) {

@@ -104,6 +104,8 @@ LONGTAIL_INLINE Units load_columns(const Z* z, const float* column, int64_t widt
 
 // ---- Whole tiles: `columns` holds class c of row k at c * width + k ----
 
+constexpr int64_t kMostRows = 256;
+
 // Classes that are moved at once, or 0: one number at a time.
 template <typename Z>
 constexpr int64_t kBundle = sizeof(Z) == 8 ? 0 : 16 / sizeof(Z);
@@ -146,10 +148,22 @@ void write_pairs(const T* __restrict__ columns, int64_t width, int64_t rows, T* 
   }
 }
 
-// `rows` rows of logits into columns; lanes up to a whole register are zero.
+// Whether rows of a half type, too short for a bundle and without gaps, are widened before and narrowed afterwards.
+template <typename Z, typename T>
+LONGTAIL_INLINE bool goes_through_wide(int64_t stride, int64_t classes) {
+  return !std::is_same_v<Z, T> && stride == classes && classes < kBundle<Z>;
+}
+
+// `rows` rows of logits, at most kMostRows, into columns; lanes up to a whole register are zero.
 template <typename Z, typename T>
 void read_rows(const Z* z, int64_t stride, int64_t rows, int64_t classes, T* columns, int64_t width) {
   constexpr int kLanes = Vec<T>::kLanes;
+  if (goes_through_wide<Z, T>(stride, classes)) {
+    T wide[kMostRows * kBundle<float16>];
+    const int64_t n = rows * classes;
+    for (int64_t i = 0; i < n; i += kLanes) store(wide + i, load_some(z + i, n - i));
+    return read_rows(wide, stride, rows, classes, columns, width);
+  }
   if constexpr (std::is_same_v<Z, T>) {
     if (stride == classes && rows % kLanes == 0 && classes == 2) return read_pairs<2>(z, rows, columns, width);
     if (stride == classes && rows % kLanes == 0 && classes == 3) return read_pairs<3>(z, rows, columns, width);
@@ -179,6 +193,13 @@ void read_rows(const Z* z, int64_t stride, int64_t rows, int64_t classes, T* col
 template <typename Z, typename T>
 void write_rows(const T* columns, int64_t width, int64_t rows, int64_t classes, Z* z, int64_t stride) {
   constexpr int kLanes = Vec<T>::kLanes;
+  if (goes_through_wide<Z, T>(stride, classes)) {
+    T wide[kMostRows * kBundle<float16>];
+    const int64_t n = rows * classes;
+    write_rows(columns, width, rows, classes, wide, stride);
+    for (int64_t i = 0; i < n; i += kLanes) store_some(z + i, load(wide + i), n - i);
+    return;
+  }
   if constexpr (std::is_same_v<Z, T>) {
     if (stride == classes && classes == 2) return write_pairs<2>(columns, width, rows, z);
     if (stride == classes && classes == 3) return write_pairs<3>(columns, width, rows, z);

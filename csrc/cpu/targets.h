@@ -1,0 +1,48 @@
+// Loops over targets alone, in a form that compilers turn into vectors: no branches, and no comparison of 64 bits but
+// for equality.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace longtail {
+namespace LONGTAIL_ISA {
+
+// Over all targets together. bad: negative where one is neither a class nor ignored; ignored: minus how many are.
+struct FoundTargets {
+  int64_t bad = 0, ignored = 0;
+};
+
+// Calls each(k, g) with -1 for ignored targets.
+template <typename Stride, typename Each>
+LONGTAIL_INLINE FoundTargets for_targets(const int64_t* __restrict__ target, Stride stride, int64_t count,
+                                         int64_t ignore_index, int64_t num_classes, const Each& each) {
+  FoundTargets found;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t g = target[k * stride], skip = g == ignore_index ? -1 : 0;
+    const uint64_t after = static_cast<uint64_t>(num_classes - 1) - static_cast<uint64_t>(g);
+    found.bad |= (g | static_cast<int64_t>(after)) & ~skip;
+    found.ignored += skip;
+    each(k, g | skip);
+  }
+  return found;
+}
+
+template <typename Each>
+LONGTAIL_INLINE FoundTargets for_targets(const int64_t* target, int64_t stride, int64_t count, int64_t ignore_index,
+                                         int64_t num_classes, const Each& each) {
+  if (stride != 1) return for_targets<int64_t>(target, stride, count, ignore_index, num_classes, each);
+  return for_targets(target, std::integral_constant<int64_t, 1>(), count, ignore_index, num_classes, each);
+}
+
+inline TargetCount count_targets(const MeanDenominatorArgs& args, int64_t begin, int64_t end) {
+  const int64_t stride = args.target_stride;
+  const FoundTargets found = for_targets(args.target + begin * stride, stride, end - begin, args.ignore_index,
+                                         args.num_classes, [](int64_t, int64_t) {});
+  return {end - begin + found.ignored, found.bad < 0};
+}
+
+}  // namespace LONGTAIL_ISA
+}  // namespace longtail
