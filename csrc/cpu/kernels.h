@@ -34,10 +34,9 @@ using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin,
 using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
-// How many are not ignored, and whether one of these is no class.
+// How many are not ignored, and the first of these that is no class, or -1.
 struct TargetCount {
-  int64_t counted;
-  bool any_bad;
+  int64_t counted, bad;
 };
 using CountTargets = TargetCount (*)(const MeanDenominatorArgs&, int64_t begin, int64_t end);
 

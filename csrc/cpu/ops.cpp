@@ -217,17 +217,12 @@ struct Cpu {
   // Adds the rows [begin, end); returns the first whose target is out of bounds, or -1.
   template <typename Part>
   static int64_t add_targets(const MeanDenominatorArgs& args, int64_t begin, int64_t end, Part& part) {
-    const int64_t* const target = args.target;
-    const int64_t stride = args.target_stride, ignored = args.ignore_index;
-    const auto classes = static_cast<uint64_t>(args.num_classes);
     const TargetCount found = kernels().count_targets(args, begin, end);
     part.count = found.counted;
-    for (int64_t i = begin; found.any_bad && i < end; ++i) {
-      if (target[i * stride] != ignored && static_cast<uint64_t>(target[i * stride]) >= classes) return i;
-    }
+    if (found.bad >= 0) return found.bad;
     for (int64_t i = begin; args.weight_size > 0 && i < end; ++i) {
-      if (target[i * stride] == ignored) continue;
-      part.weight += number_at(args.weight, args.weight_size == 8, target[i * stride]);
+      const int64_t g = args.target[i * args.target_stride];
+      if (g != args.ignore_index) part.weight += number_at(args.weight, args.weight_size == 8, g);
     }
     return -1;
   }

@@ -115,11 +115,9 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
       y = target.load_y(k, left);
       const auto one = target.one(y);
       z = select(one, -z, z);
-      factor = select(one, positive, negative);
-      if (b.pos_weights) {
-        const V weighted = V(b.alpha_positive) * load_some(b.pos_weights + k, left) * V(b.factor);
-        factor = select(one, weighted, negative);
-      }
+      const V weighted =
+          b.pos_weights ? V(b.alpha_positive) * load_some(b.pos_weights + k, left) * V(b.factor) : positive;
+      factor = select(one, weighted, negative);
     }
     const Logistic<V> by_z = logistic(z, kLowest);
     Element<V> element = hard_from<kFocus, T>(by_z, gamma);

@@ -242,9 +242,15 @@ class SoftmaxRows {
     running.sums.t = running.sums.t + block.t;
   }
 
+  // ds/dz of the target, from its logit or what is kept of it.
+  LONGTAIL_INLINE T target_slope(const Z* z, int64_t g) const {
+    if (g < 0 || capping_.softcap == T(0)) return capping_.scale;
+    const T x = scratch_ ? scratch_[g] : capping_.ratio(load_some(z + g, 1)).v[0];
+    return capping_.scale * (T(1) - x * x);
+  }
+
   void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
-    const T x_g = g < 0 ? T(0) : scratch_ ? scratch_[g] : capping_.ratio(load_some(z + g, 1)).v[0];
-    const T slope_g = capping_.softcap == T(0) ? capping_.scale : capping_.scale * (T(1) - x_g * x_g);
+    const T slope_g = target_slope(z, g);  // before its logit is overwritten
     if (row.S != T(0) || effect_ == Effect::any) {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
       choose(row.S != T(0), [&](auto capped, auto smoothing) {

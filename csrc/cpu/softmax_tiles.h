@@ -68,9 +68,8 @@ class SoftmaxTiles {
     const FoundTargets found =
         for_targets(target, args_.target_stride, tile.count, args_.ignore_index, args_.num_classes,
                     [&](int64_t k, int64_t g) { classes[k] = static_cast<typename Tile<T>::Class>(g); });
-    for (int64_t k = 0; found.bad < 0 && k < tile.count; ++k) {
-      const int64_t g = target[k * args_.target_stride];
-      if (g != args_.ignore_index && (g < 0 || g >= args_.num_classes)) return tile.row + k;
+    if (found.bad < 0) {
+      return tile.row + first_bad(target, args_.target_stride, tile.count, args_.ignore_index, args_.num_classes);
     }
     tile.any_ignored = found.ignored != 0;
     for (int64_t k = tile.count; k % kLanes != 0; ++k) tile.target[k] = -1;

@@ -37,11 +37,24 @@ LONGTAIL_INLINE FoundTargets for_targets(const int64_t* target, int64_t stride, 
   return for_targets(target, std::integral_constant<int64_t, 1>(), count, ignore_index, num_classes, each);
 }
 
+// The first that is neither a class nor ignored, or -1.
+inline int64_t first_bad(const int64_t* target, int64_t stride, int64_t count, int64_t ignore_index,
+                         int64_t num_classes) {
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t g = target[k * stride];
+    if (g != ignore_index && (g < 0 || g >= num_classes)) return k;
+  }
+  return -1;
+}
+
 inline TargetCount count_targets(const MeanDenominatorArgs& args, int64_t begin, int64_t end) {
-  const int64_t stride = args.target_stride;
-  const FoundTargets found = for_targets(args.target + begin * stride, stride, end - begin, args.ignore_index,
-                                         args.num_classes, [](int64_t, int64_t) {});
-  return {end - begin + found.ignored, found.bad < 0};
+  const int64_t stride = args.target_stride, count = end - begin;
+  const int64_t* target = args.target + begin * stride;
+  const FoundTargets found =
+      for_targets(target, stride, count, args.ignore_index, args.num_classes, [](int64_t, int64_t) {});
+  const int64_t bad =
+      found.bad < 0 ? begin + first_bad(target, stride, count, args.ignore_index, args.num_classes) : -1;
+  return {count + found.ignored, bad};
 }
 
 }  // namespace LONGTAIL_ISA
