@@ -69,10 +69,12 @@ LONGTAIL_INLINE Element<T> soft_element(const Logistic<T>& x, T y, T positive, T
   if (kFocus == Focus::none) return {cost, slope};
   const T sum = y * x.q + rest * x.p;
   const T miss = select(sum < zero, zero, sum);  // y may be a rounding outside of [0, 1]
-  const T focal = focal_factor<kFocus>(miss, kFocus == Focus::power ? log(miss) : miss, gamma, lowest);
-  // d log(miss) / dz tends to 0 with p or 1 - p, also where cost is infinite.
-  const T log_slope = x.p * x.q * (rest - y) / select(miss == zero, one, miss);
-  return {focal * cost, focal * (slope + gamma * select(log_slope == zero, zero, log_slope * cost))};
+  const T miss_slope = x.p * x.q * (rest - y);
+  // It tends to 0 with p or 1 - p, also times a cost that is infinite.
+  const T pull = gamma * select(miss_slope == zero, zero, miss_slope * cost);
+  if (kFocus == Focus::square) return {miss * miss * cost, miss * (miss * slope + pull)};
+  const T focal = focal_factor<kFocus>(miss, log(miss), gamma, lowest);
+  return {focal * cost, focal * (slope + pull / select(miss == zero, one, miss))};
 }
 
 }  // namespace LONGTAIL_ISA

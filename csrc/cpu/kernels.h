@@ -40,12 +40,24 @@ struct TargetCount {
 };
 using CountTargets = TargetCount (*)(const MeanDenominatorArgs&, int64_t begin, int64_t end);
 
+// Targets of `count` elements side by side.
+struct DenseTargets {
+  Storage storage;
+  const void* y;
+  int64_t count;
+  bool ignoring;
+  int64_t ignore_index;
+};
+// Whether each is in [0, 1], NaN or, where `ignoring`, ignore_index.
+using DenseTargetsFit = bool (*)(const DenseTargets&);
+
 struct Kernels {
   const char* isa;
   SoftmaxLossRows softmax_loss_rows;
   SigmoidLossRows sigmoid_loss_rows;
   ScaleGradRows scale_grad_rows;
   CountTargets count_targets;
+  DenseTargetsFit dense_targets_fit;
 };
 
 extern const Kernels kernels_baseline;

@@ -11,5 +11,5 @@
 
 namespace longtail {
 const Kernels kernels_baseline = {LONGTAIL_BASELINE_NAME, baseline::softmax_loss_rows, baseline::sigmoid_loss_rows,
-                                  baseline::scale_grad_rows, baseline::count_targets};
+                                  baseline::scale_grad_rows, baseline::count_targets, baseline::dense_targets_fit};
 }

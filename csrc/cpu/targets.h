@@ -1,5 +1,5 @@
-// Loops over targets alone, in a form that compilers turn into vectors: no branches, and no comparison of 64 bits but
-// for equality.
+// Loops over targets alone. Those over classes have a form that compilers turn into vectors: no branches, and no
+// comparison of 64 bits but for equality.
 #pragma once
 
 #include <type_traits>
@@ -55,6 +55,37 @@ inline TargetCount count_targets(const MeanDenominatorArgs& args, int64_t begin,
   const int64_t bad =
       found.bad < 0 ? begin + first_bad(target, stride, count, args.ignore_index, args.num_classes) : -1;
   return {count + found.ignored, bad};
+}
+
+template <typename Z, typename T>
+bool dense_targets_fit_of(const DenseTargets& targets) {
+  using V = Vec<T>;
+  constexpr int64_t kAhead = 4096 / sizeof(Z);  // what one register costs outlasts what the processor fetches by itself
+  const Z* y = static_cast<const Z*>(targets.y);
+  const V zero = T(0), one = T(1), ignored = static_cast<T>(targets.ignore_index);
+  Mask<T> bad = zero < zero;
+  for (int64_t k = 0; k < targets.count; k += V::kLanes) {
+    __builtin_prefetch(y + k + kAhead);
+    const V v = load_some(y + k, targets.count - k);
+    Mask<T> outside = (v < zero) | (one < v);
+    if (targets.ignoring) outside = outside & Mask<T>{v.v != ignored.v};
+    bad = bad | outside;
+  }
+  return all(Mask<T>{~bad.v});
+}
+
+inline bool dense_targets_fit(const DenseTargets& targets) {
+  switch (targets.storage) {
+    case Storage::float64:
+      return dense_targets_fit_of<double, double>(targets);
+    case Storage::float32:
+      return dense_targets_fit_of<float, float>(targets);
+    case Storage::bfloat16:
+      return dense_targets_fit_of<bfloat16, float>(targets);
+    case Storage::float16:
+      return dense_targets_fit_of<float16, float>(targets);
+  }
+  return false;
 }
 
 }  // namespace LONGTAIL_ISA

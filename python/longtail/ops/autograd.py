@@ -49,6 +49,8 @@ class Family(NamedTuple):
     loss_and_grad: Callable[..., Any]
     loss_and_grad_: Callable[..., Any]
     backward: Callable[..., Tensor]
+    mean: Callable[..., Any]
+    """Loss, statistics and what divides the gradient, where :func:`longtail.ops.operators.direct` says so."""
     statistics: int
     """How many outputs, of the first two, stand between losses and gradient; backward takes them after the target."""
 
@@ -116,8 +118,8 @@ def _direct_loss(
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The loss, what a mean's gradient is divided by and the statistics, of arguments that are direct."""
     if reduction == "mean" and denominator is None:
-        mean, stats, divisor = operators.softmax_mean(logits, target, *options, *outputs)
-        return mean, divisor, [stats]
+        mean, *statistics, divisor = family.mean(logits, target, *options, *outputs)
+        return mean, divisor, statistics
     found = family.loss(logits, target, *options, *outputs)
     loss, *statistics = found if isinstance(found, tuple) else (found,)
     return reduce_loss(loss, denominator, reduction), denominator, statistics
@@ -163,7 +165,7 @@ def direct_loss(
 ) -> Any:
     """:func:`differentiable_loss` in mode "backward", of what :func:`longtail.ops.operators.direct` says.
 
-    Of a mean without denominator ``softmax_mean`` finds it; ``outputs`` are that operator's then.
+    Of a mean without denominator ``family.mean`` finds it; ``outputs`` are that operator's then.
     """
     given: Any = (options, reduction, denominator, outputs)
     if torch.is_grad_enabled() and data[0].requires_grad:

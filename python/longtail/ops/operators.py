@@ -140,10 +140,14 @@ for _name, _schema in SCHEMAS.items():
         _each.define(_name + _schema)
     define(_name, _schema, _dispatcher(_name), _FAKES[_name])
 
-# Of the CPU's library alone, see direct. count: divides by the counted rows, at least 1, whatever they weigh.
-_kernel_libraries[COMPILED.index("cpu")].define(
-    f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)"
-)
+# Of the CPU's library alone, see direct. The losses and mean_loss; count, rows: divides by the counted rows, at least 1,
+# whatever they weigh, or how many elements they have. dense_targets_fit: whether each is in [0, 1], NaN or ignore_index.
+for _schema in (
+    f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
+    f"sigmoid_mean(Tensor logits, Tensor target, {SIGMOID}, bool rows) -> (Tensor mean, Tensor divisor)",
+    "dense_targets_fit(Tensor target, int? ignore_index) -> bool",
+):
+    _kernel_libraries[COMPILED.index("cpu")].define(_schema)
 
 cpu.load()
 
@@ -195,12 +199,15 @@ def direct(logits: Tensor, *others: Any) -> bool:
     return _cpu_kernel("softmax_loss", (logits, *others)) is not None
 
 
-def softmax_mean(*args: Any) -> Any:
-    """``softmax_loss`` and the mean, where :func:`direct` says so."""
-    return _run(_softmax_mean, args)
+def _of_cpu(name: str) -> Callable[..., Any]:
+    """An operator of the CPU's library alone, for where :func:`direct` says so."""
+    operator = getattr(torch.ops.longtail_cpu, name).default
+    return lambda *args: _run(operator, args)
 
 
-_softmax_mean = torch.ops.longtail_cpu.softmax_mean.default
+softmax_mean = _of_cpu("softmax_mean")
+sigmoid_mean = _of_cpu("sigmoid_mean")
+dense_targets_fit = _of_cpu("dense_targets_fit")
 
 softmax_loss = _entry("softmax_loss")
 softmax_loss_backward = _entry("softmax_loss_backward")

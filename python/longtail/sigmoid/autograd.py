@@ -15,6 +15,7 @@ SIGMOID = autograd.Family(
     operators.sigmoid_loss_and_grad,
     operators.sigmoid_loss_and_grad_,
     operators.sigmoid_loss_backward,
+    operators.sigmoid_mean,
     statistics=0,
 )
 

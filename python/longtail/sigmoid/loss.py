@@ -12,7 +12,7 @@ from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops import layout, operators
-from ..ops.autograd import differentiable_loss
+from ..ops.autograd import differentiable_loss, direct_loss
 from ..ops.gradient import differentiable_reduction
 from ..options import Request, SigmoidOptions
 from ..reference import sigmoid
@@ -74,6 +74,8 @@ def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Te
         return y
     if not on_gpu and y.device.type != "cpu":
         return y
+    if operators.direct(y) and operators.dense_targets_fit(y, ignore_index):
+        return y
     counted = y.masked_fill(y == ignore_index, 0.0) if on_gpu and ignore_index is not None else y
     low, high = counted.aminmax()
     if on_gpu:
@@ -128,6 +130,15 @@ def _denominator(
     return torch.full((), target.numel(), dtype=dtype, device=device)
 
 
+def _at_once(at: Layout, options: SigmoidOptions, request: Request) -> bool:
+    """Whether one operator makes the whole mean, and its denominator; if the elements' targets are in [0, 1]."""
+    normalizer = request.normalizer
+    if request.reduction != "mean" or request.gradient != "backward" or not (normalizer is None or type(normalizer) is str):
+        return False
+    counted = not at.dense or (options.ignore_index is None and normalizer != "positives")
+    return counted and operators.direct(at.logits, at.target, *options)
+
+
 def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
     """[C] of what broadcasts over ``input``, (N, C, ...), with the classes alone; None of anything else."""
     shape = (1,) * (input.dim() - value.dim()) + value.shape
@@ -166,9 +177,16 @@ def sigmoid_loss(
     request.check(dtype, REDUCTIONS, NORMALIZERS)
     options = options.checked(dtype)
     at = lay_out(input, target)
-    y = _checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     num_classes = at.logits.shape[1]
     options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
+    if element_weight is None and _at_once(at, options, request):
+        try:
+            data, by_rows = (at.logits, at.target), request.normalizer in ("rows", "positives")
+            return direct_loss(SIGMOID, data, options, "mean", None, None, (by_rows,))
+        except IndexError:
+            if not at.dense:
+                raise
+    y = _checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     denominator = None
     if reduction == "mean":
         denominator = _denominator(request.normalizer, at, y, options.ignore_index, dtype)

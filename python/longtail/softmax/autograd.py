@@ -15,6 +15,7 @@ SOFTMAX = autograd.Family(
     operators.softmax_loss_and_grad,
     operators.softmax_loss_and_grad_,
     operators.softmax_loss_backward,
+    operators.softmax_mean,
     statistics=1,
 )
 
