@@ -63,23 +63,27 @@ struct SoftmaxOps {
     args.stats_column_stride = stats.stride(1);
   }
 
-  // Whether kernels take the statistics column by column: neighbours that are pixels write each column together.
-  static bool takes_columns(const Tensor& logits) {
-    return logits.dim() == 3 || (0 < logits.size(1) && logits.size(1) <= Device::kFewClasses);
+  // Where backward finds the statistics anew and needs none.
+  static bool has_few_classes(const Tensor& logits) {
+    return 0 < logits.size(1) && logits.size(1) <= Device::kFewClasses;
   }
 
-  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits, bool columns) {
+  // Of images column by column: neighbours that are pixels write each column together. `absent`: [0, 5], null in args.
+  static std::tuple<Tensor, Tensor> new_outputs(Args& args, const Tensor& logits, bool absent = false) {
     const ScalarType dtype = accumulate_type(logits);
+    const int64_t rows = absent ? 0 : args.rows;
     const Tensor loss = new_tensor(logits, {args.rows}, dtype);
-    const Tensor stats = columns ? torch::stable::transpose(new_tensor(logits, {5, args.rows}, dtype), 0, 1)
-                                 : new_tensor(logits, {args.rows, 5}, dtype);
+    const Tensor stats = logits.dim() == 3 ? torch::stable::transpose(new_tensor(logits, {5, rows}, dtype), 0, 1)
+                                           : new_tensor(logits, {rows, 5}, dtype);
     args.loss = static_cast<Element*>(loss.mutable_data_ptr());
     set_stats(args, stats);
+    if (absent) args.stats = nullptr;
     return {loss, stats};
   }
 
-  static std::tuple<Tensor, Tensor> loss_of(Args& args, const Tensor& logits, const MaybeTensor& weight, bool columns) {
-    const auto outputs = new_outputs(args, logits, columns);
+  static std::tuple<Tensor, Tensor> loss_of(Args& args, const Tensor& logits, const MaybeTensor& weight,
+                                            bool for_backward) {
+    const auto outputs = new_outputs(args, logits, for_backward && has_few_classes(logits));
     Device::softmax_loss(args, Pass::loss, logits, weight);
     return outputs;
   }
@@ -87,13 +91,14 @@ struct SoftmaxOps {
   static std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits,
                                                  const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    return loss_of(args, logits, weight, logits.dim() == 3);
+    return loss_of(args, logits, weight, false);
   }
 
   static Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                       const Tensor& stats LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    check_stats(args, stats, "stats", logits, takes_columns(logits));
+    const bool absent = stats.dim() == 2 && stats.size(0) == 0 && has_few_classes(logits);
+    if (!absent) check_stats(args, stats, "stats", logits, logits.dim() == 3);
     set_grad_loss<Device>(args, grad_loss, logits);
     const Tensor grad = Device::new_gradient(logits);
     set_stats(args, stats);
@@ -106,7 +111,7 @@ struct SoftmaxOps {
                                                                   const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const auto outputs = new_outputs(args, logits, logits.dim() == 3);
+    const auto outputs = new_outputs(args, logits);
     const Tensor grad = Device::new_gradient(logits);
     set_grad(args, grad);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
@@ -117,7 +122,7 @@ struct SoftmaxOps {
                                                            const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
     Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
     set_grad_loss<Device>(args, grad_loss, logits);
-    const auto outputs = new_outputs(args, logits, logits.dim() == 3);
+    const auto outputs = new_outputs(args, logits);
     set_grad(args, logits);
     Device::softmax_loss(args, Pass::loss_and_grad, logits, weight);
     return outputs;

@@ -264,11 +264,11 @@ bool dense_targets_fit(const Tensor& target, std::optional<int64_t> ignore_index
 }
 
 // softmax_loss, and what mean_loss makes of it, in one call: of few logits it is calls that take the time. `count`:
-// divides by the counted rows, at least 1, whatever they weigh.
+// divides by the counted rows, at least 1, whatever they weigh. The statistics are for softmax_loss_backward alone.
 std::tuple<Tensor, Tensor, Tensor> softmax_mean(const Tensor& logits, const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS,
                                                 bool count) {
   SoftmaxLossArgs args = SoftmaxOps<Cpu>::with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-  const auto [loss, stats] = SoftmaxOps<Cpu>::loss_of(args, logits, weight, SoftmaxOps<Cpu>::takes_columns(logits));
+  const auto [loss, stats] = SoftmaxOps<Cpu>::loss_of(args, logits, weight, true);
   const Tensor denominator =
       RowOps<Cpu>::mean_denominator(target, count ? std::nullopt : weight, ignore_index, logits.size(1));
   if (count) {
@@ -284,7 +284,7 @@ std::tuple<Tensor, Tensor> sigmoid_mean(const Tensor& logits, const Tensor& targ
                                         bool rows) {
   using Ops = SigmoidOps<Cpu>;
   SigmoidLossArgs args = Ops::with_options(logits, target, LONGTAIL_SIGMOID_VALUES);
-  const bool dense = args.dense_target != nullptr;
+  const bool dense = target.scalar_type() != ScalarType::Long;
   check(!dense || !ignore_index, "ignore_index is ", ignore_index.value_or(0), ", expected none of dense targets");
   check(!dense || dense_targets_fit(target, std::nullopt), "a target is out of bounds: expected 0 <= target <= 1");
   const Tensor loss = Ops::new_loss(args, logits, false);

@@ -69,7 +69,7 @@ template <typename Element, typename T>
 struct Places {
   Columns<const Element> z;
   Columns<Element> grad;
-  Columns<T> stats;
+  Columns<T> stats;  // or null, where nobody reads them
 };
 
 template <Kind kKind, typename T>
@@ -111,7 +111,7 @@ class SoftmaxLanes {
         const auto ignored = is_class(target, Classes{} - 1);
         store_some(lanes.loss_ + row + k, select(ignored, zero, result.loss), count - k);
         const V columns[] = {stats.m, stats.d, stats.t, stats.u_g, stats.U};
-        for (int c = 0; c < 5; ++c) store(places.stats.at(c, k), select(ignored, zero, columns[c]));
+        for (int c = 0; places.stats.p && c < 5; ++c) store(places.stats.at(c, k), select(ignored, zero, columns[c]));
       }
       if (kPass == Pass::loss) continue;
       scale_grad(result.grad, lanes.upstream(row + k, count - k));
@@ -125,7 +125,8 @@ class SoftmaxLanes {
   using Classes = typename V::Bits;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kAny = kKind == Kind::any;
-  static constexpr int64_t kAhead = 256;  // lanes that memory works on while these are computed
+  // Lanes that memory works on while these are computed: more classes than the processor follows by itself.
+  static constexpr int64_t kReadAhead = 64, kWriteAhead = 32;
 
   // What is kept between the sums and the gradient, class by class.
   struct Kept {
@@ -145,7 +146,7 @@ class SoftmaxLanes {
     RowStats<V> stats = empty_stats(V(T(0)));
     Classes number = {};
     for (int64_t c = 0; c < classes_; ++c) {
-      if (!std::is_same<Element, T>()) __builtin_prefetch(z.at(c, k) + kAhead);
+      __builtin_prefetch(z.at(c, k) + kReadAhead);
       const V u = effective(load(z.at(c, k)), c, kept);
       const Mask<T> is_target = is_class(target, number);
       stats.u_g = select(is_target, u, stats.u_g);
@@ -212,6 +213,7 @@ class SoftmaxLanes {
     Classes number = {};
     for (int64_t c = 0; c < classes_; ++c) {
       const int64_t at = c * kLanes;
+      __builtin_prefetch(grad.at(c, k) + kWriteAhead, 1);
       V du = load(kept.exponentials + at) * (complement ? row.a + row.b * load(kept.shifts + at) : row.a);
       if (smooths()) du = du + row.S * omega(c);
       du = select(is_class(target, number), row.target, du);

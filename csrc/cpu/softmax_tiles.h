@@ -95,12 +95,13 @@ class SoftmaxTiles {
   bool writes_columns(const Tile<T>& tile) const { return args_.stats_stride == 1 && tile.count % kLanes == 0; }
 
   Columns<T> stats_of(Tile<T>& tile) const {
+    if (args_.stats == nullptr) return {nullptr, 0};
     if (!writes_columns(tile)) return {tile.stats, kWidest};
     return {static_cast<T*>(args_.stats) + tile.row, args_.stats_column_stride};
   }
 
   void write_stats(const Tile<T>& tile) const {
-    if (pass_ == Pass::backward || writes_columns(tile)) return;
+    if (pass_ == Pass::backward || args_.stats == nullptr || writes_columns(tile)) return;
     T* const stats = static_cast<T*>(args_.stats) + tile.row * args_.stats_stride;
     if (args_.stats_stride != 1) return write_rows(tile.stats, kWidest, tile.count, 5, stats, args_.stats_stride);
     for (int c = 0; c < 5; ++c) {

@@ -96,6 +96,20 @@ def test_the_reference_backend_has_every_mode(mode: str, dtype: torch.dtype) -> 
         assert_close(kernel, fallback.double(), factor=4)
 
 
+@pytest.mark.parametrize("shape", [(40, 6), (40, 200), (4, 6, 5, 2)], ids=str)
+def test_backward_may_run_on_another_backend_than_forward(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=cases.generator(0), requires_grad=True)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=cases.generator(1))
+    found = []
+    for forward, backward in (("cpu", "cpu"), ("cpu", "reference"), ("reference", "cpu")):
+        with longtail.use_backend(forward):
+            loss = longtail.cross_entropy(x, target, focal_gamma=1.5)
+        with longtail.use_backend(backward):
+            found += torch.autograd.grad(loss, x)
+    for grad in found[1:]:
+        assert_close(grad, found[0].double(), factor=4)
+
+
 def run(backend: str) -> subprocess.CompletedProcess[str]:
     body = (
         f"import sys; sys.path.insert(0, {os.path.dirname(backends.__file__)!r})\n"

@@ -60,6 +60,38 @@ def test_targets_outside_are_named(name: str, dtype: torch.dtype, shape: tuple[i
                 FUNCTIONS[name](z, y, **options)
 
 
+@pytest.mark.parametrize("layout", ["rows", "strided rows", "images", "strided images", "channels last"])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+def test_no_target_is_overlooked(dtype: torch.dtype, layout: str) -> None:
+    """Wherever it lies, in tensors of more than one piece; gaps between rows are no targets, nor is what is ignored."""
+    shape = (3, 40_000) if "rows" in layout else (2, 5, 4, 4500)
+    wide = torch.full((*shape[:-1], shape[-1] + 7), 99.0, dtype=dtype)
+    y = wide[..., :-7] if "strided" in layout else torch.empty(shape, dtype=dtype)
+    if layout == "channels last":
+        y = y.contiguous(memory_format=torch.channels_last)
+    y.fill_(1.0)[:, ::2] = 0.0
+    z = torch.zeros(shape, dtype=dtype)
+    for place in ((0,) * len(shape), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)):
+        y[place] = -3.0
+        for gradient in ("backward", "forward"):
+            with pytest.raises(ValueError, match=rf"target -3.0 at index \[{', '.join(map(str, place))}\]"):
+                longtail.sigmoid_cross_entropy(z.requires_grad_(), y, gradient=gradient)
+        assert longtail.sigmoid_cross_entropy(z, y, ignore_index=-3).isfinite()
+        y[place] = torch.nan
+        assert longtail.sigmoid_cross_entropy(z, y).isnan()
+        y[place] = 1.0
+
+
+def test_nothing_is_written_beside_a_target_outside() -> None:
+    x = torch.randn(300, 400, requires_grad=True, generator=cases.generator(0))
+    y = torch.zeros(300, 400)
+    y[299, 399] = 2.0
+    z = x * 1.0
+    with pytest.raises(ValueError, match="target 2.0"):
+        longtail.sigmoid_cross_entropy(z, y, gradient="inplace")
+    assert torch.equal(z, x)
+
+
 def test_a_nan_hides_no_other_target() -> None:
     z, y = torch.zeros(2, 3), torch.tensor([[torch.nan, 0.0, 1.0], [0.0, 255.0, 1.0]])
     with pytest.raises(ValueError, match=r"target 255.0 at index \[1, 1\]"):

@@ -97,6 +97,8 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
         return (None,) * len(ctx.needs_input_grad)
     if ctx.gradient == "backward":
         logits, target, divisor, *rest = ctx.saved_tensors
+        if family.statistics and rest[0].shape[0] == 0 and not operators.direct(logits, target):
+            _, rest[0] = family.loss(logits, target, *rest[1:], *ctx.options)  # of the CPU's library alone there are none
         upstream = rows_of(grad_output, divisor, ctx.reduction, row_count(logits))
         if ctx.reduction == "elements":
             upstream = upstream.contiguous()
