@@ -21,12 +21,13 @@ LONGTAIL_INLINE VecOf<Z> padded(const Z* p, int64_t count, typename Stored<Z>::A
   return select(lane_numbers<T>() < Vec<T>(T(count)), widen(p, load_raw(p, count)), Vec<T>(padding));
 }
 
-// Memory works on the blocks to come while one is computed.
+// Memory works on the blocks to come while one is computed. Into the second-level cache: the first can wait for too few
+// lines at a time to keep memory busy.
 template <typename Z>
 LONGTAIL_INLINE void prefetch_ahead(const Z* z, int64_t count) {
-  constexpr int64_t kAhead = 4096, kLine = 64;
+  constexpr int64_t kAhead = 16384, kLine = 64;
   for (int64_t i = 0; i < count * int64_t(sizeof(Z)); i += kLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(z) + kAhead + i);
+    __builtin_prefetch(reinterpret_cast<const char*>(z) + kAhead + i, 0, 2);
   }
 }
 
@@ -154,6 +155,7 @@ LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<
     if (j > 0) write_some(0, j);
   }
   for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
+    u.prefetch(j);
     const Vec<T> first = of(u.whole(j)), second = of(u.whole(j + kLanes));
     write(j, first);
     write(j + kLanes, second);
@@ -240,6 +242,7 @@ LONGTAIL_INLINE void write_any_gradient(const AnyLogits<Z, kCapped> of, const Pe
   const Vec<T> factor = of.factor(), scale = of.capping.scale, S = row.S * scale;
   const RowGrad<Vec<T>> scaled = {row.m, row.a * scale, row.b * scale, S, row.target};
   const auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    prefetch_ahead(of.z + j, kLanes);
     const Vec<T> x = kCapped && of.kept ? load_some(of.kept + j, n) : of.x(j, n);
     using Digits = std::conditional_t<kSmoothing, CancelledTo<Z>, RoundedTo<Z>>;  // S * omega may cancel e^x
     Vec<T> dz = apply(scaled, x * factor + of.bias.some(j, n), Digits());

@@ -60,12 +60,12 @@ inline TargetCount count_targets(const MeanDenominatorArgs& args, int64_t begin,
 template <typename Z, typename T>
 bool dense_targets_fit_of(const DenseTargets& targets) {
   using V = Vec<T>;
-  constexpr int64_t kAhead = 4096 / sizeof(Z);  // what one register costs outlasts what the processor fetches by itself
+  constexpr int64_t kAhead = 16384 / sizeof(Z);  // what one register costs outlasts what the processor fetches by itself
   const Z* y = static_cast<const Z*>(targets.y);
   const V zero = T(0), one = T(1), ignored = static_cast<T>(targets.ignore_index);
   Mask<T> bad = zero < zero;
   for (int64_t k = 0; k < targets.count; k += V::kLanes) {
-    __builtin_prefetch(y + k + kAhead);
+    __builtin_prefetch(y + k + kAhead, 0, 2);
     const V v = load_some(y + k, targets.count - k);
     Mask<T> outside = (v < zero) | (one < v);
     if (targets.ignoring) outside = outside & Mask<T>{v.v != ignored.v};
