@@ -5,7 +5,11 @@
 #include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx2 = {"avx2", avx2::softmax_loss_rows, avx2::sigmoid_loss_rows, avx2::scale_grad_rows,
-                              avx2::count_targets, avx2::dense_targets_fit};
+const Kernels kernels_avx2 = {"avx2",
+                              avx2::softmax_loss_rows,
+                              avx2::sigmoid_loss_rows,
+                              avx2::scale_grad_rows,
+                              avx2::count_targets,
+                              avx2::dense_targets_fit};
 }
 #endif

@@ -5,7 +5,11 @@
 #include "loops.h"
 
 namespace longtail {
-const Kernels kernels_avx512 = {"avx512", avx512::softmax_loss_rows, avx512::sigmoid_loss_rows, avx512::scale_grad_rows,
-                                avx512::count_targets, avx512::dense_targets_fit};
+const Kernels kernels_avx512 = {"avx512",
+                                avx512::softmax_loss_rows,
+                                avx512::sigmoid_loss_rows,
+                                avx512::scale_grad_rows,
+                                avx512::count_targets,
+                                avx512::dense_targets_fit};
 }
 #endif

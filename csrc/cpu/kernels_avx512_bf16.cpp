@@ -25,8 +25,8 @@ void scale_grad_rows(const ScaleGradArgs& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Kernels kernels_avx512_bf16 = {"avx512_bf16", softmax_loss_rows, sigmoid_loss_rows, scale_grad_rows,
-                                     avx512_bf16::count_targets, avx512_bf16::dense_targets_fit};
+const Kernels kernels_avx512_bf16 = {"avx512_bf16",   softmax_loss_rows,          sigmoid_loss_rows,
+                                     scale_grad_rows, avx512_bf16::count_targets, avx512_bf16::dense_targets_fit};
 
 }  // namespace longtail
 #endif

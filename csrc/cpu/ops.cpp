@@ -289,9 +289,9 @@ std::tuple<Tensor, Tensor> sigmoid_mean(const Tensor& logits, const Tensor& targ
   check(!dense || dense_targets_fit(target, std::nullopt), "a target is out of bounds: expected 0 <= target <= 1");
   const Tensor loss = Ops::new_loss(args, logits, false);
   Cpu::sigmoid_loss(args, Pass::loss, logits);
-  const Tensor denominator = dense ? new_tensor(logits, {}, ScalarType::Long)
-                                   : RowOps<Cpu>::mean_denominator(target, std::nullopt, ignore_index.value_or(-100),
-                                                                   args.num_classes);
+  const Tensor denominator =
+      dense ? new_tensor(logits, {}, ScalarType::Long)
+            : RowOps<Cpu>::mean_denominator(target, std::nullopt, ignore_index.value_or(-100), args.num_classes);
   int64_t& counted = *static_cast<int64_t*>(denominator.mutable_data_ptr());
   if (dense) counted = args.rows;
   counted = rows ? std::max<int64_t>(counted, 1) : counted * args.num_classes;

@@ -60,7 +60,7 @@ inline TargetCount count_targets(const MeanDenominatorArgs& args, int64_t begin,
 template <typename Z, typename T>
 bool dense_targets_fit_of(const DenseTargets& targets) {
   using V = Vec<T>;
-  constexpr int64_t kAhead = 16384 / sizeof(Z);  // what one register costs outlasts what the processor fetches by itself
+  constexpr int64_t kAhead = 16384 / sizeof(Z);  // fetched into the second-level cache
   const Z* y = static_cast<const Z*>(targets.y);
   const V zero = T(0), one = T(1), ignored = static_cast<T>(targets.ignore_index);
   Mask<T> bad = zero < zero;

@@ -74,7 +74,7 @@ def test_no_target_is_overlooked(dtype: torch.dtype, layout: str) -> None:
     for place in ((0,) * len(shape), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)):
         y[place] = -3.0
         for gradient in ("backward", "forward"):
-            with pytest.raises(ValueError, match=rf"target -3.0 at index \[{', '.join(map(str, place))}\]"):
+            with pytest.raises(ValueError, match=rf"target -3\.0 at index \[{', '.join(map(str, place))}\]"):
                 longtail.sigmoid_cross_entropy(z.requires_grad_(), y, gradient=gradient)
         assert longtail.sigmoid_cross_entropy(z, y, ignore_index=-3).isfinite()
         y[place] = torch.nan
@@ -87,7 +87,7 @@ def test_nothing_is_written_beside_a_target_outside() -> None:
     y = torch.zeros(300, 400)
     y[299, 399] = 2.0
     z = x * 1.0
-    with pytest.raises(ValueError, match="target 2.0"):
+    with pytest.raises(ValueError, match=r"target 2\.0 at index \[299, 399\]"):
         longtail.sigmoid_cross_entropy(z, y, gradient="inplace")
     assert torch.equal(z, x)
 

@@ -98,7 +98,8 @@ def backward(family: Family, ctx: Any, grad_output: Tensor | None) -> tuple[Any,
     if ctx.gradient == "backward":
         logits, target, divisor, *rest = ctx.saved_tensors
         if family.statistics and rest[0].shape[0] == 0 and not operators.direct(logits, target):
-            _, rest[0] = family.loss(logits, target, *rest[1:], *ctx.options)  # of the CPU's library alone there are none
+            # The mean of few classes left them out, which only the CPU's library finds anew.
+            _, rest[0] = family.loss(logits, target, *rest[1:], *ctx.options)
         upstream = rows_of(grad_output, divisor, ctx.reduction, row_count(logits))
         if ctx.reduction == "elements":
             upstream = upstream.contiguous()

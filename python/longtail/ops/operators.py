@@ -140,8 +140,8 @@ for _name, _schema in SCHEMAS.items():
         _each.define(_name + _schema)
     define(_name, _schema, _dispatcher(_name), _FAKES[_name])
 
-# Of the CPU's library alone, see direct. The losses and mean_loss; count, rows: divides by the counted rows, at least 1,
-# whatever they weigh, or how many elements they have. dense_targets_fit: whether each is in [0, 1], NaN or ignore_index.
+# Of the CPU's library alone, see direct. Losses and their mean; count, rows: divides by the counted rows, at least 1,
+# whatever they weigh, or how many elements they have. dense_targets_fit: each is in [0, 1], NaN or ignore_index.
 for _schema in (
     f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
     f"sigmoid_mean(Tensor logits, Tensor target, {SIGMOID}, bool rows) -> (Tensor mean, Tensor divisor)",

@@ -131,12 +131,12 @@ def _denominator(
 
 
 def _at_once(at: Layout, options: SigmoidOptions, request: Request) -> bool:
-    """Whether one operator makes the whole mean, and its denominator; if the elements' targets are in [0, 1]."""
+    """Whether one operator makes the whole mean, and its denominator, unless it finds a target out of bounds."""
     normalizer = request.normalizer
-    if request.reduction != "mean" or request.gradient != "backward" or not (normalizer is None or type(normalizer) is str):
-        return False
-    counted = not at.dense or (options.ignore_index is None and normalizer != "positives")
-    return counted and operators.direct(at.logits, at.target, *options)
+    plain = request.reduction == "mean" and request.gradient == "backward"
+    counts = normalizer is None or isinstance(normalizer, str)
+    known = not at.dense or (options.ignore_index is None and normalizer != "positives")
+    return plain and counts and known and operators.direct(at.logits, at.target, *options)
 
 
 def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
