@@ -97,7 +97,9 @@ inline int64_t stretch_of(const SoftmaxLossArgs& args, Pass pass, int64_t bytes)
   return std::min(kLongestStretch, std::max(kLanes, fitting));
 }
 
-inline int64_t bytes_of(Storage storage) { return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2; }
+inline int64_t bytes_of(Storage storage) {
+  return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
+}
 
 // Whether a gradient is too large for the caches and better written past them, so that no line is read to be written.
 // Fresh pages are not: the system has just put them into the caches, as zeros.
