@@ -120,15 +120,15 @@ def test_rounded_targets_count_as_the_bound(
     """The softmax summed, a bicubic resize, an average: a focal factor of their negative 1 - p_t would be NaN."""
     eps = torch.finfo(dtype).eps
     for value, bound in ((1 + eps, 1), (1 + max(eps, 9e-4), 1), (-eps, 0), (-9e-4, 0), (-1e-12, 0)):
-        for options in ({}, {"ignore_index": -1}):
+        for options in ({"reduction": "sum"}, {"reduction": "sum", "ignore_index": -1}, {"reduction": "mean"}):
             results = []
             for given in (value, bound):
                 z, y = case(shape, dtype, given)
-                if options:
+                if "ignore_index" in options:
                     y.view(-1)[0] = -1
                 z = z.mul(9).to(dtype).requires_grad_()
                 with longtail.use_backend(backend):
-                    loss = FUNCTIONS[name](z, y, reduction="sum", **options)
+                    loss = FUNCTIONS[name](z, y, **options)
                 results.append((loss.detach(), *torch.autograd.grad(loss, z)))
             for one, other in zip(*results, strict=True):
                 assert_same(one, other)
