@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test test-torch test-gpu bench gpu lint format clean
+.PHONY: demo test test-torch test-gpu bench docs gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
@@ -37,6 +37,10 @@ test-gpu: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench all
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo build/docs/index.html
 
 # All that needs a GPU: tests, compute-sanitizer, timings. Without nvcc it fails.
 gpu: export LONGTAIL_CUDA := 1
@@ -79,6 +83,10 @@ $(VENV)/.test: $(VENV)/.base $(SOURCES)
 	fetched=$$?; wait $$! && exit $$fetched
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $(VENV)/.package $@
+
+$(VENV)/.docs: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"

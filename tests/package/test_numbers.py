@@ -1,0 +1,109 @@
+"""Promise: the figures in the tables of numbers.md and evidence.md are those of the committed rows, rounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from documents import ROOT
+
+results = pytest.importorskip("bench.results")
+MODES = ("backward", "forward", "inplace")
+LOSSES = {
+    "sigmoid focal, class indices": ("sigmoid", "sigmoid_focal"),
+    "sigmoid focal, a target for each element": ("sigmoid", "dense_focal"),
+    "softmax focal": ("images", "focal"),
+}
+LINEAR = {
+    "three bare matrix products": "three GEMMs",
+    "F.linear_cross_entropy": "F.linear_cross_entropy",
+    "F.linear_cross_entropy, chunked": "F.linear_cross_entropy chunked",
+    "longtail.linear_cross_entropy": "longtail",
+    'longtail.linear_cross_entropy, reduction="none"': 'longtail reduction="none"',
+    "the same with complement + focal": "longtail complement + focal",
+}
+STEPS = {
+    "plain PyTorch": "plain PyTorch",
+    'fused loss, gradient="inplace"': "fused loss",
+    "fused linear loss": "fused linear loss",
+}
+
+
+def table(page: str, start: str) -> Iterator[tuple[str, list[float]]]:
+    """What each row of a table is about, and the numbers in it."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = text[text.index(start) :].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) > 2
+    for line in lines:
+        name, *cells = (re.sub("[`*]", "", cell).strip() for cell in line.split("|")[1:-1])
+        yield name, [float(number) for cell in cells for number in re.findall(r"[\d.]+", cell.replace(",", ""))]
+
+
+def row(file: str, **wanted: Any) -> dict[str, str]:
+    """The one row of a file with these values."""
+    found = [
+        row
+        for row in results.read(results.FOLDER / f"{file}.csv")
+        if all(row[column] == str(value) for column, value in wanted.items())
+    ]
+    assert len(found) == 1, (file, wanted, len(found))
+    return found[0]
+
+
+def check(name: str, stated: list[float], measured: list[Any]) -> None:
+    assert stated == pytest.approx([float(value) for value in measured], rel=6e-3, abs=5e-3), name
+
+
+def check_times(name: str, stated: list[float], loss: str, **where: Any) -> None:
+    contenders = [("eager", ""), ("compiled", ""), *(("longtail", mode) for mode in MODES), ("copy", "")]
+    for number, (contender, mode) in zip(stated, contenders, strict=True):
+        found = row("cpu", contender=contender, gradient=mode, loss="" if contender == "copy" else loss, **where)
+        time = float(found["median_ms"])
+        assert number == float(f"{time:.3g}" if time >= 100 else f"{time:.2g}"), (name, contender, mode)
+
+
+def test_times_of_the_softmax_family() -> None:
+    for name, stated in table("numbers.md", "| loss, logits | eager |"):
+        loss, shape, dtype = name.split(", ")
+        rows, classes = shape.split(" x ")
+        check_times(name, stated, loss, section="cpu", N=rows, C=classes, dtype=dtype)
+
+
+def test_times_of_sigmoid_focal_and_images() -> None:
+    text = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    start = text[text.index("## Sigmoid focal") :]
+    for name, stated in table("numbers.md", start[start.index("| loss, logits |") :]):
+        shape = re.search(r", (\d+) x (\d+) x (\d+) x (\d+)$", name)
+        section, loss = LOSSES[name[: shape.start()] if shape else name]
+        n, c = (int(shape[1]) * int(shape[3]) * int(shape[4]), shape[2]) if shape else (4096, 8192)
+        check_times(name, stated, loss, section=section, N=n, C=c, dtype="float32")
+
+
+def test_times_and_memory_of_the_fused_linear_loss() -> None:
+    for name, stated in table("numbers.md", "| | ms | of the three bare products |"):
+        found = row("linear", contender=LINEAR[name], dtype="float32", N=2048, D=512)
+        check(name, stated, [found[column] for column in ("median_ms", "time_of_gemms", "peak_of_logits")])
+
+
+def test_a_training_step() -> None:
+    for name, stated in table("numbers.md", "| | ms a step | peak memory above"):
+        found = row("step", contender=STEPS[name])
+        check(name, stated, [found[column] for column in ("median_ms", "peak_extra_MB", "largest_batch")])
+
+
+def test_accuracies_of_the_digits() -> None:
+    for name, stated in table("evidence.md", "| method | factor 10 | factor 50 |"):
+        at = {factor: row("experiment_digits", method=name, imbalance_factor=factor) for factor in (10, 50)}
+        cells = [(10, "balanced"), (50, "balanced"), (50, "few")]
+        check(name, stated, [round(100 * float(at[f][f"{kind}_{x}"]), 1) for f, kind in cells for x in ("mean", "std")])
+
+
+def test_perplexities_of_the_tokens() -> None:
+    rows = results.read(results.FOLDER / "experiment_tokens.csv")
+    shown = [r for i, r in enumerate(rows) if not i or r["objective"] != "cross-entropy"]
+    for (name, stated), measured in zip(table("evidence.md", "| objective | overall |"), shown, strict=True):
+        assert name == measured["objective"] or "log-priors" in name + measured["evaluated"]
+        check(name, stated, [measured[f"perplexity_{group}"] for group in ("overall", "head", "mid", "tail")])
