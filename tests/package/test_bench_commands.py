@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from documents import PAGES, ROOT
+
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def commands_of(text):
 def test_every_command_that_is_named_is_one(bench):
     from bench import every
 
-    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
+    files = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "Makefile")] + PAGES
     texts = [path.read_text(encoding="utf-8") for path in (*files, *(ROOT / "bench").glob("*.py"))]
     named = [words for text in texts for words in commands_of(text)]
     named += every.COMMANDS
