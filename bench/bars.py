@@ -58,7 +58,7 @@ def draw(rows: Sequence[TextRow], path: Path, bars: Bars) -> Path:
     side_by_side = len(problems) if shapes == 1 else shapes
     columns = next(n for n in range(MOST_COLUMNS, 0, -1) if side_by_side % n == 0)
     lines = lines_of(rows, bars)
-    height = len(problems) // columns * (PANEL_INCHES + LINE_INCHES * len(lines)) + 1.2
+    height = len(problems) // columns * (PANEL_INCHES + LINE_INCHES * len(lines)) + 0.4
     figure, axes = figures.panels(len(problems) // columns, columns, height, sharex=True, sharey=True)
     for axis, (problem, own) in zip(axes.flat, problems.items(), strict=True):
         panel(axis, own, bars, lines)

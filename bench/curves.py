@@ -63,7 +63,7 @@ def draw(rows: Sequence[TextRow], path: Path, curve: Curve) -> Path:
             panels.setdefault(f"{words.loss(loss)}, {curve.panel(row)}", []).append(row)
     columns = min(curve.columns, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = figures.panels(lines, columns, 2.0 * lines + 1.9, sharex=True, sharey=True)
+    figure, axes = figures.panels(lines, columns, 2.0 * lines + 1.0, sharex=True, sharey=True)
     for axis, (name, own) in zip(axes.flat, panels.items(), strict=False):
         _panel(axis, own, curve)
         figures.title(axis, name, own)

@@ -31,6 +31,8 @@ GREY = "#555555"
 LINE = 140
 """Characters of a line below a picture."""
 
+LINE_INCHES = 0.15
+
 
 def _shades() -> Image.Image:
     """The colours of a PNG: each contender's, and black, on their way to white."""
@@ -48,7 +50,7 @@ def _shades() -> Image.Image:
 
 
 def panels(rows: int, columns: int, height: float, **sharing: Any) -> tuple[Any, Any]:
-    """A figure so many inches high, and its axes [rows, columns]."""
+    """A figure, without the lines below so many inches high, and its axes [rows, columns]."""
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **sharing)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -80,6 +82,7 @@ def save(
 ) -> Path:
     """Adds title, legend, terms and machine, and writes a PNG."""
     lines = [line for text in (*terms, words.machine(rows)) for line in textwrap.wrap(text, LINE)]
+    figure.set_figheight(figure.get_figheight() + LINE_INCHES * len(lines))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color=GREY)
     bold = {"size": 12, "weight": "bold"}
     if legend:

@@ -40,7 +40,7 @@ def draw(rows: Sequence[TextRow], path: Path) -> Path:
     """Draws the rows of :func:`rows_of`: a panel for each loss, on one axis."""
     own = {name: [row for row in rows if row["loss"] in ("", name)] for name in LOSSES}
     lines = [len(panel_rows) + 1 for panel_rows in own.values()]
-    figure, axes = figures.panels(len(own), 1, 1.8 + 0.28 * sum(lines), sharex=True, height_ratios=lines)
+    figure, axes = figures.panels(len(own), 1, 1.0 + 0.28 * sum(lines), sharex=True, height_ratios=lines)
     for axis, (name, panel_rows) in zip(axes[:, 0], own.items(), strict=True):
         _panel(axis, panel_rows)
         figures.title(axis, LOSSES[name], panel_rows)
