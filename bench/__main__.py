@@ -32,6 +32,7 @@ SECTIONS = {
     "gpu": Section("losses", "losses over logits and images on a GPU, beside torch.compile, Liger and QuACK"),
     "memory": Section("losses", "peak memory of the losses of cpu, without times"),
     "goals": Section("judged", "no times: every goal that the rows of bench/results allow to be judged"),
+    "plot": Section("plot", "no times: draws the pictures of the rows in bench/results again"),
     "prediction": Section("prediction", "on paper: vocabulary-parallel cross-entropy at 8 to 512 ranks"),
     "kernels": Section("kernels", "the CUDA operators alone, beside those of another build"),
     "smoke": Section("smoke", "no times: both families in every gradient mode on a GPU, compared with the CPU"),

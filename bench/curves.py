@@ -1,4 +1,4 @@
-"""Lines drawn from the CSV: how a time goes with the classes, the elements or the threads."""
+"""Lines of dots: how a time goes with the classes, the elements or the threads."""
 
 from __future__ import annotations
 
@@ -6,105 +6,96 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+from matplotlib.ticker import LogLocator
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from .report import label
-
-TextRow = dict[str, str]
+from . import figures, palette, words
+from .bars import milliseconds
+from .palette import TextRow
 
 
 class Curve(NamedTuple):
-    """What a section's picture shows: a panel for each ``panel`` of its rows, there a line for each ``line``."""
+    """What a section's picture shows: a panel for each ``panel`` of its rows, there a line for each contender.
 
+    The copy, which is of no loss, is in the panels of every loss.
+    """
+
+    title: str
     x: Callable[[TextRow], int]
     x_label: str
-    y: Callable[[TextRow], float]
+    y: Callable[[TextRow, Sequence[TextRow]], float]  # of a row and all of its line
     y_label: str
-    panel: Callable[[TextRow], str]
-    line: Callable[[TextRow], str]
+    panel: Callable[[TextRow], str]  # its name, without the loss
+    columns: int
+    log_x: bool = False
+    log_y: bool = False
+    what: str = "time"
 
 
-def _milliseconds(row: TextRow) -> float:
-    return float(row["median_ms"])
-
-
-def _elements(row: TextRow) -> int:
+def elements(row: TextRow) -> int:
     return int(row["N"]) * int(row["C"])
 
 
-def _classes(row: TextRow) -> int:
+def classes(row: TextRow) -> int:
     return int(row["C"])
 
 
-def _nanoseconds(row: TextRow) -> float:
-    return 1e6 * _milliseconds(row) / _elements(row)
+def threads(row: TextRow) -> int:
+    return int(row["threads"])
 
 
-def _contender(row: TextRow) -> str:
-    return label(row["loss"], row["contender"], row["gradient"])
+def nanoseconds(row: TextRow, _line: Sequence[TextRow]) -> float:
+    """Of an element."""
+    return 1e6 * milliseconds(row) / elements(row)
 
 
-def _named(row: TextRow) -> str:
-    return f"{row['loss']}: {_contender(row)}" if row["loss"] else _contender(row)
+def speed_up(row: TextRow, line: Sequence[TextRow]) -> float:
+    """Over the fewest threads of a line, to which so much speed-up counts as they are."""
+    first = min(line, key=threads)
+    return threads(first) * milliseconds(first) / milliseconds(row)
 
 
-PER_ELEMENT = "ns per element, forward + backward"
-FEW = Curve(
-    *(_classes, "classes", _nanoseconds, PER_ELEMENT),
-    panel=lambda row: f"{row['dtype']}, {row['layout']}",
-    line=_named,
-)
-CURVES = {
-    "few-rows": FEW,
-    "few-images": FEW,
-    "growth": Curve(
-        *(_elements, "elements, N x C", _nanoseconds, PER_ELEMENT),
-        panel=lambda row: f"{_named(row)}, {row['dtype']}",
-        line=lambda row: f"C = {row['C']}",
-    ),
-    "threads": Curve(
-        *(lambda row: int(row["threads"]), "threads", _milliseconds, "ms, forward + backward"),
-        panel=lambda row: f"{row['N']} x {row['C']}, {row['dtype']}",
-        line=_named,
-    ),
-}
-"""By section."""
-
-
-def draw(rows: Sequence[TextRow], path: Path, caption: str) -> Path:
+def draw(rows: Sequence[TextRow], path: Path, curve: Curve) -> Path:
     """Draws the rows of one section of one machine."""
-    curve = CURVES[rows[0]["section"]]
-    panels = list(dict.fromkeys(map(curve.panel, rows)))
-    lines = list(dict.fromkeys(map(curve.line, sorted(rows, key=_classes))))
-    size = (4.8 * len(panels) + 2.5, 5)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
-    for axis, panel in zip(axes[0], panels, strict=True):
-        own = [row for row in rows if curve.panel(row) == panel]
-        _panel(axis, own, curve, lines)
-        axis.set_title(panel)
-        axis.set_xlabel(curve.x_label)
-    axes[0][0].set_ylabel(curve.y_label)
-    handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    figure.suptitle(caption, fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    losses = list(dict.fromkeys(row["loss"] for row in rows if row["loss"]))
+    panels: dict[str, list[TextRow]] = {}
+    for loss in losses:
+        for row in (row for row in sorted(rows, key=classes) if row["loss"] in ("", loss)):
+            panels.setdefault(f"{words.loss(loss)}, {curve.panel(row)}", []).append(row)
+    columns = min(curve.columns, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = figures.panels(lines, columns, 2.0 * lines + 1.0, sharex=True, sharey=True)
+    for axis, (name, own) in zip(axes.flat, panels.items(), strict=False):
+        _panel(axis, own, curve)
+        figures.title(axis, name, own)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes.flat[len(panels) - columns : len(panels)]:  # the lowest of each column
+        axis.set_xlabel(curve.x_label, fontsize=9)
+        axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(curve.y_label, fontsize=9)
+    if not curve.log_y:
+        axes[0, 0].set_ylim(bottom=0)
+    legend = {text: line for axis in axes.flat for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    terms = [*words.losses(rows), *words.contenders(rows)]
+    return figures.save(figure, path, curve.title, rows, terms, legend)
 
 
-def _panel(axis: Any, rows: Sequence[TextRow], curve: Curve, lines: Sequence[str]) -> None:
-    colours = plt.get_cmap("tab20")
-    for i, line in enumerate(lines):
-        points = sorted((curve.x(row), curve.y(row)) for row in rows if curve.line(row) == line)
-        if points:
-            axis.plot(*zip(*points, strict=True), marker=".", color=colours(i % 20), label=line)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+def _panel(axis: Any, rows: Sequence[TextRow], curve: Curve) -> None:
+    for name in palette.in_order(rows):
+        line = [row for row in rows if palette.contender(row) == name]
+        points = sorted((curve.x(row), curve.y(row, line)) for row in line)
+        style = {"marker": "o", "markersize": 4, "color": palette.COLOURS[name], "label": words.CONTENDERS[name]}
+        axis.plot(*zip(*points, strict=True), **style)
     values = sorted(set(map(curve.x, rows)))
+    if curve.log_x:
+        axis.set_xscale("log")
     if values[-1] < 1000:  # few enough to be named
-        axis.set_xticks(values, map(str, values), fontsize=8)
+        axis.set_xticks(values, map(str, values))
         axis.set_xticks([], minor=True)
-    axis.grid(which="both", linewidth=0.3)
+    if curve.log_y:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+    axis.grid(linewidth=0.4)

@@ -1,115 +1,143 @@
-"""Pictures drawn from the CSV: time per contender, and share of the copy's bandwidth; lines where a size grows."""
+"""The section ``plot``: the pictures of the rows in bench/results, without measuring.
+
+Sections that measure draw theirs themselves. Of each section the machine that was measured last is shown.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import argparse
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from longtail.experiments.command_line import Parser
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from . import bars, curves, results, speed, words
+from .bars import Bars
+from .curves import Curve
 
-from . import curves, results
-from .report import label
+CSV_NAMES = ("cpu.csv", "growth.csv", "gpu.csv")
+"""Those whose rows are drawn."""
 
-TextRow = dict[str, str]
+NANOSECONDS = "ns per element (log scale)"
 
 
-TIMES_ALONE = ("overhead", "pages")
-"""Sections whose share of the copy's bandwidth says nothing."""
+def _loss(row: dict[str, str]) -> str:
+    return row["loss"]
+
+
+def _times(what: str) -> Bars:
+    return Bars(f"{what}: forward + backward", "ms (log scale)", bars.milliseconds, _loss, log=True)
+
+
+BARS = {
+    "cpu": _times("Softmax losses"),
+    "sigmoid": _times("Sigmoid focal losses"),
+    "images": _times("Softmax focal loss over images"),
+    "overhead": Bars(
+        title="Calls on few logits: forward + backward",
+        quantity="microseconds",
+        value=lambda row: 1e3 * bars.milliseconds(row),
+        group=_loss,
+    ),
+    "pages": Bars(
+        title="The pages that a gradient is written to: the family, forward + backward",
+        quantity="ms",
+        value=bars.milliseconds,
+        group=lambda row: f"{words.pages(row)} pages",
+    ),
+    "gpu": _times("Softmax losses"),
+    "gpu-sigmoid": _times("Sigmoid losses"),
+    "gpu-images": _times("Losses over images"),
+}
+"""By section: pictures of bars or dots."""
+
+CURVES = {
+    "few-rows": Curve(
+        title="Few classes, (N, C) logits: forward + backward, per element",
+        x=curves.classes,
+        x_label="classes (log scale)",
+        y=curves.nanoseconds,
+        y_label=NANOSECONDS,
+        panel=lambda row: row["dtype"],
+        columns=2,
+        log_x=True,
+        log_y=True,
+    ),
+    "few-images": Curve(
+        title="Few classes, (N, C, H, W) logits: forward + backward, per element",
+        x=curves.classes,
+        x_label="classes",
+        y=curves.nanoseconds,
+        y_label=NANOSECONDS,
+        panel=lambda row: f"{row['layout'].replace('_', '-')}, {row['dtype']}",
+        columns=2,
+        log_y=True,
+    ),
+    "growth": Curve(
+        title="From few to many logits: forward + backward, per element",
+        x=curves.elements,
+        x_label="elements, N x C (log scale)",
+        y=curves.nanoseconds,
+        y_label=NANOSECONDS,
+        panel=lambda row: f"{row['C']} classes, {row['dtype']}",
+        columns=3,
+        log_x=True,
+        log_y=True,
+    ),
+    "threads": Curve(
+        title="Speed-up by threads: forward + backward",
+        x=curves.threads,
+        x_label="threads",
+        y=curves.speed_up,
+        y_label="times as fast as one",
+        panel=words.problem,
+        columns=3,
+        what="speedup",
+    ),
+}
+"""By section: pictures of lines."""
 
 
 def draw(csv_path: Path) -> list[Path]:
-    """Draws each section of a CSV beside it, for the machine measured last; returns the PNG files."""
+    """Draws each section of a CSV beside it, for the machine measured last; returns the PNG files.
+
+    Where longtail was measured by several backends, each has pictures, named after it.
+    """
     rows = [row for row in results.read(csv_path) if row["median_ms"]]
     paths = []
     for section in dict.fromkeys(row["section"] for row in rows):
         own = results.of_last_machine([row for row in rows if row["section"] == section])
-        path = csv_path.with_name(f"{section}_time.png")
-        if section in curves.CURVES:
-            paths.append(curves.draw(own, path, caption(own)))
-            continue
-        paths.append(_grid(own, path, "ms, forward + backward", _time, log=True))
-        counted = [row for row in own if row["passes"] and row["contender"] != "copy"]
-        if section not in TIMES_ALONE:
-            name = csv_path.with_name(f"{section}_share_of_copy.png")
-            paths.append(_grid(counted, name, "share of the copy's bandwidth", _share, log=False))
+        backends = list(dict.fromkeys(row["backend"] for row in own if row["backend"]))
+        for backend in backends:
+            name = f"{section}-{backend}" if len(backends) > 1 else section
+            paths += _draw(section, [row for row in own if row["backend"] in ("", backend)], csv_path.with_name(name))
     return paths
 
 
-def _time(row: TextRow) -> float:
-    return float(row["median_ms"])
+def _draw(section: str, rows: list[dict[str, str]], stem: Path) -> list[Path]:
+    """The pictures of the rows of one section, machine and backend."""
+    paths = []
+    if section in CURVES:
+        curve = CURVES[section]
+        paths.append(curves.draw(rows, stem.with_name(f"{stem.name}_{curve.what}.png"), curve))
+    elif section in BARS:
+        paths.append(bars.draw(rows, stem.with_name(f"{stem.name}_time.png"), BARS[section]))
+    if shown := speed.rows_of(rows):
+        paths.append(speed.draw(shown, stem.with_name(f"{stem.name}_speed.png")))
+    return paths
 
 
-def _share(row: TextRow) -> float:
-    return float(row["share_of_copy"])
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
-
-
-def _bar(row: TextRow) -> tuple[str, str]:
-    return row["loss"], label(row["loss"], row["contender"], row["gradient"])
-
-
-def _grid(rows: Sequence[TextRow], path: Path, quantity: str, value: Callable[[TextRow], float], *, log: bool) -> Path:
-    """One panel per dtype and shape; a bar per contender, coloured by contender, grouped by loss."""
-    shapes = list(dict.fromkeys((row["N"], row["C"]) for row in rows))
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    bars = sorted(dict.fromkeys(map(_bar, rows)), key=lambda bar: [*dict.fromkeys(map(_loss, rows))].index(bar[0]))
-    size = (4 + 3.5 * len(shapes), 1.2 + len(dtypes) * (0.8 + 0.22 * len(bars)))
-    figure, axes = plt.subplots(
-        *(len(dtypes), len(shapes)), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=results.FOLDER,
+        help="where the CSVs are and the pictures go (default: %(default)s)",
     )
-    for i, dtype in enumerate(dtypes):
-        for j, shape in enumerate(shapes):
-            panel = [row for row in rows if row["dtype"] == dtype and (row["N"], row["C"]) == shape]
-            _panel(axes[i][j], panel, bars, value, log)
-            axes[i][j].set_title(f"{shape[0]} x {shape[1]}, {dtype}")
-    for axis in axes[-1]:
-        axis.set_xlabel(quantity)
-    figure.suptitle(caption(rows), fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
 
 
-def caption(rows: Sequence[TextRow]) -> str:
-    """The machine of the rows, which is one, and what they were measured with and when, which need not be."""
-    device, cpu, isa = (rows[0][name] for name in ("device", "cpu", "isa"))
-    threads = " to ".join(map(str, sorted({int(row["threads"]) for row in rows})))
-    sources = Counter(
-        f"torch {row['torch']}, longtail {row['longtail']}, commit {row['commit']}, {row['date'][:10]}" for row in rows
-    )
-    lines = [
-        f"{source}: {count} of {len(rows)} rows" if len(sources) > 1 else source
-        for source, count in sources.most_common()
-    ]
-    return "\n".join((f"{device} ({cpu}, {threads} threads, {isa})", *lines))
-
-
-def _loss(row: TextRow) -> str:
-    return row["loss"]
-
-
-def _panel(
-    axis: Any, rows: Sequence[TextRow], bars: Sequence[tuple[str, str]], value: Callable[[TextRow], float], log: bool
-) -> None:
-    losses = list(dict.fromkeys(loss for loss, _ in bars))
-    names = list(dict.fromkeys(name for _, name in bars))
-    height = {bar: -i - losses.index(bar[0]) * 0.6 for i, bar in enumerate(bars)}  # a gap between losses
-    colours = plt.get_cmap("tab10")
-    for row in rows:
-        bar = _bar(row)
-        drawn = axis.barh(height[bar], value(row), 0.85, color=colours(names.index(bar[1]) % 10))
-        axis.bar_label(drawn, fmt=_three_digits, fontsize=7, padding=2)
-    axis.set_yticks([*height.values()], [f"{loss}: {name}" if loss else name for loss, name in bars], fontsize=7)
-    axis.margins(x=0.15)
-    if log:
-        axis.set_xscale("log")
-    else:
-        axis.axvline(1.0, color="grey", linewidth=0.8)
+def run(arguments: argparse.Namespace, parser: Parser) -> None:
+    drawn = [picture for name in CSV_NAMES for picture in draw(arguments.folder / name)]
+    if not drawn:
+        parser.exit(1, f"{parser.prog}: no rows in {arguments.folder}\n")
+    for picture in drawn:
+        print(f"wrote {picture}")

@@ -112,7 +112,7 @@ def test_threads_go_up_to_all_and_back(tmp_path, main):
     contenders = [("copy", ""), *(("longtail", mode) for mode in MODES)]  # eager is compared with, not timed
     found = [(r["threads"], r["N"], r["contender"], r["gradient"]) for r in results.read(path)]
     assert found == [(threads, n, *each) for threads in "12" for n in "41" for each in contenders]
-    assert (tmp_path / "threads_time.png").exists()
+    assert (tmp_path / "threads_speedup.png").exists()
 
 
 def test_pages_are_measured_in_processes_whose_environment_changes_them(tmp_path, main, monkeypatch):
