@@ -234,19 +234,3 @@ def test_without_rows_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.Ca
         __main__.main(["plot", "--folder", str(tmp_path)])
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"bench plot: no rows in {tmp_path}\n"
-
-
-def test_the_readme_shows_every_objective_of_the_tokens() -> None:
-    results = pytest.importorskip("bench.results")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme[readme.index("| objective | overall |") :].split("\n\n")[0]
-    stated = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    rows = results.read(results.FOLDER / "experiment_tokens.csv")
-    shown = [r for i, r in enumerate(rows) if not i or r["objective"] != "cross-entropy"]
-    assert len(stated) == len(shown)
-    for cells, measured in zip(stated, shown, strict=True):
-        assert cells[0] == measured["objective"] or "log-priors" in cells[0] + measured["evaluated"]
-        for cell, group in zip(cells[1:], ("overall", "head", "mid", "tail"), strict=True):
-            assert float(cell.replace(",", "")) == pytest.approx(float(measured[f"perplexity_{group}"]), rel=5e-3), (
-                group
-            )
