@@ -1,7 +1,4 @@
-"""Promise: pictures give a contender one colour, name the commits of a panel, and put no bar on a log axis.
-
-The README shows every objective of the tokens.
-"""
+"""Promise: pictures give a contender one colour, name the commits of a panel, and put no bar on a log axis."""
 
 from __future__ import annotations
 
