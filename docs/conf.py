@@ -34,3 +34,6 @@ nitpick_ignore_regex = [("py:.*", r"(?!longtail\.).*"), ("py:class", r"longtail\
 
 html_theme = "furo"
 html_title = f"longtail {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_show_copyright = False
