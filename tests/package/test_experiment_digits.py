@@ -26,7 +26,7 @@ COUNTS = torch.tensor([40, 20, 8, 3])
 @pytest.fixture
 def few_methods(monkeypatch):
     """Three of the grid's methods."""
-    chosen = [methods.CROSS_ENTROPY, methods.LOGIT_ADJUSTMENT, methods.class_balanced_focal(0.99, 1.0)]
+    chosen = [methods.CROSS_ENTROPY, methods.LOGIT_ADJUSTMENT, methods.class_balanced_sigmoid_focal(0.99, 1.0)]
     monkeypatch.setattr(digits, "grid", lambda: chosen)
     return chosen
 
@@ -81,7 +81,7 @@ def test_the_grid_has_every_loss_of_the_papers_once():
     names = [method.name for method in methods.grid()]
     assert len(names) == len(set(names)) == 32
     assert names[0] == "cross-entropy"
-    assert sum("class-balanced focal" in name for name in names) == 12
+    assert sum("class-balanced sigmoid focal" in name for name in names) == 12
 
 
 def test_ldam_has_cosines_and_weights_from_80_percent_of_the_epochs_on():

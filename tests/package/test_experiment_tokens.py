@@ -176,7 +176,7 @@ def test_variants_are_their_formulas(corpus):
     torch.testing.assert_close(adjusted.prior, prior)
     effective = longtail.effective_number_weight(counts, 0.9)
     expected = F.cross_entropy(logits, target, effective)
-    torch.testing.assert_close(by_name["class-balanced, beta 0.9"].loss(hidden, weight, target), expected)
+    torch.testing.assert_close(by_name["class-balanced softmax, beta 0.9"].loss(hidden, weight, target), expected)
     focal = longtail.focal_loss(logits, target, gamma=1.0)
     torch.testing.assert_close(by_name["softmax focal, gamma 1"].loss(hidden, weight, target), focal)
 
@@ -206,10 +206,14 @@ def test_learning_rate_rises_then_falls(corpus):
     learner = tokens.Learner(tokens_model.cross_entropies()[0], corpus, 20, 0)
     rates = []
     for window in tokens.batches(corpus.train, 20, 0):
-        learner.step(window)
         rates.append(learner.optimizer.param_groups[0]["lr"] / tokens.LEARNING_RATE)
+        learner.step(window)
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert rates[-1] == pytest.approx(1 / 18)
+    weight = learner.model.embedding.weight.detach().clone()
+    learner.measure_memory(window)
+    assert torch.equal(learner.model.embedding.weight, weight)
+    assert len(learner.losses) == 20
 
 
 def test_batches_are_windows_of_the_text(corpus):

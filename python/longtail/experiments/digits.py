@@ -108,6 +108,7 @@ def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
         training.start_epoch(epoch)
         for batch in torch.randperm(split.train_labels.numel(), generator=generator).split(BATCH_SIZE):
             training.step(split.train_images[batch], split.train_labels[batch])
+        training.end_epoch()
     metric = LongTailAccuracy(counts, *demo.group_thresholds(counts))
     metric.update(_correct(model, split.test_images, split.test_labels), split.test_labels)
     scores = metric.compute()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..class_balance import class_counts
 from ..functional import linear_cross_entropy
@@ -54,20 +55,23 @@ class Learner:
         self.objective, self.steps = objective, steps
         self.model = LanguageModel(len(corpus.vocabulary), seed)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, eps=EPSILON, fused=True)
+        self.learning_rate = LambdaLR(self.optimizer, self._share_of_learning_rate)
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.peak: int | None = None  # bytes of one step
         self.apart = Apart(0.0, 0.0)
 
     def step(self, tokens: Tensor) -> None:
-        """One step on [B, T + 1] tokens; the learning rate rises over the first steps, then falls to 0 in a line."""
+        """One step on [B, T + 1] tokens."""
         start = time.perf_counter()
-        done, warm_up = len(self.losses), max(1, round(WARM_UP * self.steps))
-        rate = min((done + 1) / warm_up, (self.steps - done) / max(1, self.steps - warm_up))
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
         self._update(tokens)
+        self.learning_rate.step()
         self.seconds.append(time.perf_counter() - start)
+
+    def _share_of_learning_rate(self, step: int) -> float:
+        """Rises over the first steps, then falls in a line: 0 after the last one."""
+        warm_up = max(1, round(WARM_UP * self.steps))
+        return min((step + 1) / warm_up, (self.steps - step) / max(1, self.steps - warm_up))
 
     def _update(self, tokens: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -85,7 +89,7 @@ class Learner:
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
     def measure_memory(self, tokens: Tensor) -> None:
-        """Peak memory of one more step, beyond what model and optimizer hold; leaves losses and times as they are."""
+        """Peak memory of one more step, beyond what model and optimizer hold; after the last step it changes nothing."""
         self.optimizer.zero_grad()
         gc.collect()
         with PeakMemory(torch.device("cpu")) as peak:
