@@ -75,7 +75,11 @@ def cifar_rows() -> list[dict[str, Any]]:
             ("few", 0.5432),
         )
     }
-    facts = {"loss": "class-balanced-sigmoid-focal", "published_in": "Cui et al. 2019, table 2", "imbalance_factor": 100.0}
+    facts = {
+        "loss": "class-balanced-sigmoid-focal",
+        "published_in": "Cui et al. 2019, table 2",
+        "imbalance_factor": 100.0,
+    }
     return [
         numbers
         | facts

@@ -82,8 +82,13 @@ def draw(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], 
             [c + (i - (len(results) - 1) / 2) * step for c in range(len(counts))],
             [statistics.mean(s) for s in seeds],
             whiskers(seeds) if plan.seeds > 1 else None,
-            **{"fmt": "o", "color": colour_of(name), "markersize": 6, "linewidth": 1.5, "label": name},
-            **{"markeredgecolor": "black", "markeredgewidth": 0.5},
+            fmt="o",
+            color=colour_of(name),
+            markersize=6,
+            linewidth=1.5,
+            label=name,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
         )
     for c in range(len(counts) - 1):
         axis.axvline(c + 0.5, color="lightgrey", linewidth=0.8)

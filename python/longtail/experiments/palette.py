@@ -17,8 +17,8 @@ COLOURS = {
     "LDAM-DRW": "#9A9A00",
     "class-balanced softmax focal + complement": "#F0E442",
 }
-"""By family. Okabe and Ito's colours (2008), which colour-blind readers tell apart; a darker shade of one, told apart by
-its lightness, where a method is the sigmoid form of another."""
+"""By family. Okabe and Ito's colours (2008), which colour-blind readers tell apart; a darker shade, told apart by its
+lightness, where a method is the sigmoid form of another."""
 
 
 def colour_of(method: str) -> str:
