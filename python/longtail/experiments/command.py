@@ -70,14 +70,14 @@ def _add_digits(names: Any) -> None:
 def _add_tokens(names: Any) -> None:
     parser = _common(
         *(names, "tokens", "a language model over Python's standard library: quality, speed and memory"),
-        "the models that were finished are kept in experiment_tokens_incomplete.csv.",
+        "the models that were finished are kept in experiment_tokens[_seed<N>]_incomplete.csv.",
         "tokens[_seed<N>]",
     )
     text = "optimizer steps of each model, of 1024 tokens each (default: 500, with --quick 4)"
     parser.add_argument("--steps", type=positive_int, metavar="N", help=text)
     text = "tokens that the models know, one of them for all others (default: 32768, with --quick 1024)"
     parser.add_argument("--vocabulary", type=positive_int, metavar="N", help=text)
-    text = "of the first weights and of the order of the text (default: %(default)s)"
+    text = "random seed of the first weights and of the order of the text (default: %(default)s)"
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
     parser.add_argument("--quick", action="store_true", help=QUICK)
 
@@ -109,7 +109,7 @@ def _add_cifar(names: Any) -> None:
     parser.add_argument("--imbalance-factor", type=imbalance_factor, default=100.0, metavar="R", help=text)
     text = "passes over the training images (default: %(default)s, as in the papers)"
     parser.add_argument("--epochs", type=positive_int, default=200, metavar="N", help=text)
-    text = "of the choice of images, the first weights and the order (default: %(default)s)"
+    text = "random seed of the choice of images, the first weights and the order (default: %(default)s)"
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
     text = "where to train (default: cuda where there is such a device, else cpu)"
     parser.add_argument("--device", choices=["cpu", "cuda"], help=text)

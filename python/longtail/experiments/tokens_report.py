@@ -125,9 +125,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.suptitle(
         f"Language model over {rows[0]['vocabulary']} tokens of the Python standard library, {rows[0]['steps']} steps, "
         "one seed. Perplexity: exp of the mean negative log-likelihood. beta: of the class-balanced weights; gamma: of "
-        "the focal factor; tau: times the log-priors\nLog-priors: logarithms of the tokens' frequencies in the training "
-        "text, which logit adjustment adds to the logits in training; hollow dots add them in the test too, or are a "
-        f"second beta\n{origin(rows[0])}, {rows[0]['threads']} threads",
+        "the focal factor; tau: times the log-priors\nLog-priors: logarithms of the tokens' frequencies in the "
+        "training text, which logit adjustment adds to the logits in training; hollow dots add them in the test too, "
+        f"or are a second beta\n{origin(rows[0])}, {rows[0]['threads']} threads",
         fontsize=9,
     )
     save_figure(figure, path, 110)
