@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 import longtail
 from longtail.__main__ import main
-from longtail.experiments import tokens, tokens_data, tokens_model
+from longtail.experiments import output, tokens, tokens_data, tokens_model
 from longtail.experiments.tokens_data import UNKNOWN, build_vocabulary, load_corpus, tokenize
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_takes_another_path_early_stops_the_run(corpus, monkeypatch
 
 
 def test_every_objective_trains_and_starts_alike(corpus):
-    learners = tokens.train_variants(corpus, 12, 0, lambda _: None)
+    learners = list(tokens.train_variants(corpus, 12, 0, lambda _: None))
     assert len({learner.objective.name for learner in learners}) == len(learners) == 5
     for learner in learners:
         assert learner.losses[-1] < 0.95 * learner.losses[0]
@@ -214,6 +214,18 @@ def test_learning_rate_rises_then_falls(corpus):
     learner.measure_memory(window)
     assert torch.equal(learner.model.embedding.weight, weight)
     assert len(learner.losses) == 20
+
+
+def test_an_interrupt_keeps_the_rows_of_the_models_that_were_finished(corpus):
+    def stop(status):
+        if status.endswith("beta 0.9"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(output.Interrupted) as caught:
+        tokens.run(corpus, 1, 0, stop, sequences=4)
+    names = ["cross-entropy"] * 3 + ["logit adjustment, tau 1"] * 2
+    assert [row["objective"] for row in caught.value.rows] == names
+    assert caught.value.done.startswith("5 rows")
 
 
 def test_batches_are_windows_of_the_text(corpus):
