@@ -60,16 +60,18 @@ def progress(total: int) -> Iterator[Tell]:
     """A progress bar on stderr; what it yields is told how many units of ``total`` are done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
     columns = (
-        BarColumn(),
+        BarColumn(20),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        # A narrow terminal cuts off what is at work, not how far it is.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
     )
     # No refreshing thread of its own: it would run while steps are timed.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, expand=True) as bar:
         task = bar.add_task("starting", total=total)
         yield lambda done, status: bar.update(task, completed=done, description=status, refresh=True)
 
