@@ -157,9 +157,8 @@ def test_a_network_learns_far_beyond_chance():
     assert outcome.balanced > 0.7
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupt_keeps_a_row_of_every_finished_network(few_methods, jobs):
-    plan = digits.Plan((50.0,), seeds=2, epochs=1, jobs=jobs)
+def test_an_interrupt_keeps_a_row_of_every_finished_network(few_methods):
+    plan = digits.Plan((50.0,), seeds=2, epochs=1, jobs=1)
     told = []
 
     def stop(status):
