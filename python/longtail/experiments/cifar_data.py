@@ -2,7 +2,7 @@
 
 The pickles are read without numpy and without running anything that they name: the few constructors that an array
 of bytes needs are replaced by plain records, everything else is refused. (torchvision reads the pickles alone, none but
-the published ones, and each of its versions needs one version of torch.)
+the published ones, and installing it may replace the torch that is there.)
 """
 
 from __future__ import annotations
