@@ -7,10 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from longtail.experiments.output import print_notes, print_table
+from longtail.experiments.output import print_notes, print_table, progress
 
 from . import suite
 from .goals import Outcome, outcomes
@@ -36,15 +33,7 @@ def label(loss: str, contender: str, gradient: str) -> str:
 def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
     """``suite.run`` under a progress bar on stderr."""
     problems = plan.problems()
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    # No refreshing thread: it would run while a contender is timed.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
-        task = progress.add_task("starting", total=len(problems))
+    with progress(len(problems)) as show:
         done, refreshed = 0, 0.0
 
         def tell(share: float, text: str) -> None:
@@ -54,12 +43,12 @@ def rows_with_progress(plan: suite.Plan) -> Iterator[list[Row]]:
                 shape, dtype, layout, _ = problems[done]
                 size = " x ".join(map(str, shape))
                 name = f"{plan.section} {size} {str(dtype).removeprefix('torch.')} {layout}: {text}"
-                progress.update(task, completed=done + share, description=name, refresh=True)
+                show(done + share, name)
                 refreshed = now
 
         for rows in suite.run(plan, tell):
             done += 1
-            progress.update(task, completed=done, description=f"{plan.section}: done", refresh=True)
+            show(done, f"{plan.section}: done")
             yield rows
 
 

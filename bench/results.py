@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from longtail.experiments.output import text_of
 from longtail.experiments.provenance import provenance
 from longtail.files import check_writable, write_table
 
@@ -122,12 +123,6 @@ def rows_of(section: str, problem: Problem, timings: Iterable[Timing]) -> list[R
     return rows
 
 
-def _text(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return "" if value is None else str(value)
-
-
 def csv_file(text: str) -> Path:
     """Where rows are to be written, looked at before they are measured."""
     path = Path(text)
@@ -185,7 +180,7 @@ def write(path: Path, rows: Sequence[Any], key_columns: Sequence[str] = KEY) -> 
 
     merged = {key(row): row for row in read(path)}
     for row in rows:
-        text = {name: _text(value) for name, value in (provenance() | vars(row)).items()}
+        text = {name: text_of(value, 5) for name, value in (provenance() | vars(row)).items()}
         merged[key(text)] = text
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, columns, merged.values())

@@ -96,6 +96,27 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{str(path)!r} cannot be written to")
 
 
+def check_folder(path: Path) -> None:
+    """Raises ValueError where :func:`make_folder` would fail for another reason than a full disk."""
+    nearest = next(above for above in (path, *path.parents) if above == above.parent or os.path.lexists(above))
+    if not os.path.isdir(nearest):
+        raise ValueError(f"{str(nearest)!r} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {str(nearest)!r} cannot be written to")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {str(path)!r} cannot be made: {error.strerror or error}") from error
+
+
 def _places(path: Path) -> tuple[Path, Path]:
     """Where a file is, or what it links to, and where it is written before."""
     place = Path(os.path.realpath(path))

@@ -70,6 +70,25 @@ def test_neither_a_protected_file_nor_a_device_is_replaced(tmp_path: Path, monke
         with pytest.raises(ValueError, match=f"{path.name}' {said}"):
             files.check_writable(path)
     files.check_writable(tmp_path / "other")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=f"the folder '{tmp_path}' cannot be written to"):
+        files.check_folder(tmp_path / "new" / "folder")
+
+
+def test_folders_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("new/folder"), tmp_path / "other", Path()):
+        files.check_folder(folder)
+        files.make_folder(folder)
+        files.make_folder(folder)
+        assert folder.is_dir()
+    Path("file").touch()
+    Path("dangling").symlink_to("nowhere")
+    for name in ("file", "file/folder", "dangling"):
+        with pytest.raises(ValueError, match="' is not a folder"):
+            files.check_folder(Path(name))
+        with pytest.raises(OSError, match=f"the folder '{name}' cannot be made: "):
+            files.make_folder(Path(name))
 
 
 class SmallReport:
@@ -229,7 +248,7 @@ def test_a_demo_without_room_for_its_picture_prints_its_table(
 ) -> None:
     small_demo(monkeypatch, lambda *arguments: files.write_whole(arguments[-1] / "no folder", b""))
     with pytest.raises(SystemExit) as left:
-        __main__.main(["demo", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
+        __main__.main(["demo", "--seeds", "2", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
     assert left.value.code == 2
     printed = capsys.readouterr()
     assert "75.0±35.4" in printed.out
@@ -245,5 +264,5 @@ def test_a_demo_draws_before_it_prints(monkeypatch: pytest.MonkeyPatch, tmp_path
     small_demo(monkeypatch, lambda *arguments: files.write_whole(arguments[-1], b"picture"))
     monkeypatch.setattr(demo_report, "print_report", stop)
     with pytest.raises(SystemExit):
-        __main__.main(["demo", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
+        __main__.main(["demo", "--seeds", "2", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").read_bytes() == b"picture"

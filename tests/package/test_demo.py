@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from longtail.__main__ import main
+from longtail.__main__ import main, make_parser
 from longtail.experiments import demo, demo_report
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LONGTAIL_BACKEND", "LONGTAIL_CPU_ISA")}
@@ -34,7 +35,7 @@ def command(*arguments, cwd, **environment):
 
 
 def test_demo_reports_and_draws(tmp_path):
-    options = ["--epochs", "1", "--seeds", "1", "--loss", "cross-entropy", "--output", "small.png"]
+    options = ["--epochs", "1", "--seeds", "1", "--loss", "cross-entropy", "--output", "new/folder/small.png"]
     done = command("demo", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "100%" in done.stderr
@@ -43,17 +44,18 @@ def test_demo_reports_and_draws(tmp_path):
     assert "imbalance factor 50" in done.stdout
     assert "128, 82, 53, 34, 22, 14, 9, 6, 3, 2" in done.stdout
     assert "class-balanced" not in done.stdout
-    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "folder" / "small.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_demo_takes_several_losses_and_another_factor(tmp_path):
-    names = ["class-balanced-focal-complement", "complement-cross-entropy"]
+    names = ["class-balanced-softmax-focal-complement", "logit-adjustment"]
     options = ["--epochs", "1", "--seeds", "2", "--imbalance-factor", "10"]
     done = command("demo", *options, "--loss", *names, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "imbalance factor 10" in done.stdout
     assert "±" in done.stdout
-    assert "complement cross-entropy" in done.stdout
+    for name in ("class-balanced softmax focal + complement", "logit adjustment", "tau 1"):
+        assert name in done.stdout
     assert (tmp_path / "longtail_demo.png").exists()
 
 
@@ -71,7 +73,9 @@ def test_demo_takes_several_losses_and_another_factor(tmp_path):
         ("--count \x1b[31m", "unrecognized arguments: --count \\x1b[31m"),
         ("--imbalance-factor 1000", "imbalance_factor is 1000, expected at most 12"),
         ("--loss mse", "invalid choice: 'mse' (choose from"),
-        ("--output missing/a.png", "the folder 'missing' does not exist"),
+        ("--output file/a.png", "'file' is not a folder"),
+        ("--output file/new/a.png", "'file' is not a folder"),
+        (f"--output {'a' * 300}/a.png", "a' cannot be made: File name too long"),
         ("--output a.jpg", "'a.jpg' does not end in .png"),
         ("--output folder.png", "'folder.png' is a folder"),
         (f"--output {'a' * 300}.png", "a.png' cannot be written to: File name too long"),
@@ -82,6 +86,7 @@ def test_demo_takes_several_losses_and_another_factor(tmp_path):
 def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
         main(["demo", *options.split()])
     assert stop.value.code == 2
@@ -163,3 +168,60 @@ def test_mean_and_spread():
     assert demo_report.mean_and_spread([0.5]) == "50.0"
     assert demo_report.mean_and_spread([0.25, 0.75]) == "50.0±35.4"
     assert demo_report.mean_and_spread([0.5, float("nan")]) == "-"
+
+
+def test_whiskers_end_at_0_and_100():
+    below, above = demo_report.whiskers([[0.0, 10.0], [90.0, 100.0], [40.0, 60.0]])
+    assert below == pytest.approx([5.0, 50**0.5, 200**0.5])
+    assert above == pytest.approx([50**0.5, 5.0, 200**0.5])
+
+
+def interrupted(plan, after):
+    """A run with an interrupt in so many epochs, of all networks."""
+    told = []
+
+    def advance(status):
+        told.append(status)
+        if len(told) == after:
+            raise KeyboardInterrupt
+
+    return demo.run(plan, demo.load_splits(plan), advance)
+
+
+def test_an_interrupt_keeps_the_seeds_that_every_loss_has_finished(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "TIMED_ROUNDS", 2)
+    plan = demo.Plan(["cross-entropy", "logit-adjustment"], 50.0, 3, 1)
+    whole = demo.run(plan, demo.load_splits(plan), lambda _: None)
+    found = interrupted(plan, after=6)
+    assert [len(result.scores) for result in found] == [2, 2]
+    for result, other in zip(found, whole, strict=True):
+        assert [s.overall for s in result.scores] == [s.overall for s in other.scores[:2]]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(plan, after=2)
+    monkeypatch.setattr(demo_report, "run_with_progress", lambda *_: found)
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--seeds", "3", "--loss", *plan.losses, "--output", str(tmp_path / "a.png")])
+    assert left.value.code == 130
+    printed = capsys.readouterr()
+    assert "; 2 seeds, ± is the standard deviation" in printed.out
+    assert printed.err == "longtail demo: interrupted: the table is of 2 of 3 seeds, no picture drawn\n"
+    assert not list(tmp_path.iterdir())
+
+
+def options_of(parser):
+    """Every option of a parser and of the parsers of its commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options_of(command)
+        elif action.option_strings and action.nargs != 0:
+            yield parser.prog, action
+
+
+def test_help_says_of_every_option_what_it_is_and_its_default():
+    options = list(options_of(make_parser()))
+    assert len(options) > 15
+    for prog, option in options:
+        said = option.help % vars(option)
+        assert len(said.split()) > 3, (prog, option.dest)
+        assert "(default: " in said or (option.required and "(required)" in said), (prog, option.dest)

@@ -90,7 +90,9 @@ def final(run):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", ["cross-entropy", "complement-objective-training", "ldam-drw", "class-balanced-focal"])
+@pytest.mark.parametrize(
+    "name", ["cross-entropy", "complement-objective-training", "ldam-drw", "class-balanced-sigmoid-focal"]
+)
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(name, images, tmp_path):
     plan = cifar.Plan("cifar10", imbalance_factor=3.0, epochs=5)
     (tmp_path / "whole").mkdir()

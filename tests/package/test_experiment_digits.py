@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main
-from longtail.experiments import demo, digits, methods
+from longtail.experiments import demo, digits, methods, output
 
 COUNTS = torch.tensor([40, 20, 8, 3])
 
@@ -26,7 +26,7 @@ COUNTS = torch.tensor([40, 20, 8, 3])
 @pytest.fixture
 def few_methods(monkeypatch):
     """Three of the grid's methods."""
-    chosen = [methods.CROSS_ENTROPY, methods.LOGIT_ADJUSTMENT, methods.class_balanced_focal(0.99, 1.0)]
+    chosen = [methods.CROSS_ENTROPY, methods.LOGIT_ADJUSTMENT, methods.class_balanced_sigmoid_focal(0.99, 1.0)]
     monkeypatch.setattr(digits, "grid", lambda: chosen)
     return chosen
 
@@ -81,7 +81,7 @@ def test_the_grid_has_every_loss_of_the_papers_once():
     names = [method.name for method in methods.grid()]
     assert len(names) == len(set(names)) == 32
     assert names[0] == "cross-entropy"
-    assert sum("class-balanced focal" in name for name in names) == 12
+    assert sum("class-balanced sigmoid focal" in name for name in names) == 12
 
 
 def test_ldam_has_cosines_and_weights_from_80_percent_of_the_epochs_on():
@@ -157,6 +157,24 @@ def test_a_network_learns_far_beyond_chance():
     assert outcome.balanced > 0.7
 
 
+def test_an_interrupt_keeps_a_row_of_every_finished_network(few_methods):
+    plan = digits.Plan((50.0,), seeds=2, epochs=1, jobs=1)
+    told = []
+
+    def stop(status):
+        told.append(status)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(output.Interrupted) as caught:
+        digits.run(plan, stop)
+    assert caught.value.done == "2 of 6 networks"
+    assert [row["method"] for row in caught.value.rows] == [method.name for method in few_methods[:2]]
+    with digits._prepared_process():
+        expected = digits.train(plan.tasks()[1])
+    assert caught.value.rows[1].items() >= expected._asdict().items()
+
+
 def outcome(balanced, few):
     return digits.Outcome(balanced, few, 0.9, 0.95, 1.0)
 
@@ -222,17 +240,19 @@ def test_a_single_seed_is_reported_without_a_test(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "required: {digits,tokens,cifar}"),
+        ("", "required: {digits,tokens,cifar,redraw}"),
         ("digits --seeds 0", "'0' is not a whole number"),
         ("digits --imbalance-factor 1000", "imbalance_factor is 1000, expected at most 12"),
         ("digits --imbalance-factor 1e308", "imbalance_factor is 1e+308, expected at most 12"),
         ("tokens --seed 9223372036854775808", "'9223372036854775808' is not a whole number from 0 to"),
-        ("digits --output missing", "the folder 'missing' does not exist"),
+        ("digits --output file", "'file' is not a folder"),
+        ("tokens --output file/new", "'file' is not a folder"),
         ("mnist", "invalid choice: 'mnist'"),
     ],
 )
 def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
         main(["experiment", *options.split()])
     assert stop.value.code == 2
@@ -243,8 +263,6 @@ def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monke
 
 @pytest.mark.parametrize("name", ["scipy", "sklearn", "rich", "matplotlib"])
 def test_a_missing_package_names_the_extra(name, tmp_path, monkeypatch, capsys):
-    from longtail.experiments import output
-
     found = output.importlib.util.find_spec
     hide = functools.partial(lambda hidden, module, *rest: None if module == hidden else found(module, *rest), name)
     monkeypatch.setattr(output.importlib.util, "find_spec", hide)

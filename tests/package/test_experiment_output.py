@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("rich")
 pytest.importorskip("scipy")
@@ -22,6 +23,7 @@ pytest.importorskip("matplotlib")
 
 from longtail import __main__
 from longtail.experiments import (
+    cifar,
     cifar_report,
     command,
     demo,
@@ -30,6 +32,8 @@ from longtail.experiments import (
     digits_report,
     methods,
     output,
+    palette,
+    tokens_model,
     tokens_report,
 )
 from longtail.training import LongTailScores
@@ -40,47 +44,16 @@ WIDTHS = (60, 80, 100, 120, 200)
 
 
 def committed(name: str) -> list[dict[str, Any]]:
-    """The rows of a CSV, with numbers where they are numbers."""
-    with (RESULTS / name).open(newline="") as file:
-        return [
-            {
-                k: (float(v) if "." in v or "e" in v else int(v)) if NUMBER.fullmatch(v) else v or None
-                for k, v in r.items()
-            }
-            for r in csv.DictReader(file)
-        ]
-
-
-def digits_rows() -> list[dict[str, Any]]:
-    rows = committed("experiment_digits.csv")
-    shares = ("balanced", "few", "medium", "many", "train")
-    for row in rows:
-        row |= {
-            k: float(v) for k, v in row.items() if k.startswith(shares) and isinstance(v, int) and k != "train_images"
-        }
-        row |= {f"{metric}_verdict": row[f"{metric}_verdict"] or "" for metric in digits.TESTED}
-    return rows
+    return output.read_csv(RESULTS / f"experiment_{name}.csv")
 
 
 def cifar_rows() -> list[dict[str, Any]]:
-    numbers = {"test_error": 12.345, "best_test_error": 11.987, "published_error": 13.52}
-    numbers |= {
-        f"accuracy_{group}": share
-        for group, share in (
-            ("many", 0.91234),
-            (
-                "medium",
-                0.81,
-            ),
-            ("few", 0.5432),
-        )
-    }
-    facts = {"loss": "class-balanced-focal", "published_in": "Cui et al. 2019, table 2", "imbalance_factor": 100.0}
-    return [
-        numbers
-        | facts
-        | {"dataset": "cifar10", "train_images": 12406, "epochs": 200, "test_images": 10000, "incomplete_files": None}
-    ]
+    figures = {"test_error": 12.345, "best_test_error": 11.987, "published_error": 13.52}
+    figures |= {"accuracy_many": 0.91234, "accuracy_medium": 0.81, "accuracy_few": 0.5432}
+    facts = {"experiment": "cifar", "loss": "class-balanced-sigmoid-focal", "published_in": "Cui et al. 2019, table 2"}
+    facts |= {"dataset": "cifar10", "imbalance_factor": 100.0, "train_images": 12406, "incomplete_files": None}
+    facts |= {"epochs": 200, "test_images": 10000, "test_error_by_epoch": "70.10 12.35"}
+    return [output.with_provenance(figures | facts)]
 
 
 def cells_of(report: ModuleType, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -100,8 +73,8 @@ def test_reports_show_every_number(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report, rows = {
-        "digits": (digits_report, digits_rows),
-        "tokens": (tokens_report, lambda: committed("experiment_tokens.csv")),
+        "digits": (digits_report, lambda: committed("digits")),
+        "tokens": (tokens_report, lambda: committed("tokens")),
         "cifar": (cifar_report, cifar_rows),
     }[name]
     monkeypatch.setenv("COLUMNS", str(width))
@@ -180,6 +153,61 @@ def test_a_factor_of_one_has_no_rare_classes(
     assert "nan" not in (tmp_path / "experiment_digits.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["digits", "tokens", "cifar"])
+def test_a_csv_is_drawn_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"experiment_{name}.csv"
+    if name == "cifar":
+        output.write_csv(cifar_rows(), path)
+    else:
+        path.write_bytes((RESULTS / path.name).read_bytes())
+    before = path.read_bytes()
+    __main__.main(["experiment", "redraw", str(path)])
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "logit adjustment" in printed or name == "cifar"
+    assert printed.endswith(f"{path.stem}.png\n")
+    output.write_csv(output.read_csv(path), path)
+    assert path.read_bytes() == before, "what is read is what was written"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "experiment_x.csv' is not a file"),
+        ("", "has no rows"),
+        ("experiment,method\ndigits\n", "rows of different lengths"),
+        ("experiment,method\ndigits,a,b\n", "rows of different lengths"),
+        ("method\na\n", "'None' is no experiment, expected one of digits, tokens, cifar"),
+        ("experiment\nmnist\n", "'mnist' is no experiment"),
+        ("experiment,method\ndigits,a\n", "'imbalance_factor'"),
+        ("incomplete,experiment\n3 of 6 networks,digits\n", "it is of a run that was interrupted: 3 of 6 networks"),
+    ],
+)
+def test_no_other_csv_is_drawn(
+    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "experiment_x.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as left:
+        __main__.main(["experiment", "redraw", str(path)])
+    assert left.value.code == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not path.with_suffix(".png").exists()
+
+
+def test_every_method_has_a_colour_of_its_own() -> None:
+    families = {method.family for method in methods.grid()} | {method.family for method in cifar.METHODS.values()}
+    counts = torch.arange(1, 9)
+    objectives = {objective.name for objective in (*tokens_model.cross_entropies(), *tokens_model.variants(counts))}
+    for name in (*families, *demo.LOSSES.values(), *objectives):
+        palette.colour_of(name)
+    assert len(set(palette.COLOURS.values())) == len(palette.COLOURS)
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def run(*_: Any) -> None:
@@ -234,5 +262,12 @@ def test_an_interrupt_of_all_processes(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert said == "longtail experiment digits: interrupted: no result is kept\n"
-    assert not list(tmp_path.iterdir())
+    kept = re.fullmatch(
+        r"longtail experiment digits: interrupted: (\d+) of 960 networks kept in experiment_digits_incomplete.csv\n",
+        said,
+    )
+    assert kept
+    (path,) = tmp_path.iterdir()
+    rows = output.read_csv(path)
+    assert len(rows) == int(kept[1]) >= 1
+    assert {row["incomplete"] for row in rows} == {f"{len(rows)} of 960 networks"}

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 import longtail
 from longtail.__main__ import main
-from longtail.experiments import tokens, tokens_data, tokens_model
+from longtail.experiments import output, tokens, tokens_data, tokens_model
 from longtail.experiments.tokens_data import UNKNOWN, build_vocabulary, load_corpus, tokenize
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_takes_another_path_early_stops_the_run(corpus, monkeypatch
 
 
 def test_every_objective_trains_and_starts_alike(corpus):
-    learners = tokens.train_variants(corpus, 12, 0, lambda _: None)
+    learners = list(tokens.train_variants(corpus, 12, 0, lambda _: None))
     assert len({learner.objective.name for learner in learners}) == len(learners) == 5
     for learner in learners:
         assert learner.losses[-1] < 0.95 * learner.losses[0]
@@ -176,7 +176,7 @@ def test_variants_are_their_formulas(corpus):
     torch.testing.assert_close(adjusted.prior, prior)
     effective = longtail.effective_number_weight(counts, 0.9)
     expected = F.cross_entropy(logits, target, effective)
-    torch.testing.assert_close(by_name["class-balanced, beta 0.9"].loss(hidden, weight, target), expected)
+    torch.testing.assert_close(by_name["class-balanced softmax, beta 0.9"].loss(hidden, weight, target), expected)
     focal = longtail.focal_loss(logits, target, gamma=1.0)
     torch.testing.assert_close(by_name["softmax focal, gamma 1"].loss(hidden, weight, target), focal)
 
@@ -206,10 +206,26 @@ def test_learning_rate_rises_then_falls(corpus):
     learner = tokens.Learner(tokens_model.cross_entropies()[0], corpus, 20, 0)
     rates = []
     for window in tokens.batches(corpus.train, 20, 0):
-        learner.step(window)
         rates.append(learner.optimizer.param_groups[0]["lr"] / tokens.LEARNING_RATE)
+        learner.step(window)
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert rates[-1] == pytest.approx(1 / 18)
+    weight = learner.model.embedding.weight.detach().clone()
+    learner.measure_memory(window)
+    assert torch.equal(learner.model.embedding.weight, weight)
+    assert len(learner.losses) == 20
+
+
+def test_an_interrupt_keeps_the_rows_of_the_models_that_were_finished(corpus):
+    def stop(status):
+        if status.endswith("beta 0.9"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(output.Interrupted) as caught:
+        tokens.run(corpus, 1, 0, stop, sequences=4)
+    names = ["cross-entropy"] * 3 + ["logit adjustment, tau 1"] * 2
+    assert [row["objective"] for row in caught.value.rows] == names
+    assert caught.value.done.startswith("5 rows")
 
 
 def test_batches_are_windows_of_the_text(corpus):

@@ -40,14 +40,14 @@ METHODS = {
     "complement-cross-entropy": methods.COMPLEMENT_CROSS_ENTROPY,
     "class-balanced-softmax": methods.class_balanced_softmax(0.9999),
     "class-balanced-sigmoid": methods.class_balanced_sigmoid(0.9999),
-    "class-balanced-focal": methods.class_balanced_focal(0.9999, 1.0),
+    "class-balanced-sigmoid-focal": methods.class_balanced_sigmoid_focal(0.9999, 1.0),
     "logit-adjustment": methods.LOGIT_ADJUSTMENT,
     "ldam-drw": methods.LDAM_DRW,
 }
 """By name on the command line."""
 
 CUI, CAO = "Cui et al. 2019, table 2", "Cao et al. 2019, table 2"
-_CLASS_BALANCED = ("class-balanced-softmax", "class-balanced-sigmoid", "class-balanced-focal")
+_CLASS_BALANCED = ("class-balanced-softmax", "class-balanced-sigmoid", "class-balanced-sigmoid-focal")
 _BEST = f"{CUI}, best of its class-balanced losses"
 PUBLISHED: dict[tuple[str, float, str], tuple[float, str]] = {
     ("cifar10", 100.0, "cross-entropy"): (29.64, CUI),
@@ -166,6 +166,7 @@ class Run:
             images = normalize(augment(self.train_images[batch.to(self.train_images.device)], self.generator))
             labels = self.train_labels[batch].to(images.device)
             total += self.training.step(images, labels).item() * batch.numel()
+        self.training.end_epoch()
         self.history.train_loss.append(total / order.numel())
         self.history.test_error.append(100 * (1 - self.test().overall))
 
@@ -204,6 +205,7 @@ class Run:
                 entry["momentum_buffer"] = entry["momentum_buffer"].detach().clone()
         self.generator.set_state(state["generator"])
         self.history = History(**{name: [*values] for name, values in state["history"].items()})
+        self.training.go_on_from(len(self.history.test_error))
 
 
 def check(plan: Plan, names: Iterable[str], images: Images, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 from the files of their home page, binary or Python pickles; nothing is downloaded.
 
 The pickles are read without numpy and without running anything that they name: the few constructors that an array
-of bytes needs are replaced by plain records, everything else is refused.
+of bytes needs are replaced by plain records, everything else is refused. (torchvision reads the pickles alone, none but
+the published ones, and installing it may replace the torch that is there.)
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cifar import FEW, MANY
+from .cifar import FEW, MANY, METHODS
 from .output import Row, origin, plotting, print_table, save_figure
+from .palette import colour_of
 
 PUBLISHED_EPOCHS, TEST_IMAGES = 200, 10000
 
@@ -31,7 +32,7 @@ def print_report(rows: Sequence[Row]) -> None:
 def _cells(row: Row) -> list[str]:
     def percent(name: str, factor: float = 1) -> str:
         value = row[name]
-        return f"{factor * value:.2f}" if isinstance(value, float) and value == value else "-"
+        return f"{factor * value:.2f}" if isinstance(value, (int, float)) and value == value else "-"
 
     errors = (percent(name) for name in ("test_error", "best_test_error", "published_error"))
     accuracies = (percent(f"accuracy_{group}", 100) for group in ("many", "medium", "few"))
@@ -55,21 +56,25 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _label(row: Row) -> str:
+    return METHODS[str(row["loss"])].name
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Test error by epoch, the published error as a dashed line of the same colour; a PNG."""
-    pyplot = plotting()
-    figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    for i, row in enumerate(rows):
-        colour = pyplot.get_cmap("tab10")(i % 10)
+    figure, axis = plotting().subplots(figsize=(10, 6), layout="constrained")
+    for row in rows:
+        colour = colour_of(METHODS[str(row["loss"])].family)
         errors = [float(error) for error in str(row["test_error_by_epoch"]).split()]
-        axis.plot(range(1, len(errors) + 1), errors, marker=".", markersize=3, color=colour, label=row["loss"])
+        axis.plot(range(1, len(errors) + 1), errors, marker=".", markersize=3, color=colour, label=_label(row))
         if row["published_error"] is not None:
             axis.axhline(row["published_error"], color=colour, linestyle="--", linewidth=0.8)
     axis.set_xlabel("epoch")
     axis.set_ylabel("test error in % (dashed: published)")
     axis.legend(frameon=False, fontsize=8)
     axis.set_title(
-        f"{rows[0]['dataset']}, imbalance factor {rows[0]['imbalance_factor']:g}, ResNet-32\n{origin(rows[0])}",
+        f"{rows[0]['dataset']}, imbalance factor (largest over smallest class) {rows[0]['imbalance_factor']:g}, "
+        f"ResNet-32, one seed\nbeta: of the class-balanced weights; gamma: of the focal factor\n{origin(rows[0])}",
         fontsize=9,
     )
     save_figure(figure, path, 110)

@@ -1,80 +1,91 @@
-"""``python -m longtail experiment``: the options, and what runs with them."""
+"""``python -m longtail experiment``: the options, and what becomes of a run's rows."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn
 
-import torch
-
-from ..class_balance import class_counts
-from ..files import check_writable, one_line
+from ..files import check_writable, make_folder, one_line
 from .cifar import METHODS
 from .cifar_data import DATASETS
-from .command_line import Parser, existing_folder, imbalance_factor, positive_int, seed, writable_folder
-from .output import Row, missing_packages, number_text, write_csv
+from .command_line import Parser, existing_folder, imbalance_factor, output_folder, positive_int, seed
+from .output import Interrupted, Row, missing_packages, number_text, read_csv, write_csv
+from .runners import RUNNERS, report_of
 
-Finished: TypeAlias = "tuple[list[Row], Any]"
-"""The rows of a run, and the module that reports them."""
+QUICK = "a small run, only to see that everything works: its figures mean nothing"
+IMBALANCE_FACTOR = "imbalance factor: training images of the largest class over those of the smallest, at least 1"
 
 
 def add_command(commands: Any) -> None:
     """Adds ``experiment`` to the commands of a parser."""
-    experiment = commands.add_parser("experiment", help="evidence on real data: trains, compares, writes CSV and PNG")
-    names = experiment.add_subparsers(dest="experiment", required=True, metavar="{digits,tokens,cifar}")
+    text = "evidence on real data: trains, compares, writes CSV and PNG"
+    experiment = commands.add_parser("experiment", help=text, description=text)
+    names = experiment.add_subparsers(
+        dest="experiment", required=True, title="experiments", metavar="{digits,tokens,cifar,redraw}"
+    )
     _add_digits(names)
     _add_tokens(names)
     _add_cifar(names)
+    text = "no training: the tables and the picture of a CSV that an experiment has written"
+    redraw = names.add_parser("redraw", help=text, description=text)
+    redraw.add_argument("csv", type=Path, metavar="FILE.csv", help="the picture is written beside it")
 
 
-def _common(names: Any, name: str, help: str, files: str = "") -> Parser:
+def _common(names: Any, name: str, help: str, interrupted: str, files: str = "") -> Parser:
     files = files or name
-    parser: Parser = names.add_parser(name, help=help, description=help)
+    parser: Parser = names.add_parser(name, help=help, description=help, epilog=f"Ctrl-C: {interrupted}")
     parser.add_argument(
         *("--output", "-o"),
-        type=writable_folder,
+        type=output_folder,
         default=Path(),
         metavar="FOLDER",
-        help=f"where experiment_{files}.csv and .png are written (default: the current folder)",
+        help=f"folder for experiment_{files}.csv and .png, made where it is missing (default: the current folder)",
     )
     return parser
 
 
 def _add_digits(names: Any) -> None:
-    parser = _common(names, "digits", "every method on long-tailed handwritten digits, tested against cross-entropy")
+    parser = _common(
+        *(names, "digits", "every method on long-tailed handwritten digits, tested against cross-entropy"),
+        "the networks that were finished are kept in experiment_digits_incomplete.csv, without any test.",
+    )
     parser.add_argument(
         "--imbalance-factor",
         type=imbalance_factor,
         nargs="+",
         action="extend",
         metavar="R",
-        help="default: 10 20 50 (quick: 50)",
+        help=f"{IMBALANCE_FACTOR}; one or more (default: 10 20 50, with --quick 50)",
     )
-    parser.add_argument("--seeds", type=positive_int, metavar="N", help="default: 10 (quick: 2)")
-    parser.add_argument("--epochs", type=positive_int, metavar="N", help="default: 50 (quick: 2)")
-    parser.add_argument("--jobs", type=positive_int, default=2, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
+    text = "times that each method is trained, on other images and weights each time (default: 10, with --quick 2)"
+    parser.add_argument("--seeds", type=positive_int, metavar="N", help=text)
+    text = "passes of each training over its images (default: 50, with --quick 2)"
+    parser.add_argument("--epochs", type=positive_int, metavar="N", help=text)
+    text = "processes that train at the same time, of one thread each (default: %(default)s)"
+    parser.add_argument("--jobs", type=positive_int, default=2, metavar="N", help=text)
+    parser.add_argument("--quick", action="store_true", help=QUICK)
 
 
 def _add_tokens(names: Any) -> None:
     parser = _common(
-        names,
-        "tokens",
-        "a language model over Python's standard library: quality, speed and memory",
+        *(names, "tokens", "a language model over Python's standard library: quality, speed and memory"),
+        "the models that were finished are kept in experiment_tokens[_seed<N>]_incomplete.csv.",
         "tokens[_seed<N>]",
     )
-    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each model (default: 500, quick: 4)")
-    parser.add_argument("--vocabulary", type=positive_int, metavar="N", help="default: 32768 (quick: 1024)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
+    text = "optimizer steps of each model, of 1024 tokens each (default: 500, with --quick 4)"
+    parser.add_argument("--steps", type=positive_int, metavar="N", help=text)
+    text = "tokens that the models know, one of them for all others (default: 32768, with --quick 1024)"
+    parser.add_argument("--vocabulary", type=positive_int, metavar="N", help=text)
+    text = "random seed of the first weights and of the order of the text (default: %(default)s)"
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
+    parser.add_argument("--quick", action="store_true", help=QUICK)
 
 
 def _add_cifar(names: Any) -> None:
     parser = _common(
         *(names, "cifar", "the papers' setting, ResNet-32 on long-tailed CIFAR; not yet run in full"),
+        "checkpoints (.pt) stay in the output folder; the same command goes on from the last finished epoch.",
         "<dataset>_<factor>[_seed<N>]",
     )
     parser.add_argument(
@@ -82,24 +93,26 @@ def _add_cifar(names: Any) -> None:
         type=existing_folder,
         required=True,
         metavar="FOLDER",
-        help="holds the CIFAR files, binary or pickles",
+        help="folder with the unpacked CIFAR files, binary or pickles; nothing is downloaded (required)",
     )
-    parser.add_argument("--dataset", choices=list(DATASETS), default="cifar10", help="default: %(default)s")
+    text = "which CIFAR: 10 or 100 classes (default: %(default)s)"
+    parser.add_argument("--dataset", choices=list(DATASETS), default="cifar10", help=text)
     parser.add_argument(
         *("--loss", "-l"),
         nargs="+",
         action="extend",
         choices=list(METHODS),
         metavar="NAME",
-        help=f"of: {', '.join(METHODS)} (default: all)",
+        help=f"losses to train with, one or more of {', '.join(METHODS)} (default: all)",
     )
-    parser.add_argument(
-        "--imbalance-factor", type=imbalance_factor, default=100.0, metavar="R", help="default: %(default)g"
-    )
-    parser.add_argument("--epochs", type=positive_int, default=200, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a device")
-    parser.epilog = "A run that was stopped goes on from the checkpoints (.pt) in the output folder."
+    text = f"{IMBALANCE_FACTOR} (default: %(default)g)"
+    parser.add_argument("--imbalance-factor", type=imbalance_factor, default=100.0, metavar="R", help=text)
+    text = "passes over the training images (default: %(default)s, as in the papers)"
+    parser.add_argument("--epochs", type=positive_int, default=200, metavar="N", help=text)
+    text = "random seed of the choice of images, the first weights and the order (default: %(default)s)"
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
+    text = "where to train (default: cuda where there is such a device, else cpu)"
+    parser.add_argument("--device", choices=["cpu", "cuda"], help=text)
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -108,14 +121,17 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     missing = missing_packages("experiments")
     if missing:
         parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
+    if arguments.experiment == "redraw":
+        _redraw(arguments.csv, parser)
+        return
     csv_path = _csv_path(arguments)
     try:
+        make_folder(csv_path.parent)
         for path in (csv_path, csv_path.with_suffix(".png")):
             check_writable(path)
         rows, report = RUNNERS[arguments.experiment](arguments)
-    except KeyboardInterrupt:
-        kept = "its checkpoints are kept, the same command goes on from them"
-        parser.exit(130, f"{prog}: interrupted: {kept if arguments.experiment == 'cifar' else 'no result is kept'}\n")
+    except KeyboardInterrupt as stop:
+        _leave_interrupted(stop, csv_path, arguments.experiment, parser)
     except AssertionError as error:
         parser.exit(1, f"{prog}: nothing written: {error}\n")
     except (OSError, ValueError) as error:
@@ -130,58 +146,37 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             parser.exit(2, f"{prog}: error: {failed}\n")
 
 
-def _run_digits(arguments: argparse.Namespace) -> Finished:
-    from . import digits, digits_report
-    from .output import progress_bar
-
-    plan = digits.Plan(**_chosen(arguments, ("seeds", "epochs", "jobs"), {"seeds": 2, "epochs": 2}))
-    factors = tuple(dict.fromkeys(arguments.imbalance_factor or ((50.0,) if arguments.quick else ())))
-    if factors:
-        plan = plan._replace(imbalance_factors=factors)
-    digits.check(plan)
-    with progress_bar(len(plan.tasks())) as advance:
-        rows = digits.summarize(plan, digits.run(plan, advance))
-    return rows, digits_report
-
-
-def _run_tokens(arguments: argparse.Namespace) -> Finished:
-    from . import tokens, tokens_data, tokens_model, tokens_report
-    from .output import progress_bar
-
-    plan = {"steps": 500, "vocabulary": 32768}
-    plan |= _chosen(arguments, ("steps", "vocabulary"), {"steps": 4, "vocabulary": 1024})
-    steps, folder = plan["steps"], tokens_data.standard_library()
-    corpus = tokens_data.load_corpus(plan["vocabulary"], folder, every=20 if arguments.quick else 1)
-    models = len(tokens_model.cross_entropies()) + len(
-        tokens_model.variants(class_counts(corpus.train, len(corpus.vocabulary)))
-    )
-    with progress_bar(models * steps) as advance:
-        together = tokens.train_together(corpus, steps, arguments.seed, advance)
-        others = tokens.train_variants(corpus, steps, arguments.seed, advance)
-    sequences = 32 if arguments.quick else tokens.HELD_OUT_SEQUENCES
-    return tokens.rows_of(corpus, together, others, arguments.seed, sequences), tokens_report
+def _leave_interrupted(
+    stop: KeyboardInterrupt, csv_path: Path, experiment: str, parser: argparse.ArgumentParser
+) -> NoReturn:
+    """Keeps what was finished under another name, each row with a note that the run was not."""
+    kept = "no result is kept"
+    if experiment == "cifar":
+        kept = "its checkpoints are kept, the same command goes on from them"
+    elif isinstance(stop, Interrupted) and stop.rows:
+        path = csv_path.with_name(f"{csv_path.stem}_incomplete.csv")
+        try:
+            write_csv([{"incomplete": stop.done, **row} for row in stop.rows], path)
+            kept = f"{stop.done} kept in {path}"
+        except OSError as error:
+            kept += f": {error}"
+    parser.exit(130, f"longtail experiment {experiment}: interrupted: {kept}\n")
 
 
-def _run_cifar(arguments: argparse.Namespace) -> Finished:
-    from . import cifar, cifar_data, cifar_report
-    from .output import progress_bar
-
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    plan = cifar.Plan(arguments.dataset, arguments.imbalance_factor, arguments.epochs, arguments.seed, device)
-    images = cifar_data.load_images(arguments.data, plan.dataset)
-    if images.incomplete:
-        print(one_line(f"note: not the published files: {images.incomplete}"), file=sys.stderr)
-    names = list(dict.fromkeys(arguments.loss or METHODS))
-    cifar.check(plan, names, images, arguments.output)
-    with progress_bar(len(names) * plan.epochs) as advance:
-        rows = [cifar.row_of(cifar.train(plan, name, images, arguments.output, advance)) for name in names]
-    return rows, cifar_report
-
-
-def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[str, int]) -> dict[str, Any]:
-    """The options that were given, and under ``--quick`` the small values of the others."""
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return {**quick, **given} if arguments.quick else given
+def _redraw(csv_path: Path, parser: argparse.ArgumentParser) -> None:
+    """Prints and draws the rows of a CSV, whatever this version's own would be."""
+    try:
+        rows = read_csv(csv_path)
+        report = report_of(str(rows[0].get("experiment")))
+        if "incomplete" in rows[0]:
+            raise ValueError(f"it is of a run that was interrupted: {rows[0]['incomplete']}")
+        report.draw(rows, csv_path.with_suffix(".png"))
+        report.print_report(rows)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        parser.exit(2, f"longtail experiment redraw: error: {str(csv_path)!r} is no CSV of a whole run: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"longtail experiment redraw: error: {error}\n")
+    print(one_line(f"wrote {csv_path.with_suffix('.png')}"))
 
 
 def _csv_path(arguments: argparse.Namespace) -> Path:
@@ -204,10 +199,3 @@ def _write(csv_path: Path, rows: list[Row], report: Any) -> str:
         except OSError as error:
             failed.append(str(error))
     return "; ".join(failed)
-
-
-RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {
-    "digits": _run_digits,
-    "tokens": _run_tokens,
-    "cifar": _run_cifar,
-}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ..files import check_writable, one_line
+from ..files import check_folder, check_writable, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,8 +62,10 @@ def png(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    output_folder(str(path.parent))
     try:
-        check_writable(path)
+        if os.path.isdir(path.parent):  # else it is made
+            check_writable(path)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return path
@@ -75,8 +77,10 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
-def writable_folder(text: str) -> Path:
-    path = existing_folder(text)
-    if not os.access(path, os.W_OK):
-        raise argparse.ArgumentTypeError(f"the folder {text!r} cannot be written to")
-    return path
+def output_folder(text: str) -> Path:
+    """A folder that is there, or can be made."""
+    try:
+        check_folder(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)

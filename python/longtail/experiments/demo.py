@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import reference
-from ..class_balance import class_counts, effective_number_weight
+from ..class_balance import class_counts, effective_number_weight, logit_adjustment
 from ..functional import cross_entropy
 from ..training import LongTailAccuracy, LongTailScores, long_tailed_indices
 
@@ -26,15 +26,16 @@ NUM_CLASSES = 10
 TEST_PER_CLASS = 50
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
-BETA, FOCAL_GAMMA, COMPLEMENT_GAMMA = 0.99, 2.0, -1.0
+BETA, FOCAL_GAMMA, COMPLEMENT_GAMMA, TAU = 0.99, 2.0, -1.0, 1.0
 TIMED_ROUNDS = 300
 
 LOSSES = {
     "cross-entropy": "cross-entropy",
+    "logit-adjustment": "logit adjustment",
     "class-balanced-softmax": "class-balanced softmax",
-    "class-balanced-focal": "class-balanced focal",
+    "class-balanced-softmax-focal": "class-balanced softmax focal",
     "complement-cross-entropy": "complement cross-entropy",
-    "class-balanced-focal-complement": "class-balanced focal + complement",
+    "class-balanced-softmax-focal-complement": "class-balanced softmax focal + complement",
 }
 """The losses by name on the command line."""
 
@@ -120,6 +121,8 @@ def group_thresholds(counts: Tensor) -> tuple[int, int]:
 def loss_options(loss: str, counts: Tensor) -> dict[str, Any]:
     """Keyword arguments of ``longtail.cross_entropy`` for one of ``LOSSES``."""
     options: dict[str, Any] = {}
+    if loss == "logit-adjustment":
+        options["class_bias"] = logit_adjustment(counts, TAU)
     if loss.startswith("class-balanced"):
         options |= {"weight": effective_number_weight(counts, BETA), "normalizer": "count"}
     if "focal" in loss:
@@ -171,8 +174,9 @@ def evaluate(model: nn.Module, split: Split) -> LongTailScores:
 
 def plain_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
     """The same loss without longtail's kernels: torch's own where it has the loss, else the reference."""
-    if options.keys() <= {"weight", "normalizer"}:
-        return F.cross_entropy(logits, target, options.get("weight"), reduction="sum") / target.numel()
+    if options.keys() <= {"weight", "normalizer", "class_bias"}:
+        biased = logits + options["class_bias"] if "class_bias" in options else logits
+        return F.cross_entropy(biased, target, options.get("weight"), reduction="sum") / target.numel()
     return reference.cross_entropy(logits, target, **options)
 
 
@@ -201,16 +205,30 @@ def time_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> LossTi
 
 
 def run(plan: Plan, splits: list[Split], advance: Callable[[str], None]) -> list[Result]:
-    """Trains and tests one network per loss and seed; tells ``advance`` after every epoch what it is at."""
-    results = []
-    for loss in plan.losses:
-        scores = []
+    """Trains and tests one network per seed and loss; tells ``advance`` after every epoch what it is at.
+
+    An interrupt (Ctrl-C) ends it early: the results are then of the seeds that all losses have finished.
+
+    Raises:
+        KeyboardInterrupt: interrupted before there was such a seed.
+        AssertionError: a fused loss differs from the plain one.
+    """
+    by_seed: list[dict[str, LongTailScores]] = []
+    times: dict[str, LossTime] = {}
+    try:
         for split in splits:
-            options = loss_options(loss, split.counts())
-            model = make_model(split.seed)
-            for _ in train(model, split, functools.partial(cross_entropy, **options), plan.epochs):
-                advance(f"{LOSSES[loss]}, seed {split.seed}")
-            scores.append(evaluate(model, split))
-        logits = model(split.train_images[:BATCH_SIZE])
-        results.append(Result(loss, scores, time_loss(logits, split.train_labels[:BATCH_SIZE], options)))
-    return results
+            scores = {}
+            for loss in plan.losses:
+                options = loss_options(loss, split.counts())
+                model = make_model(split.seed)
+                for _ in train(model, split, functools.partial(cross_entropy, **options), plan.epochs):
+                    advance(f"seed {split.seed}, {LOSSES[loss]}")
+                scores[loss] = evaluate(model, split)
+                if loss not in times:
+                    logits = model(split.train_images[:BATCH_SIZE])
+                    times[loss] = time_loss(logits, split.train_labels[:BATCH_SIZE], options)
+            by_seed.append(scores)
+    except KeyboardInterrupt:
+        if not by_seed:
+            raise
+    return [Result(loss, [scores[loss] for scores in by_seed], times[loss]) for loss in plan.losses]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from . import demo
-from .output import plotting, print_table, progress_bar, save_figure
+from .output import origin, plotting, print_table, progress_bar, save_figure, with_provenance
+from .palette import colour_of
 
 
 def run_with_progress(plan: demo.Plan, splits: list[demo.Split]) -> list[demo.Result]:
@@ -28,10 +30,10 @@ def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.R
         lines.append((demo.LOSSES[result.loss], *cells, *times))
     title = "Long-tailed digits: test accuracy in %, and time of the loss per step in µs"
     groups = (("loss",), accuracies, ("fused", "plain", "ratio"))
-    print_table(title, groups, lines, _legend(plan, splits[0].counts(), backend))
+    print_table(title, groups, lines, _legend(plan, splits[0].counts(), len(results[0].scores), backend))
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Standard deviation over the seeds; NaN for a single one."""
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
@@ -44,17 +46,16 @@ def mean_and_spread(shares: list[float]) -> str:
     return f"{mean}±{100 * spread(shares):.1f}" if len(shares) > 1 else mean
 
 
-def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
+def _legend(plan: demo.Plan, counts: Tensor, seeds: int, backend: str) -> list[str]:
     many, few = demo.group_thresholds(counts)
     each = ", ".join(str(n) for n in counts.tolist())
-    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, ± is the standard deviation over them"
+    over = "1 seed" if seeds == 1 else f"{seeds} seeds, ± is the standard deviation over them"
     return [
         f"Data: training images of the digits 0 to 9: {each} (imbalance factor {plan.imbalance_factor:g}, in whole "
         f"images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
         f"Groups: many: digits with more than {many} training images; few: with fewer than {few}; medium: the "
         "others (thirds of the classes; - where a group is empty).",
-        f"Training: {plan.epochs} epoch(s); {seeds}. Class-balanced: beta {demo.BETA:g}; focal: gamma "
-        f"{demo.FOCAL_GAMMA:g}; complement: gamma {demo.COMPLEMENT_GAMMA:g}; not tuned.",
+        f"Training: {plan.epochs} epoch(s); {over}. {HYPERPARAMETERS}.",
         f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
         f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; at this size mostly the cost of a call.",
         f"Fused: longtail, {backend}. Plain: F.cross_entropy where torch has the loss, else longtail.reference. "
@@ -62,25 +63,57 @@ def _legend(plan: demo.Plan, counts: Tensor, backend: str) -> list[str]:
     ]
 
 
+HYPERPARAMETERS = (
+    f"Class-balanced: beta {demo.BETA:g}; focal: gamma {demo.FOCAL_GAMMA:g}; complement: gamma "
+    f"{demo.COMPLEMENT_GAMMA:g}; logit adjustment: tau {demo.TAU:g}; not tuned"
+)
+
+
 def draw(plan: demo.Plan, splits: list[demo.Split], results: list[demo.Result], path: Path) -> None:
-    """Bars of the accuracy per class, mean over the seeds, the spread as whiskers; a PNG at ``path``."""
+    """The accuracy per class, mean over the seeds, and the spread within 0 to 100 as whiskers; a PNG at ``path``."""
     counts = splits[0].counts().tolist()
-    figure, axes = plotting().subplots(figsize=(12, 5), layout="constrained")
-    width = 0.85 / len(results)
+    figure, axis = plotting().subplots(figsize=(12, 5.5), layout="constrained")
+    step = 0.7 / len(results)
     for i, result in enumerate(results):
         percent = [[100 * share for share in scores.per_class.tolist()] for scores in result.scores]
         seeds = [list(of_class) for of_class in zip(*percent, strict=True)]
-        left = [c + (i - (len(results) - 1) / 2) * width for c in range(len(counts))]
-        axes.bar(
-            *(left, [statistics.mean(s) for s in seeds], width),
-            yerr=[spread(s) for s in seeds] if plan.seeds > 1 else None,
-            error_kw={"linewidth": 0.8},
-            label=demo.LOSSES[result.loss],
+        name = demo.LOSSES[result.loss]
+        axis.errorbar(
+            [c + (i - (len(results) - 1) / 2) * step for c in range(len(counts))],
+            [statistics.mean(s) for s in seeds],
+            whiskers(seeds) if plan.seeds > 1 else None,
+            fmt="o",
+            color=colour_of(name),
+            markersize=6,
+            linewidth=1.5,
+            label=name,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
         )
-    axes.set_xticks(range(len(counts)), [f"{c}\n{n} images" for c, n in enumerate(counts)])
-    axes.set_xlabel("digit, and its training images")
-    axes.set_ylabel("test accuracy in %")
-    axes.set_ylim(0, 105)
-    axes.set_title(f"Long-tailed digits: mean and standard deviation over {plan.seeds} seed(s)")
+    for c in range(len(counts) - 1):
+        axis.axvline(c + 0.5, color="lightgrey", linewidth=0.8)
+    axis.set_xticks(range(len(counts)), [f"{c}\n{n} images" for c, n in enumerate(counts)])
+    axis.set_xlim(-0.5, len(counts) - 0.5)
+    axis.set_xlabel("digit, and its training images")
+    axis.set_ylabel("test accuracy in %")
+    axis.set_ylim(-2, 102)
+    axis.grid(axis="y", linewidth=0.3)
+    spread_shown = ", whiskers: one standard deviation, within 0 to 100" if plan.seeds > 1 else ""
+    axis.set_title(
+        f"Long-tailed digits (imbalance factor, largest over smallest class: {plan.imbalance_factor:g}), "
+        f"{plan.epochs} epoch(s)\nDots: mean accuracy on the {demo.TEST_PER_CLASS} test images of a digit over "
+        f"{plan.seeds} seed(s){spread_shown}\n{HYPERPARAMETERS}\n{origin(with_provenance({}))}",
+        fontsize=9,
+    )
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path, 120)
+
+
+def whiskers(seeds: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Below and above each mean of percentages: their standard deviation, cut off at 0 and at 100."""
+    below, above = [], []
+    for values in seeds:
+        mean = statistics.mean(values)
+        below.append(min(spread(values), mean))
+        above.append(min(spread(values), 100 - mean))
+    return below, above

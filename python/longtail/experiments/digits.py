@@ -12,7 +12,7 @@ import contextlib
 import math
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from ..functional import cross_entropy
 from ..training import LongTailAccuracy
 from . import demo
 from .methods import CROSS_ENTROPY, Classifier, Method, MethodTraining, grid
-from .output import Advance, Row, with_provenance
+from .output import Advance, Interrupted, Row, with_provenance
 from .statistics import holm, mean_and_std, paired_comparison
 
 BATCH_SIZE = 64
@@ -108,6 +108,7 @@ def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
         training.start_epoch(epoch)
         for batch in torch.randperm(split.train_labels.numel(), generator=generator).split(BATCH_SIZE):
             training.step(split.train_images[batch], split.train_labels[batch])
+        training.end_epoch()
     metric = LongTailAccuracy(counts, *demo.group_thresholds(counts))
     metric.update(_correct(model, split.test_images, split.test_labels), split.test_labels)
     scores = metric.compute()
@@ -154,15 +155,32 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def run(plan: Plan, advance: Advance) -> dict[Task, Outcome]:
-    """Trains everything, in ``plan.jobs`` processes of one thread each; the outcomes do not depend on their number."""
-    outcomes = {}
-    for task, outcome in zip(plan.tasks(), _outcomes(plan), strict=True):
-        outcomes[task] = outcome
-        advance(f"imbalance factor {task.imbalance_factor:g}, seed {task.seed}, {task.method.name}")
+    """Trains everything, in ``plan.jobs`` processes of one thread each; the outcomes do not depend on their number.
+
+    Raises:
+        Interrupted: by Ctrl-C, with a row for each network that was trained and tested by then.
+    """
+    outcomes: dict[Task, Outcome] = {}
+    tasks = plan.tasks()
+    try:
+        with contextlib.closing(_outcomes(plan)) as finished:
+            for task, outcome in zip(tasks, finished, strict=True):
+                outcomes[task] = outcome
+                advance(f"imbalance factor {task.imbalance_factor:g}, seed {task.seed}, {task.method.name}")
+    except KeyboardInterrupt:
+        done = f"{len(outcomes)} of {len(tasks)} networks"
+        raise Interrupted([_row_of(*each) for each in outcomes.items()], done) from None
     return outcomes
 
 
-def _outcomes(plan: Plan) -> Iterator[Outcome]:
+def _row_of(task: Task, outcome: Outcome) -> Row:
+    """One network of a run that was not finished."""
+    row: Row = {"experiment": "digits", "imbalance_factor": task.imbalance_factor, "seed": task.seed}
+    row |= {"method": task.method.name, "epochs": task.epochs, **outcome._asdict()}
+    return with_provenance(row, threads=1)
+
+
+def _outcomes(plan: Plan) -> Generator[Outcome]:
     if plan.jobs == 1:
         with _prepared_process():
             yield from map(train, plan.tasks())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import digits
 from .methods import CROSS_ENTROPY
 from .output import Row, origin, plotting, print_notes, print_table, save_figure
+from .palette import colour_of
 
 HEADINGS = (("method",), ("balanced", "difference", "p", ""), ("few-shot", "difference", "p", ""), ("train",))
 
@@ -34,19 +37,19 @@ def _cells(row: Row) -> list[str]:
             cells += ["", "", ""]
             continue
         p = row[f"{metric}_p_holm"]
-        tested = isinstance(p, float) and p == p
+        tested = isinstance(p, (int, float)) and p == p
+        said = str(row[f"{metric}_verdict"] or "")
         cells += [
             f"{_percent(row, f'{metric}_difference'):+.1f}",
             f"{p:.2g}" if tested else "",
-            {"no difference shown": "-"}.get(str(row[f"{metric}_verdict"]), str(row[f"{metric}_verdict"])),
+            "-" if said == "no difference shown" else said,
         ]
     return [*cells, f"{_percent(row, 'train_mean'):.1f}"]
 
 
 def _percent(row: Row, name: str) -> float:
     value = row[name]
-    assert isinstance(value, float), name
-    return 100 * value
+    return 100 * value if isinstance(value, (int, float)) else math.nan
 
 
 def _findings(rows: Sequence[Row]) -> list[str]:
@@ -89,47 +92,57 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""By imbalance factor."""
+TITLES = {
+    "balanced": "balanced accuracy (mean over the classes)",
+    "few": "few-shot accuracy (the third of the classes with the fewest images)",
+}
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Difference to cross-entropy of every method with its 95 % interval, filled where the test finds one; a PNG."""
-    pyplot = plotting()
     factors = list(dict.fromkeys(row["imbalance_factor"] for row in rows))
     methods = [m for m in dict.fromkeys(str(row["method"]) for row in rows) if m != CROSS_ENTROPY.name]
-    size = (13, 2.2 + 0.26 * len(methods))
-    figure, axes = pyplot.subplots(1, len(digits.TESTED), figsize=size, sharey=True, layout="constrained")
+    size = (13, 2.9 + 0.26 * len(methods))
+    figure, axes = plotting().subplots(1, len(digits.TESTED), figsize=size, sharey=True, layout="constrained")
     for axis, metric in zip(axes, digits.TESTED, strict=True):
-        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.axvline(0, color="black", linewidth=0.8)
+        for i in range(0, len(methods), 2):
+            axis.axhspan(i - 0.5, i + 0.5, color="whitesmoke", zorder=0)
         for i, factor in enumerate(factors):
-            offset = (i - (len(factors) - 1) / 2) * 0.25
-            colour = COLOURS[i % len(COLOURS)]
-            for row in (row for row in rows if row["imbalance_factor"] == factor):
+            own = [row for row in rows if row["imbalance_factor"] == factor]
+            offset, marker = (i - (len(factors) - 1) / 2) * 0.25, MARKERS[i % len(MARKERS)]
+            for row in own:
                 if row["method"] != CROSS_ENTROPY.name:
-                    found = row[f"{metric}_verdict"] in ("better", "worse")
-                    axis.errorbar(
-                        _percent(row, f"{metric}_difference"),
-                        methods.index(str(row["method"])) + offset,
-                        xerr=_percent(row, f"{metric}_half_width"),
-                        fmt="o",
-                        markersize=4,
-                        color=colour,
-                        markerfacecolor=colour if found else "white",
-                        linewidth=0.9,
-                    )
-            control = next(r for r in rows if r["imbalance_factor"] == factor and r["method"] == CROSS_ENTROPY.name)
-            mean = _percent(control, f"{metric}_mean")
+                    _draw_difference(axis, row, metric, methods.index(str(row["method"])) + offset, marker)
+            mean = _percent(next(row for row in own if row["method"] == CROSS_ENTROPY.name), f"{metric}_mean")
             known = "no such class" if mean != mean else f"cross-entropy {mean:.1f} %"
-            label = f"factor {factor:g} ({known})"
-            axis.plot([], [], "o", color=colour, label=label)
-        title = {"balanced": "balanced accuracy", "few": "few-shot accuracy"}[metric]
-        axis.set_xlabel(f"{title}: difference to cross-entropy in percentage points")
+            label = f"imbalance factor {factor:g} ({known})"
+            axis.plot([], [], marker, color="grey", label=label)
+        axis.set_xlabel(f"{TITLES[metric]}:\ndifference to cross-entropy in percentage points")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
     axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
-    axes[0].set_ylim(len(methods) - 0.4, -0.6)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(
-        f"Long-tailed digits, {rows[0]['seeds']} seeds: mean difference and 95 % interval of each comparison; filled: "
-        f"significant at {digits.LEVEL} after Holm's correction\n{origin(rows[0])}",
+        f"Long-tailed digits: mean difference over {rows[0]['seeds']} seeds and its 95 % interval; filled where it is "
+        f"significant ({digits.LEVEL:.0%}, paired t-test, Holm's correction)\nImbalance factor: training images of the "
+        "largest class over those of the smallest. beta: of the class-balanced weights; gamma: of the focal factor. A "
+        f"colour is a method, whatever its beta and gamma\n{origin(rows[0])}",
         fontsize=9,
     )
     save_figure(figure, path, 110)
+
+
+def _draw_difference(axis: Any, row: Row, metric: str, height: float, marker: str) -> None:
+    """A mean and its interval, in the colour of the method."""
+    colour, found = colour_of(str(row["method"])), row[f"{metric}_verdict"] in ("better", "worse")
+    axis.errorbar(
+        *(_percent(row, f"{metric}_difference"), height),
+        xerr=_percent(row, f"{metric}_half_width"),
+        fmt=marker,
+        markersize=4,
+        color=colour,
+        linewidth=0.9,
+        markerfacecolor=colour if found else "white",
+    )

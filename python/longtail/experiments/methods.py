@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..class_balance import effective_number_weight, ldam_margin, logit_adjustment
 from ..functional import cross_entropy
@@ -41,7 +42,7 @@ class Method(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Family and hyperparameters, such as ``class-balanced focal, beta 0.99, gamma 1``."""
+        """Family and hyperparameters, such as ``class-balanced sigmoid focal, beta 0.99, gamma 1``."""
         numbers = {"beta": self.beta, "gamma": self.gamma}
         return ", ".join([self.family, *(f"{k} {v:g}" for k, v in numbers.items() if v is not None)])
 
@@ -70,8 +71,8 @@ def class_balanced_sigmoid(beta: float) -> Method:
     return Method("class-balanced sigmoid", beta=beta, sigmoid=True)
 
 
-def class_balanced_focal(beta: float, gamma: float) -> Method:
-    return Method("class-balanced focal", beta=beta, gamma=gamma, sigmoid=True)
+def class_balanced_sigmoid_focal(beta: float, gamma: float) -> Method:
+    return Method("class-balanced sigmoid focal", beta=beta, gamma=gamma, sigmoid=True)
 
 
 def grid() -> list[Method]:
@@ -83,7 +84,7 @@ def grid() -> list[Method]:
         SIGMOID,
         *map(class_balanced_sigmoid, BETAS),
         *map(sigmoid_focal, GAMMAS),
-        *(class_balanced_focal(beta, gamma) for beta in BETAS for gamma in GAMMAS),
+        *(class_balanced_sigmoid_focal(beta, gamma) for beta in BETAS for gamma in GAMMAS),
     ]
 
 
@@ -153,20 +154,27 @@ class MethodTraining:
             groups[0]["params"] = [*model.parameters()]
         # Copies: an optimizer keeps its groups' dictionaries, learning rate and all.
         self.optimizers = [
-            torch.optim.SGD([{**group} for group in groups], lr=0.1, momentum=MOMENTUM)
+            torch.optim.SGD([{**group} for group in groups], lr=1.0, momentum=MOMENTUM)  # 1 times the schedule
             for _ in range(2 if method.complement_step else 1)
         ]
         self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
         self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
         self.loss = _loss_function(method, counts)
+        self.go_on_from(0)
+
+    def go_on_from(self, epoch: int) -> None:
+        """The next epoch is this one; the optimizers are new or have been loaded."""
+        self.learning_rates = [LambdaLR(optimizer, self.learning_rate, epoch - 1) for optimizer in self.optimizers]
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets the learning rate of every optimizer, and the weights of a schedule."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(epoch)
+        """Sets the weights of a schedule."""
         if self.schedule is not None:
             self.loss = functools.partial(self.loss, weight=self.schedule(epoch))
+
+    def end_epoch(self) -> None:
+        """Sets the learning rate of the next epoch."""
+        for learning_rate in self.learning_rates:
+            learning_rate.step()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Trains on a batch; returns the loss, 0-d and detached."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import functools
 import importlib.util
 import io
@@ -9,11 +11,10 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..files import write_table, write_whole
+from ..files import read_whole, write_table, write_whole
 from .provenance import provenance
 
 if TYPE_CHECKING:
@@ -32,6 +33,21 @@ Value: TypeAlias = "str | int | float | None"
 Row: TypeAlias = "dict[str, Value]"
 Advance: TypeAlias = "Callable[[str], None]"
 """Told after each unit of work what was done."""
+Tell: TypeAlias = "Callable[[float, str], None]"
+"""Told how many units are done by now, and what is at work."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while some of a run was finished.
+
+    Args:
+        rows: of what was finished; perhaps none.
+        done: how much that is, in words.
+    """
+
+    def __init__(self, rows: list[Row], done: str) -> None:
+        super().__init__(done)
+        self.rows, self.done = rows, done
 
 
 def missing_packages(extra: str) -> list[str]:
@@ -39,23 +55,33 @@ def missing_packages(extra: str) -> list[str]:
     return [name for name in EXTRAS[extra] if importlib.util.find_spec(MODULES.get(name, name)) is None]
 
 
-@contextmanager
-def progress_bar(total: int) -> Iterator[Advance]:
-    """A progress bar on stderr, moved on by one unit of ``total`` at every call of what it yields."""
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Tell]:
+    """A progress bar on stderr; what it yields is told how many units of ``total`` are done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
     columns = (
-        BarColumn(),
+        BarColumn(20),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        # A narrow terminal cuts off what is at work, not how far it is.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
     )
     # No refreshing thread of its own: it would run while steps are timed.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
-        task = progress.add_task("starting", total=total)
-        yield lambda status: progress.update(task, advance=1, description=status, refresh=True)
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, expand=True) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda done, status: bar.update(task, completed=done, description=status, refresh=True)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Advance]:
+    """As :func:`progress`, moved on by one unit at every call of what it yields."""
+    done = itertools.count(1)
+    with progress(total) as tell:
+        yield lambda status: tell(next(done), status)
 
 
 def with_provenance(row: Mapping[str, Value], **changes: Value) -> Row:
@@ -63,10 +89,10 @@ def with_provenance(row: Mapping[str, Value], **changes: Value) -> Row:
     return {**row, **provenance(), **changes}
 
 
-def text_of(value: Value) -> str:
-    """As in the CSV: six digits that count; nothing for None and NaN."""
+def text_of(value: Value, digits: int = 6) -> str:
+    """As in the CSV: so many digits that count; nothing for None and NaN."""
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
+        return "" if math.isnan(value) else f"{value:.{digits}g}"
     return "" if value is None else str(value)
 
 
@@ -78,6 +104,30 @@ def number_text(value: float) -> str:
 def write_csv(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
     """Writes the rows; their columns are those of the first."""
     write_table(path, list(rows[0]), ({name: text_of(value) for name, value in row.items()} for row in rows))
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a file of :func:`write_csv`: numbers as numbers, nothing as None.
+
+    Raises:
+        ValueError: it is no such file.
+        OSError: it cannot be read.
+    """
+    rows = list(csv.DictReader(io.StringIO(read_whole(path).decode("utf-8", "replace"))))
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{str(path)!r} has no rows, or rows of different lengths")
+    return [{name: _value_of(name, text) for name, text in row.items()} for row in rows]
+
+
+TEXTS = ("commit", "cpu", "date", "driver", "isa", "longtail", "python", "torch", "triton")
+"""Columns of text, even where it looks like a number."""
+
+
+def _value_of(name: str, text: str) -> Value:
+    for kind in (int, float) if name not in TEXTS else ():
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text or None
 
 
 def make_console() -> Console:
@@ -206,6 +256,6 @@ def save_figure(figure: Any, path: Path, dpi: int) -> None:
 def origin(row: Mapping[str, Value]) -> str:
     """One line under a picture: where the figures come from."""
     return (
-        f"longtail {row['longtail']} ({row['commit']}), torch {row['torch']}, python {row['python']}, {row['cpu']}, "
-        f"{str(row['date'])[:10]}"
+        f"longtail {row['longtail']}, commit {row['commit']}, torch {row['torch']}, python {row['python']}, "
+        f"{row['cpu']}, {str(row['date'])[:10]}"
     )

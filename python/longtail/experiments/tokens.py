@@ -9,6 +9,7 @@ objectives, all with the projection fused, same start and order.
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..class_balance import class_counts
 from ..functional import linear_cross_entropy
-from .output import Advance, Row, with_provenance
+from .output import Advance, Interrupted, Row, with_provenance
 from .peak_memory import PeakMemory
 from .tokens_data import UNKNOWN_ID, Corpus
 from .tokens_model import WIDTH, LanguageModel, Objective, cross_entropies, variants
@@ -54,20 +56,23 @@ class Learner:
         self.objective, self.steps = objective, steps
         self.model = LanguageModel(len(corpus.vocabulary), seed)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, eps=EPSILON, fused=True)
+        self.learning_rate = LambdaLR(self.optimizer, self._share_of_learning_rate)
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.peak: int | None = None  # bytes of one step
         self.apart = Apart(0.0, 0.0)
 
     def step(self, tokens: Tensor) -> None:
-        """One step on [B, T + 1] tokens; the learning rate rises over the first steps, then falls to 0 in a line."""
+        """One step on [B, T + 1] tokens."""
         start = time.perf_counter()
-        done, warm_up = len(self.losses), max(1, round(WARM_UP * self.steps))
-        rate = min((done + 1) / warm_up, (self.steps - done) / max(1, self.steps - warm_up))
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
         self._update(tokens)
+        self.learning_rate.step()
         self.seconds.append(time.perf_counter() - start)
+
+    def _share_of_learning_rate(self, step: int) -> float:
+        """Rises over the first steps, then falls in a line: 0 after the last one."""
+        warm_up = max(1, round(WARM_UP * self.steps))
+        return min((step + 1) / warm_up, (self.steps - step) / max(1, self.steps - warm_up))
 
     def _update(self, tokens: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -85,7 +90,7 @@ class Learner:
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
     def measure_memory(self, tokens: Tensor) -> None:
-        """Peak memory of one more step, beyond what model and optimizer hold; leaves losses and times as they are."""
+        """Peak memory of one more step, beyond model and optimizer; after the last step it changes nothing."""
         self.optimizer.zero_grad()
         gc.collect()
         with PeakMemory(torch.device("cpu")) as peak:
@@ -151,16 +156,14 @@ def _check(learner: Learner, what: str, difference: float, tolerance: float) -> 
         )
 
 
-def train_variants(corpus: Corpus, steps: int, seed: int, advance: Advance) -> list[Learner]:
+def train_variants(corpus: Corpus, steps: int, seed: int, advance: Advance) -> Iterator[Learner]:
     """The other objectives, one after the other."""
-    learners = []
     for objective in variants(class_counts(corpus.train, len(corpus.vocabulary))):
         learner = Learner(objective, corpus, steps, seed)
         for i, tokens in enumerate(batches(corpus.train, steps, seed)):
             learner.step(tokens)
             advance(f"step {i + 1} of {steps}: {objective.name}")
-        learners.append(learner)
-    return learners
+        yield learner
 
 
 class Scores(NamedTuple):
@@ -205,20 +208,35 @@ def evaluate(
     }
 
 
-def rows_of(
-    corpus: Corpus, together: list[Learner], others: list[Learner], seed: int, sequences: int = HELD_OUT_SEQUENCES
-) -> list[Row]:
-    """A row for each model and way of evaluating it: the raw softmax, and with log-priors where there are any."""
+def run(corpus: Corpus, steps: int, seed: int, advance: Advance, sequences: int = HELD_OUT_SEQUENCES) -> list[Row]:
+    """Trains and evaluates every model; a row for each, and way of evaluating it.
+
+    Raises:
+        UnequalLosses: loss or gradients of a fused loss are not those of plain PyTorch.
+        Interrupted: by Ctrl-C, with the rows of the models that were evaluated by then.
+    """
+    rows: list[Row] = []
+    try:
+        together = train_together(corpus, steps, seed, advance)
+        others = train_variants(corpus, steps, seed, advance)  # each is trained when its turn comes
+        for learner in itertools.chain(together, others):
+            rows += rows_of(corpus, learner, together, seed, sequences)
+    except KeyboardInterrupt:
+        raise Interrupted(rows, f"{len(rows)} rows, of the models trained so far,") from None
+    return rows
+
+
+def rows_of(corpus: Corpus, learner: Learner, together: list[Learner], seed: int, sequences: int) -> list[Row]:
+    """A row for each way of evaluating a model: the raw softmax, and with log-priors where there are any."""
     rows = []
-    for learner in together + others:
-        for prior in [None] if learner.objective.prior is None else [None, learner.objective.prior]:
-            row = _settings(corpus, learner, seed)
-            row["evaluated"] = "softmax of the logits" if prior is None else "softmax of logits + log-priors"
-            for name, scores in evaluate(learner.model, corpus, prior, sequences).items():
-                row |= {f"perplexity_{name}": scores.perplexity, f"accuracy_{name}": scores.accuracy}
-                row[f"held_out_{name}"] = scores.tokens
-            row |= _speed(learner, together)
-            rows.append(with_provenance(row))
+    for prior in (None,) if learner.objective.prior is None else (None, learner.objective.prior):
+        row = _settings(corpus, learner, seed)
+        row["evaluated"] = "softmax of the logits" if prior is None else "softmax of logits + log-priors"
+        for name, scores in evaluate(learner.model, corpus, prior, sequences).items():
+            row |= {f"perplexity_{name}": scores.perplexity, f"accuracy_{name}": scores.accuracy}
+            row[f"held_out_{name}"] = scores.tokens
+        row |= _speed(learner, together)
+        rows.append(with_provenance(row))
     return rows
 
 

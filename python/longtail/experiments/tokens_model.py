@@ -82,8 +82,8 @@ def variants(counts: Tensor) -> list[Objective]:
     prior = logit_adjustment(counts, 1.0, "clamp")
     return [
         objective("logit adjustment, tau 1", prior, class_bias=prior),
-        objective("class-balanced, beta 0.9", weight=effective_number_weight(counts, 0.9, "clamp")),
-        objective("class-balanced, beta 0.99", weight=effective_number_weight(counts, 0.99, "clamp")),
+        objective("class-balanced softmax, beta 0.9", weight=effective_number_weight(counts, 0.9, "clamp")),
+        objective("class-balanced softmax, beta 0.99", weight=effective_number_weight(counts, 0.99, "clamp")),
         objective("complement cross-entropy", complement_gamma=-1.0),
         objective("softmax focal, gamma 1", focal_gamma=1.0),
     ]

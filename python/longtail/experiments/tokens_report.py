@@ -8,6 +8,7 @@ from typing import Any
 
 from . import tokens, tokens_model
 from .output import Row, origin, plotting, print_notes, print_table, save_figure
+from .palette import colour_of
 
 DIFFERENCES = ("loss_difference", "gradient_difference", "early_loss_difference", "any_loss_difference")
 GROUPS = ("overall", "head", "mid", "tail")
@@ -98,38 +99,55 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Perplexity and accuracy by frequency group, and speed and memory of plain PyTorch and fused; a PNG."""
-    pyplot = plotting()
-    figure, axes = pyplot.subplots(1, 4, figsize=(17, 5), layout="constrained", width_ratios=(3, 3, 1, 1))
+    figure, axes = plotting().subplots(1, 4, figsize=(17, 5.6), layout="constrained", width_ratios=(5, 5, 2, 2))
     shown = [row for i, row in enumerate(rows) if row["step_ms"] is None or i == 0]
-    width = 0.85 / len(shown)
+    step, drawn = 0.7 / len(shown), set()
     for i, row in enumerate(shown):
-        left = [g + (i - (len(shown) - 1) / 2) * width for g in range(len(GROUPS))]
-        axes[0].bar(left, [_number(row, f"perplexity_{group}") for group in GROUPS], width, label=label(row))
-        axes[1].bar(left, [100 * _number(row, f"accuracy_{group}") for group in GROUPS], width)
+        left = [g + (i - (len(shown) - 1) / 2) * step for g in range(len(GROUPS))]
+        perplexities = [_number(row, f"perplexity_{group}") for group in GROUPS]
+        accuracies = [100 * _number(row, f"accuracy_{group}") for group in GROUPS]
+        colour = colour_of(str(row["objective"]))
+        filled = colour not in drawn  # else of a method that has its dots: other hyperparameters or evaluation
+        drawn.add(colour)
+        look = {"color": colour, "markerfacecolor": colour if filled else "white", "markersize": 7}
+        axes[0].plot(left, perplexities, "o", label=label(row), **look)
+        axes[1].plot(left, accuracies, "o", **look)
     axes[0].set_yscale("log")
-    axes[0].set_ylabel("held-out perplexity (lower is better)")
+    axes[0].set_ylabel("held-out perplexity (log axis; lower is better)")
     axes[1].set_ylabel("held-out accuracy in %")
     for axis in axes[:2]:
-        axis.set_xticks(range(len(GROUPS)), GROUPS)
+        axis.set_xticks(range(len(GROUPS)), _group_names(rows[0]))
+        axis.grid(axis="y", linewidth=0.3)
+        for g in range(len(GROUPS) - 1):
+            axis.axvline(g + 0.5, color="lightgrey", linewidth=0.8)
     _draw_speed(axes[2], axes[3], [row for row in rows if row["step_ms"] is not None])
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(
-        f"Language model over {rows[0]['vocabulary']} tokens of the Python standard library, {rows[0]['steps']} steps\n"
-        f"{origin(rows[0])}, {rows[0]['threads']} threads",
+        f"Language model over {rows[0]['vocabulary']} tokens of the Python standard library, {rows[0]['steps']} steps, "
+        "one seed. Perplexity: exp of the mean negative log-likelihood. beta: of the class-balanced weights; gamma: of "
+        "the focal factor; tau: times the log-priors\nLog-priors: logarithms of the tokens' frequencies in the "
+        "training text, which logit adjustment adds to the logits in training; hollow dots add them in the test too, "
+        f"or are a second beta\n{origin(rows[0])}, {rows[0]['threads']} threads",
         fontsize=9,
     )
     save_figure(figure, path, 110)
 
 
+def _group_names(row: Row) -> list[str]:
+    """The groups and what they are, by rank in the training text."""
+    ranks = ("all tokens", f"rank 1 to {tokens.HEAD_RANK}", f"to {tokens.MID_RANK}", "the rest")
+    return [f"{group}\n({what}:\n{row[f'held_out_{group}']} tested)" for group, what in zip(GROUPS, ranks, strict=True)]
+
+
 def _draw_speed(speed: Any, memory: Any, rows: Sequence[Row]) -> None:
-    names = [str(row["implementation"]).removeprefix("longtail.") for row in rows]
+    names = [str(row["implementation"]) for row in rows]
     columns = (
-        (speed, "tokens_per_second", "tokens per second"),
-        (memory, "peak_extra_MB", "peak memory of a step, MB"),
+        (speed, "tokens_per_second", "cross-entropy three ways:\ntokens per second"),
+        (memory, "peak_extra_MB", "cross-entropy three ways:\npeak memory of a step, MB"),
     )
     for axis, column, title in columns:
         values = [0.0 if row[column] is None else _number(row, column) for row in rows]
-        bars = axis.bar(range(len(rows)), values, color=("grey", "tab:blue", "tab:green"))
+        bars = axis.bar(range(len(rows)), values, color=[colour_of(str(row["objective"])) for row in rows])
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
-        axis.set_xticks(range(len(rows)), names, rotation=20, fontsize=7, ha="right")
+        axis.set_xticks(range(len(rows)), names, rotation=25, fontsize=8, ha="right")
         axis.set_title(title, fontsize=9)
