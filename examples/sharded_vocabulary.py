@@ -9,6 +9,7 @@ Run: torchrun --nproc-per-node 2 examples/sharded_vocabulary.py
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from torch import nn
 
 import longtail
 
-LOSS = {"label_smoothing": 0.1, "z_loss": 1e-4}  # these, and all options of longtail.cross_entropy
+LOSS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-4}  # these, and all options of longtail.cross_entropy
 
 
 class Model(nn.Module):
