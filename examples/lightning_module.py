@@ -37,13 +37,14 @@ class Classifier(LightningModule):
         self.loss = longtail.CrossEntropyLoss(weight=weight)  # the callback finds it by its name, "loss"
 
     def training_step(self, batch: Batch) -> Tensor:
-        loss: Tensor = self.loss(self.model(batch[0]), batch[1])
-        return loss
+        inputs, target = batch
+        return self.loss(self.model(inputs), target)
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        loss, stats = longtail.cross_entropy(self.model(batch[0]), batch[1], return_stats=True)
+        inputs, target = batch
+        loss, stats = longtail.cross_entropy(self.model(inputs), target, return_stats=True)
         self.log("val_loss", loss)
-        return {"correct": stats.correct, "target": batch[1]}  # for LongTailAccuracyCallback
+        return {"correct": stats.correct, "target": target}  # for LongTailAccuracyCallback
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=3e-3)
@@ -52,9 +53,11 @@ class Classifier(LightningModule):
 class PrintScores(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
         weight, scores = pl_module.loss.weight, trainer.callback_metrics
-        groups = (scores.get(f"val_accuracy_{group}", math.nan) for group in ("many", "medium", "few"))
-        accuracies = "".join(f"{100 * score:9.1f}" for score in groups)
-        print(f"{trainer.current_epoch:5}{weight[0]:9.2f} to{weight[-1]:5.2f}{scores['val_loss']:9.3f}{accuracies}")
+        accuracies = (100 * scores.get(f"val_accuracy_{group}", math.nan) for group in ("many", "medium", "few"))
+        columns = [f"{x:9.1f}" for x in accuracies]
+        print(
+            f"{trainer.current_epoch:5}{weight[0]:9.2f} to{weight[-1]:5.2f}{scores['val_loss']:9.3f}", *columns, sep=""
+        )
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def generate(vocabulary: int, sequences: int, length: int = 32) -> Tensor:
 
 
 def next_token_scores(evaluated: EvalPrediction, counts: Tensor) -> dict[str, float]:
-    """The Trainer's ``compute_metrics``: accuracy by how often a token occurs in the training text."""
+    """The Trainer's ``compute_metrics``: accuracy by how often a token occurs, "few" below the median."""
     predicted, labels = torch.as_tensor(evaluated.predictions), torch.as_tensor(evaluated.label_ids)
     median = counts.double().median().item()
     accuracy = LongTailAccuracy(counts, many=4 * median, few=median)
