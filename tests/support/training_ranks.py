@@ -105,6 +105,23 @@ def train_heads(rank: int | None) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def gradient_of_all_rows(rank: int | None) -> Tensor:
+    """Of rows that are shared out unevenly; by DistributedDataParallel and the global count, or in one process."""
+    torch.manual_seed(2)
+    model: nn.Module = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
+    input, target = (x.flatten(0, 1) for x in data())
+    target = target.masked_fill(torch.arange(len(target)) < 11, -100)
+    normalizer: Any = "count"
+    if rank is not None:
+        model = nn.parallel.DistributedDataParallel(model)
+        input, target = ((x[:30], x[30:])[rank] for x in (input, target))
+        count = (target != -100).sum()
+        dist.all_reduce(count)
+        normalizer = count / WORLD_SIZE
+    longtail.cross_entropy(model(input), target, focal_gamma=1.0, normalizer=normalizer).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
 def scored(accuracy: Any, hit: Tensor, target: Tensor) -> dict[str, Any]:
     """Scores over all ranks, by each way to ask for them, and this rank's own, in between."""
     metric = accuracy([200, 50, 30, 10, 3])
@@ -226,5 +243,6 @@ def work(rank: int, folder: str) -> None:
             longtail.class_counts([0], CLASSES, reduce=True, group=alone)
     seen["trained"] = [train(rank, which) for which in range(len(TRAININGS))]
     seen["heads"] = train_heads(rank)
+    seen["of all rows"] = gradient_of_all_rows(rank)
     torch.save(seen, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -137,3 +137,8 @@ def test_a_layer_that_only_the_complement_loss_reaches(seen: list[dict[str, Any]
     for rank in seen:
         for name, got in rank["heads"].items():
             assert_close(got, expected[name], what=name, factor=10)
+
+
+def test_a_global_count_makes_the_mean_of_all_rows(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        assert_close(rank["of all rows"], training_ranks.gradient_of_all_rows(None))
