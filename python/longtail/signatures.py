@@ -63,8 +63,8 @@ def refuse_unknown(function: Callable[..., Any], named: Collection[str]) -> None
     Raises:
         TypeError: one of ``named`` is none of them; with what may have been meant.
     """
-    accepted = function.__signature__.parameters  # type: ignore[attr-defined]
     for name in named:
+        accepted = function.__signature__.parameters  # type: ignore[attr-defined]
         if name not in accepted:
             hint = meant(name, [option for option in accepted if option not in named])
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")

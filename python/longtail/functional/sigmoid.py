@@ -89,7 +89,8 @@ def sigmoid_focal_loss(
             GPU an assertion on the device for integers; floats are not looked at there, nor anything under
             torch.compile.
     """
-    refuse_unknown(sigmoid_focal_loss, unknown)
+    if unknown:
+        refuse_unknown(sigmoid_focal_loss, unknown)
     options = SigmoidOptions(*(weight, pos_weight, sample_weight, class_weight_by_target, ignore_index, alpha, gamma))
     return sigmoid_loss(inputs, targets, options, Request(reduction, normalizer, gradient))
 

@@ -172,7 +172,8 @@ def cross_entropy(
             are also RuntimeErrors, as torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
-    refuse_unknown(cross_entropy, unknown)
+    if unknown:
+        refuse_unknown(cross_entropy, unknown)
     reduction = legacy_reduction(reduction, size_average, reduce)
     options = SoftmaxOptions(
         *(weight, class_bias, class_margin, sample_weight, ignore_index, label_smoothing, focal_gamma),

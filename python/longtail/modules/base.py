@@ -115,7 +115,7 @@ class Loss(nn.Module):
     @property
     def persistent(self) -> bool:
         """Whether class vectors stand in the ``state_dict``; if not, a checkpoint's are not read either."""
-        return bool(self.__dict__["_persistent"])
+        return bool(self.__dict__.get("_persistent", True))
 
     @persistent.setter
     def persistent(self, value: bool) -> None:
