@@ -66,7 +66,8 @@ def check_number(
         if isinstance(value, SYMBOLS):
             return value  # type: ignore[return-value]
         if isinstance(value, bool | Tensor) or not _is_real(value):
-            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
+            way = f": {name}.item()" if isinstance(value, Tensor) and value.numel() == 1 else ""
+            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number{way}")
     try:
         number = as_float(value)
     except (TypeError, ValueError) as error:  # an array of several

@@ -63,9 +63,13 @@ class LongTailAccuracyCallback(Callback):
     ``val_accuracy_few/dataloader_idx_0`` and so on, as Lightning names what steps log. ``validation_step`` and
     ``test_step`` return a mapping with "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
 
+    Without a callback: the metric itself is a ``torchmetrics.Metric``, for ``self.log("val_few", metric)`` with
+    ``score="few"``, and for ``self.log_dict`` in a ``MetricCollection``.
+
     Args:
         samples_per_class, many, few, ignore_index: as in ``LongTailAccuracy``.
-        get_correct: takes (correct, target) out of what the step returned and the batch, where they stand elsewhere.
+        get_correct: takes (correct, target), or what else ``LongTailAccuracy.update`` takes, out of what the step
+            returned and the batch, where they stand elsewhere.
 
     Raises:
         TypeError: in the loop, a step returned no mapping with both.
