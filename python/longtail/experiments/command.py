@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     prog = f"longtail experiment {arguments.experiment}"
     missing = missing_packages("experiments")
     if missing:
-        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
+        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
     csv_path = _csv_path(arguments)
     try:
         for path in (csv_path, csv_path.with_suffix(".png")):
