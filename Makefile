@@ -9,7 +9,7 @@ MATRIX ?= 2.10.0:python3.10 2.11.0:python3.12 2.12.1:python3.10 2.13.0:python3.1
     2.15.0:python3.14
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test test-torch test-matrix test-gpu bench gpu wheel lint format clean
+.PHONY: demo test test-torch test-matrix test-wheel test-gpu bench gpu wheel lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
@@ -38,7 +38,11 @@ test-torch: $(VENV)/.package
 test-matrix: $(VENV)/.base
 	rm -rf build/lib.* build/matrix
 	LONGTAIL_REQUIRE_CPU=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/matrix .
-	$(BIN)/python tests/matrix.py build/matrix $(MATRIX) -- $(TORCH_TESTS)
+	$(MAKE) test-wheel WHEELS=build/matrix
+
+# The same of the wheel in the folder WHEELS.
+test-wheel:
+	$(PYTHON) tests/matrix.py $(WHEELS) $(MATRIX) -- $(TORCH_TESTS)
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA). The largest tests alone:
 # each takes most of the memory.

@@ -119,7 +119,8 @@ def check_integer(
         return
     if not isinstance(value, int):
         # numpy's integers; torch.compile makes tensors of them
-        if isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling():
+        refused = isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling()
+        if refused or getattr(getattr(value, "dtype", None), "kind", "") == "b":  # numpy's bool has one until 2.2
             raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
         value = operator.index(value)
     if isinstance(value, bool):
