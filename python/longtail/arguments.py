@@ -119,8 +119,8 @@ def check_integer(
         return
     if not isinstance(value, int):
         # numpy's integers; torch.compile makes tensors of them
-        refused = isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling()
-        if refused or getattr(getattr(value, "dtype", None), "kind", "") == "b":  # numpy's bool has one until 2.2
+        is_bool = getattr(getattr(value, "dtype", None), "kind", "") == "b"  # numpy's, an index until numpy 2.2
+        if isinstance(value, Tensor) or is_bool or not hasattr(value, "__index__") or torch.compiler.is_compiling():
             raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
         value = operator.index(value)
     if isinstance(value, bool):
