@@ -214,6 +214,18 @@ def test_a_library_is_compiled_anew_when_what_it_depends_on_changes(
     assert not Path("build/dependencies").exists()  # nothing half done is taken for whole
 
 
+def test_workflow_tests_the_versions_of_the_matrix():
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
+    beside = workflow["jobs"]["beside"]["strategy"]["matrix"]
+    recipe = re.search(r"^MATRIX \?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    torch, python = map(set, zip(*re.findall(r"([\d.]+):python([\d.]+)", recipe), strict=True))
+    assert {*beside["torch"], *(one["torch"] for one in beside["include"])} == torch
+    assert {*beside["python"], *(one["python"] for one in beside["include"])} == python
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert set(classifiers) == python
+
+
 def test_commit_hooks_run_what_make_lint_runs():
     recipe = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
     commands = [words.split(" $(shell")[0] for words in re.findall(r"\$\(BIN\)/(.+)", recipe)]
