@@ -262,8 +262,7 @@ class Request(NamedTuple):
         check_choice("gradient", self.gradient, GRADIENTS)
         check_normalizer(self.normalizer, self.reduction, normalizers, dtype)
 
-    @property
-    def of_logits(self) -> Request:
+    def of_logits(self) -> Request:  # a method: of a property the compiler of torch 2.10 does not see the type
         """The same of a loss of logits, where the "auto" of linear losses is "backward"."""
         return self._replace(gradient="backward") if self.gradient == "auto" else self
 

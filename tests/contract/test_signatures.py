@@ -133,3 +133,17 @@ def test_an_alpha_of_each_class_is_said_otherwise(alpha) -> None:
 def test_annotations_name_what_is_there(name: str) -> None:
     function = getattr(longtail.functional, name)
     assert {"target", "targets"} & set(typing.get_type_hints(function))
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "linear_cross_entropy", "CrossEntropyLoss", "LinearCrossEntropyLoss"]
+)
+def test_every_argument_of_torch_is_ours(name: str) -> None:
+    """With its default; but for torch's record of how the linear loss is computed, ours are arguments of their own."""
+    theirs = getattr(torch.nn if name.endswith("Loss") else torch.nn.functional, name, None)
+    if theirs is None:
+        pytest.skip("this torch has none")
+    ours = inspect.signature(getattr(longtail, name)).parameters
+    found = {parameter.name: parameter.default for parameter in inspect.signature(theirs).parameters.values()}
+    found.pop("options", None)
+    assert found == {argument: ours[argument].default for argument in found if argument in ours}

@@ -1,4 +1,4 @@
-"""Lightning callbacks: deferred re-weighting, and accuracy by class frequency. Needs ``longtail[lightning]``.
+"""Lightning callbacks: deferred re-weighting, and accuracy by class frequency. Needs the extra ``lightning``.
 
 A ``longtail.training.ClassBalancedSampler`` needs no callback: Lightning calls its ``set_epoch``. On several devices
 tell the Trainer ``use_distributed_sampler=False``; the sampler deals its epochs out to the ranks itself.
@@ -18,9 +18,7 @@ except ImportError as missing:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError:
-        raise ImportError(
-            f"{missing}; longtail.integrations.lightning needs pip install 'longtail[lightning]'"
-        ) from missing
+        raise ImportError(f"{missing}; longtail.integrations.lightning needs pip install 'lightning>=2.2'") from missing
 
 from ..class_balance.weights import Counts
 from ..training import LongTailAccuracy
