@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, data: TensorDataset, counts: Tensor) -> LongTailS
     accuracy = LongTailAccuracy(counts, many=50, few=10)  # groups by training images: above 50, 50 to 10, below 10
     for images, labels in DataLoader(data, batch_size=256):
         predicted = model(images).argmax(dim=1)  # from the raw logits, whatever the loss added to them
-        accuracy.update(predicted == labels, labels)
+        accuracy.update(predicted, labels)
     return accuracy.compute()
 
 
