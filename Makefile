@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Any torch from 2.10 on will do; this one is what the figures were measured with.
 TORCH ?= torch==2.13.0
+# What `make test-matrix` runs beside: torch and the interpreter, one pair after the other.
+MATRIX ?= 2.10.0:python3.10 2.11.0:python3.12 2.12.1:python3.10 2.13.0:python3.11 2.14.1:python3.11 2.15.0:python3.13 \
+    2.15.0:python3.14
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: demo test test-torch test-gpu bench docs gpu lint format clean
+.PHONY: demo test test-torch test-matrix test-wheel test-gpu bench docs gpu wheel lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
@@ -16,10 +19,12 @@ test: $(VENV)/.test
 
 # What another torch could break, beside that torch in an environment of its own: make test-torch-2.10.0, the oldest.
 # (The interpreter of its Triton, 3.6, fails with numpy 2.4. No torch changes what the emulation computes.)
-TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,compile_func default_device element_targets errors export gradients \
-    images kept_gradient linear_cross_entropy module_options no_rows operators refused_arguments scale_grad semantics \
-    shard_ops sigmoid_bits sigmoid_semantics softmax_definition softmax_operators) \
-    $(patsubst %,tests/parallel/test_%.py,contract dtensor vocab) \
+TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,class_balanced_loss compile_func cross_entropy_torch default_device \
+    element_targets errors export float16 gradients images kept_gradient linear_classes linear_cross_entropy \
+    linear_cross_entropy_memory linear_cross_entropy_module linear_cross_entropy_torch linear_drift linear_plan means \
+    module_options modules no_rows operators properties refused_arguments rows scale_grad semantics shard_ops sigmoid_bits \
+    sigmoid_semantics signatures softmax_definition softmax_operators unwanted_entropy) \
+    $(patsubst %,tests/parallel/test_%.py,contract dtensor dtensor_linear kept_gradient linear vocab) \
     $(patsubst %,tests/triton/test_%.py,contract functions launch wrong_arguments)
 
 test-torch-%:
@@ -28,6 +33,16 @@ test-torch-%:
 test-torch: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet hypothesis "numpy<2.4" pytest pytest-benchmark pytest-xdist
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu" -k "not emulated" $(TORCH_TESTS)
+
+# One wheel beside every torch and Python of MATRIX, each in an environment that is deleted afterwards.
+test-matrix: $(VENV)/.base
+	rm -rf build/lib.* build/matrix
+	LONGTAIL_REQUIRE_CPU=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/matrix .
+	$(MAKE) test-wheel WHEELS=build/matrix
+
+# The same of the wheel in the folder WHEELS.
+test-wheel:
+	$(PYTHON) tests/matrix.py $(WHEELS) $(MATRIX) -- $(TORCH_TESTS)
 
 # On a machine with a GPU, whose torch TORCH names (pip's own choice on Linux is one for CUDA). The largest tests alone:
 # each takes most of the memory.
@@ -46,6 +61,17 @@ docs: $(VENV)/.docs
 gpu: export LONGTAIL_CUDA := 1
 gpu: $(VENV)/.test
 	$(BIN)/python -m bench gpu-session
+
+# What an index takes, in dist/: the sdist, and the wheel with the CPU and the CUDA library (LONGTAIL_CUDA=0: without), whose
+# name says which systems it runs on. torch's own libraries stay out; CUDA's runtime is linked into ours.
+REPAIR := auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so'
+wheel: export LONGTAIL_CUDA ?= 1
+wheel: $(VENV)/.publish
+	rm -rf build/lib.* build/wheel dist
+	$(BIN)/python -m build --no-isolation --sdist
+	LONGTAIL_REQUIRE_CPU=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m $(REPAIR) --wheel-dir dist build/wheel/longtail-*.whl
+	$(BIN)/python -m twine check --strict dist/*
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
@@ -90,4 +116,8 @@ $(VENV)/.docs: $(VENV)/.package
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	touch $@
+
+$(VENV)/.publish: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[publish]"
 	touch $@

@@ -72,12 +72,12 @@ def find_ninja():
 
 def missing_for_cuda():
     """Why the CUDA kernels cannot be built here, or None."""
-    import torch
-
     if os.environ.get("LONGTAIL_CUDA") == "0":
         return "LONGTAIL_CUDA=0"
     if not sys.platform.startswith("linux"):
         return f"they are built on Linux only, not on {sys.platform}"
+    import torch
+
     if torch.version.hip is not None:
         return "the installed torch is for ROCm"
     if find_nvcc() is None:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m longtail info``, ``demo`` and ``experiment``."""
+"""The command line, ``longtail`` or ``python -m longtail``: ``info``, ``demo`` and ``experiment``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add_demo(commands: Any) -> None:
 def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     missing = missing_packages("demo")
     if missing:
-        parser.exit(1, f"longtail demo: needs {', '.join(missing)}: pip install longtail[demo]\n")
+        parser.exit(1, f"longtail demo: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
     losses = list(dict.fromkeys(arguments.loss or demo.LOSSES))
     plan = demo.Plan(losses, arguments.imbalance_factor, arguments.seeds, arguments.epochs)
     try:

@@ -20,6 +20,11 @@ ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
+def is_exporting() -> bool:
+    """Whether torch.export makes a graph; until torch 2.11 the public function says so of every compiled one, too."""
+    return torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True)
+
+
 def is_dtensor(x: object) -> bool:
     """Whether ``x`` is a DTensor, without importing what defines it."""
     kind = type(x)  # torch.compile does not see the attribute on the tensor
@@ -66,7 +71,8 @@ def check_number(
         if isinstance(value, SYMBOLS):
             return value  # type: ignore[return-value]
         if isinstance(value, bool | Tensor) or not _is_real(value):
-            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number")
+            way = f": {name}.item()" if isinstance(value, Tensor) and value.numel() == 1 else ""
+            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number{way}")
     try:
         number = as_float(value)
     except (TypeError, ValueError) as error:  # an array of several
@@ -75,7 +81,7 @@ def check_number(
         raise ArgumentValueError(
             f"{name} is {number}, expected a {'' if infinite else 'finite '}number in [{low}, {high}]"
         )
-    if infinite or torch.compiler.is_exporting():
+    if infinite or is_exporting():
         return number
     largest, smallest = LIMITS[dtype]
     if not -largest <= number <= largest:
@@ -114,7 +120,8 @@ def check_integer(
         return
     if not isinstance(value, int):
         # numpy's integers; torch.compile makes tensors of them
-        if isinstance(value, Tensor) or not hasattr(value, "__index__") or torch.compiler.is_compiling():
+        is_bool = getattr(getattr(value, "dtype", None), "kind", "") == "b"  # numpy's, an index until numpy 2.2
+        if isinstance(value, Tensor) or is_bool or not hasattr(value, "__index__") or torch.compiler.is_compiling():
             raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected {expected}")
         value = operator.index(value)
     if isinstance(value, bool):

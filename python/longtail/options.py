@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .arguments import LIMITS, check_choice, check_integer, check_normalizer, check_number, vector
+from .errors import ArgumentTypeError
 from .signatures import annotation_text
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -163,7 +164,11 @@ class SigmoidOptions(NamedTuple):
             check_integer("ignore_index", self.ignore_index, expected="an int or None")
         gamma, alpha = check_number("gamma", self.gamma, 0.0, dtype=dtype), self.alpha
         if alpha is not None:
-            alpha = check_number("alpha", alpha, high=1.0)
+            try:
+                alpha = check_number("alpha", alpha, high=1.0)
+            except ArgumentTypeError as error:
+                way = "a per-class alpha a [C] is alpha=None, weight=1 - a, pos_weight=a / (1 - a)"
+                raise ArgumentTypeError(f"{error}; {way}") from None
             alpha = None if alpha < 0 else alpha
         return self if alpha is self.alpha and gamma is self.gamma else self._replace(alpha=alpha, gamma=gamma)
 
@@ -257,8 +262,7 @@ class Request(NamedTuple):
         check_choice("gradient", self.gradient, GRADIENTS)
         check_normalizer(self.normalizer, self.reduction, normalizers, dtype)
 
-    @property
-    def of_logits(self) -> Request:
+    def of_logits(self) -> Request:  # a method: of a property the compiler of torch 2.10 does not see the type
         """The same of a loss of logits, where the "auto" of linear losses is "backward"."""
         return self._replace(gradient="backward") if self.gradient == "auto" else self
 

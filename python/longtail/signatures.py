@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_WEIGHTS = "weight=longtail.effective_number_weight(samples_per_class, beta)"
+_ADJUSTMENT = "class_bias=longtail.logit_adjustment(samples_per_class, tau)"
+# By option: what other libraries, papers and configurations call it; and a value, where the name does not say how.
+_ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
+    "focal_gamma": (("gamma", "focusing_parameter"), ""),
+    "gamma": (("focal_gamma", "complement_gamma", "focusing_parameter"), ""),
+    "alpha": (("focal_alpha",), ""),
+    "weight": (("alpha", "class_weight", "class_weights", "cls_weight", "ce_weight"), "weight, a Tensor [C]"),
+    "samples_per_class": (("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class"), ""),
+    "ignore_index": (("ignore_label", "ignored_index", "ignore_id", "pad_token_id", "padding_idx"), ""),
+    "label_smoothing": (("smoothing", "smooth_factor", "eps", "epsilon"), ""),
+    "scale": (("temperature", "logit_scale"), "scale=1 / temperature"),
+    "softcap": (("logit_softcapping", "final_logit_softcapping"), ""),
+    "z_loss": (("lse_square_scale",), ""),
+    "normalizer": (("num_items_in_batch", "avg_factor"), ""),
+    "gradient": (("inplace_backward",), 'gradient="inplace"'),
+    "class_bias": (("tau", "prior", "priors", "log_prior", "bias"), _ADJUSTMENT),
+    "class_margin": (("max_m", "m_list"), "class_margin=longtail.ldam_margin(samples_per_class)"),
+}
+_COUNTS = ("beta", "samples_per_class", *_ELSEWHERE["samples_per_class"][0])
+_NUMBER_OF_CLASSES = ("num_classes", "n_classes", "classes_num")
 
 
 def with_options_of(*sources: Callable[..., Any], without: Iterable[str] = ()) -> Callable[[F], F]:
@@ -34,12 +57,27 @@ def annotation_text(annotation: Any) -> str:
     return str(getattr(annotation, "__forward_arg__", annotation))
 
 
-def refuse_unknown(function: Callable[..., Any], named: Iterable[str]) -> None:
+def refuse_unknown(function: Callable[..., Any], named: Collection[str]) -> None:
     """Raises what Python raises of keyword arguments that a function's signature does not have.
 
     Raises:
-        TypeError: one of ``named`` is none of them.
+        TypeError: one of ``named`` is none of them; with what may have been meant.
     """
     for name in named:
-        if name not in function.__signature__.parameters:  # type: ignore[attr-defined]
-            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
+        accepted = function.__signature__.parameters  # type: ignore[attr-defined]
+        if name not in accepted:
+            hint = meant(name, [option for option in accepted if option not in named])
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+
+
+def meant(name: str, accepted: Collection[str]) -> str:
+    """The end of a message about an unknown option: the ``accepted`` one that may have been meant, or nothing."""
+    if name in _NUMBER_OF_CLASSES:
+        return ". The number of classes is that of the logits"
+    if name in _COUNTS and not set(_COUNTS) & set(accepted) and "weight" in accepted:
+        return f". Did you mean {_WEIGHTS}?"
+    for option, (others, value) in _ELSEWHERE.items():
+        if name in others and option in accepted:
+            return f". Did you mean {value or repr(option)}?"
+    close = difflib.get_close_matches(name, accepted, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -125,6 +125,61 @@ def test_a_number_as_normalizer_is_dynamic(convert: Callable[[int], float]) -> N
     assert counter.frame_count <= 2, "one graph for the first number, one for every other"
 
 
+def test_a_schedule_outside_of_what_is_compiled() -> None:
+    """A float option that takes more values than torch makes graphs of one function."""
+    x, target = features()
+    gammas = [i / 4 for i in range(12)]
+    model, _ = train_step({})
+    loss = longtail.CrossEntropyLoss()
+    counter = CompileCounterWithBackend("eager")
+
+    @torch.compiler.disable
+    def compute_loss(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(logits, target)
+
+    compiled = torch.compile(lambda: compute_loss(model(x), target), backend=counter)
+    for gamma in gammas:
+        loss.focal_gamma = gamma
+        for other, eager in zip(outcome(model, compiled()), outcome(model, loss(model(x), target)), strict=True):
+            assert_close(other, eager.double(), factor=4)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("limit", [2, 4])
+def test_a_schedule_within_what_is_compiled(limit: int) -> None:
+    """Takes a graph for each value, as far as torch is told to make them."""
+    x, target = features()
+    model, _ = train_step({})
+
+    def loss(gamma: float) -> Tensor:
+        return longtail.cross_entropy(model(x), target, focal_gamma=gamma)
+
+    seen = []
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        compiled = torch.compile(loss, fullgraph=True, backend="eager")
+        for gamma in (0.5, 1.0, 1.5, 2.0):
+            try:
+                assert_close(compiled(gamma), loss(gamma).double())
+                seen.append(gamma)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                break
+    assert len(seen) == limit
+
+
+def test_tensors_that_change_make_no_new_graph() -> None:
+    x, target = features()
+    loss, counter = (
+        longtail.CrossEntropyLoss(torch.ones(CLASSES), normalizer=torch.ones(())),
+        CompileCounterWithBackend("eager"),
+    )
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    logits = nn.functional.pad(x, (0, CLASSES - FEATURES))
+    for i in range(12):
+        loss.weight, loss.normalizer = torch.rand(CLASSES), torch.tensor(i + 1.0)
+        assert_close(compiled(logits, target), loss(logits, target).double())
+    assert counter.frame_count == 1
+
+
 def test_autocast_under_compile() -> None:
     x, target = features()
     losses = []

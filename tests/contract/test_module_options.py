@@ -54,13 +54,17 @@ def class_balanced_module(**options: Any) -> nn.Module:
     return longtail.ClassBalancedLoss(options.pop("samples_per_class", SAMPLES), **options)
 
 
+def sigmoid_focal(x: Tensor, t: Tensor, **options: Any) -> Any:
+    return longtail.sigmoid_focal_loss(x, t, **{"reduction": "mean", **options})
+
+
 BINARY = (LOGITS[:, 0], torch.tensor([0.0, 1.0, 1.0, 0.0, 0.3, 1.0]))
 CASES = {
     "CrossEntropyLoss": Case(longtail.CrossEntropyLoss, longtail.cross_entropy),
     "FocalLoss": Case(longtail.FocalLoss, longtail.focal_loss),
     "ComplementEntropyLoss": Case(longtail.ComplementEntropyLoss, longtail.complement_entropy),
     "ComplementCrossEntropyLoss": Case(longtail.ComplementCrossEntropyLoss, longtail.complement_cross_entropy),
-    "SigmoidFocalLoss": Case(longtail.SigmoidFocalLoss, longtail.sigmoid_focal_loss),
+    "SigmoidFocalLoss": Case(longtail.SigmoidFocalLoss, sigmoid_focal),
     "SigmoidCrossEntropyLoss": Case(longtail.SigmoidCrossEntropyLoss, longtail.sigmoid_cross_entropy),
     "BinaryFocalLoss": Case(longtail.BinaryFocalLoss, longtail.binary_focal_loss, *BINARY),
     "LinearCrossEntropyLoss": Case(
@@ -175,8 +179,9 @@ def test_defaults_are_the_functions(which: str) -> None:
     own = inspect.signature(type(module)).parameters
     for name, parameter in inspect.signature(type(module)._function).parameters.items():
         if name in VALUES and name not in ("weight", "loss"):
-            assert getattr(module, name) == parameter.default
-            assert name not in own or own[name].default == parameter.default
+            default = "mean" if name == "reduction" else parameter.default
+            assert getattr(module, name) == default
+            assert name not in own or own[name].default == default
     assert set(dict(module.named_buffers())) == ({"weight"} if "ClassBalanced" in which else set())
 
 
@@ -295,3 +300,50 @@ def test_tensors_as_normalizers_are_checked_at_the_write(which: str) -> None:
     module.normalizer = torch.tensor(2.0)
     assert "normalizer" not in dict(module.named_parameters())
     assert_alike(module, CASES[which], reduction="mean", normalizer=torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("which", CASES)
+def test_class_vectors_that_checkpoints_do_not_hold(which: str) -> None:
+    """Whatever is written later, in every copy, and whichever loss the checkpoint is of."""
+    case = CASES[which]
+    names = [name for name in ("class_bias", "class_margin", "pos_weight") if takes(case, name)]
+    given = {name: VECTOR[: CLASSES if case.input.dim() > 1 else 1].clone() for name in names}
+    module = case.module(**given, persistent=False)
+    vectors = {**given, "weight": torch.ones_like(given[names[0]])}
+    assert module.extra_repr().endswith("persistent=False")
+    for again in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        own = set(again.state_dict())
+        assert not own & {*vectors}
+        assert {*given} <= {*dict(again.named_buffers())}
+        again.load_state_dict({**again.state_dict(), **{name: 2 * vector for name, vector in vectors.items()}})
+        assert all(torch.equal(getattr(again, name), vector) for name, vector in given.items())
+        for name, vector in vectors.items():
+            setattr(again, name, vector + 1)
+        assert set(again.state_dict()) == own
+        again.persistent = True
+        assert set(again.state_dict()) == own | {*vectors}
+        with pytest.raises(RuntimeError, match="Missing key"):
+            again.load_state_dict({name: x for name, x in again.state_dict().items() if name not in vectors})
+        with pytest.raises(TypeError, match="persistent is a str, expected a bool"):
+            again.persistent = "no"
+
+
+@pytest.mark.parametrize("weight", [None, VECTOR])
+def test_a_checkpoint_with_torchs_loss_loads(weight: Tensor | None) -> None:
+    head = nn.Linear(4, CLASSES)
+    saved = nn.ModuleDict({"head": head, "loss": nn.CrossEntropyLoss(weight)}).state_dict()
+    loss = longtail.CrossEntropyLoss(class_bias=VECTOR, persistent=False)
+    model = nn.ModuleDict({"head": nn.Linear(4, CLASSES), "loss": loss})
+    model.load_state_dict(saved)
+    assert_same(model["head"].weight, head.weight)
+    assert_same(loss.class_bias, VECTOR)
+    assert loss.weight is None
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*loss\.other"):
+        model.load_state_dict({**saved, "loss.other": VECTOR})
+
+
+def test_class_balanced_loss_that_changes_stays_out_of_checkpoints() -> None:
+    module = longtail.ClassBalancedLoss(SAMPLES, 0.9, persistent=False)
+    module.loss = "focal"
+    module.beta = 0.5
+    assert (module.persistent, dict(module.state_dict())) == (False, {})

@@ -38,7 +38,12 @@ def test_functions_name_what_they_take(function) -> None:
 def test_modules_name_what_their_functions_take(module) -> None:
     data = ("input", "target", "inputs", "targets")
     of_function = {n: p for n, p in inspect.signature(MODULES[module]).parameters.items() if n not in data}
-    assert dict(inspect.signature(module).parameters) == of_function
+    of_module = dict(inspect.signature(module).parameters)
+    persistent = of_module.pop("persistent")
+    assert (persistent.default, persistent.kind) == (True, persistent.KEYWORD_ONLY)
+    if module is longtail.SigmoidFocalLoss:
+        of_function["reduction"] = of_function["reduction"].replace(default="mean")
+    assert of_module == of_function
     with pytest.raises(TypeError, match=r"takes .* positional arguments"):
         module(*[None] * 9)
 
@@ -66,9 +71,79 @@ def test_class_balanced_names_the_options_of_both_families() -> None:
     for what in (longtail.class_balanced_loss, longtail.ClassBalancedLoss):
         assert {"label_smoothing", "z_loss", "alpha", "pos_weight"} <= set(inspect.signature(what).parameters)
     assert "chunk_size" in inspect.signature(longtail.LinearCrossEntropyLoss).parameters
+    for module in (longtail.ClassBalancedLoss, longtail.LinearCrossEntropyLoss):
+        assert inspect.signature(module).parameters["persistent"].default is True
+
+
+WEIGHTS = r"weight=longtail\.effective_number_weight\(samples_per_class, beta\)"
+ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "meant"),
+    [
+        (longtail.cross_entropy, "gamma", "'focal_gamma'"),
+        (longtail.cross_entropy, "alpha", r"weight, a Tensor \[C\]"),
+        (longtail.cross_entropy, "ignore_idx", "'ignore_index'"),
+        (longtail.cross_entropy, "label_smooth", "'label_smoothing'"),
+        (longtail.cross_entropy, "smoothing", "'label_smoothing'"),
+        (longtail.cross_entropy, "samples_per_class", WEIGHTS),
+        (longtail.cross_entropy, "beta", WEIGHTS),
+        (longtail.cross_entropy, "tau", ADJUSTMENT),
+        (longtail.cross_entropy, "temperature", "scale=1 / temperature"),
+        (longtail.cross_entropy, "weigth", "'weight'"),
+        (longtail.focal_loss, "focal_gamma", "'gamma'"),
+        (longtail.focal_loss, "alpha", r"weight, a Tensor \[C\]"),
+        (longtail.sigmoid_focal_loss, "focal_gamma", "'gamma'"),
+        (longtail.sigmoid_focal_loss, "margin", None),
+        (longtail.binary_focal_loss, "focal_alpha", "'alpha'"),
+        (longtail.linear_cross_entropy, "final_logit_softcapping", "'softcap'"),
+        (longtail.class_balanced_loss, "cls_num_list", "'samples_per_class'"),
+        (longtail.class_balanced_loss, "focal_gamma", "'gamma'"),
+        (longtail.cross_entropy, "flavour", None),
+        (longtail.CrossEntropyLoss, "gamma", "'focal_gamma'"),
+        (longtail.FocalLoss, "ignore_idx", "'ignore_index'"),
+        (longtail.LinearCrossEntropyLoss, "inplace_backward", 'gradient="inplace"'),
+        (longtail.ClassBalancedLoss, "alpha", None),
+    ],
+)
+def test_unknown_options_bring_to_mind_the_right_ones(function, name: str, meant: str | None) -> None:
+    data = {longtail.ClassBalancedLoss: [[1, 2], 0.9], longtail.LinearCrossEntropyLoss: [2, 3]}.get(function, [])
+    if not isinstance(function, type):
+        three = (longtail.linear_cross_entropy, longtail.class_balanced_loss)
+        data = [torch.ones(2, 3)] * (3 if function in three else 2)
+    hint = rf"\. Did you mean {meant}\?" if meant else ""
+    with pytest.raises(TypeError, match=rf"(unexpected keyword argument '{name}'|unknown options: {name}){hint}$"):
+        function(*data, **{name: 1.0})
+
+
+def test_the_number_of_classes_is_that_of_the_logits() -> None:
+    with pytest.raises(TypeError, match=r"'num_classes'\. The number of classes is that of the logits$"):
+        longtail.cross_entropy(torch.ones(2, 3), torch.tensor([0, 1]), num_classes=3)
+
+
+@pytest.mark.parametrize("alpha", [[0.2, 0.8], torch.ones(2)], ids=["list", "tensor"])
+def test_an_alpha_of_each_class_is_said_otherwise(alpha) -> None:
+    for call in (longtail.sigmoid_focal_loss, longtail.binary_focal_loss):
+        with pytest.raises(TypeError, match=r"expected a number; .* weight=1 - a, pos_weight=a / \(1 - a\)"):
+            call(torch.ones(3, 2), torch.ones(3, 2), alpha=alpha)
 
 
 @pytest.mark.parametrize("name", longtail.functional.__all__)
 def test_annotations_name_what_is_there(name: str) -> None:
     function = getattr(longtail.functional, name)
     assert {"target", "targets"} & set(typing.get_type_hints(function))
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "linear_cross_entropy", "CrossEntropyLoss", "LinearCrossEntropyLoss"]
+)
+def test_every_argument_of_torch_is_ours(name: str) -> None:
+    """With its default; but for torch's record of how the linear loss is computed, ours are arguments of their own."""
+    theirs = getattr(torch.nn if name.endswith("Loss") else torch.nn.functional, name, None)
+    if theirs is None:
+        pytest.skip("this torch has none")
+    ours = inspect.signature(getattr(longtail, name)).parameters
+    found = {parameter.name: parameter.default for parameter in inspect.signature(theirs).parameters.values()}
+    found.pop("options", None)
+    assert found == {argument: ours[argument].default for argument in found if argument in ours}

@@ -105,7 +105,7 @@ def test_missing_command_and_bad_environment(subcommand, tmp_path):
     assert ("LONGTAIL_BACKEND is 'abacus'" if subcommand else "required: {info,demo,experiment}") in done.stderr
 
 
-def test_missing_extras_name_the_install_command(tmp_path):
+def test_a_missing_package_names_the_install_command(tmp_path):
     """A module that hides rich stands in for an environment without it."""
     script = (
         "import sys, importlib.util as u; found = u.find_spec; "
@@ -114,7 +114,7 @@ def test_missing_extras_name_the_install_command(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "longtail demo: needs rich: pip install longtail[demo]\n"
+    assert done.stderr == "longtail demo: needs rich: pip install rich\n"
 
 
 def test_info_names_versions_devices_and_every_backend(tmp_path):

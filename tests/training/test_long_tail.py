@@ -1,4 +1,4 @@
-"""Long-tailed subsets equal the published construction; accuracy by class frequency equals a plain count."""
+"""Long-tailed subsets equal the published construction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtail.training import LongTailAccuracy, long_tailed_counts, long_tailed_indices
+from longtail.training import long_tailed_counts, long_tailed_indices
 
 PROFILES = ["exponential", "step"]
 
@@ -141,70 +141,3 @@ def test_wrong_targets(targets, exception, message):
 def test_indices_of_any_factor(profile):
     with pytest.raises(ValueError, match=r"imbalance_factor is 1e\+308, expected at most 2, the size of the largest"):
         long_tailed_indices([0, 0, 1], 1e308, profile)
-
-
-SAMPLES = [500, 101, 100, 20, 19, 1]
-
-
-def test_accuracy_against_a_plain_count():
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 6, (900,), generator=generator)
-    correct = torch.rand(900, generator=generator) < 0.4 + 0.1 * target
-    metric = LongTailAccuracy(SAMPLES)
-    for part in torch.arange(900).split(128):
-        metric.update(correct[part], target[part])
-    scores = metric.compute()
-    share = [correct[target == c].double().mean().item() for c in range(6)]
-    assert scores.overall == pytest.approx(correct.double().mean().item())
-    assert scores.per_class.tolist() == pytest.approx(share)
-    assert scores.balanced == pytest.approx(sum(share) / 6)
-    assert scores.many == pytest.approx((share[0] + share[1]) / 2)
-    assert scores.medium == pytest.approx((share[2] + share[3]) / 2)
-    assert scores.few == pytest.approx((share[4] + share[5]) / 2)
-
-
-def test_accuracy_of_empty_groups_and_unseen_classes_is_nan():
-    metric = LongTailAccuracy([50, 50, 50])
-    assert all(math.isnan(metric.compute()[i]) for i in (0, 1, 3, 4, 5))
-    metric.update(torch.tensor([True, False, True]), torch.tensor([0, 0, 2]))
-    scores = metric.compute()
-    assert scores.balanced == scores.medium == 0.75
-    assert math.isnan(scores.many)
-    assert math.isnan(scores.few)
-    assert math.isnan(scores.per_class[1])
-
-
-def test_accuracy_ignores_rows_and_resets():
-    metric = LongTailAccuracy([5, 5])
-    metric.update(torch.tensor([[True, False], [False, True]]), torch.tensor([[0, -100], [1, 1]]))
-    assert metric.compute().overall == pytest.approx(2 / 3)
-    metric.reset()
-    assert math.isnan(metric.compute().overall)
-    strict = LongTailAccuracy([5, 5], ignore_index=None)
-    with pytest.raises(IndexError, match=r"targets\[0\] = -100 is out of range"):
-        strict.update(torch.tensor([False]), torch.tensor([-100]))
-
-
-def test_thresholds():
-    metric = LongTailAccuracy([9, 5, 1], many=5, few=5)
-    metric.update(torch.tensor([True, False, True]), torch.tensor([0, 1, 2]))
-    assert metric.compute()[3:] == (1.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="few is 6, expected at most many = 5"):
-        LongTailAccuracy([9, 5, 1], many=5, few=6)
-
-
-def test_accuracy_of_wrong_arguments():
-    with pytest.raises(ValueError, match=r"samples_per_class\[0\] is -1"):
-        LongTailAccuracy([-1])
-    for value, message in ((10**400, "an int of 1329 bits"), ("a", "a str")):
-        with pytest.raises((TypeError, ValueError), match=f"ignore_index is {message}, expected an int or None"):
-            LongTailAccuracy([5, 5], ignore_index=value)
-    metric = LongTailAccuracy([5, 5])
-    with pytest.raises(TypeError, match="correct is a list, expected a Tensor"):
-        metric.update([True, False], torch.tensor([0, 1]))
-    with pytest.raises(TypeError, match=r"correct has dtype torch\.float32, expected torch\.bool"):
-        metric.update(torch.ones(2), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"correct has shape \[2\], expected \[1\]"):
-        metric.update(torch.tensor([True, True]), torch.tensor([0]))
-    with pytest.raises(IndexError, match=r"targets\[0\] = 2 is out of range, expected 0 to 1"):
-        metric.update(torch.tensor([True]), torch.tensor([2]))

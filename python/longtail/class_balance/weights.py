@@ -119,6 +119,8 @@ def logit_adjustment(
 ) -> Tensor:
     """The ``class_bias`` of balanced softmax and logit adjustment, ``tau * log(n_c / sum_k n_k)``; [C].
 
+    It belongs in the training loss alone: predict from the raw logits, without it, and validate by the plain loss.
+
     Args:
         samples_per_class: counts [C].
         tau: 1 is balanced softmax (Ren et al. 2020), any other number logit adjustment (Menon et al. 2021).
@@ -144,6 +146,8 @@ def ldam_margin(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The ``class_margin`` of LDAM, ``max_margin (n_c / min_k n_k)^(-1/4)`` (Cao et al. 2019, eq. 13); [C].
+
+    It belongs in the training loss alone, as the bias of :func:`logit_adjustment` does.
 
     Args:
         samples_per_class: counts [C].

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..class_balance import class_counts
 from ..functional import cross_entropy
-from ..training import LongTailAccuracy, long_tailed_indices
+from ..training import long_tailed_indices
+from ..training.scores import scores_of_samples
 from . import methods
 from .cifar_checkpoint import check_state, checkpoint_path, load, save
 from .cifar_data import DATASETS, Images
@@ -174,12 +175,12 @@ class Run:
     def test(self) -> Any:
         """``LongTailScores`` on the test images."""
         self.model.eval()
-        metric = LongTailAccuracy(self.counts, MANY, FEW)
+        correct = []
         for images, labels in zip(self.test_images.split(500), self.test_labels.split(500), strict=True):
             labels = labels.to(images.device)
             _, stats = cross_entropy(self.model(normalize(images)), labels, return_stats=True)
-            metric.update(stats.correct, labels)
-        return metric.compute()
+            correct.append(stats.correct.to(self.test_labels.device))
+        return scores_of_samples(torch.cat(correct), self.test_labels, self.counts, MANY, FEW)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on."""

@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     prog = f"longtail experiment {arguments.experiment}"
     missing = missing_packages("experiments")
     if missing:
-        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install longtail[experiments]\n")
+        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
     if arguments.experiment == "redraw":
         _redraw(arguments.csv, parser)
         return

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .. import reference
 from ..class_balance import class_counts, effective_number_weight, logit_adjustment
 from ..functional import cross_entropy
-from ..training import LongTailAccuracy, LongTailScores, long_tailed_indices
+from ..training import LongTailScores, long_tailed_indices
+from ..training.scores import scores_of_samples
 
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50
@@ -165,11 +166,11 @@ def train(model: nn.Module, split: Split, loss_function: Callable[..., Tensor], 
 def evaluate(model: nn.Module, split: Split) -> LongTailScores:
     """Accuracy on the test images; what is correct comes with the loss, for free."""
     many, few = group_thresholds(split.counts())
-    metric = LongTailAccuracy(split.counts(), many, few)
+    correct = []
     for images, labels in zip(split.test_images.split(250), split.test_labels.split(250), strict=True):
         _, stats = cross_entropy(model(images), labels, return_stats=True)
-        metric.update(stats.correct, labels)
-    return metric.compute()
+        correct.append(stats.correct)
+    return scores_of_samples(torch.cat(correct), split.test_labels, split.counts(), many, few)
 
 
 def plain_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:

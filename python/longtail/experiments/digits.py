@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import cross_entropy
-from ..training import LongTailAccuracy
+from ..training.scores import scores_of_samples
 from . import demo
 from .methods import CROSS_ENTROPY, Classifier, Method, MethodTraining, grid
 from .output import Advance, Interrupted, Row, with_provenance
@@ -109,9 +109,8 @@ def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
         for batch in torch.randperm(split.train_labels.numel(), generator=generator).split(BATCH_SIZE):
             training.step(split.train_images[batch], split.train_labels[batch])
         training.end_epoch()
-    metric = LongTailAccuracy(counts, *demo.group_thresholds(counts))
-    metric.update(_correct(model, split.test_images, split.test_labels), split.test_labels)
-    scores = metric.compute()
+    correct = _correct(model, split.test_images, split.test_labels)
+    scores = scores_of_samples(correct, split.test_labels, counts, *demo.group_thresholds(counts))
     correct = _correct(model, split.train_images, split.train_labels)
     return Outcome(scores.balanced, scores.few, scores.medium, scores.many, correct.float().mean().item())
 

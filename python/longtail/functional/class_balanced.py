@@ -14,7 +14,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..options import REDUCTIONS, SigmoidOptions, sigmoid_request
 from ..parallel.agreement import refuse_on_mesh
 from ..sigmoid.loss import sigmoid_loss
-from ..signatures import with_options_of
+from ..signatures import refuse_unknown, with_options_of
 from .softmax import cross_entropy
 
 CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
@@ -77,6 +77,7 @@ def class_balanced_loss(
         TypeError, ValueError, IndexError: as ``effective_number_weight`` and :func:`longtail.cross_entropy`; or
             ``loss`` is none of the four.
     """
+    refuse_unknown(class_balanced_loss, options)
     weights = partial(effective_number_weight, samples_per_class, beta, empty, volume=volume)  # type: ignore[arg-type]
     weight = _checked_on_every_rank(input, weights)
     return balanced(

@@ -37,7 +37,8 @@ def linear_cross_entropy(
     r"""``cross_entropy(input @ linear_weight.T + linear_bias, target, ...)`` without ever holding the logits.
 
     With torch's own arguments this is :func:`torch.nn.functional.linear_cross_entropy`, value, gradients, shapes and
-    errors; the loss is float32 for half inputs. Exact: no gradient is filtered. Rows go in chunks: their logits are
+    errors; the loss is float32 for half inputs. In place of its ``options`` stand ``chunk_size``, ``accumulate_dtype``
+    and ``gradient``. Exact: no gradient is filtered. Rows go in chunks: their logits are
     made by the vendor's GEMM, turned into their gradient in place, and spent in the two GEMMs of the gradients.
     Extra memory: one chunk of logits, and with half inputs the accumulator of the weight's gradient. Without gradients
     to make, one GEMM and one chunk. On a CPU chunks of classes may cost less (``linear/cost.py``): the weight's

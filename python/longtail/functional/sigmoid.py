@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         pos_weight: Tensor | None
 
 
+@with_options_of()
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
@@ -46,6 +47,7 @@ def sigmoid_focal_loss(
     ignore_index: int | None = None,
     normalizer: str | float | Tensor | None = None,
     gradient: str = "backward",
+    **unknown: Any,
 ) -> Tensor:
     r"""Sigmoid focal loss (Lin et al. 2017, eq. 5); torchvision's function of that name, and more.
 
@@ -66,7 +68,8 @@ def sigmoid_focal_loss(
             leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
         gamma: >= 0; 0 is binary cross-entropy.
         reduction: "none" (a loss for each element, in the inputs' shape), "rows" (summed over the classes), "sum" or
-            "mean".
+            "mean". The default is torchvision's: of a loss for each element torch refuses ``backward()`` ("grad can be
+            implicitly created only for scalar outputs"); train with "mean" or "sum", or reduce it yourself.
         weight: [C], of each column. Constants, as every vector below.
         class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
             class-balanced paper has it; class indices only.
@@ -76,6 +79,7 @@ def sigmoid_focal_loss(
             whatever their logits hold. None: -100 for class indices, nothing otherwise.
         normalizer: what "mean" divides by: "elements" (or None; those that count, as torch: NaN when none does), "rows"
             (counted rows, at least 1), "positives" (the sum of the targets, at least 1), a number, or a 0-d tensor.
+            What is counted is this process's own; for that of all ranks see :func:`longtail.cross_entropy`.
         gradient: "backward", "forward" or "inplace", as in :func:`longtail.cross_entropy`.
 
     Raises:
@@ -85,6 +89,8 @@ def sigmoid_focal_loss(
             GPU an assertion on the device for integers; floats are not looked at there, nor anything under
             torch.compile.
     """
+    if unknown:
+        refuse_unknown(sigmoid_focal_loss, unknown)
     options = SigmoidOptions(*(weight, pos_weight, sample_weight, class_weight_by_target, ignore_index, alpha, gamma))
     return sigmoid_loss(inputs, targets, options, Request(reduction, normalizer, gradient))
 

@@ -78,7 +78,8 @@ def cross_entropy(
 ) -> Tensor: ...
 @overload
 def cross_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
-def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes anything
+@with_options_of()  # type: ignore[misc]  # the overload of statistics takes anything
+def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -99,6 +100,7 @@ def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes any
     normalizer: str | float | Tensor | None = None,
     gradient: str = "backward",
     return_stats: bool = False,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, RowStats]:
     r"""Cross-entropy and every member of the softmax family, in one pass over the logits.
 
@@ -130,7 +132,10 @@ def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes any
         z_loss: coefficient of the squared log-sum-exp (added after weights and focal factor).
         sample_weight: v, of the target's shape; does not enter the mean's denominator.
         normalizer: the mean's denominator: None (torch's), "count" (counted rows, at least 1), a number, or a 0-d
-            tensor, such as the Trainer's ``num_items_in_batch``. A number is at least 0.
+            tensor, such as the Trainer's ``num_items_in_batch``. A number is at least 0. None and "count" are of this
+            process alone: DistributedDataParallel then takes the mean of the ranks' means, in which a row counts more
+            the fewer its rank has. For the mean of all rows: ``count = (target != ignore_index).sum()``,
+            ``torch.distributed.all_reduce(count)``, ``normalizer=count / world_size``.
         gradient: "backward" (3 passes over the logits); "forward" (2 passes: the gradient is made with the loss and
             kept); "inplace" (2 passes, no extra memory: the gradient overwrites ``input``, or the copy that a strided
             layout needs. What saved the logits before raises in its backward; what reads them after reads the
@@ -146,6 +151,15 @@ def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes any
     where it is reduced; the statistics are DTensors over the rows. At every call ranks compare options, placements and,
     where they hold the same rows, a checksum of the targets; what is wrong is raised on every rank (GPUs assert).
 
+    ``class_bias`` and ``class_margin`` are for training. Predict from the raw logits, ``input.argmax(1)``
+    (``RowStats.correct`` is of the effective ones), and validate by the loss without the two.
+
+    Under torch.compile each new value of a float option makes a new graph, as in torch's own losses, up to
+    ``torch._dynamo.config.recompile_limit`` (8); then the function runs eagerly, or with ``fullgraph=True`` raises. For
+    a schedule of more values call the loss outside of what is compiled, or in a function under
+    ``torch.compiler.disable``, which costs the kernels nothing; or raise the limit. Tensors, and a ``normalizer`` that
+    is a number, may change freely.
+
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
     return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch. A class of
     probability 0 whose logit is -inf contributes 0, where torch gives NaN; one of positive probability, which label
@@ -158,6 +172,8 @@ def cross_entropy(  # type: ignore[misc]  # the overload of statistics takes any
             are also RuntimeErrors, as torch raises).
         IndexError: on the CPU, a target is out of bounds; names the row and the value.
     """
+    if unknown:
+        refuse_unknown(cross_entropy, unknown)
     reduction = legacy_reduction(reduction, size_average, reduce)
     options = SoftmaxOptions(
         *(weight, class_bias, class_margin, sample_weight, ignore_index, label_smoothing, focal_gamma),

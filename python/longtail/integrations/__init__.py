@@ -1,4 +1,4 @@
 """Adapters to training frameworks, imported by name: ``longtail.integrations.transformers`` and ``.lightning``.
 
-What they need is in the extras ``longtail[transformers]`` and ``longtail[lightning]``.
+What they need is in the extras ``transformers`` and ``lightning``: in a checkout ``pip install ".[lightning]"``.
 """

@@ -1,4 +1,4 @@
-"""Lightning callbacks: deferred re-weighting, and accuracy by class frequency. Needs ``longtail[lightning]``.
+"""Lightning callbacks: deferred re-weighting, and accuracy by class frequency. Needs the extra ``lightning``.
 
 A ``longtail.training.ClassBalancedSampler`` needs no callback: Lightning calls its ``set_epoch``. On several devices
 tell the Trainer ``use_distributed_sampler=False``; the sampler deals its epochs out to the ranks itself.
@@ -18,9 +18,7 @@ except ImportError as missing:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError:
-        raise ImportError(
-            f"{missing}; longtail.integrations.lightning needs pip install 'longtail[lightning]'"
-        ) from missing
+        raise ImportError(f"{missing}; longtail.integrations.lightning needs pip install 'lightning>=2.2'") from missing
 
 from ..class_balance.weights import Counts
 from ..training import LongTailAccuracy
@@ -63,9 +61,13 @@ class LongTailAccuracyCallback(Callback):
     ``val_accuracy_few/dataloader_idx_0`` and so on, as Lightning names what steps log. ``validation_step`` and
     ``test_step`` return a mapping with "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
 
+    Without a callback: the metric itself is a ``torchmetrics.Metric``, for ``self.log("val_few", metric)`` with
+    ``score="few"``, and for ``self.log_dict`` in a ``MetricCollection``.
+
     Args:
         samples_per_class, many, few, ignore_index: as in ``LongTailAccuracy``.
-        get_correct: takes (correct, target) out of what the step returned and the batch, where they stand elsewhere.
+        get_correct: takes (correct, target), or what else ``LongTailAccuracy.update`` takes, out of what the step
+            returned and the batch, where they stand elsewhere.
 
     Raises:
         TypeError: in the loop, a step returned no mapping with both.

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: our losses in the Trainer, or on one model. Needs ``longtail[transformers]``."""
+"""Hugging Face transformers: our losses in the Trainer, or on one model. Needs the extra ``transformers``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ try:
     from transformers.loss import loss_utils
 except ImportError as error:
     raise ImportError(
-        f"{error}; longtail.integrations.transformers needs pip install 'longtail[transformers]'"
+        f"{error}; longtail.integrations.transformers needs pip install accelerate 'transformers>=5'"
     ) from error
 
 from ..functional import cross_entropy

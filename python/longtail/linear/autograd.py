@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype
+from ..arguments import arithmetic_dtype, is_exporting
 from ..ops import formulas, operators
 from ..ops.autograd import SIGNATURE
 from ..ops.gradient import differentiable_reduction, guarded, own, reduce_loss, rows_of, take
@@ -51,7 +51,7 @@ def differentiable_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, stats [N, 5]); the loss is [N] or 0-d. ``denominator``, ``divisor``, ``factor``: as of all Functions."""
     vectors, others = options.parted()
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not any(setting.needs)):
+    if is_exporting() or (torch.compiler.is_compiling() and not any(setting.needs)):
         loss, stats = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *vectors, *others)
         return differentiable_reduction(loss, denominator, setting.reduction), stats
     constants = (setting, options.ignore_index, others)

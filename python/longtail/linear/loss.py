@@ -43,7 +43,7 @@ def linear_cross_entropy(
     if target.shape != logits_shape:
         input = _cleared(input, target, logits_shape, options.ignore_index)
     logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
-    return cross_entropy(logits, target, options, request.of_logits)
+    return cross_entropy(logits, target, options, request.of_logits())
 
 
 def check_gathered(name: str, parameter: Tensor) -> None:
@@ -138,7 +138,7 @@ def check_one_loss(request: Request) -> None:
 def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking) -> Any:
     """Class indices over one set of classes, by chunks."""
     input, linear_weight, linear_bias, target = data
-    options = check(input, target, options, request.of_logits)
+    options = check(input, target, options, request.of_logits())
     check_one_loss(request)
     dtype = logits_dtype(input, linear_weight, linear_bias)
     total_dtype = chunking.check(dtype)

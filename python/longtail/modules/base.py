@@ -1,4 +1,7 @@
-"""The losses as modules: options are attributes, class vectors buffers that stand in the ``state_dict``.
+"""The losses as modules: options are attributes, class vectors buffers.
+
+Buffers stand in the ``state_dict``, or, with ``persistent=False``, do not: the checkpoint of a model with another loss
+then loads strictly, whether it holds class vectors or not, and the module keeps its own.
 
 Construction takes what the function takes. What is written to an attribute is checked as the function checks it
 (vectors for their type alone), by a call with no rows, and holds from the next call on.
@@ -8,17 +11,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import arguments
 from ..errors import ArgumentTypeError
+from ..signatures import meant
 
 _DATA = ("input", "target", "inputs", "targets", "linear_weight", "linear_bias")  # never options
 LEGACY = ("size_average", "reduce")  # another way to say the reduction
 _VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
+_PERSISTENT = inspect.Parameter("persistent", inspect.Parameter.KEYWORD_ONLY, default=True, annotation="bool")
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -43,13 +48,20 @@ class Loss(nn.Module):
     """Keeps the options of one function and calls it. Its constructor takes them in the function's order."""
 
     _function: Any
+    _own_defaults: ClassVar[dict[str, Any]] = {}
+    """Of options whose default is not the function's."""
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         shown = None  # that of __init__
         if "_function" in vars(cls) and "__init__" not in vars(cls):
             signature = inspect.signature(cls._function)
-            options = [p for p in signature.parameters.values() if p.name not in _DATA]
+            options = [
+                p.replace(default=cls._own_defaults.get(p.name, p.default))
+                for p in signature.parameters.values()
+                if p.name not in _DATA
+            ]
+            options.append(_PERSISTENT)
             shown = signature.replace(parameters=options, return_annotation=None)
         if shown is not None or "__init__" in vars(cls):
             cls.__signature__ = _ClassSignature(shown)  # type: ignore[attr-defined]
@@ -60,6 +72,7 @@ class Loss(nn.Module):
 
     def __init__(self, *positional: Any, **options: Any) -> None:
         super().__init__()
+        self.persistent = options.pop("persistent", True)
         accepted = self._accepted(options)
         names = self._positional()
         if len(positional) > len(names):
@@ -71,7 +84,8 @@ class Loss(nn.Module):
             options[name] = value
         unknown = sorted(options.keys() - accepted.keys())
         if unknown:
-            raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}")
+            hint = next(filter(None, (meant(name, accepted.keys() - options.keys()) for name in unknown)), "")
+            raise TypeError(f"{type(self).__name__} got unknown options: {', '.join(unknown)}{hint}")
         size_average, reduce = (options.pop(name, None) for name in LEGACY)
         if size_average is not None or reduce is not None:
             reduction = options.get("reduction", accepted["reduction"])
@@ -80,7 +94,7 @@ class Loss(nn.Module):
 
     def _accepted(self, _options: dict[str, Any]) -> dict[str, Any]:
         """The options and their defaults, in view of what is given."""
-        return options_of(type(self)._function)
+        return options_of(type(self)._function) | self._own_defaults
 
     @classmethod
     def _positional(cls) -> list[str]:
@@ -94,9 +108,42 @@ class Loss(nn.Module):
             value = options.get(name, default)
             if name in _VECTORS:
                 self._check(name, value)
-                self.register_buffer(name, value)
+                self.register_buffer(name, value, persistent=self.persistent)
             else:
                 setattr(self, name, value)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether class vectors stand in the ``state_dict``; if not, a checkpoint's are not read either."""
+        return bool(self.__dict__.get("_persistent", True))
+
+    @persistent.setter
+    def persistent(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"persistent is a {type(value).__name__}, expected a bool")
+        self.__dict__["_persistent"] = value
+        for name in self._class_vectors():
+            self.register_buffer(name, self._buffers[name], persistent=value)
+
+    def _class_vectors(self) -> list[str]:
+        return [name for name in _VECTORS if name in self._buffers]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not self.persistent:
+            own = {prefix + name for name in self._class_vectors()}
+            unexpected_keys[:] = [key for key in unexpected_keys if key not in own]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__.get("_defaults", ()):
@@ -144,7 +191,8 @@ class Loss(nn.Module):
 
     def extra_repr(self) -> str:
         vectors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        return ", ".join(f"{name}={_shown(value)}" for name, value in (vectors | self.options).items())
+        shown = vectors | self.options | ({} if self.persistent else {"persistent": False})
+        return ", ".join(f"{name}={_shown(value)}" for name, value in shown.items())
 
 
 def differ(value: Any, default: Any) -> bool:

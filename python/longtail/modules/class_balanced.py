@@ -45,6 +45,7 @@ class ClassBalancedLoss(Loss):
         gamma: of the two focal losses.
         volume: instead of beta, N >= 1 of ``beta = (N - 1) / N``, a number or [C].
         empty: what to do with classes without samples, as in ``effective_number_weight``.
+        persistent: whether the weights stand in the ``state_dict``, as in :class:`longtail.CrossEntropyLoss`.
         options: further arguments of :func:`longtail.class_balanced_loss`, the options of that loss among them.
 
     ``samples_per_class``, ``beta``, ``volume`` and ``empty`` can be written too: the weights are computed anew, where
@@ -73,6 +74,7 @@ class ClassBalancedLoss(Loss):
         *,
         volume: PerClass | None = None,
         empty: str = "error",
+        persistent: bool = True,
         **options: Any,
     ) -> None:
         check_choice("loss", loss, CLASS_BALANCED)
@@ -83,7 +85,7 @@ class ClassBalancedLoss(Loss):
         weight = effective_number_weight(**made_of)  # type: ignore[arg-type]
         for name in (*_MADE_OF, "loss"):  # of a subclass that wrote them before
             self.__dict__.pop(name, None)
-        super().__init__(weight=weight, loss=loss, gamma=gamma, **options)
+        super().__init__(weight=weight, loss=loss, gamma=gamma, persistent=persistent, **options)
         self.__dict__ |= made_of
 
     def _accepted(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class LinearCrossEntropyLoss(Loss):
         bias: whether it has a ``linear_bias``.
         linear_weight: a parameter (C, D) to share, such as the weight of an embedding. Default: a new one.
         device, dtype: of a new weight, and of the bias.
+        persistent: whether class vectors stand in the ``state_dict``, as in :class:`longtail.CrossEntropyLoss`.
         options: the keyword-only arguments of the function.
 
     Parameters are those of ``self.linear``, an :class:`torch.nn.Linear` as in
@@ -43,9 +44,10 @@ class LinearCrossEntropyLoss(Loss):
         linear_weight: nn.Parameter | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        persistent: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(persistent=persistent, **options)
         self.num_classes, self.out_features = num_classes, tuple(out_features)
         rows = math.prod(out_features, start=num_classes)
         if linear_weight is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,9 +11,13 @@ from .base import Loss
 
 
 class SigmoidFocalLoss(Loss):
-    """:func:`longtail.sigmoid_focal_loss` as a module, with its options."""
+    """:func:`longtail.sigmoid_focal_loss` as a module, with its options.
+
+    ``reduction`` is "mean" by default, as in every other module; the function keeps torchvision's "none".
+    """
 
     _function = staticmethod(functional.sigmoid_focal_loss)
+    _own_defaults: ClassVar = {"reduction": "mean"}
 
 
 class SigmoidCrossEntropyLoss(Loss):

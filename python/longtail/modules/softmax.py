@@ -11,6 +11,14 @@ class CrossEntropyLoss(Loss):
 
     Takes the options of the function. Each is an attribute, of this and of every other loss module: written, it is
     checked, and holds from the next call on.
+
+    With ``class_bias`` or ``class_margin`` it is a loss for training: predict from the raw logits, and validate by a
+    plain one (``nn.CrossEntropyLoss()``, or ``loss(input, target, class_bias=None, class_margin=None)``).
+
+    Class vectors are buffers. ``persistent=False``, of every loss module that has any, keeps them out of the
+    ``state_dict``, and those of a checkpoint are not read: that of a model with :class:`torch.nn.CrossEntropyLoss`
+    loads strictly, with class weights or without. The module's own stay; one made on the meta device has to be given
+    them again.
     """
 
     _function = staticmethod(functional.cross_entropy)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype
+from ..arguments import arithmetic_dtype, is_exporting
 from ..options import SigmoidOptions, SoftmaxOptions
 from ..reference.sizes import Size
 from . import operators
@@ -204,7 +204,7 @@ def differentiable_loss(
     check_overwritable(input, gradient)
     vectors, others = options.parted()
     wants_grad = torch.is_grad_enabled() and data[0].requires_grad
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
+    if is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
         # The operator alone: it differentiates in an exported graph, and torch.compile passes a context to the
         # Function's forward where nothing requires grad.
         found = family.loss(*data, *vectors, *others, *outputs)

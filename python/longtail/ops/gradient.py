@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import is_exporting
 from ..errors import ArgumentValueError
 from ..reference.sizes import Size
 from . import operators
@@ -107,7 +108,7 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
     """
     if gradient != "inplace" or not (input.requires_grad and torch.is_grad_enabled()):
         return
-    if torch.compiler.is_exporting():  # such a graph overwrites nothing
+    if is_exporting():  # such a graph overwrites nothing
         return
     if input.is_leaf or (input._base is not None and input._base.is_leaf):
         raise ArgumentValueError(

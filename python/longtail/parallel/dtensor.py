@@ -92,7 +92,7 @@ def check_problem(
             f"input is on {input.device}, expected {input.device_mesh.device_type} as its device mesh"
         )
     rows, dtype, normalizer = torch.Size((input.shape[0],)), arithmetic_dtype(input.dtype), request.normalizer
-    checked = loss.check(input, target, options, request.of_logits)
+    checked = loss.check(input, target, options, request.of_logits())
     if target.is_floating_point():
         raise ArgumentTypeError(f"target has dtype {target.dtype}, expected class indices with a DTensor input")
     target = arguments.class_indices(target, input)

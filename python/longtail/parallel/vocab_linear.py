@@ -46,7 +46,7 @@ def linear_cross_entropy(
     world = torch.distributed.get_world_size(part.group)
     try:
         check_choice("gradient", request.gradient, GRADIENTS)
-        options = check(input, target, options, request.of_logits)
+        options = check(input, target, options, request.of_logits())
         check_one_loss(request)
         _check_data(*data, world if sequence_parallel else 1)
         dtype = logits_dtype(input, linear_weight, linear_bias)

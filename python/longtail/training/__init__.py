@@ -1,15 +1,21 @@
 """What the papers do besides the loss: two-step training, schedules, re-sampling, class statistics, metrics."""
 
+from typing import TYPE_CHECKING, Any
+
 from .class_frequency import StreamingClassFrequency
 from .complement_objective import (
     ComplementObjectiveLosses,
     ComplementObjectiveTraining,
     SingleForwardComplementObjectiveTraining,
 )
-from .long_tail import LongTailAccuracy, LongTailScores, long_tailed_counts, long_tailed_indices
+from .long_tail import long_tailed_counts, long_tailed_indices
 from .sampler import ClassBalancedSampler
 from .schedules import ComplementGammaSchedule, DeferredReweighting
+from .scores import LongTailScores
 from .sigmoid_start import init_sigmoid_bias_, parameter_groups_without_bias_decay
+
+if TYPE_CHECKING:
+    from .accuracy import LongTailAccuracy
 
 __all__ = [
     "ClassBalancedSampler",
@@ -26,3 +32,14 @@ __all__ = [
     "long_tailed_indices",
     "parameter_groups_without_bias_decay",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """LongTailAccuracy is made when it is first asked for: torchmetrics takes seconds to import."""
+        if name != "LongTailAccuracy":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .accuracy import LongTailAccuracy
+
+        return LongTailAccuracy
