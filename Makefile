@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Any torch from 2.10 on will do; this one is what the figures were measured with.
 TORCH ?= torch==2.13.0
 # What `make test-matrix` runs beside: torch and the interpreter, one pair after the other.
-MATRIX ?= 2.10.0:python3.10 2.11.0:python3.12 2.12.1:python3.10 2.13.0:python3.11 2.14.1:python3.11 2.15.0:python3.13 \
+MATRIX ?= 2.10.0:python3.10 2.11.0:python3.12 2.12.1:python3.12 2.13.0:python3.11 2.14.1:python3.11 2.15.0:python3.13 \
     2.15.0:python3.14
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 

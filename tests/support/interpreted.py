@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from longtail.ops import plain
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process with TRITON_INTERPRET=1")
-starts_it = pytest.mark.skipif(INTERPRETED, reason="this is that process")
+starts_it = pytest.mark.skipif(
+    INTERPRETED or importlib.util.find_spec("triton") is None, reason="this is that process, or Triton is not there"
+)
 # The interpreter cuts float32 off to bfloat16 where the hardware rounds.
 FACTOR = {torch.float32: 1.0, torch.float16: 1.0, torch.bfloat16: 2.0}
 HALVES = (torch.bfloat16, torch.float16)
