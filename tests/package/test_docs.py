@@ -55,3 +55,10 @@ def test_signatures_are_those_of_the_functions(built: Path) -> None:
     page = (built / "api" / "losses.html").read_text(encoding="utf-8")
     assert "**options" not in page
     assert page.count('<span class="n"><span class="pre">complement_gamma</span></span>') > 3
+
+
+def test_descriptions_read_as_sentences(built: Path) -> None:
+    """One such as "C." reads as an enumeration."""
+    pages = list((built / "api").glob("*.html"))
+    assert len(pages) > 5
+    assert [page.name for page in pages if "<ol" in page.read_text(encoding="utf-8")] == []

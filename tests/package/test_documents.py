@@ -78,6 +78,7 @@ def test_every_block_for_ranks_runs(tmp_path: Path) -> None:
 def test_blocks_are_of_a_kind_that_is_tested(page: Path) -> None:
     fences = re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) == 2 * len(blocks(page)), "a fence that is none of a block"
+    assert not re.search("^%", page.read_text(encoding="utf-8"), re.MULTILINE), "Sphinx takes the line for a comment"
     for block in blocks(page):
         assert block.language in ("python", "sh", "text") or block.language.startswith("{"), f"line {block.line}"
 

@@ -18,8 +18,8 @@ class LinearCrossEntropyLoss(Loss):
     """:func:`longtail.linear_cross_entropy` as a module, with a weight of its own or one that it shares.
 
     Args:
-        in_features: D.
-        num_classes: C.
+        in_features: D, the size of a hidden state.
+        num_classes: C, of all classes.
         out_features: (d1, ..., dK) of K-dimensional targets.
         bias: whether it has a ``linear_bias``.
         linear_weight: a parameter (C, D) to share, such as the weight of an embedding. Default: a new one.

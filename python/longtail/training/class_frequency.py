@@ -47,7 +47,7 @@ class StreamingClassFrequency(nn.Module):
     ``update(reduce=True)``, which makes them equal anyway.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 1.
         decay: d in (0, 1].
         ignore_index: target value that does not count, or None.
         device: of the buffers. There the counting is done, without a host sync on a GPU.
