@@ -4,7 +4,7 @@ One callback writes the class weights of the epoch into the module's loss, anoth
 rare classes. The data are points around ten centres: a thousand around the first, five around the last, and 200 around
 each for validation.
 
-Needs Lightning: pip install ".[lightning]"
+Needs Lightning: pip install --no-build-isolation ".[lightning]"
 Run: python examples/lightning_module.py
 """
 

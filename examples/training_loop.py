@@ -3,7 +3,7 @@
 The first digit keeps nearly all of its training images, the last a few. The test images are balanced, and every loss
 is judged in the same way, by the largest of the raw logits: class biases and weights belong to training alone.
 
-Needs scikit-learn, for the images: pip install ".[demo]"
+Needs scikit-learn, for the images: pip install --no-build-isolation ".[demo]"
 Run: python examples/training_loop.py
 """
 

@@ -3,7 +3,7 @@
 A token follows another because it is frequent, or because the two belong together; logit adjustment takes the first
 reason out of the logits. The model is a tiny Llama with random weights: nothing is downloaded.
 
-Needs transformers: pip install ".[transformers]"
+Needs transformers: pip install --no-build-isolation ".[transformers]"
 Run: python examples/transformers_trainer.py
 """
 

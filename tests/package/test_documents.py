@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from documents import PAGES, ROOT, blocks, name_of
+from documents import PAGES, ROOT, Block, blocks, name_of
 from longtail.__main__ import make_parser
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -60,18 +60,15 @@ def test_every_block_runs_and_prints_what_the_page_says(
         torch.set_num_threads(threads)
 
 
-def test_every_block_for_ranks_runs(tmp_path: Path) -> None:
-    """One after the other in the same processes, each in a namespace of its own: starting them takes the time."""
-    for page, block in FOR_RANKS:
-        assert block.ranks == 2
-        (tmp_path / f"{page.stem}_{block.line}.py").write_text(block.text)
-    script = tmp_path / "run_all"
-    script.write_text(
-        "import glob, runpy\nfor path in sorted(glob.glob('*.py')):\n    runpy.run_path(path, run_name='__main__')\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.parametrize(
+    ("page", "block"), FOR_RANKS, ids=[f"{name_of(page)}:{block.line}" for page, block in FOR_RANKS]
+)
+def test_every_block_for_ranks_runs(page: Path, block: Block, tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(block.text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={block.ranks}"]
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{page}: {done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=map(name_of, PAGES))

@@ -59,7 +59,7 @@ def test_docstring_and_help(name: str, capsys: pytest.CaptureFixture[str]) -> No
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     first, needs, command = re.match(r'"""(.+)\n\n.*?\n\nNeeds (.+)\nRun: (.+)\n"""', text, re.DOTALL).groups()
     assert command in (f"python examples/{name}.py", f"torchrun --nproc-per-node 2 examples/{name}.py")
-    extras = re.findall(r'pip install "\.\[(\w+)\]"$', needs)
+    extras = re.findall(r'pip install --no-build-isolation "\.\[(\w+)\]"$', needs)
     assert len(extras) == (NEEDS[name] is not None)
     assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8") for extra in extras)
     with pytest.raises(SystemExit) as left:
@@ -126,9 +126,7 @@ def test_sharded_vocabulary() -> None:
     assert first == pytest.approx(expected_first, abs=1e-5)
     assert last == pytest.approx(expected_last, abs=1e-5)
     assert last < first - 0.2
-    differences = re.findall(r"of a weight on rank \d: (\S+)", done.stdout)
-    assert len(differences) == 2
-    assert max(map(float, differences)) < 1e-4
+    assert float(re.search(r"of a weight on rank 0: (.+)", done.stdout)[1]) < 1e-4
 
 
 def test_sharded_vocabulary_without_torchrun(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def class_balanced_loss(
 
     Args:
         input: logits (N, C) or (N, C, d1, ...).
-        target: class indices (N,) or (N, d1, ...). For several labels in a row pass the weights to
+        target: class indices (N,) or (N, d1, ...). For several labels per row pass the weights to
             :func:`sigmoid_focal_loss` as ``weight``, by column.
         samples_per_class: training samples of each class, [C].
         beta: in [0, 1], a number or one for each class, [C]; the paper tries 0.9, 0.99, 0.999, 0.9999.

@@ -102,7 +102,7 @@ def cross_entropy(
     return_stats: bool = False,
     **unknown: Any,
 ) -> Tensor | tuple[Tensor, RowStats]:
-    r"""Cross-entropy and every member of the softmax family, in one pass over the logits.
+    r"""Cross-entropy and every member of the softmax family, in the same sweeps over the logits.
 
     With torch's own arguments this is :func:`torch.nn.functional.cross_entropy`, value, gradient and shape; the loss
     is computed and returned in float32 for half inputs (float64 for float64). With the row's effective logits
