@@ -49,8 +49,10 @@ def tested(python: Path, files: list[str]) -> tuple[str, bool]:
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
     date, commit = datetime.date.today(), output("git", "describe", "--always", "--dirty")
-    row = (torch, version, counts.get("passed", 0), failed, counts.get("skipped", 0), date, commit)
-    return "| " + " | ".join(map(str, row)) + " |\n", process.wait() == 0
+    status = process.wait()
+    ended = failed or (f"ended with {status}" if status else 0)  # killed: there are no counts
+    row = (torch, version, counts.get("passed", 0), ended, counts.get("skipped", 0), date, commit)
+    return "| " + " | ".join(map(str, row)) + " |\n", status == 0
 
 
 def main() -> None:

@@ -25,10 +25,12 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "z_loss": (("lse_square_scale",), ""),
     "normalizer": (("num_items_in_batch", "avg_factor"), ""),
     "gradient": (("inplace_backward",), 'gradient="inplace"'),
+    "linear_bias": (("bias",), ""),
     "class_bias": (("tau", "prior", "priors", "log_prior", "bias"), _ADJUSTMENT),
     "class_margin": (("max_m", "m_list"), "class_margin=longtail.ldam_margin(samples_per_class)"),
 }
 _COUNTS = ("beta", "samples_per_class", *_ELSEWHERE["samples_per_class"][0])
+_NAMES_OF_WEIGHT = ("weight", "weights", "class_weight", "class_weights")
 _NUMBER_OF_CLASSES = ("num_classes", "n_classes", "classes_num")
 
 
@@ -76,8 +78,10 @@ def meant(name: str, accepted: Collection[str]) -> str:
         return ". The number of classes is that of the logits"
     if name in _COUNTS and not set(_COUNTS) & set(accepted) and "weight" in accepted:
         return f". Did you mean {_WEIGHTS}?"
+    if name in _NAMES_OF_WEIGHT and "weight" not in accepted and "volume" in accepted:
+        return ". The weights are those of samples_per_class and beta or volume"
     for option, (others, value) in _ELSEWHERE.items():
         if name in others and option in accepted:
             return f". Did you mean {value or repr(option)}?"
-    close = difflib.get_close_matches(name, accepted, n=1)
+    close = difflib.get_close_matches(name, accepted, n=1, cutoff=0.75)
     return f". Did you mean {close[0]!r}?" if close else ""

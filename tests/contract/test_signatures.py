@@ -101,6 +101,9 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
         (longtail.class_balanced_loss, "cls_num_list", "'samples_per_class'"),
         (longtail.class_balanced_loss, "focal_gamma", "'gamma'"),
         (longtail.cross_entropy, "flavour", None),
+        (longtail.cross_entropy, "bias", ADJUSTMENT),
+        (longtail.linear_cross_entropy, "bias", "'linear_bias'"),
+        (longtail.class_balanced_loss, "focal", None),
         (longtail.CrossEntropyLoss, "gamma", "'focal_gamma'"),
         (longtail.FocalLoss, "ignore_idx", "'ignore_index'"),
         (longtail.LinearCrossEntropyLoss, "inplace_backward", 'gradient="inplace"'),
@@ -115,6 +118,18 @@ def test_unknown_options_bring_to_mind_the_right_ones(function, name: str, meant
     hint = rf"\. Did you mean {meant}\?" if meant else ""
     with pytest.raises(TypeError, match=rf"(unexpected keyword argument '{name}'|unknown options: {name}){hint}$"):
         function(*data, **{name: 1.0})
+
+
+@pytest.mark.parametrize("name", ["weight", "class_weights"])
+def test_class_balanced_weights_are_those_of_the_counts(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"'{name}'\. The weights are those of samples_per_class and beta or volume$"):
+        longtail.class_balanced_loss(torch.ones(2, 3), torch.tensor([0, 1]), [3, 2, 1], 0.9, **{name: torch.ones(3)})
+
+
+@pytest.mark.parametrize("name", ["alpha", "pos_weight"])
+def test_sigmoid_options_are_refused_of_class_balanced_softmax(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"class_balanced_loss\(\) got an .* '{name}' with loss='softmax'"):
+        longtail.class_balanced_loss(torch.ones(2, 3), torch.tensor([0, 1]), [3, 2, 1], 0.9, **{name: 0.5})
 
 
 def test_the_number_of_classes_is_that_of_the_logits() -> None:

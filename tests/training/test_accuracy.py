@@ -182,6 +182,7 @@ def test_copies_and_devices(accuracy: Any) -> None:
         again.update(*next(batches()))
         assert metric.compute() == before
         assert again.seen.sum() == 2 * metric.seen.sum()
+    assert list(metric.buffers()) == []  # which DistributedDataParallel would make rank 0's on every rank
     model = nn.Sequential(metric).half()
     assert (metric.seen.dtype, metric.device.type) == (torch.int64, "cpu")
     model.to("meta")

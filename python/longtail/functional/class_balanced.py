@@ -103,6 +103,8 @@ def balanced(
     if isinstance(normalizer, str) and normalizer == "rows":
         normalizer = None if reduction != "mean" else "count" if softmax else "rows"
     if softmax:
+        for name in options.keys() & {"alpha", "pos_weight"}:
+            raise TypeError(f"class_balanced_loss() got an unexpected keyword argument {name!r} with loss={loss!r}")
         options |= {"reduction": reduction, "normalizer": normalizer}
         return cross_entropy(input, target, weight, None, reduce=None, focal_gamma=focal_gamma, **options)
     check_choice("reduction", reduction, REDUCTIONS)

@@ -48,7 +48,8 @@ class LongTailAccuracy(Metric):
         ignore_index: target value that does not count, or None.
         score: None: ``compute`` and calls return :class:`LongTailScores`. "overall", "balanced", "many", "medium" or
             "few": that one, a 0-d tensor on the metric's device, as Lightning's ``self.log(name, metric)`` needs it.
-            In a ``torchmetrics.MetricCollection`` several share one state, for ``self.log_dict``.
+            In a ``torchmetrics.MetricCollection`` several share one state, for ``self.log_dict``; where their
+            ``ignore_index`` differ give it ``compute_groups=False``.
         options: ``sync_on_compute`` (default True) and ``process_group``; with torchmetrics its Metric's others too.
 
     Raises:

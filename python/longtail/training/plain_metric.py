@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,18 +37,28 @@ class Metric(nn.Module):
     def add_state(self, name: str, default: Tensor, dist_reduce_fx: str = "sum") -> None:
         """A tensor that starts at ``default``, zeros, and that batches and ranks add to."""
         assert dist_reduce_fx == "sum"
-        self.register_buffer(name, default, persistent=False)
+        setattr(self, name, default)  # no buffer: DistributedDataParallel would write rank 0's over the others'
         self._states.append(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, state in self._sums().items():
+            setattr(self, name, state.to(fn(state).device))  # counts stay integers under half()
+        return self
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self._states}
 
     @property
     def device(self) -> torch.device:
         """Where the states are."""
-        return self.get_buffer(self._states[0]).device
+        device: torch.device = getattr(self, self._states[0]).device
+        return device
 
     def reset(self) -> None:
         """Forgets everything seen."""
-        for name in self._states:
-            setattr(self, name, torch.zeros_like(self.get_buffer(name)))
+        for name, state in self._sums().items():
+            setattr(self, name, torch.zeros_like(state))
 
     def update(self, *batch: Any) -> None:
         raise NotImplementedError
@@ -57,14 +68,14 @@ class Metric(nn.Module):
 
     def forward(self, *batch: Any, **named: Any) -> Any:
         """Adds a batch, as ``update``, and returns the value of that batch, which this process alone has seen."""
-        before = {name: self.get_buffer(name) for name in self._states}
+        before = self._sums()
         self.reset()
         try:
             self.update(*batch, **named)
             return self.compute(reduce=False)
         finally:
             for name, state in before.items():
-                setattr(self, name, state + self.get_buffer(name))
+                setattr(self, name, state + getattr(self, name))
 
     def clone(self) -> Self:
         """A copy of its own state."""
@@ -81,7 +92,7 @@ class Metric(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._saved:
-            destination |= {prefix + name: self.get_buffer(name).clone() for name in self._states}
+            destination |= {prefix + name: state.clone() for name, state in self._sums().items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in self._states:  # as torchmetrics: what is there is taken, and what is missing is not missed
