@@ -249,7 +249,9 @@ def test_the_other_gpu_sections_agree_with_eager(plan, shape):
 
 
 def test_call_overhead_is_a_pytest_benchmark():
-    done = command("bench", "overhead", "--pytest-benchmark", PYTEST_ADDOPTS="-p no:cacheprovider")
+    done = command(
+        "bench", "overhead", "--pytest-benchmark", PYTEST_ADDOPTS="-p no:cacheprovider --benchmark-max-time=0.05"
+    )
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
     for contender in ("eager", *(f"longtail-{mode}" for mode in MODES)):
