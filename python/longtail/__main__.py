@@ -12,7 +12,7 @@ import torch
 from .experiments import command as experiments
 from .experiments import demo, demo_report
 from .experiments.command_line import Parser, imbalance_factor, png, positive_int, print_nothing_more, show_everything
-from .experiments.output import missing_packages
+from .experiments.output import require_packages
 from .experiments.provenance import processor_name, version_of
 from .files import make_folder, one_line
 from .ops import backends, cpu, dispatch
@@ -56,9 +56,7 @@ def add_demo(commands: Any) -> None:
 
 
 def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    missing = missing_packages("demo")
-    if missing:
-        parser.exit(1, f"longtail demo: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
+    require_packages("demo", "longtail demo", parser)
     losses = list(dict.fromkeys(arguments.loss or demo.LOSSES))
     plan = demo.Plan(losses, arguments.imbalance_factor, arguments.seeds, arguments.epochs)
     try:

@@ -10,7 +10,7 @@ from ..files import check_writable, make_folder, one_line
 from .cifar import METHODS
 from .cifar_data import DATASETS
 from .command_line import Parser, existing_folder, imbalance_factor, output_folder, positive_int, seed
-from .output import Interrupted, Row, missing_packages, number_text, read_csv, write_csv
+from .output import Interrupted, Row, number_text, read_csv, require_packages, write_csv
 from .runners import RUNNERS, report_of
 
 QUICK = "a small run, only to see that everything works: its figures mean nothing"
@@ -118,9 +118,7 @@ def _add_cifar(names: Any) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Runs an experiment, prints its report and writes its files."""
     prog = f"longtail experiment {arguments.experiment}"
-    missing = missing_packages("experiments")
-    if missing:
-        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
+    require_packages("experiments", prog, parser)
     if arguments.experiment == "redraw":
         _redraw(arguments.csv, parser)
         return

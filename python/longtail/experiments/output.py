@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import functools
@@ -50,9 +51,11 @@ class Interrupted(KeyboardInterrupt):
         self.rows, self.done = rows, done
 
 
-def missing_packages(extra: str) -> list[str]:
-    """The packages of an extra that are not installed."""
-    return [name for name in EXTRAS[extra] if importlib.util.find_spec(MODULES.get(name, name)) is None]
+def require_packages(extra: str, prog: str, parser: argparse.ArgumentParser) -> None:
+    """Leaves where packages of an extra are not installed, with the command that installs them."""
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(MODULES.get(name, name)) is None]
+    if missing:
+        parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
 
 
 @contextlib.contextmanager
