@@ -34,6 +34,7 @@ def _checked_on_every_rank(input: Tensor, check: Callable[[], R]) -> R:
 
 SETS = ("weight", "focal_gamma", "class_weight_by_target")
 """Options of the two families that follow from the arguments of the class-balanced losses."""
+_SIGMOID = (*SigmoidOptions._fields, "gradient")
 
 
 @with_options_of(cross_entropy, SigmoidOptions, without=["size_average", "reduce", *SETS])
@@ -102,15 +103,14 @@ def balanced(
     softmax = loss in ("softmax", "softmax_focal")
     if isinstance(normalizer, str) and normalizer == "rows":
         normalizer = None if reduction != "mean" else "count" if softmax else "rows"
-    if softmax:
-        for name in options.keys() & {"alpha", "pos_weight"}:
+    if not softmax:
+        check_choice("reduction", reduction, REDUCTIONS)
+    for name in options:
+        if name in ("alpha", "pos_weight") if softmax else name in SETS or name not in _SIGMOID:
             raise TypeError(f"class_balanced_loss() got an unexpected keyword argument {name!r} with loss={loss!r}")
+    if softmax:
         options |= {"reduction": reduction, "normalizer": normalizer}
         return cross_entropy(input, target, weight, None, reduce=None, focal_gamma=focal_gamma, **options)
-    check_choice("reduction", reduction, REDUCTIONS)
-    for name in options:
-        if name in SETS or name not in (*SigmoidOptions._fields, "gradient"):
-            raise TypeError(f"class_balanced_loss() got an unexpected keyword argument {name!r} with loss={loss!r}")
     records = sigmoid_request(
         weight=weight,
         class_weight_by_target=True,
