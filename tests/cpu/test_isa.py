@@ -16,7 +16,7 @@ from isa import BFLOAT16_ONLY, Scripts, run, supported, with_floats
 AGREE = """
 import itertools
 from batches import ProbabilityBatch, check
-PROBABILITIES = ("plain", "linear_of_probabilities", "all_of_probabilities")
+PROBABILITIES = ("plain", "class_bias", "smoothing_weight", "linear_of_probabilities", "all_of_probabilities")
 for dtype in cases.DTYPES:
     for classes, rows in cases.SIZES.items():
         logits, target = cases.random_case(rows, classes, dtype, seed=classes)
