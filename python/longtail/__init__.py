@@ -21,6 +21,7 @@ from .functional import (
     cross_entropy,
     focal_loss,
     linear_cross_entropy,
+    row_statistics,
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
     vocab_parallel_cross_entropy,
@@ -39,7 +40,7 @@ from .modules import (
 )
 from .ops.backends import backends
 from .ops.dispatch import use_backend
-from .softmax.loss import RowStats
+from .reference.row_statistics import RowStatistics
 from .version import __version__ as __version__
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "LinearCrossEntropyLoss",
-    "RowStats",
+    "RowStatistics",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
     "backends",
@@ -68,6 +69,7 @@ __all__ = [
     "linear_cross_entropy",
     "logit_adjustment",
     "reference",
+    "row_statistics",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
     "training",

@@ -7,7 +7,7 @@ from typing_extensions import assert_type
 
 import longtail
 
-Pair = tuple[Tensor, longtail.RowStats]
+Pair = tuple[Tensor, longtail.RowStatistics]
 
 
 def of_logits(input: Tensor, target: Tensor) -> None:

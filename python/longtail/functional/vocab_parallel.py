@@ -46,7 +46,7 @@ def vocab_parallel_cross_entropy(
     Args:
         local_logits: (N, C_local), this rank's classes, any number of them, 0 included; float64, float32, bfloat16 or
             float16, the same on every rank.
-        target: class indices in [0, C) or ``ignore_index``, (N,), int64 or uint8; the same on every rank.
+        target: class indices in [0, C) or ``ignore_index``, (N,), of any integer dtype; the same on every rank.
         weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
             same way on every rank (and of all classes where one rank holds them all).
         group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.

@@ -14,7 +14,8 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops.gradient import function_shares
 from ..options import GRADIENTS as LOGITS_GRADIENTS
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator, row_stats
+from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator
+from ..softmax.statistics import record
 from .autograd import Setting, differentiable_loss
 from .chunks import Chunking
 
@@ -167,4 +168,4 @@ def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chun
     )
     if request.reduction == "none":
         loss = loss.reshape(shape)
-    return (loss, row_stats(stats, rows, options.ignore_index, shape)) if request.return_stats else loss
+    return (loss, record(stats, rows, options.ignore_index, shape)) if request.return_stats else loss

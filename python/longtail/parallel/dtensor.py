@@ -19,7 +19,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops.gradient import check_overwritable
 from ..options import Request, SoftmaxOptions
 from ..softmax import loss
-from ..softmax.loss import RowStats
+from ..reference.row_statistics import RowStatistics
 from . import vocab
 from .agreement import agreed
 from .collectives import untraced
@@ -117,7 +117,7 @@ def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any
     """What a loss of this rank's rows, or a pair of it and statistics, is of all rows."""
     loss, stats = result if isinstance(result, tuple) else (result, None)
     loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
-    return loss if stats is None else (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats)))
+    return loss if stats is None else (loss, RowStatistics(*(layout.wrap_rows(x, rows) for x in stats)))
 
 
 @untraced

@@ -26,7 +26,8 @@ from ..ops.gradient import (
 from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, row_stats
+from ..softmax.loss import check
+from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import refuse
 from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
@@ -55,7 +56,7 @@ def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions,
         mode = request.gradient if wants_grad else "backward"  # nothing may be overwritten that nobody wants
         data = (laid_out(local_logits), g, denominator)
         loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, request.reduction, mode, shard)
-    return (loss, row_stats(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
+    return (loss, record(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
 
 
 class VocabParallelSoftmaxLoss(torch.autograd.Function):

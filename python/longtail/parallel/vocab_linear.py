@@ -23,7 +23,8 @@ from ..ops.autograd import SIGNATURE
 from ..ops.gradient import gradient_divisor, guarded, reduce_loss, rows_of, shares
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, row_stats
+from ..softmax.loss import check
+from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import refuse
 from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
@@ -78,7 +79,7 @@ def linear_cross_entropy(
         setting = Setting(request.reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
         inputs = (input, linear_weight, linear_bias, g, denominator, setting, shard, sequence_parallel)
         loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*inputs)
-    return (loss, row_stats(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
+    return (loss, record(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
 
 
 def _check_data(
