@@ -265,5 +265,5 @@ def test_targets_of_other_integers(name: str) -> None:
     expected = FUNCTIONS[name][0](data, target=target)
     for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
         assert_same(FUNCTIONS[name][0](data, target=target.to(dtype)), expected)
-    with pytest.raises(TypeError, match="target has dtype torch.bool, expected an integer dtype"):
+    with pytest.raises(TypeError, match=r"target has dtype torch\.bool, expected an integer dtype"):
         FUNCTIONS[name][0](data, target=target.bool())

@@ -50,8 +50,8 @@ def linear_cross_entropy(
     Args:
         input: (D,) or (N, D); float64, float32, bfloat16 or float16. Under autocast the GEMMs run in its dtype.
         linear_weight: (C, D), or (C, d1, ..., dK, D) for K-dimensional targets.
-        target: class indices of any integer dtype, (), (N,) or (N, d1, ..., dK); or class probabilities, (C,), (N, C) or
-            (N, C, d1, ..., dK).
+        target: class indices of any integer dtype, (), (N,) or (N, d1, ..., dK); or class probabilities, (C,), (N, C)
+            or (N, C, d1, ..., dK).
         linear_bias: (C,) or (C, d1, ..., dK). Input, weight and bias are what the loss is differentiable in.
         ignore_index: None is -100. Refused with class probabilities, as torch does. What input the ignored rows hold,
             NaN included, reaches no gradient. On the CPU they take no part in the products; on a GPU, where the host

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..arguments import check_gamma, is_dtensor, legacy_reduction
 from ..options import Request, SoftmaxOptions, softmax_request
+from ..reference.row_statistics import RowStatistics
 from ..signatures import refuse_unknown, with_options_of
 from ..softmax import loss
-from ..reference.row_statistics import RowStatistics
 
 P = ParamSpec("P")
 
@@ -117,7 +117,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.
-        target: class indices of any integer dtype, (), (N,) or (N, d1, ...); or class probabilities of the input's shape.
+        target: class indices of any integer dtype, (), (N,) or (N, d1, ...); or class probabilities, in the input's
+            shape.
         weight: class weights w, [C]. Constants, as every vector below.
         ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
         reduction: "mean" (divides by the sum of w_g over counted rows; NaN when nothing is counted), "sum" or "none".

@@ -18,8 +18,8 @@ from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops.gradient import check_overwritable
 from ..options import Request, SoftmaxOptions
-from ..softmax import loss
 from ..reference.row_statistics import RowStatistics
+from ..softmax import loss
 from . import vocab
 from .agreement import agreed
 from .collectives import untraced

@@ -121,4 +121,5 @@ def row_statistics(
     options = options._replace(scale=scale / temperature, softcap=softcap and softcap / temperature)
     rows = Rows.of(input, target, options)
     *numbers, correct = row_statistics_of(rows.stats())
-    return RowStatistics(*(x.masked_fill(~rows.counted, 0.0) for x in numbers), correct & rows.counted)
+    kept = (x.masked_fill(~rows.counted, 0.0) for x in numbers)
+    return RowStatistics._make((*kept, correct & rows.counted))

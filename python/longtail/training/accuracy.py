@@ -93,8 +93,7 @@ class LongTailAccuracy(Metric):
         Args:
             preds: logits, floating point, (C,), (N, C) or (N, C, d1, ...), whose largest is the prediction (the first
                 of equal ones; of NaN none); or, of the target's shape, predicted labels (integers), or whether they
-                are right (bool); or the loss's :class:`longtail.RowStatistics`, whose ``correct`` is that of the effective
-                logits.
+                are right (bool); or :class:`longtail.RowStatistics`, whose ``correct`` is that of the effective logits.
             target: integers, (), (N,) or (N, d1, ...), on the same device.
 
         Raises:
