@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cases
 import longtail
-from batches import Kernels, SigmoidBatch, SoftmaxBatch
+from batches import Kernels, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from emulation.build import COMPILER
 from interpreted import FACTOR, INTERPRETED, interpreted
 
@@ -45,6 +45,14 @@ class Operators:
             three, three_stats = ops.softmax_loss_and_grad_(up, written, target, *tail)
         batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
         batch.grads = [one_grad, two_grad, written]
+
+    def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, y, tail = batch.laid(batch.logits), batch.y, batch.tail
+        with longtail.use_backend(self.backend):
+            loss, stats = self.ops.softmax_loss(z, y, *tail)
+            grad = self.ops.softmax_loss_backward(batch.up, z, y, stats, *tail)
+        batch.z, batch.losses, batch.stats, batch.grads = z, [loss], [stats], [grad]
 
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         assert not otherwise
