@@ -62,7 +62,7 @@ def poly_cross_entropy(
 
     Cross-entropy is :math:`\sum_j (1 - p_g)^j / j`; Poly-1 adds ``epsilon`` to the coefficient of its first term, whose
     gradient does not vanish as the others' do once :math:`p_g` is near 1. The loss and its gradient keep their digits
-    where :math:`p_g` rounds to 0 or 1.
+    where :math:`p_g` rounds to 0 or 1, but for those that cancel between the two terms when ``epsilon`` is about -1.
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.

@@ -66,15 +66,20 @@ def check(input: Tensor, target: Tensor) -> torch.dtype:
 
 
 def poly(epsilon: float) -> Callable[[RowStatistics], Tensor]:
-    """``-log p_g + epsilon (1 - p_g)``, the miss by expm1: it keeps its digits where p_g rounds to 1."""
-    return lambda rows: -rows.log_prob - epsilon * torch.expm1(rows.log_prob)
+    """``-log p_g + epsilon (1 - p_g)``"""
+    return lambda rows: epsilon * _one_minus_exp(rows.log_prob) - rows.log_prob
 
 
 def generalized(q: float) -> Callable[[RowStatistics], Tensor]:
     """``(1 - p_g^q) / q``, and its limit at 0."""
     if q == 0:
         return lambda rows: -rows.log_prob
-    return lambda rows: -torch.expm1(q * rows.log_prob) / q
+    return lambda rows: _one_minus_exp(q * rows.log_prob) / q
+
+
+def _one_minus_exp(x: Tensor) -> Tensor:
+    """Near 0 by expm1, elsewhere by exp: torch takes the derivative of expm1 from its result, where -1 swallows it."""
+    return torch.where(x > -0.5, -torch.expm1(x), 1 - torch.exp(x))
 
 
 def token_weighting(
