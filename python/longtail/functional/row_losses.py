@@ -60,15 +60,15 @@ def poly_cross_entropy(
 ) -> Tensor:
     r"""Poly-1 cross-entropy :math:`w_g (-\log p_g + \epsilon (1 - p_g))` (Leng et al. 2022, Poly-1).
 
-    Cross-entropy is :math:`\sum_j (1 - p_g)^j / j`; Poly-1 adds ``epsilon`` to the coefficient of its first term, whose
-    gradient does not vanish as the others' do once :math:`p_g` is near 1. The loss and its gradient keep their digits
-    where :math:`p_g` rounds to 0 or 1, but for those that cancel between the two terms when ``epsilon`` is about -1.
+    Cross-entropy is :math:`\sum_j (1 - p_g)^j / j`; Poly-1 adds ``epsilon`` to the coefficient of its first term, the
+    one whose derivative by :math:`p_g` does not vanish near 1. The loss and its gradient keep their digits where
+    :math:`p_g` rounds to 0 or 1, but for those that cancel between the two terms when ``epsilon`` is about -1.
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.
         target: class indices of any integer dtype, (), (N,) or (N, d1, ...).
-        epsilon: of any sign; 0 is cross-entropy. The paper takes 2 on ImageNet with EfficientNetV2, and tunes it by
-            task: there is no value for all.
+        epsilon: of any sign; 0 is cross-entropy. It is to be tuned for the task; the paper takes 2 on ImageNet with
+            EfficientNetV2.
         weight: class weights w, [C]; constants.
         ignore_index, reduction, sample_weight, normalizer: as in :func:`longtail.cross_entropy`; "mean" divides by the
             sum of w_g over counted rows.
