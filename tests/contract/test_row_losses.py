@@ -252,12 +252,17 @@ def test_compile_func_and_export() -> None:
         assert_close(got, want.double(), factor=4)
 
 
+class _Sharded(Tensor):
+    full_tensor = None  # by which a DTensor is known
+
+
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "probabilities": ({"target": torch.rand(6, 5)}, TypeError, "expected an integer dtype"),
     "shape": ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, "target has shape"),
     "bound": ({"target": torch.full((6,), 5)}, IndexError, "target 5 in row 0"),
     "input": ({"input": torch.zeros(6, 5, dtype=torch.int64)}, TypeError, "input has dtype torch.int64"),
     "list": ({"input": [[1.0]]}, TypeError, "input is a list, expected a Tensor"),
+    "dtensor": ({"input": torch.ones(6, 5).as_subclass(_Sharded)}, TypeError, "input is a DTensor, expected a plain"),
     "weight": ({"weight": torch.ones(4)}, ValueError, r"weight has shape \[4\], expected \[5\]"),
     "weight_grad": ({"weight": torch.ones(5, requires_grad=True)}, ValueError, "weight requires grad"),
     "sample_weight": ({"sample_weight": torch.ones(5)}, ValueError, r"sample_weight has shape \[5\], expected \[6\]"),

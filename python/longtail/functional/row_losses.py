@@ -102,7 +102,8 @@ def generalized_cross_entropy(
 
     Between cross-entropy, its limit at ``q`` 0, and :math:`1 - p_g` at 1, which is half the mean absolute error
     :math:`\sum_j |p_j - y_j|` of the paper. The gradient is that of cross-entropy times :math:`p_g^q`: labels that the
-    model takes for impossible pull less. Bounded by ``1 / q``. The truncated form of the paper is not here.
+    model takes for impossible pull less. Bounded by ``1 / q``. The paper's truncated form, constant below a p_g of k,
+    is a loss of your own on ``log_prob.clamp(min=math.log(k))``.
 
     Args:
         q: in [0, 1]; the paper's value is 0.7, and 0 is cross-entropy exactly.
