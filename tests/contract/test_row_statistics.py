@@ -303,6 +303,7 @@ def test_compile_func_and_export() -> None:
     compiled = torch.compile(_ratio_loss, fullgraph=True, backend="aot_eager")
     (got,) = torch.autograd.grad(compiled(x, target), x)
     assert_close(got, want.double())
+    assert_close(compiled(x.detach(), target), loss.double())
     assert_close(torch.func.grad(_ratio_loss)(x.detach(), target), want.double())
 
     class Module(torch.nn.Module):

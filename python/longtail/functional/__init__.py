@@ -2,6 +2,7 @@
 
 from .class_balanced import class_balanced_loss
 from .linear import linear_cross_entropy
+from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .statistics import row_statistics
@@ -14,10 +15,13 @@ __all__ = [
     "complement_entropy",
     "cross_entropy",
     "focal_loss",
+    "generalized_cross_entropy",
     "linear_cross_entropy",
+    "poly_cross_entropy",
     "row_statistics",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
+    "token_weighting",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
 ]

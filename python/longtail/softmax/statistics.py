@@ -56,7 +56,9 @@ def row_statistics(
     rows = layout.rows(input, target)
     options = options.prepared(input, target.shape, rows.logits.shape[1], dtype)
     vectors, others = options.parted()
-    if is_exporting():
+    wants_grad = torch.is_grad_enabled() and rows.logits.requires_grad
+    # As in differentiable_loss: torch.compile passes a context to the Function's forward where nothing requires grad.
+    if is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
         stats = stats_operator(rows.logits, rows.target, *vectors, *others)
     else:
         stats = apply(RowStats, rows.logits, rows.target, *vectors, (gradient, others))
