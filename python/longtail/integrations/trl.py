@@ -49,6 +49,8 @@ class TokenStatistics(ModelOutput):
     """bool: the label's logit is above all others."""
     label_mask: Tensor | None = None
     """bool: there is a label."""
+    aux_loss: Tensor | None = None
+    """0-d: that of a mixture of experts' routers, called with ``output_router_logits=True``; not in ``loss``."""
 
 
 class Head(NamedTuple):
@@ -97,13 +99,22 @@ class _Forward:
         self.calls += 1
         labels = kwargs.pop("labels", None)
         shift_labels, num_items = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
-        if kwargs.get("output_router_logits"):
-            raise ValueError("the auxiliary loss of mixtures of experts is not served, expected router_aux_loss_coef=0")
         # Looked up in every call: FSDP and PEFT put others in their place.
-        states = model.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        found = model.base_model(*args, **{**kwargs, "use_cache": False})
+        states = found.last_hidden_state
         if shift_labels is None:
             states, shift_labels = states[:, :-1], labels[:, 1:]
-        return self.head(model.get_output_embeddings(), states, shift_labels, num_items)
+        statistics = self.head(model.get_output_embeddings(), states, shift_labels, num_items)
+        if kwargs.get("output_router_logits"):
+            statistics.aux_loss = _router_loss(model.config, found.router_logits, kwargs.get("attention_mask"))
+        return statistics
+
+
+def _router_loss(config: Any, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # of all its mixtures of experts
+
+    text = config.get_text_config()
+    return load_balancing_loss_func(router_logits, text.num_experts, text.num_experts_per_tok, attention_mask)
 
 
 def add_fused_lm_head(
