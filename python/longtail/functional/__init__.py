@@ -4,7 +4,7 @@ from .class_balanced import class_balanced_loss
 from .linear import linear_cross_entropy
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
-from .statistics import row_statistics
+from .statistics import linear_row_statistics, row_statistics
 from .vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "cross_entropy",
     "focal_loss",
     "linear_cross_entropy",
+    "linear_row_statistics",
     "row_statistics",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
