@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import cross_entropy, linear_cross_entropy, row_statistics
+from ..functional import cross_entropy, linear_cross_entropy, linear_row_statistics, row_statistics
 from ..modules import CrossEntropyLoss
 from ..reference.row_statistics import RowStatistics
 
@@ -83,10 +83,13 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def token_statistics(
-    layer: nn.Module, states: Tensor, labels: Tensor, options: LogitOptions, temperature: float
+    layer: Any, states: Tensor, labels: Tensor, options: LogitOptions, temperature: float
 ) -> RowStatistics:
     """Row statistics, differentiable, of the tokens' states (N, D) and labels (N,)."""
-    return row_statistics(layer(states), labels, temperature=temperature, **options._asdict())
+    given = {"temperature": temperature, **options._asdict()}
+    if is_plain(layer):
+        return linear_row_statistics(states, layer.weight, labels, linear_bias=layer.bias, **given)
+    return row_statistics(layer(states), labels, **given)
 
 
 def token_losses(
