@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,12 +17,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 SETTINGS = {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": False}
 GRPO = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "temperature": 0.7}
-
-
-def made(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """A trainer that reports nothing to anybody."""
-    with patch("trl.trainer.base_trainer.send_telemetry"):
-        return kind(*args, **kwargs)
 
 
 def tokenizer() -> Any:
@@ -52,19 +45,17 @@ def sft(kind: Any, model: Any, folder: Path, rows: list[dict[str, Tensor]], sett
         "optim": "sgd",
         "max_grad_norm": 0.0,
         "logging_steps": 1,
-        "gradient_checkpointing": False,
         **dict(settings),
     }
     arguments = trl.SFTConfig(str(folder), **options)
-    return made(kind, model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer(), **extra)
+    return kind(model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer(), **extra)
 
 
 def grpo(model: Any, folder: Path, **settings: Any) -> Any:
     """A GRPOTrainer that rewards different tokens."""
     data = datasets.Dataset.from_list([{"prompt": "3 4 5"}, {"prompt": "6 7"}])
-    options = {**SETTINGS, **GRPO, "gradient_checkpointing": False, **settings}
-    return made(
-        trl.GRPOTrainer,
+    options = {**SETTINGS, **GRPO, **settings}
+    return trl.GRPOTrainer(
         model,
         lambda completions, **_: [float(len(set(text))) for text in completions],
         args=trl.GRPOConfig(str(folder), **options),
