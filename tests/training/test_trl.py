@@ -14,6 +14,7 @@ from tiny_transformers import VOCABULARY, examples, tiny  # first: it skips wher
 from tiny_trl import InOrder, grpo, sft
 
 import longtail  # isort: skip
+from longtail.integrations.transformers import set_loss_function  # isort: skip
 from longtail.integrations.trl import SFTLossMixin, add_fused_lm_head  # isort: skip
 from trainer_loops import assert_equal_models, plain_loop, reference_options
 
@@ -92,6 +93,16 @@ def test_evaluation(own: bool, tmp_path: Path) -> None:
 def test_another_loss_beside_ours(settings: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=text):
         sft(Ours, tiny("LlamaForCausalLM"), tmp_path, examples(), settings, loss=longtail.CrossEntropyLoss())
+
+
+def test_a_loss_set_on_the_model_is_told_what_to_use_instead(tmp_path: Path) -> None:
+    model = tiny("LlamaForCausalLM")
+    run = sft(InOrder, model, tmp_path, examples())
+    text = (
+        "InOrder computes a loss of its own, not that of the model: make it of longtail.integrations.trl.SFTLossMixin"
+    )
+    with set_loss_function(model, longtail.FocalLoss()), pytest.raises(ValueError, match=text):
+        run.train()
 
 
 def test_a_trainer_that_computes_another_loss_is_told(tmp_path: Path) -> None:

@@ -172,8 +172,9 @@ def set_loss_function(
 
     A trainer may compute a loss of its own from the model's outputs: with ``label_smoothing_factor``, with a
     ``compute_loss_func``, or as TRL's ``SFTTrainer`` does. That is an error in its first step, or in its second where
-    the labels stay out of the model: there use :class:`ComputeLoss`. It is not seen where the model is compiled, or
-    called by ``model.forward`` (PEFT).
+    the labels stay out of the model: there use :class:`ComputeLoss`, in TRL
+    :class:`longtail.integrations.trl.SFTLossMixin`. It is not seen where the model is compiled, or called by
+    ``model.forward`` (PEFT).
 
     Args:
         model: whose own loss is that of a causal or masked language model, or of the classification of sequences,

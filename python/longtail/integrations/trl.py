@@ -2,7 +2,7 @@
 
 TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and make losses and metrics of what comes back,
 a few numbers a token and no logits. That call is answered here instead: the trainers, what wraps the model, and TRL
-itself stay as they are. Needs the extra ``transformers``, and TRL for its trainers.
+itself stay as they are. Needs the extra ``trl``; without its trainers, ``transformers``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 try:
+    from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 except ImportError as error:
     raise ImportError(f"{error}; longtail.integrations.trl needs pip install 'trl>=1.16'") from error
@@ -81,13 +82,18 @@ class Head(NamedTuple):
         if isinstance(loss, CrossEntropyLoss):
             return token_losses(layer, states, labels, self.options, loss)
         stats = token_statistics(layer, states, labels, self.options, self.temperature)
-        return -stats.log_prob if loss is None else loss(stats), stats
+        losses = -stats.log_prob if loss is None else loss(stats)
+        if losses.shape != labels.shape:
+            raise ValueError(
+                f"the loss returned shape {list(losses.shape)}, expected {list(labels.shape)}, one a token"
+            )
+        return losses, stats
 
 
 class _Forward:
     """A model's forward, and its answer to ``fused_lm_head=True``."""
 
-    def __init__(self, model: Any, head: Head) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head) -> None:
         functools.update_wrapper(self, type(model).forward)  # generate() and trainers look at the signature
         self.before = model.forward
         self.head = head
@@ -118,7 +124,7 @@ def _router_loss(config: Any, router_logits: tuple[Tensor, ...], attention_mask:
 
 
 def add_fused_lm_head(
-    model: Any,
+    model: PreTrainedModel,
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     *,
@@ -151,6 +157,7 @@ def add_fused_lm_head(
         TypeError: the model has no output layer; a loss is another module.
         ValueError: the model's logits are not those of its output layer, scaled and capped as its configuration says;
             a loss has another reduction, normalizer or ignore_index, or returns statistics; a temperature beside one.
+            In a call: a function returns another shape; both model and loss cap or scale the logits.
     """
     for one in (loss, evaluation_loss):
         _check_loss(one, temperature)
@@ -187,7 +194,7 @@ class SFTLossMixin:
         loss: of a token where gradients are wanted, as in :func:`add_fused_lm_head`.
         evaluation_loss: as ``loss``, under ``torch.no_grad``: plain cross-entropy by default. Pass the loss itself to
             have it there too.
-        *args, **kwargs: those of SFTTrainer.
+        args, kwargs: those of SFTTrainer.
 
     Raises:
         TypeError, ValueError: as :func:`add_fused_lm_head`; TRL's own ``loss_type="dft"``, ``label_smoothing_factor``
