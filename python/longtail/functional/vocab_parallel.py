@@ -98,6 +98,7 @@ def vocab_parallel_linear_cross_entropy(
     sequence_parallel: bool = False,
     linear_bias: Tensor | None = None,
     ignore_index: int = -100,
+    shift: bool = False,
     gradient: str = "auto",
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
@@ -110,15 +111,17 @@ def vocab_parallel_linear_cross_entropy(
     ranks once, while the next chunk is computed.
 
     Args:
-        input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows.
+        input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows. Or states
+            of any number of leading dimensions, of which the first is shared out, and targets of theirs.
         linear_weight: (C_local, D), this rank's classes; ``linear_bias`` (C_local,).
         target: (N,) class indices of all rows, in the order of the ranks; the same on every rank.
         sequence_parallel: the rows of ``input`` are shared out: they are gathered a chunk at a time, and their gradient
             is reduced and scattered.
         group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so are all options of the
             loss, ``sample_weight`` (N,) and class vectors (of all classes or of this rank's), and what ranks compare.
-        gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The default chunk_size is
-            that for C / P classes; with ``sequence_parallel`` it is rounded to a multiple of P.
+        shift, gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The targets of all
+            rows move, with ``sequence_parallel`` too. The default chunk_size is that for C / P classes; with
+            ``sequence_parallel`` it is rounded to a multiple of P.
 
     The gradient of the input is summed over the ranks in the input's dtype (float16 that is kept for backward: in
     ``accumulate_dtype``), by torch.distributed: it is the same on every rank, but its last bits depend on how the
@@ -137,4 +140,5 @@ def vocab_parallel_linear_cross_entropy(
         Chunking(chunk_size, accumulate_dtype),
         Part(group, class_start, num_classes),
         sequence_parallel,
+        shift,
     )
