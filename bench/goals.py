@@ -121,7 +121,7 @@ LINEAR = {
     ("none", "bfloat16"): 1.4,
     ("statistics", "float32"): 1.45,
 }
-"""Times of three bare GEMMs, by reduction and dtype."""
+"""Times of three bare GEMMs, by dtype and reduction, or of the statistics of rows."""
 
 
 def _worst(what: str, bound: str, limit: float, values: Iterable[float | None]) -> list[Outcome]:

@@ -27,6 +27,8 @@ from .functional import (
     sigmoid_focal_loss,
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
 )
 from .modules import (
     BinaryFocalLoss,
@@ -78,4 +80,6 @@ __all__ = [
     "use_backend",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

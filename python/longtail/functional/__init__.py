@@ -5,7 +5,12 @@ from .linear import linear_cross_entropy
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .statistics import linear_row_statistics, row_statistics
-from .vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
+from .vocab_parallel import (
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
+)
 
 __all__ = [
     "binary_focal_loss",
@@ -21,4 +26,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

@@ -18,7 +18,7 @@ from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator
 from ..softmax.statistics import record
 from .autograd import Setting, differentiable_loss
 from .chunks import Chunking
-from .shapes import rows_first, targets_of
+from .shapes import check_shift, checked_weight, rows_first, targets_of
 
 GRADIENTS = ("auto", *LOGITS_GRADIENTS)
 
@@ -27,7 +27,12 @@ Data = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def linear_cross_entropy(
-    data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, ignores: bool = True
+    data: Data,
+    options: SoftmaxOptions,
+    request: Request,
+    chunking: Chunking,
+    ignores: bool = True,
+    shift: bool = False,
 ) -> Any:
     """The fused linear loss of plain tensors; see :func:`longtail.linear_cross_entropy`.
 
@@ -39,13 +44,21 @@ def linear_cross_entropy(
     if target.shape == logits_shape and ignores:
         raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")
     if target.shape != logits_shape and linear_weight.dim() == 2:
-        return _fused(data, options, request, chunking)
+        return _fused(data, options, request, chunking, shift)
+    check_shift(shift)
+    if shift:
+        raise ArgumentValueError("shift is True, expected False with class probabilities or a K-dimensional weight")
     bias = None if linear_bias is None else linear_bias.flatten()
     chunking.check(logits_dtype(input, linear_weight, linear_bias))
     if target.shape != logits_shape:
         input = _cleared(input, target, logits_shape, options.ignore_index)
     logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
-    return cross_entropy(logits, target, options, request.of_logits())
+    if input.dim() <= 2:
+        return cross_entropy(logits, target, options, request.of_logits())
+    v, lead = checked_weight(options, input.shape[:-1]), input.shape[:-1]
+    options = options._replace(sample_weight=None if v is None else v.reshape(-1))
+    loss = cross_entropy(logits.flatten(0, -2), target.flatten(0, -2), options, request.of_logits())
+    return loss.reshape(lead) if request.reduction == "none" else loss
 
 
 def check_gathered(name: str, parameter: Tensor) -> None:
@@ -138,14 +151,14 @@ def check_one_loss(request: Request) -> None:
         )
 
 
-def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking) -> Any:
+def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, shift: bool) -> Any:
     """Class indices over one set of classes, by chunks."""
     input, linear_weight, linear_bias, target = data
     options = check(input, target, options, request.of_logits())
     check_one_loss(request)
     dtype = logits_dtype(input, linear_weight, linear_bias)
     total_dtype = chunking.check(dtype)
-    target, options = targets_of(input, target, input.shape[:-1], options, shift=False)
+    target, options = targets_of(input, target, input.shape[:-1], options, shift)
     shape = target.shape
     num_classes, wide = linear_weight.shape[0], arguments.arithmetic_dtype(dtype)
     options = options.prepared(input, shape, num_classes, wide)

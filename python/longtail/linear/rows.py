@@ -264,10 +264,10 @@ def linear_softmax_apply(
             return (spread, *grads)  # type: ignore[return-value]
         if wanted.by_classes(input, linear_weight, known=True):
             grad_dtypes = (wanted.input_grad_dtype, wanted.weight_grad_dtype)
-            return classes.spend(row_grad, *data, target, wanted.dtype, grad_dtypes, wanted.needs, options)
+            return classes.spend(row_grad.contiguous(), *data, target, wanted.dtype, grad_dtypes, wanted.needs, options)
 
         def apply(chunk: _Chunk) -> None:
             local = shards.local_target(chunk.target, 0, num_classes, options.ignore_index)
-            shards.apply(chunk.logits, local, row_grad[chunk.rows], options, inplace=True)
+            shards.apply(chunk.logits, local, row_grad[chunk.rows].contiguous(), options, inplace=True)
 
         return _spend(apply, *data, target, wanted, options)

@@ -23,6 +23,16 @@ def check_shift(shift: object) -> None:
         raise ArgumentTypeError(f"shift is a {type(shift).__name__}, expected a bool")
 
 
+def checked_weight(options: SoftmaxOptions, rows: torch.Size) -> Tensor | None:
+    """The sample weight, which has the shape ``rows``."""
+    v = options.sample_weight
+    if v is not None:
+        arguments.check_tensors(sample_weight=v)
+        if v.shape != rows:
+            raise ArgumentValueError(f"sample_weight has shape {list(v.shape)}, expected {list(rows)}")
+    return v
+
+
 def targets_of(
     input: Tensor, target: Tensor, rows: torch.Size, options: SoftmaxOptions, shift: bool
 ) -> tuple[Tensor, SoftmaxOptions]:
@@ -41,16 +51,17 @@ def targets_of(
         return found, options
     if input.dim() < 2:
         raise ArgumentValueError(f"input has shape {list(input.shape)}, expected at least (L, D) with shift")
+    return shifted(found, options._replace(sample_weight=checked_weight(options, rows)))
+
+
+def shifted(target: Tensor, options: SoftmaxOptions) -> tuple[Tensor, SoftmaxOptions]:
+    """Targets, int64, and their sample weights of the next position; the last one is ignored."""
     v = options.sample_weight
-    if v is not None:
-        arguments.check_tensors(sample_weight=v)
-        if v.shape != rows:
-            raise ArgumentValueError(f"sample_weight has shape {list(v.shape)}, expected {list(rows)}")
-        options = options._replace(sample_weight=next_along(v, 0))
-    return next_along(found, options.ignore_index), options
+    moved = options if v is None else options._replace(sample_weight=_next(v, 0))
+    return _next(target, options.ignore_index), moved
 
 
-def next_along(x: Tensor, last: int) -> Tensor:
+def _next(x: Tensor, last: int) -> Tensor:
     """What stands one further on along the last dimension; ``last`` at its end."""
     end = x.new_full((*x.shape[:-1], 1), last)[..., : x.shape[-1]]
     return torch.cat([x[..., 1:], end], -1)
