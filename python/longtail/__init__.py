@@ -22,6 +22,7 @@ from .functional import (
     focal_loss,
     generalized_cross_entropy,
     linear_cross_entropy,
+    linear_row_statistics,
     poly_cross_entropy,
     row_statistics,
     sigmoid_cross_entropy,
@@ -29,6 +30,8 @@ from .functional import (
     token_weighting,
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
 )
 from .modules import (
     BinaryFocalLoss,
@@ -75,6 +78,7 @@ __all__ = [
     "inverse_frequency_weight",
     "ldam_margin",
     "linear_cross_entropy",
+    "linear_row_statistics",
     "logit_adjustment",
     "poly_cross_entropy",
     "reference",
@@ -86,4 +90,6 @@ __all__ = [
     "use_backend",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

@@ -5,8 +5,13 @@ from .linear import linear_cross_entropy
 from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
-from .statistics import row_statistics
-from .vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
+from .statistics import linear_row_statistics, row_statistics
+from .vocab_parallel import (
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
+)
 
 __all__ = [
     "binary_focal_loss",
@@ -17,6 +22,7 @@ __all__ = [
     "focal_loss",
     "generalized_cross_entropy",
     "linear_cross_entropy",
+    "linear_row_statistics",
     "poly_cross_entropy",
     "row_statistics",
     "sigmoid_cross_entropy",
@@ -24,4 +30,6 @@ __all__ = [
     "token_weighting",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

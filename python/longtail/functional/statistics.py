@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..linear import statistics as linear_statistics
+from ..linear.chunks import Chunking
 from ..options import SoftmaxOptions
 from ..reference.row_statistics import RowStatistics
 from ..softmax import statistics
@@ -57,3 +60,54 @@ def row_statistics(
         class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
     )
     return statistics.row_statistics(input, target, options, temperature, gradient)
+
+
+def linear_row_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+) -> RowStatistics:
+    r"""``row_statistics(input @ linear_weight.T + linear_bias, target, ...)`` without ever holding the logits.
+
+    Any loss that is written of the statistics is then one of hidden states and the head's weight: forward is one GEMM
+    and keeps five numbers a row; backward makes the logits again, a chunk at a time, turns them into their gradient in
+    place and spends it in the GEMMs of the gradients, four in all. Extra memory: one chunk of logits, and with half
+    inputs the accumulator of the weight's gradient. Chunks of rows or of classes as in
+    :func:`longtail.linear_cross_entropy`. Backward may run any number of times; only what requires grad gets a
+    gradient. Differentiable once.
+
+    Args:
+        input: hidden states (D,) or (..., D), any number of leading dimensions; float64, float32, bfloat16 or float16.
+            Under autocast the GEMMs run in its dtype; the statistics are float32 (float64 for float64).
+        linear_weight: (C, D).
+        target: class indices of any integer dtype, of the input's leading shape, which is that of the statistics.
+        linear_bias: (C,). Input, weight and bias are what the statistics are differentiable in.
+        temperature, class_bias, class_margin, scale, softcap: as in :func:`longtail.row_statistics`.
+        ignore_index: rows with this target hold zeros and False; what their input holds, NaN included, reaches no
+            gradient.
+        shift: targets are those of the next position, as in :func:`longtail.linear_cross_entropy`: the statistics at
+            the last position are zeros.
+        chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`.
+
+    float16: the gradient of the logits is rounded to float16 with the upstream gradient in it, as in eager float16: a
+    gradient scaler multiplies before.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.linear_cross_entropy`; temperature is not positive.
+    """
+    options = SoftmaxOptions(
+        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
+    )
+    data, chunking = (input, linear_weight, linear_bias, target), Chunking(chunk_size, accumulate_dtype)
+    return linear_statistics.row_statistics(data, options, temperature, chunking, shift)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
+from ..linear.shapes import shifted
 from ..ops.gradient import check_overwritable
 from ..options import Request, SoftmaxOptions
 from ..reference.row_statistics import RowStatistics
@@ -55,6 +56,12 @@ class Problem(NamedTuple):
     target: Tensor
     options: SoftmaxOptions
     request: Request
+
+    def shifted(self) -> Problem:
+        """With the targets of the next row, which may be another rank's."""
+        options = self.options._replace(sample_weight=whole(self.options.sample_weight))
+        target, options = shifted(whole(self.target), options)
+        return self._replace(target=target, options=options)
 
     def local(self, rows: int) -> tuple[Tensor, SoftmaxOptions, Request]:
         """Of this rank's rows: the targets, the options, and a request whose mean is one over the rows of all ranks.

@@ -13,6 +13,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..linear import loss
 from ..linear.chunks import Chunking
 from ..linear.loss import Data, logits_dtype
+from ..linear.shapes import check_shift
 from ..options import Request, SoftmaxOptions
 from . import vocab_linear
 from .agreement import agreed
@@ -94,7 +95,9 @@ def _check_parameters(input: DTensor, linear_weight: Tensor, linear_bias: Tensor
 
 
 @untraced
-def linear_cross_entropy(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking) -> Any:
+def linear_cross_entropy(
+    data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, shift: bool = False
+) -> Any:
     """:func:`longtail.linear_cross_entropy` of a DTensor input."""
     input, linear_weight, linear_bias, target = data
     assert isinstance(input, DTensor)
@@ -102,11 +105,12 @@ def linear_cross_entropy(data: Data, options: SoftmaxOptions, request: Request, 
     def check() -> tuple[tuple[Problem, bool], dict[str, Any]]:
         weight = _check_parameters(input, linear_weight, linear_bias)
         check_tensors(target=target)
+        check_shift(shift)
         layout, sequence_parallel = layout_of(input, weight)
         dtype = logits_dtype(input, weight, linear_bias)
         problem, same = check_problem(layout, input, weight.shape[0], target, options, request)
         same |= {"accumulate_dtype": chunking.check(dtype), "chunk_size": chunking.int_size}
-        same |= {"dtype of the logits": dtype}
+        same |= {"dtype of the logits": dtype, "shift": shift}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
         differentiable = {"input": input} | {name: x for name, x in placed.items() if x is not None}
@@ -117,6 +121,8 @@ def linear_cross_entropy(data: Data, options: SoftmaxOptions, request: Request, 
     problem, sequence_parallel = agreed(input.device_mesh, input.device, check)
     assert isinstance(linear_weight, DTensor)
     layout = problem.layout
+    if shift:
+        problem = problem.shifted()
     g, own, asked = problem.local(input.shape[0])
     if isinstance(linear_bias, DTensor):
         linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)

@@ -27,6 +27,7 @@ from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
 from ..softmax.loss import check
+from ..softmax.shards import packed
 from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import refuse
@@ -87,7 +88,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
         upstream = factor.expand(logits.shape[0])
-        grad = shard.apply(logits, target, row_grad, upstream, gradient == "inplace")
+        grad = shard.apply(logits, target, packed(row_grad, upstream), gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             return loss, found.stats, divisor
@@ -116,7 +117,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         shard = ctx.shard.joined(constants)
         _, row_grad = shard.loss_and_row_grad(Gathered(stats, w_g, weight_sum))
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = shard.apply(logits, target, row_grad, upstream, inplace=False)
+        grad = shard.apply(logits, target, packed(row_grad, upstream), inplace=False)
         return (guarded(grad, grad_output, logits), *(None,) * 5)
 
 
