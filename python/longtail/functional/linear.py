@@ -92,7 +92,8 @@ def linear_cross_entropy(
         TypeError: an argument has the wrong type, dtype or layout; a DTensor with an ``input`` that is none.
         ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds; a parameter is
             empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
-        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+        IndexError: on the CPU, a target is out of bounds; names the value and the row of its state, counted through
+            all leading dimensions.
     """
     refuse_unknown(linear_cross_entropy, options)
     records = softmax_request(ignore_index=-100 if ignore_index is None else ignore_index, gradient=gradient, **options)
