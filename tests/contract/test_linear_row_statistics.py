@@ -26,12 +26,14 @@ SETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["rows", "chunk_size", "classes"])
+@pytest.fixture(params=["rows", "chunk_size", "cleared", "classes"])
 def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Both ways of chunks, and the options that they need."""
+    """Both ways of chunks, and the options that they need; "cleared": ignored rows are not left out, as on a GPU."""
     monkeypatch.setattr(linear_classes, "PLAN", linear_classes.Plan(share=4, least=1, budget=1 << 20))
     monkeypatch.setattr(linear_rows, "by_classes", lambda *_: request.param == "classes")
-    return {"chunk_size": 7} if request.param == "chunk_size" else {}
+    if request.param == "cleared":
+        monkeypatch.setattr(linear_rows, "_counted", lambda *_: None)
+    return {"chunk_size": 7} if request.param in ("chunk_size", "cleared") else {}
 
 
 def options(name: str, classes: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -183,6 +185,14 @@ def test_leading_dimensions_are_rows(way: dict[str, Any], shift: bool) -> None:
         assert_close(a, b)
 
 
+def test_in_plain_pytorch(way: dict[str, Any]) -> None:
+    data, given = problem(CLASSES, torch.float64), options("mixed", CLASSES, torch.float64)
+    with longtail.use_backend("reference"):
+        got = results(data, False, **given, **way)
+    for a, b in zip(got, results(data, True, **given), strict=True):
+        assert_close(a, b)
+
+
 def test_losses_of_one_graph() -> None:
     x, weight, bias, target = problem(13, torch.float64)
     x.requires_grad_()
@@ -247,6 +257,18 @@ def test_compile_func_and_export() -> None:
             assert_close(got, expected)
     with torch.no_grad():
         assert_close(compiled(*parts, data[3]), _loss(*parts, data[3]))
+
+
+@pytest.mark.parametrize("chunk_size", [0, 4])
+def test_opcheck(chunk_size: int) -> None:
+    x, weight, bias, target = problem(5, torch.float32, rows=6)
+    values = cases.operator_options(5, {})
+    stats = [x.requires_grad_(), weight.requires_grad_(), bias, target, chunk_size, torch.float32, torch.float32]
+    applied = [torch.randn(6, 5), *leaves(x, weight), None, target, chunk_size, *[torch.float32] * 4]
+    applied = [y.detach() if isinstance(y, Tensor) else y for y in applied]
+    for name, given in (("linear_softmax_row_stats", stats), ("linear_softmax_apply", [*applied, True, True, False])):
+        found = torch.library.opcheck(getattr(torch.ops.longtail, name).default, (*given, *values))
+        assert set(found.values()) == {"SUCCESS"}, found
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

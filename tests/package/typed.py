@@ -26,3 +26,6 @@ def of_logits(input: Tensor, target: Tensor) -> None:
 def linear(input: Tensor, weight: Tensor, target: Tensor) -> None:
     assert_type(longtail.linear_cross_entropy(input, weight, target, label_smoothing=0.1), Tensor)
     assert_type(longtail.vocab_parallel_linear_cross_entropy(input, weight, target, return_stats=True), Pair)
+    assert_type(longtail.linear_cross_entropy(input, weight, target, shift=True), Tensor)
+    assert_type(longtail.linear_row_statistics(input, weight, target, shift=True), longtail.RowStatistics)
+    assert_type(longtail.vocab_parallel_row_statistics(input, target), longtail.RowStatistics)

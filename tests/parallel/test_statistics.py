@@ -75,3 +75,29 @@ def test_linear_mistakes(ranks: Ranks) -> None:
         results = ranks.run(2, rank_cases_statistics.mistaken, True, **given)
         assert len(set(results)) == 1, results
         assert text in results[0][1]
+
+
+@pytest.mark.parametrize("placed", ["c", "r", "f", "rc", "cf"])
+def test_of_dtensors(ranks: Ranks, placed: str) -> None:
+    for plain_target in (False, True):
+        results = ranks.run(4 if len(placed) == 2 else 3, rank_cases_statistics.dtensor_case, placed, plain_target)
+        assert len(set(results)) == 1, results
+
+
+@pytest.mark.parametrize("placed", [("f", "r"), ("r", "r"), ("r", "f"), ("rf", "fr"), ("rr", "fr")], ids="-".join)
+def test_of_dtensors_of_hidden_states(ranks: Ranks, placed: tuple[str, str]) -> None:
+    world = 4 if len(placed[0]) == 2 else 3
+    for shift, plain in ((False, False), (True, False), (True, True)):
+        results = ranks.run(world, rank_cases_statistics.dtensor_linear_case, *placed, shift, plain)
+        assert len(set(results)) == 1, results
+
+
+def test_dtensor_mistakes(ranks: Ranks) -> None:
+    for given, text in (
+        ({"temperature": 2.0}, "ranks disagree on temperature"),
+        ({"temperature": 0}, "rank 1: temperature is 0.0"),
+        ({"gradient": "inplace"}, 'rank 1: gradient is "inplace"'),
+    ):
+        results = ranks.run(2, rank_cases_statistics.dtensor_refused, **given)
+        assert len(set(results)) == 1, results
+        assert text in results[0][1]

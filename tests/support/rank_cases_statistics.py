@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import cases
 import longtail
 from longtail import RowStatistics
 from rank_cases import close_in_norm, digest, local_range, localised, raised_by
+from rank_cases_dtensor import mesh_of, placements_of
 from tolerances import assert_close, assert_same
 
 DIMENSIONS = (4, 6)  # of the leading ones
@@ -155,3 +157,72 @@ def mistaken(group: Any, linear: bool, **odd: Any) -> tuple[str, str]:
     result = raised_by(lambda: getattr(longtail, name)(*data, **given, **(odd if last else {})))
     getattr(longtail, name)(*data, **given)
     return result
+
+
+def assert_global(found: RowStatistics, want: RowStatistics) -> RowStatistics:
+    """That DTensors hold the statistics of all rows; these."""
+    whole = RowStatistics(*(x.full_tensor().detach() for x in found))
+    assert_statistics(whole, want)
+    return whole
+
+
+def loss_of(found: RowStatistics, up: Tensor) -> Tensor:
+    """Of DTensors or plain tensors alike."""
+    return ((found.log_prob * found.entropy + found.lse) * up).sum() - found.complement_entropy.mean()
+
+
+def upstream_of(found: RowStatistics, up: Tensor) -> Tensor:
+    """As a DTensor where the statistics are."""
+    lse = found.lse
+    return distribute_tensor(up, lse.device_mesh, lse.placements) if isinstance(lse, DTensor) else up
+
+
+def dtensor_case(group: Any, placed: str, plain_target: bool = False) -> str:
+    """Statistics and gradient of a DTensor of logits; placements as in :mod:`rank_cases_dtensor`."""
+    mesh, placements = mesh_of(group, len(placed)), placements_of(placed)
+    logits, target = cases.random_case(9, 13, torch.float64)
+    options, up = statistics_options(13), torch.rand(9, generator=cases.generator(6), dtype=torch.float64)
+    whole = logits.clone().requires_grad_()
+    want = longtail.row_statistics(whole, target, **options)
+    (want_grad,) = torch.autograd.grad(loss_of(want, up), whole)
+    x = distribute_tensor(logits, mesh, placements).requires_grad_()
+    rows = [p if p == Shard(0) else Replicate() for p in placements]
+    found = longtail.row_statistics(x, target if plain_target else distribute_tensor(target, mesh, rows), **options)
+    (grad,) = torch.autograd.grad(loss_of(found, upstream_of(found, up)), x)
+    assert tuple(grad.placements) == tuple(placements)
+    assert_close(grad.full_tensor(), want_grad, what="gradient", factor=4)
+    return digest(*assert_global(found, want))
+
+
+def dtensor_linear_case(group: Any, input_placed: str, weight_placed: str, shift: bool, plain: bool = False) -> str:
+    """The same of hidden states; and the linear loss of them, whose ``shift`` moves targets over ranks."""
+    mesh, g = mesh_of(group, len(input_placed)), cases.generator(5)
+    x, w, b = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((12, 6), (13, 6), (13,)))
+    _, target = cases.random_case(12, 13, torch.float64)
+    v, up = (torch.rand(12, generator=g, dtype=torch.float64) for _ in range(2))
+    options: dict[str, Any] = {**statistics_options(13), "chunk_size": 5, "shift": shift}
+    whole = [p.clone().requires_grad_() for p in (x, w, b)]
+    want = longtail.linear_row_statistics(whole[0], whole[1], target, linear_bias=whole[2], **options)
+    want_loss = longtail.linear_cross_entropy(*whole[:2], target, sample_weight=v, shift=shift)
+    want_grads = torch.autograd.grad(loss_of(want, up) + want_loss, whole)
+    placed = [placements_of(text) for text in (input_placed, weight_placed, weight_placed)]
+    parts = [distribute_tensor(p, mesh, q).requires_grad_() for p, q in zip((x, w, b), placed, strict=True)]
+    rows = [Replicate()] * mesh.ndim if plain else placed[0]
+    given, weights = (distribute_tensor(y, mesh, rows) for y in (target, v))
+    if plain:
+        given, weights = target, v
+    found = longtail.linear_row_statistics(parts[0], parts[1], given, linear_bias=parts[2], **options)
+    loss = longtail.linear_cross_entropy(*parts[:2], given, sample_weight=weights, shift=shift)
+    grads = torch.autograd.grad(loss_of(found, upstream_of(found, up)) + loss, parts)
+    assert_close(loss.full_tensor(), want_loss.detach())
+    for grad, true, q in zip(grads, want_grads, placed, strict=True):
+        assert tuple(grad.placements) == tuple(q)
+        close_in_norm(grad.full_tensor(), true, torch.float64, "gradient")
+    return digest(*assert_global(found, want))
+
+
+def dtensor_refused(group: Any, **odd: Any) -> tuple[str, str]:
+    """The last rank passes other options than the others: (type, text) of what this one raises."""
+    last = dist.get_rank(group) == dist.get_world_size(group) - 1
+    x = distribute_tensor(torch.randn(6, 8), mesh_of(group, 1), placements_of("c"))
+    return raised_by(lambda: longtail.row_statistics(x, torch.arange(6), **(odd if last else {})))

@@ -83,7 +83,8 @@ def linear_cross_entropy(
     DTensors: ``input`` (N, D), ``linear_weight`` (C, D) and ``linear_bias`` on one mesh. One mesh dimension may shard
     the classes (the weight's Shard(0)), with ``input`` replicated over it or, in sequence parallelism, sharded by rows;
     over the others ``input`` is sharded by rows or replicated. Targets, constants and result as in
-    :func:`longtail.cross_entropy`. Where rows are sharded, backward sums the parameters' gradients over the ranks: the
+    :func:`longtail.cross_entropy`; with ``shift`` DTensors of targets and sample weights are gathered, for the next row
+    may be another rank's. Where rows are sharded, backward sums the parameters' gradients over the ranks: the
     backward passes of several losses run in the same order on every rank (otherwise RuntimeError). Parameters of FSDP
     are to be gathered: call the loss inside the ``forward`` of the module that ``fully_shard`` wraps, where they are.
 
@@ -91,7 +92,8 @@ def linear_cross_entropy(
         TypeError: an argument has the wrong type, dtype or layout; a DTensor with an ``input`` that is none.
         ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds; a parameter is
             empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
-        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+        IndexError: on the CPU, a target is out of bounds; names the value and the row of its state, counted through
+            all leading dimensions.
     """
     refuse_unknown(linear_cross_entropy, options)
     records = softmax_request(ignore_index=-100 if ignore_index is None else ignore_index, gradient=gradient, **options)

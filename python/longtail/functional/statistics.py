@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import is_dtensor
 from ..linear import statistics as linear_statistics
 from ..linear.chunks import Chunking
 from ..options import SoftmaxOptions
@@ -51,7 +52,9 @@ def row_statistics(
             backward then; refused of a leaf that requires grad.
 
     Images (N, C, d1, ...) whose classes do not lie side by side in memory are transposed for the backward pass.
-    DTensors are not taken. Differentiable once; :func:`longtail.reference.row_statistics` is plain PyTorch.
+    A DTensor (N, C) may be sharded over rows and classes as in :func:`longtail.cross_entropy`, with ``gradient``
+    "backward"; the statistics are then DTensors over the rows, of which every rank writes the same loss. Differentiable
+    once; :func:`longtail.reference.row_statistics` is plain PyTorch.
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`; temperature is not positive.
@@ -59,6 +62,10 @@ def row_statistics(
     options = SoftmaxOptions(
         class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
     )
+    if is_dtensor(input) or is_dtensor(target):
+        from ..parallel import dtensor  # imports torch.distributed.tensor
+
+        return dtensor.row_statistics(input, target, options, temperature, gradient)
     return statistics.row_statistics(input, target, options, temperature, gradient)
 
 
@@ -100,6 +107,10 @@ def linear_row_statistics(
             the last position are zeros.
         chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`.
 
+    DTensors (N, D), (C, D) and (C,) as in :func:`longtail.linear_cross_entropy`; the statistics are DTensors over the
+    rows, of which every rank writes the same loss. The backward passes of several calls run in the same order on every
+    rank.
+
     float16: the gradient of the logits is rounded to float16 with the upstream gradient in it, as in eager float16: a
     gradient scaler multiplies before.
 
@@ -110,4 +121,8 @@ def linear_row_statistics(
         class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
     )
     data, chunking = (input, linear_weight, linear_bias, target), Chunking(chunk_size, accumulate_dtype)
+    if is_dtensor(input):
+        from ..parallel import dtensor_linear  # imports torch.distributed.tensor
+
+        return dtensor_linear.linear_row_statistics(data, options, temperature, chunking, shift)
     return linear_statistics.row_statistics(data, options, temperature, chunking, shift)

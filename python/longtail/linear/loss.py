@@ -55,7 +55,8 @@ def linear_cross_entropy(
     logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
     if input.dim() <= 2:
         return cross_entropy(logits, target, options, request.of_logits())
-    v, lead = checked_weight(options, input.shape[:-1]), input.shape[:-1]
+    lead = input.shape[:-1]
+    v = checked_weight(options, lead)
     options = options._replace(sample_weight=None if v is None else v.reshape(-1))
     loss = cross_entropy(logits.flatten(0, -2), target.flatten(0, -2), options, request.of_logits())
     return loss.reshape(lead) if request.reduction == "none" else loss
