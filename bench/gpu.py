@@ -53,6 +53,15 @@ GPU = Plan(
     peers=peers,
 )
 
+STATISTICS = Plan(
+    section="gpu-statistics",
+    device="cuda",
+    shapes=((8192, 151936),),
+    dtypes=(torch.bfloat16,),
+    losses=("plain", "statistics"),
+    rounds=50,
+)
+
 SIGMOID = Plan(
     section="gpu-sigmoid",
     device="cuda",
@@ -71,5 +80,5 @@ IMAGES = Plan(
     rounds=50,
 )
 
-PLANS = (GPU, SIGMOID, IMAGES)
+PLANS = (GPU, STATISTICS, SIGMOID, IMAGES)
 """What ``python -m bench gpu`` runs."""
