@@ -46,6 +46,15 @@ class RowGrad(NamedTuple):
     target: Any
 
 
+class DenseStats(NamedTuple):
+    """What describes a row whose target is a probability y'_j of each class, label smoothing applied."""
+
+    m: Any  # max of u_j
+    d: Any  # sum of exp(u_j - m)
+    V: Any  # sum of omega_j y'_j (m - u_j): 0 where y'_j is, at any u_j
+    W: Any  # sum of omega_j y'_j
+
+
 class Vectors(NamedTuple):
     """Optional constants, float32: per class [C], per row [N], and the sum of the class weights (0-d)."""
 
@@ -261,3 +270,56 @@ def apply(grad, u):
     """dloss/du_j of non-target classes; the caller adds S * omega_j when there is label smoothing."""
     e, shift = exp_cut(u - grad.m)
     return e * (grad.a + grad.b * shift)
+
+
+@triton.jit
+def empty_dense(LANES: tl.constexpr):
+    """Stats of no class at all, [LANES] of them."""
+    zero = tl.zeros([LANES], tl.float32)
+    return DenseStats(zero + float("-inf"), zero, zero, zero)
+
+
+@triton.jit
+def raise_dense(s, m):
+    """Moves the sums to a new maximum m >= s.m."""
+    factor, _ = exp_cut(s.m - finite_max(m))
+    return DenseStats(m, factor * s.d, s.V + s.W * (finite_max(m) - finite_max(s.m)), s.W)
+
+
+@triton.jit
+def accumulate_dense(s, u, wy):
+    """Adds logits u and weighted probabilities, both [groups, lanes, run], to stats [lanes]."""
+    s = raise_dense(s, tl.maximum(s.m, over_lanes_max(u)))
+    m = finite_max(s.m)[None, :, None]
+    e, _ = exp_cut(u - m)
+    far = tl.where(wy == 0.0, 0.0, wy * (m - u))
+    return DenseStats(s.m, s.d + over_lanes_sum(e), s.V + over_lanes_sum(far), s.W + over_lanes_sum(wy))
+
+
+@triton.jit
+def combine_dense_lanes(s):
+    """Joins the pieces of one row that lie along axis 0."""
+    m = tl.max(s.m, 0)
+    s = raise_dense(s, m)
+    return DenseStats(m, tl.sum(s.d, 0), tl.sum(s.V, 0), tl.sum(s.W, 0))
+
+
+@triton.jit
+def combine_dense(a, b):
+    """Joins two disjoint pieces of one row."""
+    m = tl.maximum(a.m, b.m)
+    a = raise_dense(a, m)
+    b = raise_dense(b, m)
+    return DenseStats(m, a.d + b.d, a.V + b.V, a.W + b.W)
+
+
+@triton.jit
+def finish_dense(s, o, v):
+    """The loss, and a of dloss/du_j = a exp(u_j - m) - v omega_j y'_j. Of V the loss alone knows. v: sample weight."""
+    log_d = tl.log(s.d)
+    loss, a = v * (s.V + s.W * log_d), v * s.W
+    if o.z_loss is not None:
+        lse = s.m + log_d
+        loss += o.z_loss * lse * lse
+        a += 2.0 * o.z_loss * lse
+    return loss, a / s.d
