@@ -51,6 +51,9 @@ class Kernels(Protocol):
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         """Fills z, losses and grads."""
 
+    def dense(self, batch: Any, otherwise: bool = False) -> None:
+        """Fills z, losses, stats and grads of class probabilities."""
+
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         """grad times factor in place, but for what target says is ignored."""
 

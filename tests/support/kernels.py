@@ -14,6 +14,7 @@ from torch import Tensor
 import cases
 import longtail
 from batches import Kernels, SigmoidBatch, SoftmaxBatch
+from dense_cases import DenseBatch
 from emulation.build import COMPILER
 from interpreted import FACTOR, INTERPRETED, interpreted
 
@@ -56,6 +57,14 @@ class Operators:
             two, two_grad = ops.sigmoid_loss_and_grad(up, z, y, *tail, elementwise)
             three = ops.sigmoid_loss_and_grad_(up, written, y, *tail, elementwise)
         batch.z, batch.losses, batch.grads = z, [one, two, three], [one_grad, two_grad, written]
+
+    def dense(self, batch: DenseBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, y, up, tail = batch.laid(batch.logits), batch.y, batch.up, batch.tail
+        with longtail.use_backend(self.backend):
+            loss, stats = self.ops.softmax_loss(z, y, *tail)
+            grad = self.ops.softmax_loss_backward(up, z, y, stats, *tail)
+        batch.z, batch.losses, batch.stats, batch.grads = z, [loss], [stats], [grad]
 
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         with longtail.use_backend(self.backend):
