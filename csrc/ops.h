@@ -63,6 +63,24 @@ void set_target(Args& args, const Tensor& target) {
   args.target_stride = target.stride(0);
 }
 
+inline void check_same_shape(const Tensor& t, const char* name, const Tensor& logits) {
+  bool same = t.dim() == logits.dim();
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == logits.size(i);
+  check(same, name, " has shape ", shape_of(t), ", expected ", shape_of(logits));
+}
+
+// A target for each element: of the logits' shape, and of their dtype or that of the arithmetic.
+template <typename Args>
+Layout set_dense_target(Args& args, const Tensor& target, const Tensor& logits) {
+  check_same_shape(target, "target", logits);
+  args.dense_is_wide = target.scalar_type() != logits.scalar_type();
+  if (args.dense_is_wide) check_dtype(target, "target", accumulate_type(logits));
+  const Layout layout = check_layout(target, "target");
+  args.dense_target = target.const_data_ptr();
+  args.dense_stride = layout.stride;
+  return layout;
+}
+
 // [R]
 template <typename Device, typename Args>
 void set_grad_loss(Args& args, const Tensor& grad_loss, const Tensor& logits) {

@@ -17,12 +17,6 @@ struct SigmoidOptions {
 #define LONGTAIL_SIGMOID_VALUES \
   SigmoidOptions { LONGTAIL_SIGMOID_VECTORS(LONGTAIL_VALUE) LONGTAIL_SIGMOID_SCALARS(LONGTAIL_VALUE) }
 
-inline void check_same_shape(const Tensor& t, const char* name, const Tensor& logits) {
-  bool same = t.dim() == logits.dim();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == logits.size(i);
-  check(same, name, " has shape ", shape_of(t), ", expected ", shape_of(logits));
-}
-
 template <typename Device>
 struct SigmoidOps {
   using Args = typename Device::SigmoidLossArgs;
@@ -34,13 +28,7 @@ struct SigmoidOps {
   static void set_targets(Args& args, const Tensor& target, const Tensor& logits) {
     Device::check_device(target, "target", logits);
     if (target.scalar_type() == ScalarType::Long) return set_target(args, target);
-    check_same_shape(target, "target", logits);
-    args.dense_is_wide = target.scalar_type() != logits.scalar_type();
-    if (args.dense_is_wide) check_dtype(target, "target", accumulate_type(logits));
-    const Layout layout = check_layout(target, "target");
-    args.dense_target = target.const_data_ptr();
-    args.dense_stride = layout.stride;
-    args.dense_class_stride = layout.class_stride;
+    args.dense_class_stride = set_dense_target(args, target, logits).class_stride;
   }
 
   static Args with_options(const Tensor& logits, const Tensor& target, const SigmoidOptions& o) {

@@ -22,8 +22,12 @@ struct SoftmaxLossFields {
   int64_t pixels;       // P, or 0 for [N, C]
   const void* logits;   // [N, C]
   int64_t logits_stride, logits_class_stride;
-  const int64_t* target;  // [R]
+  const int64_t* target;  // [R], or null where `dense`
   int64_t target_stride;
+  bool dense;                // a probability for each class; [N, C] alone, Pass::loss and Pass::backward
+  const void* dense_target;  // [N, C], classes contiguous
+  int64_t dense_stride;
+  bool dense_is_wide;  // dense_target is of T, not of the logits' type
 #define LONGTAIL_FIELD(name, length) const T* name;
   LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_FIELD)
 #undef LONGTAIL_FIELD
@@ -34,7 +38,8 @@ struct SoftmaxLossFields {
   int64_t grad_loss_stride;
   const T* row_grad;  // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone
   T* loss;            // [R]; written by Pass::loss and Pass::loss_and_grad
-  T* stats;           // [R, 5]; rows contiguous, or columns of images; read by Pass::backward, else written
+  T* stats;           // [R, 5]; rows contiguous, or columns of images; read by Pass::backward, else written; where
+                      // `dense` (m, d, 0, W, 0) of DenseStats
   int64_t stats_stride, stats_column_stride;
   void* grad;  // [N, C] of the logits' type; may be `logits` itself; not written by Pass::loss
   int64_t grad_stride, grad_class_stride;

@@ -28,17 +28,36 @@ struct SoftmaxOps {
   using Pass = typename Device::Pass;
   using Element = typename Device::Element;
 
-  static Args args_of(const Tensor& logits, const Tensor& target) {
+  static bool is_dense(const Tensor& target) { return target.scalar_type() != ScalarType::Long; }
+
+  // `dense`: whether a target for each class will do, too.
+  static Args args_of(const Tensor& logits, const Tensor& target, bool dense = false) {
     Args args = {};
     set_logits(args, logits, Device::check_layout(logits, "logits"));
-    set_target(args, target);
     Device::check_device(target, "target", logits);
     args.storage = storage_of<Device>(logits);
+    args.dense = dense && target.dim() == logits.dim() && is_dense(target);
+    if (!args.dense) {
+      set_target(args, target);
+      return args;
+    }
+    check(Device::kDenseSoftmax, "target has dtype ", torch::headeronly::toString(target.scalar_type()),
+          ", expected class indices on this device");
+    check_rows(logits);
+    set_dense_target(args, target, logits);
     return args;
   }
 
-  static Args with_options(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o) {
-    Args args = args_of(logits, target);
+  static void check_no_class(const SoftmaxOptions& o) {
+    check(!o.class_margin, "class_margin needs class indices as targets");
+    check(o.numbers.focal_gamma == 0.0, "focal_gamma needs class indices as targets");
+    check(o.numbers.complement_coefficient == 0.0, "complement_coefficient needs class indices as targets");
+    check(o.numbers.cross_entropy_coefficient == 1.0, "cross_entropy_coefficient needs class indices as targets");
+  }
+
+  static Args with_options(const Tensor& logits, const Tensor& target, const SoftmaxOptions& o, bool dense = false) {
+    Args args = args_of(logits, target, dense);
+    if (args.dense) check_no_class(o);
     LONGTAIL_SOFTMAX_VECTORS(LONGTAIL_SET_VECTOR)
     args.ignore_index = o.ignore_index;
     args.options = generic::convert<typename Device::Number>(o.numbers);
@@ -83,21 +102,21 @@ struct SoftmaxOps {
 
   static std::tuple<Tensor, Tensor> loss_of(Args& args, const Tensor& logits, const MaybeTensor& weight,
                                             bool for_backward) {
-    const auto outputs = new_outputs(args, logits, for_backward && has_few_classes(logits));
+    const auto outputs = new_outputs(args, logits, for_backward && !args.dense && has_few_classes(logits));
     Device::softmax_loss(args, Pass::loss, logits, weight);
     return outputs;
   }
 
   static std::tuple<Tensor, Tensor> softmax_loss(const Tensor& logits,
                                                  const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS) {
-    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES, true);
     return loss_of(args, logits, weight, false);
   }
 
   static Tensor softmax_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                       const Tensor& stats LONGTAIL_SOFTMAX_PARAMETERS) {
-    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
-    const bool absent = stats.dim() == 2 && stats.size(0) == 0 && has_few_classes(logits);
+    Args args = with_options(logits, target, LONGTAIL_SOFTMAX_VALUES, true);
+    const bool absent = !args.dense && stats.dim() == 2 && stats.size(0) == 0 && has_few_classes(logits);
     if (!absent) check_stats(args, stats, "stats", logits, logits.dim() == 3);
     set_grad_loss<Device>(args, grad_loss, logits);
     const Tensor grad = Device::new_gradient(logits);

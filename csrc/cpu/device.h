@@ -130,6 +130,7 @@ struct Cpu {
                                                                  {ScalarType::Half, Storage::float16}};
   static constexpr const char* kStorageNames = "float64, float32, bfloat16 or float16";
   static constexpr int64_t kFewClasses = longtail::kFewClasses;
+  static constexpr bool kDenseSoftmax = true;
 
   static Layout check_layout(const Tensor& t, const char* name) { return longtail::check_layout(t, name); }
   static void check_device(const Tensor&, const char*, const Tensor&) {}
@@ -155,6 +156,12 @@ struct Cpu {
     args.stretch = stretch_of(args, pass, bytes);
     args.stream =
         args.grad != args.logits && streamed(args.grad, args.rows * args.num_classes * bytes_of(args.storage));
+    if (args.dense) {
+      parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
+        return kernel.softmax_loss_rows(args, pass, begin, end, nullptr);
+      });
+      return;
+    }
     if (shares_out_classes(args, pass)) {
       check_targets(args, args.ignore_index, 0);
       const auto each = [](int64_t count, const auto& body) {

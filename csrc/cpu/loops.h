@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "sigmoid_rows.h"
+#include "softmax_dense.h"
 #include "softmax_pixels.h"
 #include "softmax_rows.h"
 #include "softmax_tiles.h"
@@ -13,6 +14,7 @@ namespace LONGTAIL_ISA {
 
 template <typename Z, typename T>
 int64_t softmax_loss_of(const SoftmaxLossArgs& args, Pass pass, int64_t begin, int64_t end, void* scratch) {
+  if (args.dense) return softmax_dense_of<Z, T>(args, pass, begin, end);
   if (SoftmaxTiles<Z, T>::serves(args, pass)) return SoftmaxTiles<Z, T>(args, pass).run(begin, end);
   if (args.pixels > 0) return SoftmaxPixels<Z, T>(args, pass, static_cast<T*>(scratch)).run(begin, end);
   return SoftmaxRows<Z, T>(args, pass, static_cast<T*>(scratch)).run(begin, end);

@@ -33,13 +33,16 @@ bool dense_targets_fit(const Tensor& target, std::optional<int64_t> ignore_index
 }
 
 // softmax_loss, and what mean_loss makes of it, in one call: of few logits it is calls that take the time. `count`:
-// divides by the counted rows, at least 1, whatever they weigh. The statistics are for softmax_loss_backward alone.
+// divides by the counted rows, at least 1, whatever they weigh. The statistics are for softmax_loss_backward alone. Of
+// class probabilities every row counts, and weights do not divide.
 std::tuple<Tensor, Tensor, Tensor> softmax_mean(const Tensor& logits, const Tensor& target LONGTAIL_SOFTMAX_PARAMETERS,
                                                 bool count) {
-  SoftmaxLossArgs args = SoftmaxOps<Cpu>::with_options(logits, target, LONGTAIL_SOFTMAX_VALUES);
+  SoftmaxLossArgs args = SoftmaxOps<Cpu>::with_options(logits, target, LONGTAIL_SOFTMAX_VALUES, true);
   const auto [loss, stats] = SoftmaxOps<Cpu>::loss_of(args, logits, weight, true);
   const Tensor denominator =
-      RowOps<Cpu>::mean_denominator(target, count ? std::nullopt : weight, ignore_index, logits.size(1));
+      args.dense ? new_tensor(logits, {}, ScalarType::Long)
+                 : RowOps<Cpu>::mean_denominator(target, count ? std::nullopt : weight, ignore_index, logits.size(1));
+  if (args.dense) *static_cast<int64_t*>(denominator.mutable_data_ptr()) = args.rows;
   if (count) {
     int64_t& rows = *static_cast<int64_t*>(denominator.mutable_data_ptr());
     rows = std::max<int64_t>(rows, 1);

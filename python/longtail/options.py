@@ -219,7 +219,7 @@ SOFTMAX_NUMBERS = {
     "label_smoothing": Number("label_smoothing", 0.0, 1.0),
     "focal_gamma": Number("focal_gamma", 0.0, needs_class=True),
     "complement_coefficient": Number("complement_gamma", needs_class=True),
-    "cross_entropy_coefficient": Number("cross_entropy_coefficient", off=1.0),
+    "cross_entropy_coefficient": Number("cross_entropy_coefficient", off=1.0, needs_class=True),
     "scale": Number("scale", off=1.0, vanishes=False),
     "softcap": Number("softcap", off=None, vanishes=False),
     "z_loss": Number("z_loss", share=0.5),  # its gradient has 2 z_loss

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..options import SigmoidOptions, SoftmaxOptions
 from ..reference import sigmoid, softmax
-from ..reference.softmax_rows import Rows, through_cap
+from ..reference.softmax_dense import DenseRows, refuse_class_options
+from ..reference.softmax_rows import Rows
 from ..reference.softmax_rows import mean_denominator as plain_mean_denominator
 
 
@@ -58,11 +59,50 @@ def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> T
     return (rows.u if rows.u.numel() == 0 else rows.grad(stats, grad_loss)).to(dtype)
 
 
+def is_dense(target: Tensor) -> bool:
+    """Whether the target of a softmax operator is a probability for each class, not a class for each row."""
+    return target.is_floating_point() and target.dim() > 1
+
+
+def check_dense(logits: Tensor, target: Tensor, options: SoftmaxOptions) -> None:
+    """What takes a probability for each class: logits [N, C], and no option that needs one class."""
+    if logits.dim() != 2 or target.shape != logits.shape:
+        raise RuntimeError(
+            f"longtail: logits of shape {list(logits.shape)} and {target.dtype} target of shape {list(target.shape)}, "
+            "expected [N, C] and floating point [N, C]"
+        )
+    wide = arithmetic_dtype(logits.dtype)
+    if target.dtype not in (logits.dtype, wide):
+        raise RuntimeError(f"longtail: target has dtype {target.dtype}, expected {wide}")
+    refuse_class_options(options)
+
+
+def _dense_rows(logits: Tensor, target: Tensor, *values: Any) -> DenseRows | None:
+    """None: of no logits."""
+    options = SoftmaxOptions(*values)
+    check_dense(logits, target, options)
+    n, c = logits.shape
+    lengths = {"weight": c, "class_bias": c, "sample_weight": n}
+    _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
+    return DenseRows.of(logits, target, options) if logits.numel() else None
+
+
+def _dense_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    rows = _dense_rows(logits, target, *options)
+    if rows is None:
+        none = logits.new_zeros(logits.shape[:1], dtype=arithmetic_dtype(logits.dtype))
+        return none, none.new_zeros((*none.shape, 5))
+    return rows.losses(), rows.stats()
+
+
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _loss(_rows(logits, target, *options))
+    return _dense_loss(logits, target, *options) if is_dense(target) else _loss(_rows(logits, target, *options))
 
 
 def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
+    if is_dense(target):
+        dense = _dense_rows(logits, target, *options)
+        return torch.zeros_like(logits) if dense is None else dense.grad(stats, grad_loss).to(logits.dtype)
     return _grad(_rows(logits, target, *options), stats, grad_loss, logits.dtype)
 
 
@@ -138,7 +178,8 @@ def softmax_loss_apply(
     if row_grad.shape != (logits.shape[0], 5):
         raise RuntimeError(f"longtail: row_grad has shape {list(row_grad.shape)}, expected [{logits.shape[0]}, 5]")
     du = softmax.apply(softmax.RowGrad(*row_grad.unbind(1)), shard.u, shard.target, weight, smoothing=True)
-    return through_cap(du, shard.capped, shard.counted, scale, softcap).to(logits.dtype)
+    grad = softmax.through_cap(du, shard.capped, scale, softcap)
+    return grad.masked_fill(~shard.counted[:, None], 0.0).to(logits.dtype)
 
 
 def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:

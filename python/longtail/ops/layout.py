@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import class_indices
+from ..arguments import arithmetic_dtype, class_indices
 from ..errors import ArgumentValueError
 
 
 class Rows(NamedTuple):
-    """Logits [N, C] or [N, C, P], targets [N] or [N * P], and the shape that row results go back to."""
+    """Logits [N, C] or [N, C, P], targets [N] or [N * P], or [N, C], and the shape that row results go back to."""
 
     logits: Tensor
     target: Tensor
@@ -37,6 +37,19 @@ def rows(input: Tensor, target: Tensor) -> Rows:
             )
         logits = input
     return Rows(laid_out(logits), target if len(shape) == 1 else target.reshape(-1), shape)
+
+
+def probability_rows(input: Tensor, target: Tensor) -> Rows:
+    """Logits and class probabilities of one shape, (C,), (N, C) or (N, C, d1, ...), as [N, C] and [N, C]."""
+    wide = arithmetic_dtype(input.dtype)
+    if target.dtype not in (input.dtype, wide):
+        target = target.to(wide)
+    shape = input.shape[:1] + input.shape[2:]
+    if input.dim() == 1:
+        input, target, shape = input.unsqueeze(0), target.unsqueeze(0), torch.Size()
+    elif input.dim() > 2:
+        input, target = (x.movedim(1, -1).flatten(0, -2) for x in (input, target))
+    return Rows(laid_out(input), laid_out(target), shape)
 
 
 def laid_out(input: Tensor) -> Tensor:
@@ -83,6 +96,10 @@ def to_images(rows: Tensor, shape: torch.Size) -> Tensor:
     """[N * P, C] as [N, C, P] of ``shape``, contiguous."""
     n, c, p = shape
     return rows.reshape(n, p, c).movedim(2, 1).contiguous()
+
+
+DENSE_SOFTMAX = ("softmax_loss", "softmax_loss_backward")
+"""The softmax operators whose target, the argument after the logits, may be a probability for each class, [N, C]."""
 
 
 def logits_position(op: str) -> int | None:

@@ -25,6 +25,8 @@ SOFTMAX, SIGMOID = schema(SoftmaxOptions), schema(SigmoidOptions)
 _APPLY_OPTIONS = "Tensor? weight, Tensor? class_bias, int ignore_index, float scale, float softcap"
 
 # logits: [N, C] with contiguous classes, or [N, C, P] with contiguous pixels and strided classes; [N * P] rows then.
+# target: int64 [rows] or, of the first two and logits [N, C], floating point [N, C] with contiguous classes, of the
+# logits' dtype or T: a probability for each class, without the options that need one class; stats (m, d, 0, W, 0) then.
 SCHEMAS = {
     "softmax_loss": f"(Tensor logits, Tensor target, {SOFTMAX}) -> (Tensor loss, Tensor stats)",
     "softmax_loss_backward": (

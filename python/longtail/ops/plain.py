@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from . import fallback
-from .layout import logits_position, to_images, to_rows
+from .layout import DENSE_SOFTMAX, logits_position, to_images, to_rows
 
 DEVICE = None
 serves = None  # whatever the operators take
+takes_probabilities = True
 
 
 def missing() -> None:
@@ -38,7 +39,7 @@ def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         logits = args[position]
-        if logits.dim() != 3:
+        if logits.dim() != 3 or (op in DENSE_SOFTMAX and fallback.is_dense(args[position + 1])):
             return kernel(*args)
         inner = [to_rows(x) if isinstance(x, Tensor) and x.dim() == 3 else x for x in args]
         result = kernel(*inner)

@@ -189,6 +189,12 @@ def apply(grad: RowGrad, u: Tensor, target: Tensor, omega: Tensor | None = None,
     return du.scatter(1, index, torch.where(target[:, None] < 0, du.gather(1, index), grad.target[:, None]))
 
 
+def through_cap(du: Tensor, capped: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """``dloss/dlogits`` from ``dloss/du``."""
+    grad = du * scale
+    return grad * (1 - (capped / softcap) ** 2) if softcap else grad
+
+
 def gradient_size(counted: Tensor | None, factors: Factors, options: SoftmaxOptions) -> Size:
     """A bound of the elements of the gradient of the losses' sum, of float16 logits, over the ``counted`` rows [N].
 

@@ -11,6 +11,7 @@ from ..arguments import arithmetic_dtype
 from ..options import SoftmaxOptions, softmax_options
 from ..signatures import refuse_unknown, with_options_of
 from . import softmax
+from .softmax_dense import DenseRows, refuse_class_options
 
 
 class Rows(NamedTuple):
@@ -45,20 +46,13 @@ class Rows(NamedTuple):
         """[N, C], of the losses times ``grad_loss`` [N]."""
         row_grad = softmax.finish(stats, self.factors, self.options)[1].times(grad_loss)
         du = softmax.apply(row_grad, self.u, self.g, self.options.weight, self.options.label_smoothing != 0)
-        return through_cap(du, self.capped, self.counted, self.options.scale, self.options.softcap)
-
-
-def through_cap(du: Tensor, capped: Tensor, counted: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """``dloss/dlogits`` from ``dloss/du``; 0 where ignored."""
-    grad = du * scale
-    if softcap:
-        grad = grad * (1 - (capped / softcap) ** 2)
-    return grad.masked_fill(~counted[:, None], 0.0)
+        grad = softmax.through_cap(du, self.capped, self.options.scale, self.options.softcap)
+        return grad.masked_fill(~self.counted[:, None], 0.0)
 
 
 @with_options_of(softmax_options)
 def softmax_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """The loss of each row, [N], for logits [N, C] and target [N].
+    """The loss of each row, [N], for logits [N, C] and target [N], or [N, C]: a probability for each class.
 
     ``options``: those of :func:`longtail.cross_entropy` that change a row's loss, and ``cross_entropy_coefficient``.
     """
@@ -70,6 +64,9 @@ def softmax_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     vectors, numbers = given.parted()
     converted: list[Any] = [None if x is None else x.to(dtype) for x in vectors]
     given = SoftmaxOptions(*converted, *numbers).for_classes(num_classes)
+    if target.is_floating_point():
+        refuse_class_options(given)
+        return DenseRows.of(logits, target, given).losses()
     rows = Rows.of(logits, target, given)
     return rows.losses(rows.stats())
 
@@ -94,9 +91,9 @@ def cross_entropy(
     normalizer: str | float | Tensor | None = None,
     **options: float | Tensor | None,
 ) -> Tensor:
-    """:func:`longtail.cross_entropy` for input [N, C] and integer target [N], in plain PyTorch.
+    """:func:`longtail.cross_entropy` for input [N, C] and target [N] (classes) or [N, C] (float), in plain PyTorch.
 
-    Takes all its options but ``gradient`` and ``return_stats``.
+    Takes all its options but ``gradient`` and ``return_stats``. Differentiable in class probabilities, too.
     """
     loss = softmax_loss(
         input,
@@ -108,8 +105,11 @@ def cross_entropy(
     )
     if reduction != "mean":
         return loss.sum() if reduction == "sum" else loss
-    if normalizer is None:
+    dense = target.is_floating_point()
+    if normalizer is None and dense:
+        normalizer = loss.numel()
+    elif normalizer is None:
         normalizer = mean_denominator(target, None if weight is None else weight.to(loss.dtype), ignore_index)
     elif isinstance(normalizer, str):
-        normalizer = (target != ignore_index).sum().clamp(min=1)
+        normalizer = max(loss.numel(), 1) if dense else (target != ignore_index).sum().clamp(min=1)
     return loss.sum() / normalizer

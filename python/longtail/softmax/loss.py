@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import arguments
@@ -17,6 +16,7 @@ from ..ops.gradient import differentiable_reduction
 from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
 from ..reference import softmax
 from ..reference.sizes import Size
+from ..reference.softmax_dense import DenseRows
 from .autograd import SOFTMAX, SoftmaxLoss
 
 
@@ -130,13 +130,13 @@ def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bo
     return plain and operators.direct(rows.logits, rows.target, *options)
 
 
-def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Request) -> None:
+def _check_probabilities(input: Tensor, target: Tensor, options: SoftmaxOptions, request: Request) -> None:
     if not target.is_floating_point():
         raise ArgumentTypeError(
             f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
         )
-    numbers = options.numbers
-    needs_class = {n.name: numbers[n.name] != n.off for n in SOFTMAX_NUMBERS.values() if n.needs_class}
+    rules, numbers = SOFTMAX_NUMBERS.values(), options.numbers
+    needs_class = {n.name: numbers[n.name] != n.off for n in rules if n.needs_class and n.name in numbers}
     needs_class["class_margin"] = options.class_margin is not None
     needs_class |= {"return_stats": request.return_stats, "gradient": request.gradient != "backward"}
     for name, used in needs_class.items():
@@ -146,47 +146,45 @@ def _check_probabilities(target: Tensor, options: SoftmaxOptions, request: Reque
         raise ArgumentValueError(
             f"ignore_index is {options.ignore_index}, expected none: target holds class probabilities"
         )
+    arguments.check_device("target", target, input)
 
 
 def _probability_cross_entropy(input: Tensor, target: Tensor, options: SoftmaxOptions, request: Request) -> Tensor:
-    """Class-probability targets in plain PyTorch, over the effective logits (about 20 passes).
+    """Class probabilities; images become rows.
 
     :func:`torch.nn.functional.cross_entropy`, but for a class of probability 0 at a logit of -inf: torch gives NaN.
     """
-    _check_probabilities(target, options, request)
-    arguments.check_device("target", target, input)
-    dtype, weight = arithmetic_dtype(input.dtype), options.weight
-    dim = 0 if input.dim() == 1 else 1
-    column = [1] * input.dim()
-    column[dim] = -1
-    per_class = input.shape[dim : dim + 1]
-    bias = arguments.vector("class_bias", options.class_bias, per_class, input, dtype)
-    row_shape = input.shape[:dim] + input.shape[dim + 1 :]
-    v = arguments.vector("sample_weight", options.sample_weight, row_shape, input, dtype)
-    u = softmax.capped_logits(input.to(dtype), options.scale, options.softcap)
-    if bias is not None:
-        u = u + bias.view(column)
-    y, smoothing = target.to(dtype), options.label_smoothing
-    if smoothing:
-        y = y * (1 - smoothing) + smoothing / max(per_class.numel(), 1)
-    log_prob = F.log_softmax(u, dim)
-    absent = (y == 0) & (log_prob == -torch.inf)  # of the others the gradient by y is needed too
-    terms = log_prob.masked_fill(absent, 0.0) * y
-    if weight is not None:  # here, as in torch, the loss is differentiable in it
-        arguments.check_tensors(weight=weight)
-        if weight.shape != per_class:
-            raise ArgumentValueError(f"weight has shape {list(weight.shape)}, expected {list(per_class)}")
-        arguments.check_device("weight", weight, input)
-        terms = (terms * weight.to(dtype).view(column)).masked_fill(absent, 0.0)
-    loss = -terms.sum(dim)
-    if v is not None:
-        loss = loss * v.view(row_shape)
-    if options.z_loss:
-        loss = loss + options.z_loss * u.logsumexp(dim).square()
-    if request.reduction != "mean":
-        return loss.sum() if request.reduction == "sum" else loss
-    given = arguments.given_normalizer(request.normalizer, input.device)
+    _check_probabilities(input, target, options, request)
+    rows, dtype, weight = layout.probability_rows(input, target), arithmetic_dtype(input.dtype), options.weight
+    num_classes, reduction = rows.logits.shape[1], request.reduction
+    by_weight = isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled()
+    if by_weight:  # checked without, see below
+        options = options._replace(weight=weight.detach())  # type: ignore[union-attr]
+    options = options.prepared(input, rows.shape, num_classes, dtype)
+    plain = by_weight or num_classes == 0 or (target.requires_grad and torch.is_grad_enabled())
+    if reduction == "mean" and not plain and _at_once(rows, options, request):
+        counts = (request.normalizer == "count",)
+        return direct_loss(SOFTMAX, (rows.logits, rows.target), options, "mean", None, None, counts)
+    denominator = _probability_denominator(rows, request, dtype) if reduction == "mean" else None
+    if plain:  # in targets and weights, too, as torch's is
+        weight = weight.to(dtype) if by_weight else options.weight  # type: ignore[union-attr]
+        loss = DenseRows.of(rows.logits, rows.target, options._replace(weight=weight)).losses()
+        loss = differentiable_reduction(loss, denominator, reduction)
+    else:
+        loss, _ = differentiable_loss(
+            *(SoftmaxLoss, SOFTMAX, input, (rows.logits, rows.target), options, reduction, "backward"),
+            denominator=denominator,
+            counts=denominator is not None and not denominator.is_floating_point(),
+            size=lambda: 1.0,  # of a gradient that forward would keep
+        )
+    return loss.reshape(rows.shape) if reduction == "none" else loss
+
+
+def _probability_denominator(rows: layout.Rows, request: Request, dtype: torch.dtype) -> Tensor:
+    """As :func:`mean_denominator`, of rows that all count, whatever they weigh; without classes none does."""
+    given = arguments.given_normalizer(request.normalizer, rows.logits.device, dtype)
     if given is not None:
-        return differentiable_reduction(loss, given.to(dtype), request.reduction)
-    count = loss.numel() if input.numel() else 0  # without classes too: torch's mean is NaN then
-    return loss.sum() / (count if request.normalizer is None else max(count, 1))
+        return given.to(dtype)
+    count = rows.logits.shape[0] if rows.logits.shape[1] else 0
+    count = count if request.normalizer is None else max(count, 1)
+    return torch.full((), count, dtype=torch.int64, device=rows.logits.device)
