@@ -43,7 +43,8 @@ _LOGITS = (
 )
 Args = _structure(
     "Args",
-    f"{_LOGITS} pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
+    f"{_LOGITS} bool dense, pointer dense_target, int64 dense_stride, bool dense_is_wide,"
+    f"pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
     "bool entropy,"
     "pointer grad_loss, int64 grad_loss_stride, pointer row_grad loss stats, int64 stats_stride stats_column_stride,"
     "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, float smooth",
@@ -71,7 +72,9 @@ Mean = _structure(
     "int64 rows, pointer loss, int64 loss_stride, int loss_size denominator_type, pointer denominator mean divisor",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
-Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
+Problem = _structure(
+    "Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images dense"
+)
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",

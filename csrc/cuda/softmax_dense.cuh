@@ -1,0 +1,296 @@
+// The softmax family for class probabilities over rows [N, C]: some lanes of a warp, a block, or a cluster of blocks
+// per row, in one sweep for the loss and one for the gradient.
+#pragma once
+
+#include "../dense_math.h"
+#include "reduce.cuh"
+
+namespace longtail {
+namespace gpu {
+
+using DenseStats = longtail::generic::DenseStats<float>;
+using DenseGrad = longtail::generic::DenseGrad<float>;
+
+// Whether a class's share of the loss needs more than its logit and its probability.
+inline bool has_dense_extras(const SoftmaxLossArgs& a) { return has_extras(a) || a.weight != nullptr; }
+
+LONGTAIL_DEVICE void raise_max(DenseStats& s, float m) { longtail::generic::raise_max(s, m, HardwareExp()); }
+
+// Of classes with logits u <= m and weighted probabilities q; `kCut`: whatever they are.
+template <bool kCut, int kCount>
+LONGTAIL_DEVICE DenseStats dense_sums_of(const float (&u)[kCount], const float (&q)[kCount], float m) {
+  DenseStats sums = {m, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float behind = m - u[i];
+    sums.d += exp_of(-behind);
+    sums.V += kCut && q[i] == 0.0f ? 0.0f : q[i] * behind;
+    sums.W += q[i];
+  }
+  return sums;
+}
+
+template <int kCount>
+LONGTAIL_DEVICE void add(DenseStats& s, const float (&u)[kCount], const float (&q)[kCount]) {
+  float m = s.m;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) m = fmaxf(m, u[i]);
+  if (m > s.m) raise_max(s, m);
+  DenseStats sums = dense_sums_of<false>(u, q, finite_max(m));
+  if (sums.V != sums.V) sums = dense_sums_of<true>(u, q, finite_max(m));  // 0 * inf, rarely
+  s.d += sums.d;
+  s.V += sums.V;
+  s.W += sums.W;
+}
+
+LONGTAIL_DEVICE DenseStats join_lanes(DenseStats s, int lanes) {
+  raise_max(s, max_lanes(s.m, lanes));
+  return {s.m, sum_lanes(s.d, lanes), sum_lanes(s.V, lanes), sum_lanes(s.W, lanes)};
+}
+
+// The stats of the whole row, in the warp that leads.
+LONGTAIL_DEVICE DenseStats join_threads(Joint& joint, DenseStats s) {
+  s = join_lanes(s, kWarpSize);
+  const float4* slots = joint.exchange(float4{s.m, s.d, s.V, s.W});
+  if (!joint.leads()) return s;
+  DenseStats row = longtail::generic::empty_dense_stats<float>();
+  for (int i = joint.lane(); i < joint.slots(); i += kWarpSize) {
+    const float4 x = slots[i];
+    row = longtail::generic::combine(row, {x.x, x.y, x.z, x.w}, HardwareExp());
+  }
+  return join_lanes(row, kWarpSize);
+}
+
+LONGTAIL_DEVICE float sample_weight_of(const SoftmaxLossArgs& a, int64_t index) {
+  return a.sample_weight != nullptr ? a.sample_weight[index] : 1.0f;
+}
+
+LONGTAIL_DEVICE void store_dense_loss(const SoftmaxLossArgs& a, int64_t index, DenseStats s) {
+  s.m = s.d == s.d ? s.m : s.d;  // a maximum passes over NaN, a sum does not
+  const float loss = longtail::generic::finish(s, LossOptions<float>(a.options), sample_weight_of(a, index)).loss;
+  a.loss[index] = a.num_classes > 0 ? loss : 0.0f;
+  stats_of_row(a, index).store({s.m, s.d, 0.0f, s.W, 0.0f});
+}
+
+LONGTAIL_DEVICE DenseGrad load_dense_grad(const SoftmaxLossArgs& a, int64_t index) {
+  const Stats found = stats_of_row(a, index).load();
+  const DenseStats s = {found.m, found.d, 0.0f, found.u_g};
+  DenseGrad grad = longtail::generic::finish(s, LossOptions<float>(a.options), sample_weight_of(a, index)).grad;
+  longtail::generic::scale_grad(grad, a.grad_loss[index * a.grad_loss_stride]);
+  return grad;
+}
+
+// One row in one of the `width` threads of each of `parts` blocks that share it. Threads take vectors of neighbouring
+// classes; classes beside the vectors are taken singly.
+template <typename Z, int kCount, bool kExtras>
+class DenseRow {
+ public:
+  LONGTAIL_DEVICE DenseRow(const SoftmaxLossArgs& a, int64_t row, int thread, int width, int parts, int rank)
+      : logits_(kept(static_cast<const Z*>(a.logits) + row * a.logits_stride)),
+        wide_(a.dense_is_wide),
+        target_(a.dense_target),
+        target_row_(row * a.dense_stride),
+        kept_(1.0f - a.options.label_smoothing),
+        smooth_(a.smooth),
+        classes_(static_cast<int>(a.num_classes)),
+        head_(kCount > 1 ? head_of(logits_, classes_) : 0),
+        elements_(a, head_),
+        thread_(thread),
+        width_(width) {
+    const int all = (classes_ - head_) / kCount, each = (all + parts - 1) >> log2_of(parts);
+    const int begin = min(all, rank * each), end = min(all, begin + each);
+    first_ = head_ + (begin + thread) * kCount;
+    end_ = head_ + end * kCount;
+    beside_ = rank > 0 ? 0 : classes_ - all * kCount;
+  }
+
+  LONGTAIL_DEVICE DenseStats stats() const {
+    DenseStats s = longtail::generic::empty_dense_stats<float>();
+    each_vector([&](const auto& loaded, int column) {
+      constexpr int kWidth = std::remove_reference_t<decltype(loaded)>::kWidth;
+      float u[kWidth], q[kWidth];
+      loaded.z.get(u);
+      elements_.cap(u);
+      weigh(loaded, column, u, q);
+      add(s, u, q);
+    });
+    return s;
+  }
+
+  LONGTAIL_DEVICE void store_grad(const DenseGrad& g, Z* grad) const {
+    each_vector([&](const auto& loaded, int column) {
+      constexpr int kWidth = std::remove_reference_t<decltype(loaded)>::kWidth;
+      float x[kWidth], u[kWidth], q[kWidth];
+      loaded.z.get(x);
+      elements_.cap(x);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) u[i] = x[i];
+      weigh(loaded, column, u, q);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) u[i] = exp_of(u[i] - g.m) * g.a - g.b * q[i];
+      elements_.uncap(x, u);
+      Vector<Z, kWidth>::store(grad + column, u);
+    });
+  }
+
+ private:
+  // Vectors that a thread has under way.
+  static constexpr int kGroup = kCount == 1 ? 4 : 2;
+
+  // What is read of neighbouring classes.
+  template <int kNeighbours>
+  struct Loaded {
+    static constexpr int kWidth = kNeighbours;
+    Vector<Z, kWidth> z;
+    float y[kWidth];
+  };
+
+  template <int kWidth>
+  LONGTAIL_DEVICE void load(Loaded<kWidth>& to, int column) const {
+    to.z.load(logits_ + column);
+    if (wide_) {
+      load_constants(static_cast<const float*>(target_) + target_row_, column, true, to.y);
+    } else {
+      Vector<Z, kWidth> narrow;
+      narrow.load(static_cast<const Z*>(target_) + target_row_ + column);
+      narrow.get(to.y);
+    }
+  }
+
+  // From capped to effective logits, and the weighted probabilities.
+  template <int kWidth>
+  LONGTAIL_DEVICE void weigh(const Loaded<kWidth>& loaded, int column, float (&u)[kWidth], float (&q)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) q[i] = loaded.y[i];
+    if constexpr (kExtras) {
+      float x[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) x[i] = u[i];
+      elements_.add_bias(x, column, u);
+      elements_.load_omega(column, x);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        q[i] = longtail::generic::weighted_probability(x[i], kept_ * q[i] + smooth_, u[i]);
+    }
+  }
+
+  template <int kVectors, typename Take>
+  LONGTAIL_DEVICE void take_vectors(int column, const Take& take) const {
+    const int step = width_ * kCount;
+    Loaded<kCount> loaded[kVectors];
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) load(loaded[k], column + k * step);
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) take(loaded[k], column + k * step);
+  }
+
+  // `take(loaded, column)` of all that this thread has.
+  template <typename Take>
+  LONGTAIL_DEVICE void each_vector(const Take& take) const {
+    const int step = width_ * kCount;
+    int column = first_;
+    // As often as every thread has a vector in each place: a warp never waits for some of its lanes' groups.
+#pragma unroll 1
+    for (; column - thread_ * kCount + kGroup * step <= end_; column += kGroup * step)
+      take_vectors<kGroup>(column, take);
+#pragma unroll 1
+    for (; column < end_; column += step) take_vectors<1>(column, take);
+    if constexpr (kCount > 1) {
+#pragma unroll 1
+      for (int i = thread_; i < beside_; i += width_) {
+        const int single = i < head_ ? i : classes_ - beside_ + i;
+        Loaded<1> loaded;
+        load(loaded, single);
+        take(loaded, single);
+      }
+    }
+  }
+
+  const Z* const logits_;
+  const bool wide_;
+  const void* const target_;
+  const int64_t target_row_;
+  const float kept_, smooth_;
+  const int classes_, head_;
+  const Elements<kExtras> elements_;
+  const int thread_, width_;
+  int first_, end_;  // this thread's first vector, and the end of this block's
+  int beside_;       // classes beside the vectors, which this block takes
+};
+
+// lanes: threads of a warp per row, or 0 for all threads of a cluster.
+// reads: logits and dense_target [N, C] once; per row the sample weight and, for `backward`, the upstream gradient and
+//   the stats [N, 5]; class_bias and weight [C] per row, from cache.
+// writes: loss [N] and stats [N, 5], or, for `backward`, grad [N, C].
+// bytes: one pass over each of the matrices named here, and some 30 N: the least there is.
+template <typename Z, int kCount, bool kExtras, typename PassOf>
+LONGTAIL_KERNEL(kBlockThreads, dense_resident(kCount, kExtras))
+dense_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, PassOf pass, int lanes) {
+  Joint joint;
+  const int width = lanes > 0 ? lanes : static_cast<int>(blockDim.x);
+  const int team = static_cast<int>(threadIdx.x) >> log2_of(width),
+            thread = static_cast<int>(threadIdx.x) & (width - 1);
+  const int64_t rows_per_block = static_cast<int>(blockDim.x) >> log2_of(width);
+  const int64_t teams = (gridDim.x >> log2_of(joint.cluster())) * rows_per_block;
+  // Every thread stays until the last row of its block is done: the joins need them all.
+  for (int64_t first = (blockIdx.x >> log2_of(joint.cluster())) * rows_per_block; first < a.rows; first += teams) {
+    const int64_t place = first + team, index = row_at(a, place, pass);
+    DenseStats s = longtail::generic::empty_dense_stats<float>();
+    if (place < a.rows) {
+      const DenseRow<Z, kCount, kExtras> row(a, index, thread, width, joint.cluster(), joint.rank());
+      if (makes_stats(pass)) s = row.stats();
+      if (makes_grad(pass))
+        row.store_grad(load_dense_grad(a, index), kept(static_cast<Z*>(a.grad) + index * a.grad_stride));
+    }
+    if (!makes_stats(pass)) continue;
+    s = lanes > 0 ? join_lanes(s, lanes) : join_threads(joint, s);
+    if (place < a.rows && thread == 0 && joint.rank() == 0) store_dense_loss(a, index, s);
+    joint.next_row();
+  }
+  joint.meet();
+}
+
+// Whether vectors of the logits are vectors of every other matrix too.
+inline Problem dense_problem_of(const SoftmaxLossArgs& a, Pass pass) {
+  const int size = element_size(a.storage);
+  const RowsInMemory logits = {a.logits, a.logits_stride, size};
+  const bool alike = lie_alike(logits, {a.dense_target, a.dense_stride, a.dense_is_wide ? 4 : size}, a.rows) &&
+                     (!makes_grad(pass) || lie_alike(logits, {a.grad, a.grad_stride, size}, a.rows));
+  return {pass, size, a.rows, a.num_classes, false, alike, has_dense_extras(a), false, true};
+}
+
+template <typename Z, int kCount, typename PassOf>
+void launch_dense_rows(const SoftmaxLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
+  const auto kernel =
+      has_dense_extras(a) ? dense_rows_kernel<Z, kCount, true, PassOf> : dense_rows_kernel<Z, kCount, false, PassOf>;
+  launch(kernel, grid_of(a.rows, plan), plan.threads, plan.cluster, plan.shared, stream, a, pass,
+         plan.regime == Regime::warp ? plan.lanes : 0);
+}
+
+// Single elements are rare: one kernel has both passes of them.
+template <typename Z>
+void launch_dense_storage(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  constexpr int kCount = 16 / sizeof(Z);
+  if (!plan.vector) return launch_dense_rows<Z, 1>(a, pass, plan, stream);
+  if (pass == Pass::loss) return launch_dense_rows<Z, kCount>(a, Fixed<Pass::loss>(), plan, stream);
+  launch_dense_rows<Z, kCount>(a, Fixed<Pass::backward>(), plan, stream);
+}
+
+// One storage type per compiled file.
+extern template void launch_dense_storage<float>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+extern template void launch_dense_storage<BFloat16>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+extern template void launch_dense_storage<Float16>(const SoftmaxLossArgs&, Pass, const Plan&, void*);
+
+inline void softmax_dense_launch(const SoftmaxLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  switch (a.storage) {
+    case Storage::float32:
+      return launch_dense_storage<float>(a, pass, plan, stream);
+    case Storage::bfloat16:
+      return launch_dense_storage<BFloat16>(a, pass, plan, stream);
+    case Storage::float16:
+      return launch_dense_storage<Float16>(a, pass, plan, stream);
+  }
+}
+
+}  // namespace gpu
+}  // namespace longtail
