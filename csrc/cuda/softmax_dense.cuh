@@ -2,6 +2,8 @@
 // per row, in one sweep for the loss and one for the gradient.
 #pragma once
 
+#include <type_traits>
+
 #include "../dense_math.h"
 #include "reduce.cuh"
 
@@ -54,6 +56,7 @@ LONGTAIL_DEVICE DenseStats join_threads(Joint& joint, DenseStats s) {
   const float4* slots = joint.exchange(float4{s.m, s.d, s.V, s.W});
   if (!joint.leads()) return s;
   DenseStats row = longtail::generic::empty_dense_stats<float>();
+#pragma unroll 1
   for (int i = joint.lane(); i < joint.slots(); i += kWarpSize) {
     const float4 x = slots[i];
     row = longtail::generic::combine(row, {x.x, x.y, x.z, x.w}, HardwareExp());
@@ -137,31 +140,36 @@ class DenseRow {
   // Vectors that a thread has under way.
   static constexpr int kGroup = kCount == 1 ? 4 : 2;
 
-  // What is read of neighbouring classes.
-  template <int kNeighbours>
+  // What is read of neighbouring classes, whose targets are of type Y.
+  template <typename Y, int kNeighbours>
   struct Loaded {
-    static constexpr int kWidth = kNeighbours;
+    static constexpr int kWidth = kNeighbours, kVector = 16 / sizeof(Y);
+    static constexpr int kTogether = kWidth < kVector ? kWidth : kVector;
     Vector<Z, kWidth> z;
-    float y[kWidth];
+    Vector<Y, kTogether> y[kWidth / kTogether];
+
+    LONGTAIL_DEVICE void load(const Z* logits, const Y* target) {
+      z.load(logits);
+#pragma unroll
+      for (int i = 0; i < kWidth; i += kTogether) y[i / kTogether].load(target + i);
+    }
+
+    LONGTAIL_DEVICE void get_target(float (&x)[kWidth]) const {
+#pragma unroll
+      for (int i = 0; i < kWidth; i += kTogether) {
+        float part[kTogether];
+        y[i / kTogether].get(part);
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) x[i + k] = part[k];
+      }
+    }
   };
 
-  template <int kWidth>
-  LONGTAIL_DEVICE void load(Loaded<kWidth>& to, int column) const {
-    to.z.load(logits_ + column);
-    if (wide_) {
-      load_constants(static_cast<const float*>(target_) + target_row_, column, true, to.y);
-    } else {
-      Vector<Z, kWidth> narrow;
-      narrow.load(static_cast<const Z*>(target_) + target_row_ + column);
-      narrow.get(to.y);
-    }
-  }
-
   // From capped to effective logits, and the weighted probabilities.
-  template <int kWidth>
-  LONGTAIL_DEVICE void weigh(const Loaded<kWidth>& loaded, int column, float (&u)[kWidth], float (&q)[kWidth]) const {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) q[i] = loaded.y[i];
+  template <typename Y, int kWidth>
+  LONGTAIL_DEVICE void weigh(const Loaded<Y, kWidth>& loaded, int column, float (&u)[kWidth],
+                             float (&q)[kWidth]) const {
+    loaded.get_target(q);
     if constexpr (kExtras) {
       float x[kWidth];
 #pragma unroll
@@ -174,12 +182,12 @@ class DenseRow {
     }
   }
 
-  template <int kVectors, typename Take>
-  LONGTAIL_DEVICE void take_vectors(int column, const Take& take) const {
+  template <int kVectors, typename Y, typename Take>
+  LONGTAIL_DEVICE void take_vectors(const Y* target, int column, const Take& take) const {
     const int step = width_ * kCount;
-    Loaded<kCount> loaded[kVectors];
+    Loaded<Y, kCount> loaded[kVectors];
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) load(loaded[k], column + k * step);
+    for (int k = 0; k < kVectors; ++k) loaded[k].load(logits_ + (column + k * step), target + (column + k * step));
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) take(loaded[k], column + k * step);
   }
@@ -187,20 +195,28 @@ class DenseRow {
   // `take(loaded, column)` of all that this thread has.
   template <typename Take>
   LONGTAIL_DEVICE void each_vector(const Take& take) const {
+    if constexpr (!std::is_same_v<Z, float>) {
+      if (wide_) return each_vector(kept(static_cast<const float*>(target_) + target_row_), take);
+    }
+    each_vector(kept(static_cast<const Z*>(target_) + target_row_), take);
+  }
+
+  template <typename Y, typename Take>
+  LONGTAIL_DEVICE void each_vector(const Y* target, const Take& take) const {
     const int step = width_ * kCount;
     int column = first_;
     // As often as every thread has a vector in each place: a warp never waits for some of its lanes' groups.
 #pragma unroll 1
     for (; column - thread_ * kCount + kGroup * step <= end_; column += kGroup * step)
-      take_vectors<kGroup>(column, take);
+      take_vectors<kGroup>(target, column, take);
 #pragma unroll 1
-    for (; column < end_; column += step) take_vectors<1>(column, take);
+    for (; column < end_; column += step) take_vectors<1>(target, column, take);
     if constexpr (kCount > 1) {
 #pragma unroll 1
       for (int i = thread_; i < beside_; i += width_) {
         const int single = i < head_ ? i : classes_ - beside_ + i;
-        Loaded<1> loaded;
-        load(loaded, single);
+        Loaded<Y, 1> loaded;
+        loaded.load(logits_ + single, target + single);
         take(loaded, single);
       }
     }
