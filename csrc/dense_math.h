@@ -58,10 +58,10 @@ LONGTAIL_INLINE DenseStats<T> combine(DenseStats<T> a, DenseStats<T> b, Limit lo
   return {m, a.d + b.d, a.V + b.V, a.W + b.W};
 }
 
-// dloss/du_j = a exp(u_j - m) - b q_j
+// dloss/du_j = v (mass exp(u_j - m) - q_j) + z exp(u_j - m): exactly 0 where p_j W is q_j.
 template <typename T>
 struct DenseGrad {
-  T m, a, b;
+  T m, mass, v, z;
 };
 
 template <typename T>
@@ -74,25 +74,28 @@ struct DenseLoss {
 template <typename T, typename Options>
 LONGTAIL_INLINE DenseLoss<T> finish(const DenseStats<T>& s, const Options& o, T v) {
   const T d = select(s.d == T(0), T(NAN), s.d), log_d = log(d);
-  T loss = v * (s.V + s.W * log_d), a = v * s.W;
+  const T inverse_d = reciprocal(d);
+  T loss = v * (s.V + s.W * log_d), z = T(0);
   if (o.z_loss != decltype(o.z_loss)(0)) {
     const T lse = s.m + log_d;
     loss = loss + T(o.z_loss) * lse * lse;
-    a = a + T(decltype(o.z_loss)(2) * o.z_loss) * lse;
+    z = T(decltype(o.z_loss)(2) * o.z_loss) * lse * inverse_d;
   }
-  return {loss, {finite_max(s.m), a * reciprocal(d), v}};
+  return {loss, {finite_max(s.m), s.W * inverse_d, v, z}};
 }
 
+// z stays 0 where its option is off, whatever the upstream gradient.
 template <typename T>
 LONGTAIL_INLINE void scale_grad(DenseGrad<T>& g, T upstream) {
-  g.a = g.a * upstream;
-  g.b = g.b * upstream;
+  g.v = g.v * upstream;
+  g.z = select(g.z == T(0), g.z, g.z * upstream);
 }
 
 template <typename T, typename Limit>
 LONGTAIL_INLINE T apply(const DenseGrad<T>& g, T u, T q, Limit lowest) {
   T shift;
-  return g.a * shifted_exp(u, g.m, shift, lowest) - g.b * q;
+  const T e = shifted_exp(u, g.m, shift, lowest);
+  return g.v * (g.mass * e - q) + g.z * e;
 }
 
 }  // namespace LONGTAIL_ISA

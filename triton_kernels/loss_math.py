@@ -47,12 +47,21 @@ class RowGrad(NamedTuple):
 
 
 class DenseStats(NamedTuple):
-    """What describes a row whose target is a probability y'_j of each class, label smoothing applied."""
+    """What describes a row whose target is a probability of each class; q_j: that with label smoothing and weight."""
 
     m: Any  # max of u_j
     d: Any  # sum of exp(u_j - m)
-    V: Any  # sum of omega_j y'_j (m - u_j): 0 where y'_j is, at any u_j
-    W: Any  # sum of omega_j y'_j
+    V: Any  # sum of q_j (m - u_j), where 0 * inf is 0
+    W: Any  # sum of q_j
+
+
+class DenseGrad(NamedTuple):
+    """dloss/du_j = v (mass exp(u_j - m) - q_j) + z exp(u_j - m): exactly 0 where p_j W is q_j."""
+
+    m: Any
+    mass: Any
+    v: Any
+    z: Any
 
 
 class Vectors(NamedTuple):
@@ -287,13 +296,13 @@ def raise_dense(s, m):
 
 
 @triton.jit
-def accumulate_dense(s, u, wy):
-    """Adds logits u and weighted probabilities, both [groups, lanes, run], to stats [lanes]."""
+def accumulate_dense(s, u, q):
+    """Adds logits u and q, both [groups, lanes, run], to stats [lanes]."""
     s = raise_dense(s, tl.maximum(s.m, over_lanes_max(u)))
     m = finite_max(s.m)[None, :, None]
     e, _ = exp_cut(u - m)
-    far = tl.where(wy == 0.0, 0.0, wy * (m - u))
-    return DenseStats(s.m, s.d + over_lanes_sum(e), s.V + over_lanes_sum(far), s.W + over_lanes_sum(wy))
+    cost = tl.where(q == 0.0, 0.0, q * (m - u))
+    return DenseStats(s.m, s.d + over_lanes_sum(e), s.V + over_lanes_sum(cost), s.W + over_lanes_sum(q))
 
 
 @triton.jit
@@ -315,11 +324,12 @@ def combine_dense(a, b):
 
 @triton.jit
 def finish_dense(s, o, v):
-    """The loss, and a of dloss/du_j = a exp(u_j - m) - v omega_j y'_j. Of V the loss alone knows. v: sample weight."""
-    log_d = tl.log(s.d)
-    loss, a = v * (s.V + s.W * log_d), v * s.W
+    """The loss and its gradient, which needs no V. v: sample weight. A row of nothing but -inf has NaN, as in torch."""
+    d = tl.where(s.d == 0.0, float("nan"), s.d)
+    log_d, inverse_d = tl.log(d), 1.0 / d
+    loss, z = v * (s.V + s.W * log_d), tl.zeros_like(d)
     if o.z_loss is not None:
         lse = s.m + log_d
         loss += o.z_loss * lse * lse
-        a += 2.0 * o.z_loss * lse
-    return loss, a / s.d
+        z = 2.0 * o.z_loss * lse * inverse_d
+    return loss, DenseGrad(finite_max(s.m), s.W * inverse_d, v, z)

@@ -17,6 +17,7 @@ from . import tuning
 from .checks import check_dense_loss
 from .launching import COMPILE, aligned, on
 from .loss_math import (
+    DenseGrad,
     DenseStats,
     Vectors,
     accumulate_dense,
@@ -25,7 +26,6 @@ from .loss_math import (
     empty_dense,
     exp_cut,
     finish_dense,
-    finite_max,
     loss_options,
 )
 from .softmax_rows import edges, load_block, store_grad
@@ -35,33 +35,40 @@ UNALIGNED = ["grad_loss", "loss", "stats"]
 
 
 @triton.jit
-def load_weighted(target, cols, first, mask, classes, x, o, EVICT: tl.constexpr):
-    """omega_j y'_j of a block of probabilities, smoothed; 0 where the mask is off."""
-    wy = tl.load(target, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
+def load_weighted(target, u, cols, first, mask, classes, x, o, EVICT: tl.constexpr):
+    """q_j of a block of probabilities with logits u, 0 where the mask is off.
+
+    Of no probability at a logit of -inf it is 0, whatever the weight.
+    """
+    q = tl.load(target, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
     if o.label_smoothing is not None:
-        smoothed = wy * (1.0 - o.label_smoothing) + o.label_smoothing / classes.to(tl.float32)
-        wy = tl.where(mask, smoothed, 0.0)
+        smoothed = q * (1.0 - o.label_smoothing) + o.label_smoothing / classes.to(tl.float32)
+        q = tl.where(mask, smoothed, 0.0)
     if x.weight is not None:
-        wy *= tl.load(x.weight + first + cols, mask=mask, other=0.0)
-    return wy
+        absent = (q == 0.0) & (u == float("-inf"))
+        q = tl.where(absent, 0.0, q * tl.load(x.weight + first + cols, mask=mask, other=0.0))
+    return q
 
 
 @triton.jit
 def add_block(s, z, y, cols, first, mask, classes, x, o, LANES: tl.constexpr, RUN: tl.constexpr):
     """Adds a block to stats [LANES]. A lane takes runs of RUN neighbours, as a thread of the load does."""
     _, u = load_block(z, cols, first, mask, mask, x, o, "")
-    wy = load_weighted(y, cols, first, mask, classes, x, o, "")
+    q = load_weighted(y, u, cols, first, mask, classes, x, o, "")
     GROUPS: tl.constexpr = u.numel // (LANES * RUN)
-    return accumulate_dense(s, u.reshape(GROUPS, LANES, RUN), wy.reshape(GROUPS, LANES, RUN))
+    return accumulate_dense(s, u.reshape(GROUPS, LANES, RUN), q.reshape(GROUPS, LANES, RUN))
 
 
 @triton.jit
-def store_block(grad, z, y, cols, first, mask, m, a, factor, classes, x, o):
-    """Writes the gradient of a block; factor: sample weight times upstream gradient."""
+def store_block(grad, z, y, cols, first, mask, g, classes, x, o):
+    """Writes the gradient of a block."""
     capped, u = load_block(z, cols, first, mask, mask, x, o, "evict_first")
-    wy = load_weighted(y, cols, first, mask, classes, x, o, "evict_first")
-    e, _ = exp_cut(u - finite_max(m))
-    store_grad(grad, mask, a * e - factor * wy, capped, o)
+    q = load_weighted(y, u, cols, first, mask, classes, x, o, "evict_first")
+    e, _ = exp_cut(u - g.m)
+    du = g.v * (g.mass * e - q)
+    if o.z_loss is not None:
+        du += g.z * e
+    store_grad(grad, mask, du, capped, o)
 
 
 @triton.jit
@@ -86,14 +93,13 @@ def store_loss(loss, stats, s, row, exists, x, o):
 
 @triton.jit
 def load_row_grad(stats, grad_loss, grad_loss_stride, row, exists, x, o):
-    """m, and of dloss/du_j = a exp(u_j - m) - factor omega_j y'_j the coefficients."""
+    """The coefficients of the loss times its upstream gradient."""
     m = tl.load(stats + row * 5, mask=exists, other=0.0)
     d = tl.load(stats + row * 5 + 1, mask=exists, other=1.0)
     W = tl.load(stats + row * 5 + 3, mask=exists, other=0.0)
-    v = sample_weights(row, exists, d, x)
-    _, a = finish_dense(DenseStats(m, d, W, W), o, v)
+    _, g = finish_dense(DenseStats(m, d, tl.zeros_like(d), W), o, sample_weights(row, exists, d, x))
     upstream = tl.load(grad_loss + row * grad_loss_stride, mask=exists, other=0.0)
-    return m, a * upstream, v * upstream
+    return DenseGrad(g.m, g.mass, g.v * upstream, g.z * upstream)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
@@ -132,12 +138,12 @@ def dense_tile_kernel(
         s = DenseStats(s.m[:, None], s.d[:, None], s.V[:, None], s.W[:, None])
         store_loss(loss, stats, s, row, exists, x, o)
     else:
-        m, a, factor = load_row_grad(stats, grad_loss, grad_loss_stride, row, exists, x, o)
+        g = load_row_grad(stats, grad_loss, grad_loss_stride, row, exists, x, o)
         to = grad + (row * grad_stride + head) // VEC * VEC + cols
-        store_block(to, z, y, cols, head, mask, m, a, factor, classes, x, o)
+        store_block(to, z, y, cols, head, mask, g, classes, x, o)
         if EDGES:
             to_edge = grad + row * grad_stride + edge
-            store_block(to_edge, z_edge, y_edge, edge, 0, at_edge, m, a, factor, classes, x, o)
+            store_block(to_edge, z_edge, y_edge, edge, 0, at_edge, g, classes, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
@@ -177,18 +183,18 @@ def dense_sweep_kernel(
             s = combine_dense(s, combine_dense_lanes(ends))
         store_loss(loss, stats, s, row, exists, x, o)
     else:
-        m, a, factor = load_row_grad(stats, grad_loss, grad_loss_stride, row, exists, x, o)
+        g = load_row_grad(stats, grad_loss, grad_loss_stride, row, exists, x, o)
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
         last = (tl.cdiv(body, BLOCK) - 1) * BLOCK
         for done in range(0, body, BLOCK):
             cols = last - done + tl.arange(0, BLOCK)
             mask = cols < body
             store_block(
-                grad_body + cols, z_body + cols, y_body + cols, cols, head, mask, m, a, factor, classes, x, o
+                grad_body + cols, z_body + cols, y_body + cols, cols, head, mask, g, classes, x, o
             )  # fmt: skip
         if EDGES:
             to_edge = grad + row * grad_stride + edge
-            store_block(to_edge, z_edge, y_edge, edge, 0, at_edge, m, a, factor, classes, x, o)
+            store_block(to_edge, z_edge, y_edge, edge, 0, at_edge, g, classes, x, o)
 
 
 def launch_dense(

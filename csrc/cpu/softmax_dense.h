@@ -122,10 +122,11 @@ class SoftmaxDense {
         weight_(static_cast<const T*>(args.weight), kOnes<T>),
         capping_(args),
         options_(convert<T>(args.options)),
-        share_(args.num_classes > 0 ? static_cast<T>(args.options.label_smoothing / args.num_classes) : T(0)),
+        share_(static_cast<T>(args.options.label_smoothing / static_cast<double>(args.num_classes))),
         plain_(effect_of(args) == Effect::none && args.weight == nullptr) {}
 
   int64_t run(int64_t begin, int64_t end) const {
+    if (args_.num_classes == 0) return clear(begin, end);
     const int64_t together = args_.num_classes > kGroupedClasses ? 1 : kLanes;
     for (int64_t i = begin; i < end; i += together) run_group(i, end - i < together ? end : i + together);
     if (args_.stream) stream_end();
@@ -138,6 +139,14 @@ class SoftmaxDense {
   static constexpr T kLowest = ExpRange<T>::kLowest;
   // Rows up to this length are finished a register at a time.
   static constexpr int64_t kGroupedClasses = 1024;
+
+  // Of no classes the losses are 0.
+  int64_t clear(int64_t begin, int64_t end) const {
+    if (pass_ != Pass::loss) return -1;
+    memset(static_cast<T*>(args_.loss) + begin, 0, (end - begin) * sizeof(T));
+    memset(static_cast<T*>(args_.stats) + 5 * begin, 0, 5 * (end - begin) * sizeof(T));
+    return -1;
+  }
 
   struct Group {
     T m[kLanes] = {}, d[kLanes] = {}, V[kLanes] = {}, W[kLanes] = {}, sample_weight[kLanes] = {};
@@ -162,10 +171,10 @@ class SoftmaxDense {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = i - begin;
       if (pass_ == Pass::loss) {
-        static_cast<T*>(args_.loss)[i] = args_.num_classes > 0 ? found.loss.v[k] : T(0);
+        static_cast<T*>(args_.loss)[i] = found.loss.v[k];
         continue;
       }
-      DenseGrad<T> row = {found.grad.m.v[k], found.grad.a.v[k], found.grad.b.v[k]};
+      DenseGrad<T> row = {found.grad.m.v[k], found.grad.mass.v[k], found.grad.v.v[k], found.grad.z.v[k]};
       scale_grad(row, static_cast<const T*>(args_.grad_loss)[i * args_.grad_loss_stride]);
       write_grad(logits(i), targets(i), row, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
     }
@@ -240,7 +249,7 @@ class SoftmaxDense {
   }
 
   __attribute__((noinline)) void write_plain_grad(const Z* z, const Y* y, const DenseGrad<T>& row, Z* grad) const {
-    const DenseGrad<V> g = {V(row.m), V(row.a), V(row.b)};
+    const DenseGrad<V> g = {V(row.m), V(row.mass), V(row.v), V(row.z)};
     const Logits<Z> u = {z};
     const Probabilities<Y> p = {y};
     const auto of = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
@@ -248,10 +257,10 @@ class SoftmaxDense {
       prefetch_ahead(y + j, kLanes);
       if (n == kLanes) {
         const V x = u.whole(j);
-        return apply(g, x, p.whole(j, x), CancelledTo<Z>());
+        return apply(g, x, p.whole(j, x), kLowest);
       }
       const V x = u.some(j, n);
-      return apply(g, x, p.some(j, n, x), CancelledTo<Z>());
+      return apply(g, x, p.some(j, n, x), kLowest);
     };
     if constexpr (kStreams<Z>) {
       if (args_.stream) return write_each<true>(of, args_.num_classes, grad);
@@ -264,12 +273,12 @@ class SoftmaxDense {
     const AnyLogits<Z, kCapped> of = any_logits<kCapped>(z);
     const WeightedProbabilities<Y> p = weighted(y);
     const V factor = of.factor(), scale = capping_.scale;
-    const DenseGrad<V> g = {V(row.m), V(row.a) * scale, V(row.b) * scale};
+    const DenseGrad<V> g = {V(row.m), V(row.mass), V(row.v) * scale, V(row.z) * scale};
     const auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       prefetch_ahead(z + j, kLanes);
       prefetch_ahead(y + j, kLanes);
       const V x = of.x(j, n), u = x * factor + of.bias.some(j, n);
-      const V dz = apply(g, u, n == kLanes ? p.whole(j, u) : p.some(j, n, u), CancelledTo<Z>());
+      const V dz = apply(g, u, n == kLanes ? p.whole(j, u) : p.some(j, n, u), kLowest);
       return kCapped ? dz - dz * (x * x) : dz;
     };
     write_each<false>(step, args_.num_classes, grad);

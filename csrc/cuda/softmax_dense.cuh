@@ -69,9 +69,9 @@ LONGTAIL_DEVICE float sample_weight_of(const SoftmaxLossArgs& a, int64_t index) 
 }
 
 LONGTAIL_DEVICE void store_dense_loss(const SoftmaxLossArgs& a, int64_t index, DenseStats s) {
+  if (a.num_classes == 0) return ignore_at(a, index, Pass::loss, stats_of_row(a, index));
   s.m = s.d == s.d ? s.m : s.d;  // a maximum passes over NaN, a sum does not
-  const float loss = longtail::generic::finish(s, LossOptions<float>(a.options), sample_weight_of(a, index)).loss;
-  a.loss[index] = a.num_classes > 0 ? loss : 0.0f;
+  a.loss[index] = longtail::generic::finish(s, LossOptions<float>(a.options), sample_weight_of(a, index)).loss;
   stats_of_row(a, index).store({s.m, s.d, 0.0f, s.W, 0.0f});
 }
 
@@ -130,7 +130,7 @@ class DenseRow {
       for (int i = 0; i < kWidth; ++i) u[i] = x[i];
       weigh(loaded, column, u, q);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) u[i] = exp_of(u[i] - g.m) * g.a - g.b * q[i];
+      for (int i = 0; i < kWidth; ++i) u[i] = longtail::generic::apply(g, u[i], q[i], HardwareExp());
       elements_.uncap(x, u);
       Vector<Z, kWidth>::store(grad + column, u);
     });

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 import cases
-import dense_cases
 import sigmoid_cases
-from batches import Batch, SigmoidBatch, SoftmaxBatch, one_thread, random_case
-from dense_cases import DenseBatch
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch, one_thread, probability_case, random_case
 from emulation import build, harness
 from emulation.devices import DEVICES, assert_can_run, constant, is_power_of_two, problems
 from emulation.harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Plan, Problem
@@ -186,9 +184,9 @@ def sigmoid_batches(kind: str) -> Iterator[Batch]:
 
 def dense_batches(dtype: torch.dtype) -> Iterator[Batch]:
     for shape, layout, target_layout in SOFTMAX_ROWS:
-        case = dense_cases.random_case(shape, dtype, torch.float32 if shape[1] == 1000 else None)
-        options = dense_cases.options("mixed", *shape[::-1])
-        yield DenseBatch(swept(), case, options, layout=layout, target_layout=target_layout)
+        case = probability_case(shape, dtype, torch.float32 if shape[1] == 1000 else dtype)
+        options = cases.options("all_of_probabilities", shape[1], case[1][:, 0])
+        yield ProbabilityBatch(swept(), case, options, layout=layout, target_layout=target_layout)
 
 
 def check_planned(batch: Batch, device: str) -> None:

@@ -36,6 +36,14 @@ def random_case(shape: Sequence[int], dtype: torch.dtype = torch.float32, ignore
     return (to_images(logits, torch.Size(shape)) if pixels else logits), target
 
 
+def probability_case(
+    shape: tuple[int, int], dtype: torch.dtype = torch.float32, target_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and class probabilities [N, C]."""
+    logits, _ = cases.random_case(*shape, dtype, ignore=False)
+    return logits, cases.probabilities(*shape, target_dtype or dtype)
+
+
 class Kernels(Protocol):
     """What computes a batch."""
 
@@ -51,11 +59,15 @@ class Kernels(Protocol):
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         """Fills z, losses and grads."""
 
-    def dense(self, batch: Any, otherwise: bool = False) -> None:
-        """Fills z, losses, stats and grads of class probabilities."""
-
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         """grad times factor in place, but for what target says is ignored."""
+
+
+class ProbabilityKernels(Kernels, Protocol):
+    """Those that take class probabilities, too."""
+
+    def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
+        """Fills z, losses, stats and grads."""
 
 
 class Batch:
@@ -140,6 +152,48 @@ class SoftmaxBatch(Batch):
         ignored = self.target == cases.IGNORE
         for value in (*self.losses, *self.stats, *self.grads):
             assert (as_rows(value)[ignored] == 0).all(), "ignored rows are exactly 0"
+
+
+class ProbabilityBatch(Batch):
+    """Class probabilities, by softmax_loss and its backward alone."""
+
+    kernels: ProbabilityKernels
+
+    def __init__(
+        self,
+        kernels: ProbabilityKernels,
+        case: tuple[Tensor, Tensor],
+        options: cases.Options,
+        up: Tensor | None = None,
+        target_layout: str = "contiguous",
+        **how: str,
+    ) -> None:
+        logits, target = case
+        if up is None:
+            up = cases.upstreams(target.shape[:1], cases.vector_dtype(logits.dtype))["random"]
+        super().__init__(kernels, case, cases.operator_options(logits.shape[1], options), up, **how)
+        self.y = laid(self.target, target_layout)
+
+    def run(self, otherwise: bool = False) -> None:
+        self.kernels.probabilities(self, otherwise)
+
+    def check(self, factor: float = 1.0) -> None:
+        """Every output against float64."""
+        found = []
+        for up, z, y, tail in (
+            (self.up.double(), self.logits.double(), self.target.double(), self.wide()),
+            (self.up, self.logits, self.target, self.tail),
+        ):
+            loss, stats = fallback.softmax_loss(z, y, *tail)
+            found.append((loss, stats, fallback.softmax_loss_backward(up, z, y, stats, *tail)))
+        truth, eager = found
+        for loss, stats in zip(self.losses, self.stats, strict=True):
+            assert_close(loss, truth[0], eager[0], what="loss", factor=factor)
+            defined = ~truth[0].isnan()
+            parts = (stats[defined], truth[1][defined], eager[1][defined])
+            assert_close(*parts, what="stats", factor=STATS_FACTOR * factor)
+            assert stats.is_contiguous()
+        self.check_gradients(truth[2], eager[2], factor)
 
 
 class SigmoidBatch(Batch):

@@ -117,11 +117,31 @@ OPTION_SETS: dict[str, tuple[str | tuple[str, float], ...]] = {
 }  # fmt: skip
 
 
+# Of class probabilities: what needs no target class.
+PROBABILITY_SETS: dict[str, tuple[Any, ...]] = {
+    **{name: OPTION_SETS[name] for name in ("plain", "weight", "smoothing", "smoothing_weight", "class_bias", "scale",
+                                            "softcap", "z_loss", "sample_weight")},
+    "all_of_probabilities": ("weight", "class_bias", "sample_weight", ("label_smoothing", 0.1), ("scale", 1.3),
+                             ("softcap", 8.0), ("z_loss", 0.02)),
+    "linear_of_probabilities": ("weight", "class_bias", "sample_weight", ("label_smoothing", 0.2), ("scale", 0.7)),
+}  # fmt: skip
+
+
+def probabilities(rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """[N, C]: spread, one-hot with exact zeros, none at all, and one row that does not sum to 1."""
+    y = (torch.randn(rows, classes, generator=generator(2000 + seed), dtype=torch.float64) * 2).softmax(1)
+    y[1::4] = 0.0
+    y[torch.arange(1, rows, 4), torch.arange(1, rows, 4) * 7 % max(classes, 1)] = 1.0
+    y[2::8] *= 1.7
+    y[6::8] = 0.0
+    return y.to(dtype)
+
+
 def options(name: str, classes: int, target: Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> Options:
     """Keyword arguments of `longtail.cross_entropy`; class vectors and weights in `vector_dtype(dtype)`."""
     g = generator(1000 + seed)
     result: Options = {}
-    for entry in OPTION_SETS[name]:
+    for entry in OPTION_SETS.get(name) or PROBABILITY_SETS[name]:
         if not isinstance(entry, str):
             result[entry[0]] = entry[1]
         elif entry == "sample_weight":

@@ -13,8 +13,7 @@ from torch import Tensor
 
 import cases
 import longtail
-from batches import Kernels, SigmoidBatch, SoftmaxBatch
-from dense_cases import DenseBatch
+from batches import Kernels, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from emulation.build import COMPILER
 from interpreted import FACTOR, INTERPRETED, interpreted
 
@@ -47,6 +46,14 @@ class Operators:
         batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
         batch.grads = [one_grad, two_grad, written]
 
+    def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, y, tail = batch.laid(batch.logits), batch.y, batch.tail
+        with longtail.use_backend(self.backend):
+            loss, stats = self.ops.softmax_loss(z, y, *tail)
+            grad = self.ops.softmax_loss_backward(batch.up, z, y, stats, *tail)
+        batch.z, batch.losses, batch.stats, batch.grads = z, [loss], [stats], [grad]
+
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         assert not otherwise
         z, written = batch.laid(batch.logits), batch.laid(batch.logits)
@@ -57,14 +64,6 @@ class Operators:
             two, two_grad = ops.sigmoid_loss_and_grad(up, z, y, *tail, elementwise)
             three = ops.sigmoid_loss_and_grad_(up, written, y, *tail, elementwise)
         batch.z, batch.losses, batch.grads = z, [one, two, three], [one_grad, two_grad, written]
-
-    def dense(self, batch: DenseBatch, otherwise: bool = False) -> None:
-        assert not otherwise
-        z, y, up, tail = batch.laid(batch.logits), batch.y, batch.up, batch.tail
-        with longtail.use_backend(self.backend):
-            loss, stats = self.ops.softmax_loss(z, y, *tail)
-            grad = self.ops.softmax_loss_backward(up, z, y, stats, *tail)
-        batch.z, batch.losses, batch.stats, batch.grads = z, [loss], [stats], [grad]
 
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         with longtail.use_backend(self.backend):

@@ -70,6 +70,29 @@ def rows(
     return result.masked_scatter(counted, loss)
 
 
+def probability_rows(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N, C]
+    *,
+    weight: Tensor | None = None,
+    class_bias: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Loss [N] of class probabilities: the weighted sum over the classes of -y log p."""
+    u, classes = logits * scale, logits.shape[1]
+    u = softcap * torch.tanh(u / softcap) if softcap else u
+    u = u if class_bias is None else u + class_bias
+    y = target * (1 - label_smoothing) + label_smoothing / classes
+    cost = -y * torch.log(torch.softmax(u, 1))
+    loss = (cost if weight is None else cost * weight).sum(1)
+    loss = loss if sample_weight is None else loss * sample_weight
+    return loss + z_loss * torch.log(torch.exp(u).sum(1)) ** 2
+
+
 def rows_and_grad(logits: Tensor, target: Tensor, upstream: Tensor, **options: object) -> tuple[Tensor, Tensor]:
     """(loss [N], gradient [N, C] of sum(upstream * loss)), in float64."""
     x = logits.detach().double().requires_grad_()

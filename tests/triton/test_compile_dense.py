@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import cases
-import dense_cases
 
 pytest.importorskip("triton")
 softmax = pytest.importorskip("longtail.triton_kernels.softmax_loss")
@@ -31,21 +30,22 @@ def launch(logits: torch.Tensor, option_set: str, target_dtype: torch.dtype | No
     """Both passes."""
     rows, classes = logits.shape
     target = torch.zeros(logits.shape, dtype=target_dtype or logits.dtype)
-    tail = cases.operator_options(classes, dense_cases.options(option_set, classes, rows) | changes)
+    tail = cases.operator_options(classes, cases.options(option_set, classes, target[:, 0]) | changes)
     softmax.softmax_loss(logits, target, *tail)
     softmax.softmax_loss_backward(torch.zeros(rows), logits, target, torch.zeros(rows, 5), *tail)
 
 
 F32, BF16 = torch.float32, torch.bfloat16
+ALL = "all_of_probabilities"
 TYPES = [(F32, F32), (BF16, BF16), (BF16, F32)]  # of logits and targets
 
 
 @pytest.mark.parametrize(
     ("arch", "classes", "option_set", "dtype", "target_dtype"),
     [
-        *((90, classes, "mixed", *types) for classes in (1203, 50257) for types in TYPES),
+        *((90, classes, ALL, *types) for classes in (1203, 50257) for types in TYPES),
         *((90, classes, "plain", BF16, F32) for classes in (1000, 8192)),
-        *((arch, classes, "mixed", BF16, F32) for arch in ARCHS if arch != 90 for classes in (4096, 50257)),
+        *((arch, classes, ALL, BF16, F32) for arch in ARCHS if arch != 90 for classes in (4096, 50257)),
     ],
 )  # fmt: skip
 def test_no_spills_and_wide_accesses(
@@ -66,7 +66,7 @@ def test_the_sweeps_have_no_barrier_in_their_loops(
     dtype: torch.dtype, target_dtype: torch.dtype, compiled: list[Any]
 ) -> None:
     activate(90)
-    launch(torch.zeros(2, 128256, dtype=dtype), "mixed", target_dtype)
+    launch(torch.zeros(2, 128256, dtype=dtype), ALL, target_dtype)
     for kernel, exponentials in zip(compiled, (9, 8), strict=True):
         loop = longest_loop(kernel)
         assert loop.count("ex2.approx") == exponentials, "8 elements, and one change of the maximum for the loss"
@@ -76,7 +76,7 @@ def test_the_sweeps_have_no_barrier_in_their_loops(
 def test_numbers_and_batches_do_not_recompile(compiled: list[Any]) -> None:
     activate(90)
     for rows, scale in ((2, 0.5), (1, 2.0), (17, 3.0)):
-        launch(torch.zeros(rows, 1000), "mixed", scale=scale, z_loss=scale / 100)
+        launch(torch.zeros(rows, 1000), ALL, scale=scale, z_loss=scale / 100)
     assert len({kernel.hash for kernel in compiled}) == 2, "one kernel for the loss, one for its gradient"
 
 

@@ -61,7 +61,7 @@ def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> T
 
 def is_dense(target: Tensor) -> bool:
     """Whether the target of a softmax operator is a probability for each class, not a class for each row."""
-    return target.is_floating_point() and target.dim() > 1
+    return target.is_floating_point()
 
 
 def check_dense(logits: Tensor, target: Tensor, options: SoftmaxOptions) -> None:

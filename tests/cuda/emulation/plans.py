@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from batches import Batch, SigmoidBatch, SoftmaxBatch
-from dense_cases import DenseBatch
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from layouts import laid
 from longtail.ops.layout import row_count
 from tolerances import assert_same
@@ -41,7 +40,7 @@ class Plans:
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
-    def dense(self, batch: DenseBatch, otherwise: bool = False) -> None:
+    def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
@@ -60,8 +59,8 @@ def launches(batch: Batch) -> list[Launch]:
     """All passes, of which each writes results of its own, by the plans that are the batch's kernels."""
     plans = batch.kernels
     assert isinstance(plans, Plans)
-    if isinstance(batch, DenseBatch):
-        return _dense_launches(batch, plans)
+    if isinstance(batch, ProbabilityBatch):
+        return _probability_launches(batch, plans)
     z, written = batch.laid(batch.logits), batch.laid(batch.logits)
     grads = [laid(poisoned(z.shape, z.dtype), batch.grad_layout) for _ in range(2)]
     batch.z, batch.grads = z, [*grads, written]
@@ -85,7 +84,7 @@ def _softmax_launches(batch: SoftmaxBatch, plans: Plans, written: Tensor) -> lis
     ]
 
 
-def _dense_launches(batch: DenseBatch, plans: Plans) -> list[Launch]:
+def _probability_launches(batch: ProbabilityBatch, plans: Plans) -> list[Launch]:
     batch.z, y, rows = batch.laid(batch.logits), batch.y, len(batch.logits)
     batch.losses, batch.stats = [poisoned((rows,))], [poisoned((rows, 5))]
     batch.grads = [laid(poisoned(batch.z.shape, batch.z.dtype), batch.grad_layout)]
