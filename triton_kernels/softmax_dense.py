@@ -15,19 +15,17 @@ from longtail.options import SoftmaxOptions
 
 from . import tuning
 from .checks import check_dense_loss
-from .launching import COMPILE, aligned, on
-from .loss_math import (
+from .dense_math import (
     DenseGrad,
     DenseStats,
-    Vectors,
     accumulate_dense,
     combine_dense,
     combine_dense_lanes,
     empty_dense,
-    exp_cut,
     finish_dense,
-    loss_options,
 )
+from .launching import COMPILE, aligned, on
+from .loss_math import Vectors, exp_cut, loss_options
 from .softmax_rows import edges, load_block, store_grad
 
 INTEGERS = ["stride", "target_stride", "grad_stride", "grad_loss_stride", "rows", "classes"]
