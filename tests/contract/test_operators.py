@@ -38,6 +38,8 @@ def image_arguments(name: str) -> list[Any]:
 def arguments(name: str, how: Any) -> list[Any]:
     if how == "images":
         return image_arguments(name)
+    if how == "probabilities":
+        return operator_arguments.probabilities(name)
     if name in SOFTMAX:
         return operator_arguments.softmax(name, how)
     return operator_arguments.sigmoid(name, *how) if name in SIGMOID else operator_arguments.shard(name)
@@ -46,6 +48,7 @@ def arguments(name: str, how: Any) -> list[Any]:
 CALLS: list[tuple[str, Any]] = [
     *((name, option_set) for name in SOFTMAX for option_set in ("plain", "mixed")),
     *((name, "images") for name in (*SOFTMAX, "scale_grad_")),
+    *((name, "probabilities") for name in SOFTMAX[:2]),
     *(
         (name, (kind, shape, kind == "soft"))
         for name in SIGMOID

@@ -1,5 +1,5 @@
 // Scalar rows through csrc/loss_math.h as a GPU thread block would take them: pieces of a row, joined by `combine`.
-#include "loss_math.h"
+#include "dense_math.h"
 #include "sigmoid_math.h"
 
 using namespace longtail::generic;
@@ -32,6 +32,32 @@ extern "C" void row_in_pieces(const double* u, int64_t num_classes, int64_t g, c
   for (int64_t j = 0; j < num_classes; ++j) {
     grad[j] = j == g ? result.grad.target : apply(result.grad, u[j], kLowest) + result.grad.S * omega[j];
   }
+}
+
+// The same of class probabilities y, whose statistics are m, d, V and W.
+extern "C" void dense_row_in_pieces(const double* u, const double* y, int64_t num_classes, const double* omega,
+                                    const int64_t* ends, int64_t pieces, const longtail::LossOptions<double>* options,
+                                    double v, double* stats, double* loss, double* grad) {
+  constexpr double kLowest = ExpRange<double>::kLowest;
+  const double kept = 1 - options->label_smoothing, share = options->label_smoothing / num_classes;
+  const auto q = [&](int64_t j) { return weighted_probability(omega[j], kept * y[j] + share, u[j]); };
+  DenseStats<double> row = empty_dense_stats<double>();
+  int64_t begin = 0;
+  for (int64_t k = 0; k < pieces; ++k) {
+    DenseStats<double> piece = empty_dense_stats<double>();
+    for (int64_t j = begin; j < ends[k]; ++j) {
+      raise_max(piece, maximum(piece.m, u[j]), kLowest);
+      accumulate(piece, finite_max(piece.m), u[j], q(j), kLowest);
+    }
+    row = combine(row, piece, kLowest);
+    begin = ends[k];
+  }
+  const double values[4] = {row.m, row.d, row.V, row.W};
+  for (int k = 0; k < 4; ++k) stats[k] = values[k];
+  DenseLoss<double> result = finish(row, *options, v);
+  *loss = result.loss;
+  scale_grad(result.grad, -1.5);
+  for (int64_t j = 0; j < num_classes; ++j) grad[j] = apply(result.grad, u[j], q(j), kLowest);
 }
 
 template <Focus kFocus>

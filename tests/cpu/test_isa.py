@@ -14,6 +14,9 @@ from emulation.build import COMPILER, ROOT
 from isa import BFLOAT16_ONLY, Scripts, run, supported, with_floats
 
 AGREE = """
+import itertools
+from batches import ProbabilityBatch, check
+PROBABILITIES = ("plain", "linear_of_probabilities", "all_of_probabilities")
 for dtype in cases.DTYPES:
     for classes, rows in cases.SIZES.items():
         logits, target = cases.random_case(rows, classes, dtype, seed=classes)
@@ -29,6 +32,12 @@ for dtype in cases.DTYPES:
             grad, = torch.autograd.grad(loss, x, up.to(loss.dtype))
             true_grad, = torch.autograd.grad(truth, y, up)
             assert_close(grad, true_grad, what=f"grad {dtype} C={classes} {option_set}", factor=3)
+    for (classes, rows), option_set in itertools.product(((1, 5), (19, 9), (600, 3), (2500, 2)), PROBABILITIES):
+        logits, _ = cases.random_case(rows, classes, dtype, ignore=False)
+        for target_dtype in {dtype, cases.vector_dtype(dtype)}:
+            p = cases.probabilities(rows, classes, target_dtype)
+            options = cases.options(option_set, classes, p[:, 0], dtype)
+            check(ProbabilityBatch(kernels.CPU["cpu"], (logits, p), options, target_layout="offset"), factor=3)
     logits, target = cases.random_case(6, 2500, dtype)
     options = cases.options("mixed", 2500, target, dtype)
     up = torch.randn(6, generator=cases.generator(1), dtype=torch.float64)
@@ -118,6 +127,12 @@ for dtype in OWN_DTYPES:
         torch.ops.longtail.softmax_loss_and_grad(up, z, target, *tail)
         torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
         assert_close(z, grad.double(), what=f"{dtype} C={classes}", factor=3)
+        z.copy_(values.softmax(1))
+        for of in (z, z.clone()):
+            tail = cases.operator_options(classes, cases.options("all_of_probabilities", classes, target, dtype))
+            for tail in (tail, cases.operator_options(classes, {})):
+                loss, stats = torch.ops.longtail.softmax_loss(of, z, *tail)
+                torch.ops.longtail.softmax_loss_backward(up, of, z, stats, *tail)
         z.copy_(values)
         vectors = (*tail[:3], -100)
         stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)

@@ -1,4 +1,4 @@
-"""csrc/loss_math.h and sigmoid_math.h on their own, in scalar double precision: what CPU and CUDA kernels share."""
+"""csrc/loss_math.h, dense_math.h and sigmoid_math.h in scalar double precision: what CPU and CUDA kernels share."""
 
 import ctypes
 import shutil
@@ -99,6 +99,42 @@ def test_masked_classes_contribute_nothing(library):
     torch.testing.assert_close(grad[[0, 2]], alone[2])
     assert grad[1] == 0
     assert grad[3] == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_split_of_a_row_of_probabilities_gives_its_definition(library, data):
+    num_classes = data.draw(st.integers(1, 40), label="C")
+    margin = data.draw(st.sampled_from([0.0, 3.0, 20.0, 100.0, 1e4]), label="margin")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="seed"))
+    cuts = sorted(data.draw(st.sets(st.integers(1, num_classes), max_size=5), label="cuts") | {num_classes})
+    smoothing, z_loss = data.draw(st.sampled_from([(0.0, 0.0), (0.1, 0.01)]))
+    u, y, omega = torch.randn(3, num_classes, generator=generator, dtype=torch.float64)
+    u[int(torch.randint(num_classes, (1,), generator=generator))] += margin
+    y, omega, v = (y * 3).softmax(0), omega.abs(), 0.7
+    absent = torch.rand(num_classes, generator=generator) < 0.3
+    if not smoothing and not absent.all():  # such classes are as if they were not there
+        u[absent], y[absent] = -torch.inf, 0.0
+    stats, loss, grad = (torch.full(n, torch.nan, dtype=torch.float64) for n in ((4,), (1,), u.shape))
+    ends, given = torch.tensor(cuts), {"label_smoothing": smoothing, "z_loss": z_loss}
+    options = torch.tensor([given.get(x, 0.0) for x in NUMBERS], dtype=torch.float64)
+    library.dense_row_in_pieces(
+        *(pointer(u), pointer(y), ctypes.c_int64(num_classes), pointer(omega), pointer(ends)),
+        *(ctypes.c_int64(len(cuts)), pointer(options), ctypes.c_double(v), pointer(stats), pointer(loss)),
+        pointer(grad),
+    )
+    there = u.isfinite()
+    x = u[there].clone().requires_grad_()
+    q = omega[there] * ((1 - smoothing) * y[there] + smoothing / num_classes)
+    lse = x.logsumexp(0)
+    expected = v * (q * (lse - x)).sum() + z_loss * lse**2
+    (expected_grad,) = torch.autograd.grad(-1.5 * expected, x)
+    top = x.detach().amax()
+    sums = [top, (x - top).exp().sum(), (q * (top - x)).sum(), q.sum()]
+    torch.testing.assert_close(stats, torch.stack(sums).detach(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(loss[0], expected.detach(), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(grad[there], expected_grad, rtol=1e-9, atol=1e-12)
+    assert not grad[~there].any()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])

@@ -31,6 +31,17 @@ def softmax(
     return [up, logits, target, *tail]
 
 
+def probabilities(name: str, dtype: torch.dtype = torch.float32, rows: int = 7, classes: int = 11) -> list[Any]:
+    """Of one of the two operators that take them."""
+    logits, _ = cases.random_case(rows, classes, dtype, ignore=False)
+    y = cases.probabilities(rows, classes, dtype)
+    tail = cases.operator_options(classes, cases.options("all_of_probabilities", classes, y[:, 0], dtype))
+    if name == "softmax_loss":
+        return [logits, y, *tail]
+    up = cases.upstreams((rows,), cases.vector_dtype(dtype))["random"]
+    return [up, logits, y, ops.softmax_loss(logits, y, *tail)[1], *tail]
+
+
 def sigmoid(
     name: str,
     kind: str = "class",
