@@ -79,8 +79,8 @@ LONGTAIL_DEVICE DenseGrad load_dense_grad(const SoftmaxLossArgs& a, int64_t inde
   return grad;
 }
 
-// One row in one of the `width` threads of each of the `parts` blocks that share it. Threads take vectors of neighbouring
-// classes; classes beside the vectors are taken singly.
+// One row in one of the `width` threads of each of the `parts` blocks that share it. Threads take vectors of
+// neighbouring classes; classes beside the vectors are taken singly.
 template <typename Z, int kCount, bool kExtras>
 class DenseRow {
  public:
@@ -126,7 +126,10 @@ class DenseRow {
       for (int i = 0; i < kWidth; ++i) u[i] = x[i];
       weigh(loaded, column, u, q);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) u[i] = longtail::generic::apply(g, u[i], q[i], HardwareExp());
+      for (int i = 0; i < kWidth; ++i) {
+        const float e = exp_of(u[i] - g.m);
+        u[i] = g.v * (g.mass * e - q[i]) + g.z * e;
+      }
       elements_.uncap(x, u);
       Vector<Z, kWidth>::store(grad + column, u);
     });
