@@ -20,6 +20,7 @@ SECTIONS = {
     "all": Section("every", "cpu to gpu of this list, one after another: what make bench runs"),
     "cpu": Section("losses", "softmax losses over (N, C) logits, beside eager PyTorch and torch.compile"),
     "sigmoid": Section("losses", "sigmoid focal losses, likewise"),
+    "soft": Section("losses", "cross-entropy with class probabilities, likewise"),
     "images": Section("losses", "a softmax loss over images, (N, C, H, W), likewise"),
     "few": Section("losses", "softmax losses over rows and images of few classes, contiguous and channels-last"),
     "linear": Section("linear", "the fused linear loss beside three bare matrix products and torch's own"),

@@ -22,6 +22,7 @@ LOSSES = {
     "complement": "complement cross-entropy",
     "family": "class weights + focal + complement",
     "everything": "every option at once",
+    "soft": "cross-entropy, class probabilities",
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
     "dense_focal": "sigmoid focal, a target for each element",
@@ -78,6 +79,9 @@ class Problem:
         if loss in SIGMOID:
             dense = loss == "dense_focal"
             return eager.one_hot(self.target, self.logits) if dense else self.target, SIGMOID[loss]
+        if loss == "soft":
+            hot, other = (eager.one_hot(x, self.logits) for x in (self.target, self.target.flip(0)))
+            return 0.7 * hot + 0.3 * other, {}  # as mixup makes them
         options: dict[str, Any] = {}
         if loss in ("focal", "family", "everything"):
             options["focal_gamma"] = 2.0
@@ -140,13 +144,15 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
     ``F.cross_entropy`` on half logits sums rounded losses: there it is compared as the others are, with float32.
     """
     target, options = problem.case(loss)
-    plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if loss == "plain" else eager.softmax_loss
+    torchs = loss in ("plain", "soft")
+    plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if torchs else eager.softmax_loss
     fused = _fused_sigmoid if loss in SIGMOID else _fused
     dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
     found = []
-    if loss == "plain" and problem.logits.dtype != torch.float32:
-        found.append(Contender(loss, "eager in float32", lambda x: F.cross_entropy(x.float(), target), timed=False))
+    if torchs and problem.logits.dtype != torch.float32:
+        wide = target.float() if dense else target
+        found.append(Contender(loss, "eager in float32", lambda x: F.cross_entropy(x.float(), wide), timed=False))
     found += [
         Contender(loss, "eager", lambda x: plain(x, target, **options), passes=6 if loss == "plain" else None),
     ]
@@ -155,6 +161,8 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
         found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
     backend = dispatch.selected(problem.logits.device)
     for gradient, passes in GRADIENTS.items():
+        if loss == "soft" and gradient != "backward":  # the only one
+            continue
         passes += dense.get(gradient, 0)
         forward = functools.partial(fused, target=target, gradient=gradient, options=options)
         found.append(

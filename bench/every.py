@@ -11,7 +11,7 @@ import sys
 
 from longtail.experiments.command_line import Parser
 
-LOSSES = ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")
+LOSSES = ("cpu", "sigmoid", "soft", "images", "few", "threads", "overhead", "gpu")
 """Those of ``losses.py``."""
 
 COMMANDS = (

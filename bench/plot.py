@@ -31,6 +31,7 @@ def _times(what: str) -> Bars:
 BARS = {
     "cpu": _times("Softmax losses"),
     "sigmoid": _times("Sigmoid focal losses"),
+    "soft": _times("Cross-entropy with class probabilities"),
     "images": _times("Softmax focal loss over images"),
     "overhead": Bars(
         title="Calls on few logits: forward + backward",

@@ -18,6 +18,8 @@ NAMES = {
     ("plain", "eager"): "F.cross_entropy",
     ("plain", "compiled"): "F.cross_entropy, compiled",
     ("plain", "eager module"): "nn.CrossEntropyLoss",
+    ("soft", "eager"): "F.cross_entropy",
+    ("soft", "compiled"): "F.cross_entropy, compiled",
     ("dense_sigmoid", "eager"): "F.binary_cross_entropy_with_logits",
     ("dense_sigmoid", "eager module"): "nn.BCEWithLogitsLoss",
 }

@@ -102,6 +102,9 @@ MEMORY = Plan("memory", (LARGE,), CPU.dtypes, CPU.losses, rounds=0, compiled=Fal
 
 SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid_focal", "dense_focal"), rounds=25)
 
+SOFT = Plan("soft", ((4096, 8192), (16384, 1000), (4096, 10)), CPU.dtypes, ("soft",), rounds=25)
+"""Class probabilities."""
+
 IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
 """Segmentation; N in the rows counts pixels."""
 

@@ -44,10 +44,12 @@ class Classifier(nn.Module):
         if self.loss == "sigmoid":
             return longtail.sigmoid_focal_loss(z, target, gradient=mode, reduction="mean", weight=WEIGHT)
         hot = nn.functional.one_hot(target.clamp(min=0), CLASSES).float()
+        if self.loss == "soft":
+            return longtail.cross_entropy(z, hot, WEIGHT, label_smoothing=0.1)
         return longtail.sigmoid_cross_entropy(z, hot, gradient=mode, reduction="none").square().sum()
 
 
-LOSSES = ("softmax", "rows", "images", "sigmoid", "elements", "linear")
+LOSSES = ("softmax", "rows", "images", "sigmoid", "elements", "linear", "soft")
 
 
 def outcome(module: nn.Module, *data: Tensor) -> list[Tensor]:
@@ -83,6 +85,7 @@ OF_THE_BATCH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rows": lambda z, t: longtail.cross_entropy(z, t, normalizer=z.shape[0]),
     "half_the_rows": lambda z, t: longtail.cross_entropy(z, t, normalizer=z.shape[0] / 2),
     "probabilities": lambda z, t: longtail.cross_entropy(z, _hot(t), normalizer=z.shape[0] * 1.5),
+    "probabilities_mean": lambda z, t: longtail.cross_entropy(z, _hot(t)),
     "linear": lambda z, t: longtail.linear_cross_entropy(z, z.new_ones(4, CLASSES), t % 4, normalizer=z.shape[0]),
     "sigmoid": lambda z, t: longtail.sigmoid_focal_loss(z, t, reduction="mean", normalizer=z.shape[0]),
     "sigmoid_mean": lambda z, t: longtail.sigmoid_focal_loss(z, t, reduction="mean"),
@@ -125,8 +128,11 @@ def _arguments(operator: str, seed: int = 0) -> tuple[list[Any], int]:
     up, wide = [torch.ones(ROWS, dtype=torch.float64)], torch.float64
     weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64, generator=cases.generator(7))
     linear = [x, weight, None, target, 4, wide, wide]
+    soft = cases.options("all_of_probabilities", CLASSES, target, torch.float64)
+    y = cases.probabilities(ROWS, CLASSES, torch.float64)
     return {
         "softmax_loss": ([z, target, *options], 0),
+        "softmax_loss, probabilities": ([z, y, *cases.operator_options(CLASSES, soft)], 0),
         "softmax_loss_and_grad": ([*up, z, target, *options], 1),
         "sigmoid_loss": ([z, target, *binary, False], 0),
         "sigmoid_loss_and_grad": ([*up, z, target, *binary, True], 1),
@@ -134,7 +140,14 @@ def _arguments(operator: str, seed: int = 0) -> tuple[list[Any], int]:
     }[operator]
 
 
-OPERATORS = ("softmax_loss", "softmax_loss_and_grad", "sigmoid_loss", "sigmoid_loss_and_grad", "linear_softmax_loss")
+OPERATORS = (
+    "softmax_loss",
+    "softmax_loss, probabilities",
+    "softmax_loss_and_grad",
+    "sigmoid_loss",
+    "sigmoid_loss_and_grad",
+    "linear_softmax_loss",
+)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -143,7 +156,7 @@ def test_operators_differentiate(operator: str) -> None:
 
     def losses(value: Tensor) -> Tensor:
         given = [value if i == place else x for i, x in enumerate(arguments)]
-        result = getattr(torch.ops.longtail, operator)(*given)
+        result = getattr(torch.ops.longtail, operator.split(",")[0])(*given)
         return result if isinstance(result, Tensor) else result[0]
 
     value = arguments[place].requires_grad_()

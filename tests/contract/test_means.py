@@ -159,12 +159,21 @@ def test_off_the_cpu_a_mean_is_the_same(dtype: torch.dtype, mode: str, monkeypat
             assert_close(one, other.double(), what=str(options))
 
 
+def soft(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Class probabilities, of which no row is ignored."""
+    y = torch.full_like(logits, 0.1).scatter_(1, target.clamp(min=0)[:, None], 0.6)
+    return longtail.cross_entropy(logits, y, **options)
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "mean": (longtail.cross_entropy, {}),
     "count": (longtail.cross_entropy, {"normalizer": "count"}),
     "number": (longtail.cross_entropy, {"normalizer": 3}),
     "sum": (longtail.cross_entropy, {"reduction": "sum"}),
     "none": (longtail.cross_entropy, {"reduction": "none"}),
+    "soft_mean": (soft, {}),
+    "soft_count": (soft, {"normalizer": "count"}),
+    "soft_none": (soft, {"reduction": "none", "label_smoothing": 0.1}),
     "sigmoid_rows": (longtail.sigmoid_focal_loss, {"reduction": "rows"}),
     "sigmoid_mean": (longtail.sigmoid_focal_loss, {"reduction": "mean"}),
     "sigmoid_none": (longtail.sigmoid_focal_loss, {}),

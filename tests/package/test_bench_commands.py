@@ -34,7 +34,7 @@ def bench(monkeypatch):
         ("cpu --dtype float64", "invalid choice: 'float64'"),
         (
             "--shape 64,96",
-            "--shape needs a section before it: all, cpu, sigmoid, images, few, linear, step, parallel, overhead,",
+            "--shape needs a section before it: all, cpu, sigmoid, soft, images, few, linear, step,",
         ),
         ("-- cpu", "-- needs a section before it: all, cpu,"),
         ("linear --rounds 0", "'0' is not a whole number of at least 1"),
@@ -95,7 +95,9 @@ def test_all_runs_every_section_until_one_fails(bench, monkeypatch, capsys):
         bench.main(["all", "--no-compile"])
     assert stop.value.code == 3
     assert capsys.readouterr().err == "bench all: parallel failed\n"
-    compiled = [(name, "--no-compile") for name in ("cpu", "sigmoid", "images", "few", "threads", "overhead", "gpu")]
+    compiled = [
+        (name, "--no-compile") for name in ("cpu", "sigmoid", "soft", "images", "few", "threads", "overhead", "gpu")
+    ]
     assert ran == [
         *compiled,
         ("pages",),

@@ -117,7 +117,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.
-        target: class indices (int64 or uint8), (), (N,) or (N, d1, ...); or class probabilities of the input's shape.
+        target: class indices (int64 or uint8), (), (N,) or (N, d1, ...); or class probabilities of the input's shape,
+            of any floating point dtype.
         weight: class weights w, [C]. Constants, as every vector below.
         ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
         reduction: "mean" (divides by the sum of w_g over counted rows; NaN when nothing is counted), "sum" or "none".
@@ -161,7 +162,10 @@ def cross_entropy(
     is a number, may change freely.
 
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
-    return_stats, the forward gradient modes) raise ValueError, and the work is done by plain PyTorch. A class of
+    return_stats, the forward gradient modes) raise ValueError. The loss is
+    :math:`v \sum_j w_j y'_j (-\log p_j) + z\, \mathrm{lse}^2` with
+    :math:`y'_j = (1 - \varepsilon) y_j + \varepsilon / C`, and "mean" divides by the number of rows. It is
+    differentiable in probabilities that require a gradient, and in ``weight`` beside them, by plain PyTorch. A class of
     probability 0 whose logit is -inf contributes 0, where torch gives NaN; one of positive probability, which label
     smoothing makes of all, gives inf.
 
