@@ -135,7 +135,8 @@ def test_margins(kernels: ProbabilityKernels, shape: tuple[int, int], margin: fl
     y = F.one_hot(target, shape[1]).float()
     for share in (1.0, 0.9):
         soft = share * y + (1 - share) * cases.probabilities(*shape, torch.float32)
-        check(ProbabilityBatch(kernels, (logits, soft), {"z_loss": 1e-3}))
+        # The last digits of a sum of 1 and thousands of small terms depend on its order.
+        check(ProbabilityBatch(kernels, (logits, soft), {"z_loss": 1e-3}), factor=1 if kernels in CPU.values() else 2)
 
 
 LAYOUTS = [("row_stride", "row_stride"), ("contiguous", "offset"), ("offset", "contiguous"), ("offset", "row_stride")]
