@@ -150,7 +150,8 @@ struct Cpu {
 
   static void softmax_loss(SoftmaxLossArgs& args, Pass pass, const Tensor&, const MaybeTensor&) {
     const Kernels& kernel = kernels();
-    if (args.options.label_smoothing != 0.0 && pass != Pass::accumulate) args.weight_sum = sum_of_weights(args);
+    const bool sums = args.options.label_smoothing != 0.0 && pass != Pass::accumulate && !args.dense;
+    if (sums) args.weight_sum = sum_of_weights(args);
     const int64_t bytes = args.storage == Storage::float64 ? 8 : 4;
     args.stretch = stretch_of(args, pass, bytes);
     args.stream =

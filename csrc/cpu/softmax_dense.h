@@ -210,8 +210,12 @@ class SoftmaxDense {
         add_block(Logits<Z>{z + begin}, Probabilities<Y>{y + begin}, n, running);
       } else if (capping_.softcap != T(0)) {
         add_computed_block<true>(z, y, begin, n, running);
-      } else {
+      } else if (capping_.scale != T(1)) {
         add_computed_block<false>(z, y, begin, n, running);
+      } else if (bias_) {
+        add_block(BiasedLogits<Z>{z + begin, bias_ + begin}, weighted(y).from(begin), n, running);
+      } else {
+        add_block(Logits<Z>{z + begin}, weighted(y).from(begin), n, running);
       }
     }
     const DenseSums<T>& sums = running.sums;
@@ -219,8 +223,8 @@ class SoftmaxDense {
   }
 
   // Functions of their own, as those of SoftmaxRows.
-  __attribute__((noinline)) static void add_block(const Logits<Z> u, const Probabilities<Y> p, int64_t n,
-                                                  Running& running) {
+  template <typename U, typename P>
+  __attribute__((noinline)) static void add_block(const U u, const P p, int64_t n, Running& running) {
     raise(horizontal_max(largest_of(u, 0, n, V(T(-INFINITY)))), running);
     running.sums.add(dense_sums_of(u, p, n, V(finite_max(running.m))));
   }
@@ -237,6 +241,10 @@ class SoftmaxDense {
 
   static LONGTAIL_INLINE void raise(T block_max, Running& running) {
     if (!(block_max > running.m)) return;
+    if (running.m == T(-INFINITY)) {  // nothing that it would move: d is 0, V 0 or infinite
+      running.m = block_max;
+      return;
+    }
     DenseStats<V> raised = {V(running.m), running.sums.d, running.sums.V, running.sums.W};
     raise_max(raised, V(block_max), kLowest);
     running.sums.d = raised.d, running.sums.V = raised.V;

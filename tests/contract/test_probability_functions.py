@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
+from allocations import peak_while
 from tolerances import assert_close, assert_same
 
 SHAPES = {**cases.SHAPES, "one_row": (1, 5), "one_class": (6, 1), "block": (3, 1100)}
@@ -121,6 +122,13 @@ def test_what_runs() -> None:
         with torch.no_grad(), Seen() as seen:
             longtail.cross_entropy(z, *given)
         assert seen.names == ["softmax_loss"]
+
+
+def test_memory_is_that_of_the_gradient() -> None:
+    z, y = soft_targets((256, 1000))
+    x, soft = z.requires_grad_(), y.float()
+    peak, _ = peak_while(lambda: longtail.cross_entropy(x, soft, label_smoothing=0.1).backward())
+    assert peak < 1.05 * z.numel() * z.element_size()
 
 
 @pytest.mark.parametrize("shape", [(5,), (6, 5), (2, 5, 3)], ids=str)

@@ -16,7 +16,7 @@ from isa import BFLOAT16_ONLY, Scripts, run, supported, with_floats
 AGREE = """
 import itertools
 from batches import ProbabilityBatch, check
-PROBABILITIES = ("plain", "linear_of_probabilities", "all_of_probabilities")
+PROBABILITIES = ("plain", "class_bias", "smoothing_weight", "linear_of_probabilities", "all_of_probabilities")
 for dtype in cases.DTYPES:
     for classes, rows in cases.SIZES.items():
         logits, target = cases.random_case(rows, classes, dtype, seed=classes)
@@ -129,8 +129,8 @@ for dtype in OWN_DTYPES:
         assert_close(z, grad.double(), what=f"{dtype} C={classes}", factor=3)
         z.copy_(values.softmax(1))
         for of in (z, z.clone()):
-            tail = cases.operator_options(classes, cases.options("all_of_probabilities", classes, target, dtype))
-            for tail in (tail, cases.operator_options(classes, {})):
+            for option_set in ("plain", "class_bias", "smoothing_weight", "all_of_probabilities"):
+                tail = cases.operator_options(classes, cases.options(option_set, classes, target, dtype))
                 loss, stats = torch.ops.longtail.softmax_loss(of, z, *tail)
                 torch.ops.longtail.softmax_loss_backward(up, of, z, stats, *tail)
         z.copy_(values)

@@ -130,18 +130,19 @@ def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bo
     return plain and operators.direct(rows.logits, rows.target, *options)
 
 
+_OF_ONE_CLASS = tuple((field, number) for field, number in SOFTMAX_NUMBERS.items() if number.needs_class)
+
+
 def _check_probabilities(input: Tensor, target: Tensor, options: SoftmaxOptions, request: Request) -> None:
     if not target.is_floating_point():
         raise ArgumentTypeError(
             f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
         )
-    rules, numbers = SOFTMAX_NUMBERS.values(), options.numbers
-    needs_class = {n.name: numbers[n.name] != n.off for n in rules if n.needs_class and n.name in numbers}
-    needs_class["class_margin"] = options.class_margin is not None
-    needs_class |= {"return_stats": request.return_stats, "gradient": request.gradient != "backward"}
-    for name, used in needs_class.items():
-        if used:
-            raise ValueError(f"{name} needs integer targets, got class probabilities")
+    needs_class = [n.name for field, n in _OF_ONE_CLASS if getattr(options, field) != n.off]
+    needs_class += ["class_margin"] * (options.class_margin is not None)
+    needs_class += ["return_stats"] * request.return_stats + ["gradient"] * (request.gradient != "backward")
+    if needs_class:
+        raise ValueError(f"{needs_class[0]} needs integer targets, got class probabilities")
     if options.ignore_index >= 0:
         raise ArgumentValueError(
             f"ignore_index is {options.ignore_index}, expected none: target holds class probabilities"
