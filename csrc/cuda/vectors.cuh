@@ -136,8 +136,8 @@ struct RowsInMemory {
 // Whether the first vector of each row of logits is one of the other matrix's row, too.
 inline bool lie_alike(const RowsInMemory& logits, const RowsInMemory& other, int64_t rows) {
   for (int64_t row = 0; row < (rows < 2 ? rows : 2); ++row) {
-    const auto past = (reinterpret_cast<uintptr_t>(logits.first) + row * logits.stride * logits.element) % 16;
-    const uintptr_t head = (16 - past) % 16 / logits.element;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(logits.first) + row * logits.stride * logits.element;
+    const uintptr_t head = (0 - begin) % 16 / logits.element;
     if ((reinterpret_cast<uintptr_t>(other.first) + (row * other.stride + head) * other.element) % 16 != 0)
       return false;
   }
