@@ -71,6 +71,15 @@ SIGMOID = Plan(
     rounds=50,
 )
 
+SOFT = Plan(
+    section="gpu-soft",
+    device="cuda",
+    shapes=((16384, 8192), (32768, 1000), (4096, 128256)),
+    dtypes=GPU.dtypes,
+    losses=("soft",),
+    rounds=50,
+)
+
 IMAGES = Plan(
     section="gpu-images",
     device="cuda",
@@ -80,5 +89,5 @@ IMAGES = Plan(
     rounds=50,
 )
 
-PLANS = (GPU, STATISTICS, SIGMOID, IMAGES)
+PLANS = (GPU, STATISTICS, SIGMOID, SOFT, IMAGES)
 """What ``python -m bench gpu`` runs."""

@@ -90,6 +90,7 @@ FIRST = (
     _tests("rows", "tests/cuda/test_gpu.py", "every_way or agreement", 110),
     _tests("other CUDA", "tests/cuda/test_gpu.py", "not every_way and not agreement", 110),
     _tests("softmax", f"{CONTRACT}/test_softmax_operators.py", "cuda", 110),
+    _tests("class probabilities", f"{CONTRACT}/test_class_probabilities.py", "cuda", 110),
     _tests("sigmoid, dense targets", f"{CONTRACT}/test_sigmoid_operators.py", "cuda and soft", 110),
     _tests("sigmoid", f"{CONTRACT}/test_sigmoid_operators.py", "cuda and not soft", 110),
     _tests(
@@ -116,8 +117,9 @@ FIRST = (
     ),
     _tests(
         "Triton, a sample",
-        f"{CONTRACT}/test_softmax_operators.py {CONTRACT}/test_sigmoid_operators.py",
-        "gpu_triton and every_option and mixed and not mixed_square",
+        f"{CONTRACT}/test_softmax_operators.py {CONTRACT}/test_class_probabilities.py "
+        f"{CONTRACT}/test_sigmoid_operators.py",
+        "gpu_triton and every_option and (mixed or all_of_probabilities) and not mixed_square",
         110,
     ),
     _smoke(TRITON, 110, "tests"),

@@ -49,6 +49,7 @@ BARS = {
     "gpu": _times("Softmax losses"),
     "gpu-statistics": _times("Any loss of a row"),
     "gpu-sigmoid": _times("Sigmoid losses"),
+    "gpu-soft": _times("Cross-entropy with class probabilities"),
     "gpu-images": _times("Losses over images"),
 }
 """By section: pictures of bars or dots."""

@@ -62,11 +62,40 @@ def check_loss(
     logits: Tensor, target: Tensor, grad_loss: Tensor | None, stats: Tensor, options: SoftmaxOptions
 ) -> None:
     """The tensors of a softmax loss or its backward."""
+    _check_softmax(logits, grad_loss, stats, options)
+    _check_classes(logits, target, options.ignore_index)
+
+
+def _check_softmax(logits: Tensor, grad_loss: Tensor | None, stats: Tensor, options: SoftmaxOptions) -> None:
     check_layout("logits", logits)
     check_factor("grad_loss", grad_loss, logits)
     _check("stats", stats, (layout.row_count(logits), 5), torch.float32, logits.device)
     _check_vectors(logits, options.vectors)
-    _check_classes(logits, target, options.ignore_index)
+
+
+def check_dense_loss(
+    logits: Tensor, target: Tensor, grad_loss: Tensor | None, stats: Tensor, options: SoftmaxOptions
+) -> None:
+    """The tensors and options of a softmax loss of class probabilities, logits [N, C], or its backward."""
+    if logits.dim() != 2:
+        raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C] with dense targets")
+    _check_softmax(logits, grad_loss, stats, options)
+    _check_dense(target, logits)
+    for name, value, off in (
+        ("class_margin", options.class_margin, None),
+        ("focal_gamma", options.focal_gamma, 0.0),
+        ("complement_coefficient", options.complement_coefficient, 0.0),
+        ("cross_entropy_coefficient", options.cross_entropy_coefficient, 1.0),
+    ):
+        if value is not off and value != off:
+            raise RuntimeError(f"longtail: {name} needs class indices, got dense targets")
+
+
+def _check_dense(target: Tensor, logits: Tensor) -> None:
+    """One number per logit, of their dtype or that of the arithmetic, in rows or images of any distance."""
+    dtype = logits.dtype if target.dtype == logits.dtype else arithmetic_dtype(logits.dtype)
+    _check("target", target, tuple(logits.shape), dtype, logits.device)
+    check_layout("target", target)
 
 
 def check_shard(logits: Tensor, target: Tensor, row_grad: Tensor | None, options: SoftmaxOptions) -> None:
@@ -109,10 +138,7 @@ def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None,
     _check_vectors(logits, dict(zip(SIGMOID_VECTORS, vectors, strict=True)))
     dense = target.is_floating_point()
     if dense:
-        wide = target.dtype != logits.dtype
-        dtype = arithmetic_dtype(logits.dtype) if wide else logits.dtype
-        _check("target", target, tuple(logits.shape), dtype, logits.device)
-        check_layout("target", target)
+        _check_dense(target, logits)
     else:
         _check_classes(logits, target, options.ignore_index)
     if options.class_weight_by_target and (dense or options.weight is None):

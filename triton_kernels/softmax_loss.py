@@ -21,6 +21,7 @@ from . import tuning
 from .checks import check_loss
 from .launching import COMPILE, aligned, on
 from .loss_math import LossOptions, RowStats, Vectors, combine, empty_stats, loss_options, vectors
+from .softmax_dense import launch_dense
 from .softmax_pixels import pixel_sweep_kernel, pixel_tile_kernel
 from .softmax_rows import (
     add_block,
@@ -231,13 +232,15 @@ def _as_written(stats: Tensor, logits: Tensor) -> Tensor:
 
 def softmax_loss(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     loss, stats = _new_loss(logits)
-    _launch(logits, target, None, loss, stats, None, SoftmaxOptions(*options))
+    launch = launch_dense if target.is_floating_point() else _launch
+    launch(logits, target, None, loss, stats, None, SoftmaxOptions(*options))
     return loss, stats
 
 
 def softmax_loss_backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *options: Any) -> Tensor:
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, SoftmaxOptions(*options))
+    launch = launch_dense if target.is_floating_point() else _launch
+    launch(logits, target, grad_loss, None, _as_written(stats, logits), grad, SoftmaxOptions(*options))
     return grad
 
 

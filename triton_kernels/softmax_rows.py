@@ -192,6 +192,17 @@ def finish_row(s, w_g, v, row, mask, counted, grad_loss, loss, stats, apart, gra
 
 
 @triton.jit
+def store_grad(grad, mask, du, capped, o):
+    """Writes dloss/dlogits from dloss/du."""
+    if o.softcap is not None:
+        y = capped / o.softcap
+        du = du * (1.0 - y * y)
+    if o.scale is not None:
+        du = du * o.scale
+    tl.store(grad, du.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, x, o):
     """Writes the gradient of a block from its capped and effective logits."""
     du = apply(row_grad, u)
@@ -201,12 +212,7 @@ def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, x, o):
         else:
             du += row_grad.S
     du = tl.where(cols == g - first, row_grad.target, du)
-    if o.softcap is not None:
-        y = capped / o.softcap
-        du = du * (1.0 - y * y)
-    if o.scale is not None:
-        du = du * o.scale
-    tl.store(grad, du.to(grad.dtype.element_ty), mask=mask)
+    store_grad(grad, mask, du, capped, o)
 
 
 @triton.jit

@@ -179,6 +179,18 @@ def sweep(
     )
 
 
+def dense_sweep(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Sweep:
+    """As sweep(), of rows with a target per class: half as many elements at once, which are as many bytes."""
+    vec = _vector(itemsize, strides, aligned)
+    return Sweep(
+        block=WARP * SWEEP_WARPS * HEAVY_PER_THREAD,
+        lanes=WARP * SWEEP_WARPS,
+        warps=SWEEP_WARPS,
+        vec=vec,
+        edges=any(n % vec for n in (classes, strides[0])),
+    )
+
+
 def _elements(heavy: bool) -> int:
     return WARP * ELEMENT_WARPS * (HEAVY_PER_THREAD if heavy else PER_THREAD)
 

@@ -130,7 +130,6 @@ struct Cpu {
                                                                  {ScalarType::Half, Storage::float16}};
   static constexpr const char* kStorageNames = "float64, float32, bfloat16 or float16";
   static constexpr int64_t kFewClasses = longtail::kFewClasses;
-  static constexpr bool kDenseSoftmax = true;
 
   static Layout check_layout(const Tensor& t, const char* name) { return longtail::check_layout(t, name); }
   static void check_device(const Tensor&, const char*, const Tensor&) {}

@@ -37,7 +37,6 @@ struct Cuda {
                                                                  {ScalarType::Half, Storage::float16}};
   static constexpr const char* kStorageNames = "float32, bfloat16 or float16";
   static constexpr int64_t kFewClasses = 0;
-  static constexpr bool kDenseSoftmax = false;
 
   static Layout check_layout(const Tensor& t, const char* name) {
     const Layout layout = longtail::check_layout(t, name);

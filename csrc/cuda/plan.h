@@ -29,6 +29,7 @@ struct Problem {
   bool alike;           // each row of grad lies as that of logits with regard to 16-byte boundaries
   bool extras;          // with options that touch every element: class_bias, label smoothing, scale, softcap
   bool images = false;  // [N, C, P], rows being pixels: pixel_plan.h
+  bool dense = false;   // of class probabilities; then `alike` is for their rows too
 };
 
 struct Plan {
@@ -176,7 +177,8 @@ inline Plan plan_of(const Problem& p, const Device& device) {
   return sweep_plan(p, device);
 }
 
-// ---- The sigmoid family: Regime::warp without a limit of what lanes hold, or Regime::sweep ----
+// ---- The sigmoid family, and class probabilities: Regime::warp without a limit of what lanes hold, or Regime::sweep
+// ----
 
 // Elements of a row from which on it has a block, or a cluster, of its own.
 constexpr int kLongestInWarp = 2048;
@@ -189,6 +191,9 @@ constexpr int sigmoid_group(int count, bool dense, bool one) {
   if (count == 1) return dense ? 4 : 8;
   return count == 4 && one ? 3 : 2;
 }
+
+// Of class probabilities: 64 registers a thread, or 128 with single elements and with options that touch every element.
+constexpr int dense_resident(int count, bool extras) { return count > 1 && !extras ? 4 : 2; }
 
 inline Plan sigmoid_plan_of(const Problem& p, const Device& device) {
   if (p.num_classes <= kLongestInWarp) {

@@ -170,11 +170,20 @@ struct Elements {
       for (int i = 0; i < kCount; ++i) u[i] += g.S * w[i];
     }
     replace(u, target - column, g.target);
+    uncap(x, u);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const float y = x[i] * inverse_softcap;
-      const float slope = softcap == 0.0f ? scale : scale - scale * y * y;
-      x[i] = kExtras ? u[i] * slope : u[i];
+    for (int i = 0; i < kCount; ++i) x[i] = u[i];
+  }
+
+  // From dloss/du to dloss/dlogits of capped logits x, in place.
+  template <int kCount>
+  LONGTAIL_DEVICE void uncap(const float (&x)[kCount], float (&u)[kCount]) const {
+    if constexpr (kExtras) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float y = x[i] * inverse_softcap;
+        u[i] *= softcap == 0.0f ? scale : scale - scale * y * y;
+      }
     }
   }
 

@@ -7,17 +7,11 @@
 namespace longtail {
 namespace gpu {
 
-// Whether vectors of the logits are vectors of every other matrix too. Their rows are equal distances apart, so that
-// two rows speak for all.
+// Whether vectors of the logits are vectors of every other matrix too.
 inline bool all_alike(const SigmoidLossArgs& a, Pass pass) {
   const int size = element_size(a.storage);
   const auto alike = [&](const void* p, int64_t stride, int element) {
-    for (int64_t row = 0; row < (a.rows < 2 ? a.rows : 2); ++row) {
-      const auto past = (reinterpret_cast<uintptr_t>(a.logits) + row * a.logits_stride * size) % 16;
-      const uintptr_t head = (16 - past) % 16 / size;
-      if ((reinterpret_cast<uintptr_t>(p) + (row * stride + head) * element) % 16 != 0) return false;
-    }
-    return true;
+    return lie_alike({a.logits, a.logits_stride, size}, {p, stride, element}, a.rows);
   };
   const bool has_loss = pass != Pass::backward, has_grad = pass != Pass::loss;
   return (!has_grad || alike(a.grad, a.grad_stride, size)) &&

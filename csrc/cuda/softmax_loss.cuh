@@ -2,6 +2,7 @@
 #pragma once
 
 #include "shared_rows.cuh"
+#include "softmax_dense.cuh"
 #include "softmax_pixels.cuh"
 #include "sweep_rows.cuh"
 #include "warp_rows.cuh"
@@ -11,6 +12,7 @@ namespace gpu {
 
 // How the rows lie towards 16-byte boundaries.
 inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
+  if (a.dense) return dense_problem_of(a, pass);
   if (a.pixels > 0) return pixel_problem_of(a, pass);
   const auto past = [&](const void* p, int64_t stride, int64_t row) {
     return static_cast<int>((reinterpret_cast<uintptr_t>(p) + row * stride * element_size(a.storage)) % 16);
@@ -26,7 +28,7 @@ inline Problem problem_of(const SoftmaxLossArgs& a, Pass pass) {
 }
 
 inline Plan softmax_plan_of(const Problem& p, const Device& device) {
-  Plan plan = p.images ? pixel_plan_of(p, device) : plan_of(p, device);
+  Plan plan = p.dense ? sigmoid_plan_of(p, device) : p.images ? pixel_plan_of(p, device) : plan_of(p, device);
   plan.shared = static_cast<int>(p.images ? pixel_shared_bytes(plan, p) : shared_bytes(plan, p));
   return plan;
 }
@@ -79,6 +81,7 @@ inline void softmax_loss_launch(const SoftmaxLossArgs& args, Pass pass, const Pl
   if (args.rows == 0) return;
   SoftmaxLossArgs a = args;
   a.smooth = a.options.label_smoothing / static_cast<float>(a.num_classes);
+  if (a.dense) return softmax_dense_launch(a, pass, plan, stream);
   if (a.pixels > 0) return softmax_pixels_launch(a, pass, plan, stream);
   switch (a.storage) {
     case Storage::float32:

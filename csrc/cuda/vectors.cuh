@@ -126,6 +126,24 @@ LONGTAIL_DEVICE int head_of(const Z* row, int count) {
   return min(count, (16 - past) % 16 / static_cast<int>(sizeof(Z)));
 }
 
+// Rows of `element` bytes a number, equal distances apart, so that two of them speak for all.
+struct RowsInMemory {
+  const void* first;
+  int64_t stride;
+  int element;
+};
+
+// Whether the first vector of each row of logits is one of the other matrix's row, too.
+inline bool lie_alike(const RowsInMemory& logits, const RowsInMemory& other, int64_t rows) {
+  for (int64_t row = 0; row < (rows < 2 ? rows : 2); ++row) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(logits.first) + row * logits.stride * logits.element;
+    const uintptr_t head = (0 - begin) % 16 / logits.element;
+    if ((reinterpret_cast<uintptr_t>(other.first) + (row * other.stride + head) * other.element) % 16 != 0)
+      return false;
+  }
+  return true;
+}
+
 // Whether every class's pixels in images [N, C, P], of `size` bytes each, begin and end at a 16-byte boundary.
 inline bool aligned_pixels(const void* p, int size, int64_t images, int64_t classes, int64_t pixels, int64_t stride,
                            int64_t class_stride) {

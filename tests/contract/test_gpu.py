@@ -17,6 +17,7 @@ from torch import Tensor
 import cases
 import longtail
 import sigmoid_cases
+from batches import probability_case
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -53,6 +54,17 @@ def test_opcheck_softmax(classes: int, name: str) -> None:
         "scale_grad_": (logits, up, target, -100),
     }[name]
     torch.library.opcheck(getattr(ops, name).default, arguments)
+
+
+@pytest.mark.parametrize("classes", [11, 5000])
+def test_opcheck_softmax_of_class_probabilities(classes: int) -> None:
+    logits, target = probability_case((7, classes))
+    options = cuda(cases.options("all_of_probabilities", classes, target[:, 0]))
+    tail, logits, target = cases.operator_options(classes, options), logits.cuda(), target.cuda()
+    stats = ops.softmax_loss(logits, target, *tail)[1]
+    torch.library.opcheck(ops.softmax_loss.default, (logits, target, *tail))
+    up = torch.randn(7, device="cuda")
+    torch.library.opcheck(ops.softmax_loss_backward.default, (up, logits, target, stats, *tail))
 
 
 @pytest.mark.parametrize("name", ["sigmoid_loss", "sigmoid_loss_backward", "sigmoid_loss_and_grad",
@@ -111,6 +123,23 @@ def test_more_than_2_31_elements_in_rows(classes: int) -> None:
     assert_close(logits[-3:], grad)
     ops.scale_grad_(logits, torch.tensor(2.0, device="cuda").expand(rows), None, -100)
     assert_close(logits[-3:], 2 * grad)
+
+
+def test_more_than_2_31_elements_in_rows_of_class_probabilities() -> None:
+    classes = 131071
+    rows = 2**31 // classes + 3
+    if torch.cuda.mem_get_info()[0] < 8 * rows * classes:
+        pytest.skip("needs 17 GB of device memory")
+    logits = torch.randn(rows, classes, device="cuda", dtype=torch.bfloat16)
+    target = torch.rand(rows, classes, device="cuda", dtype=torch.bfloat16)
+    up, tail = torch.randn(rows, device="cuda"), cases.operator_options(classes, {})
+    last = logits[-3:].double(), target[-3:].double()
+    with longtail.use_backend("reference"):
+        truth, stats = ops.softmax_loss(*last, *tail)
+        grad = ops.softmax_loss_backward(up[-3:].double(), *last, stats, *tail)
+    loss, stats = ops.softmax_loss(logits, target, *tail)
+    assert_close(loss[-3:], truth, factor=4)
+    assert_close(ops.softmax_loss_backward(up, logits, target, stats, *tail)[-3:], grad, factor=4)
 
 
 @pytest.mark.parametrize("kind", ["class", "dense"])

@@ -104,6 +104,26 @@ def test_every_way_to_take_a_row(rows: int, classes: int, dtype: torch.dtype, op
             assert_same(again, value)
 
 
+@pytest.mark.parametrize(("rows", "classes", "dtype"), SHAPES[1::2], ids=IDS[1::2])
+def test_class_probabilities_give_the_same_bits_every_time(rows: int, classes: int, dtype: torch.dtype) -> None:
+    """Those of Triton but for roundings, too."""
+    logits = torch.randn(rows, classes, device="cuda").mul_(3).to(dtype)
+    target = torch.rand(rows, classes, device="cuda").to(dtype)
+    up, tail = torch.randn(rows, device="cuda"), cases.operator_options(classes, {"z_loss": 0.01})
+
+    def outcome() -> tuple[Tensor, ...]:
+        loss, stats = ops.softmax_loss(logits, target, *tail)
+        return loss, ops.softmax_loss_backward(up, logits, target, stats, *tail)
+
+    first = outcome()
+    for _ in range(3):
+        for again, value in zip(outcome(), first, strict=True):
+            assert_same(again, value)
+    with longtail.use_backend("triton"):
+        for one, other in zip(outcome(), first, strict=True):
+            assert_close(one, other.double(), one * (1 + 1e-5), factor=4)
+
+
 @pytest.mark.parametrize("option_set", cases.OPTION_SETS)
 @pytest.mark.parametrize("classes", [10, 1000, 5003, 128256])
 def test_agreement_with_triton(classes: int, option_set: str) -> None:

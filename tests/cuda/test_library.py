@@ -21,7 +21,7 @@ from wheels import ROOT, build_wheel, load_setup
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 VECTORS = {"float": 4, "BFloat16": 8, "Float16": 8}  # storage type -> elements in 16 bytes
-KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "sigmoid_rows", "sigmoid_pixels", "softmax_pixels")
+KERNELS = ("warp_rows", "sweep_rows", "shared_rows", "dense_rows", "sigmoid_rows", "sigmoid_pixels", "softmax_pixels")
 # Three blocks of 128 threads fit on a multiprocessor; of the other kernels two of 256.
 SMALL_BLOCKS = ("warp_rows", "softmax_pixels")
 UNDER_WAY = 4  # kPlainGroup: vectors that a thread has under way
@@ -170,6 +170,18 @@ def test_instructions_an_element_of_sigmoid_focal_loss(
 
 
 @needs_nvcc
+@pytest.mark.parametrize(("pass_", "most"), [(LOSS, 14.0), (BACKWARD, 10.0)])
+def test_instructions_an_element_of_class_probabilities(pass_: int, most: float, functions: dict[str, str]) -> None:
+    """Two vectors under way of logits, and as many or, of wide targets, twice as many of targets."""
+    for storage, count in VECTORS.items():
+        (body,) = (body for name, body in functions.items() if mangled("dense_rows", storage, "0", pass_) in name)
+        found = loops(body, 2 * count)
+        assert len(found) == (1 if storage == "float" else 2), storage
+        assert max(len(way) / (2 * count) for way in found) <= most, storage
+        assert min(way.count("LDG.E.128") for way in found) == 4, storage
+
+
+@needs_nvcc
 def test_bytes_under_way(library: Path, functions: dict[str, str]) -> None:
     """A multiprocessor of sm_90 reads 64 KiB at a time in the loops of long rows, by blocks of 256 threads."""
     used = dict(re.findall(r"Function (\w+):\s+REG:(\d+)", cuobjdump("-res-usage", "-arch", "sm_90", library)))
@@ -189,7 +201,9 @@ def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path, funct
     assert "UCGABAR" not in old
     for name, body in functions.items():
         kernel = name.split("_kernel")[0]
-        spread = kernel.endswith(("sweep_rows", "shared_rows", "sigmoid_rows", "mean_denominator", "mean_loss"))
+        spread = kernel.endswith(
+            ("sweep_rows", "shared_rows", "dense_rows", "sigmoid_rows", "mean_denominator", "mean_loss")
+        )
         assert ("UCGABAR" in body) == spread, name
 
 

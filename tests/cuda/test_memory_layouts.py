@@ -11,7 +11,7 @@ import torch
 
 import cases
 import sigmoid_cases
-from batches import SigmoidBatch, SoftmaxBatch, one_thread, random_case
+from batches import ProbabilityBatch, SigmoidBatch, SoftmaxBatch, one_thread, probability_case, random_case
 from emulation import build, harness
 from emulation.harness import BACKWARD, LOSS
 from emulation.plans import PIXELS, SIGMOID_PIXELS, SIGMOID_REGIMES, launches, swept
@@ -88,6 +88,25 @@ def test_how_matrices_lie_is_seen() -> None:
     assert lie(64, "class", torch.bfloat16, False, layout="offset")
     assert not lie(64, "class", torch.bfloat16, True, layout="offset")
     assert lie(64, "soft", torch.bfloat16, False, layout="offset"), "one element past a boundary, each in its type"
+
+
+def test_how_class_probabilities_lie_is_seen() -> None:
+    def lie(dtype: torch.dtype, target_dtype: torch.dtype, pass_: int = 1, **how: str) -> bool:
+        case = probability_case((3, 127), dtype, target_dtype)
+        return bool(
+            harness.describe(launches(ProbabilityBatch(SIGMOID_REGIMES["block"], case, {}, **how))[pass_]).alike
+        )
+
+    for dtype in harness.STORAGES:
+        for target_dtype in (dtype, torch.float32):
+            assert lie(dtype, target_dtype)
+            assert not lie(dtype, target_dtype, layout="offset")
+            assert not lie(dtype, target_dtype, target_layout="row_stride")
+            assert not lie(dtype, target_dtype, grad_layout="offset")
+            assert lie(dtype, target_dtype, LOSS, grad_layout="offset"), "not written"
+            assert lie(dtype, target_dtype, layout="offset", target_layout="offset"), (
+                "one element past a boundary, each in its type"
+            )
 
 
 def test_how_images_of_elements_lie_is_seen() -> None:

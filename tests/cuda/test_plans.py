@@ -10,7 +10,7 @@ import torch
 
 import cases
 import sigmoid_cases
-from batches import Batch, SigmoidBatch, SoftmaxBatch, one_thread, random_case
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch, one_thread, probability_case, random_case
 from emulation import build, harness
 from emulation.devices import DEVICES, assert_can_run, constant, is_power_of_two, problems
 from emulation.harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Plan, Problem
@@ -182,6 +182,13 @@ def sigmoid_batches(kind: str) -> Iterator[Batch]:
             yield SigmoidBatch(plans, case, options, elementwise, layout=layout)
 
 
+def dense_batches(dtype: torch.dtype) -> Iterator[Batch]:
+    for shape, layout, target_layout in SOFTMAX_ROWS:
+        case = probability_case(shape, dtype, torch.float32 if shape[1] == 1000 else dtype)
+        options = cases.options("all_of_probabilities", shape[1], case[1][:, 0])
+        yield ProbabilityBatch(swept(), case, options, layout=layout, target_layout=target_layout)
+
+
 def check_planned(batch: Batch, device: str) -> None:
     harness.run([harness.planned(one, DEVICES[device]) for one in launches(batch)])
     batch.check()
@@ -192,6 +199,22 @@ def check_planned(batch: Batch, device: str) -> None:
 def test_chosen_plans_give_right_softmax(dtype: torch.dtype, device: str) -> None:
     for batch in softmax_batches(dtype):
         check_planned(batch, device)
+
+
+@pytest.mark.parametrize("device", ["A100", "H200"])
+def test_chosen_plans_give_right_losses_of_class_probabilities(device: str) -> None:
+    for dtype in harness.STORAGES:
+        for batch in dense_batches(dtype):
+            check_planned(batch, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_plan_for_class_probabilities_can_run(device: str) -> None:
+    for problem in problems():
+        problem.dense = True
+        plan = harness.plan_of(problem, DEVICES[device])
+        assert plan == harness.plan_of(problem, DEVICES[device], "sigmoid_")
+        assert plan.shared == harness.shared_bytes(plan, problem), "what its joins need"
 
 
 @pytest.mark.parametrize("device", ["A100", "H200", "RTX 5090"])

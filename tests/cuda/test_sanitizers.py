@@ -16,7 +16,7 @@ import torch
 
 import cases
 import sigmoid_cases
-from batches import Batch, SigmoidBatch, SoftmaxBatch, one_thread, random_case
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch, one_thread, probability_case, random_case
 from emulation import build, harness
 from emulation.plans import (
     SIGMOID_PIXELS,
@@ -232,9 +232,22 @@ def sigmoid_images() -> Iterator[Batch]:
                 yield sigmoid_batch(plans, (2, 3, 64), kind, "mixed", i == 1, dtype, "whole_vectors_apart")
 
 
+def probability_rows() -> Iterator[Batch]:
+    for name in ("lanes", "block", "cluster_2", "single_elements"):
+        for i, dtype in enumerate(harness.STORAGES):
+            layout, target_dtype = ("contiguous", "offset", "row_stride")[i], (dtype, torch.float32, dtype)[i]
+            for option_set, classes in (("plain", 1), ("all_of_probabilities", 123 + i), ("plain", 1000)):
+                case = probability_case((5, classes), dtype, target_dtype)
+                options = cases.options(option_set, classes, case[1][:, 0])
+                yield ProbabilityBatch(SIGMOID_REGIMES[name], case, options, layout=layout, target_layout=layout)
+
+
 @pytest.mark.parametrize("flavour", ["address", "thread"])
-@pytest.mark.parametrize(("batches", "few"), [(sigmoid_rows, slice(0, None, 3)), (sigmoid_images, slice(1, None, 4))])
-def test_nothing_is_found_in_the_sigmoid_family(
+@pytest.mark.parametrize(
+    ("batches", "few"),
+    [(sigmoid_rows, slice(0, None, 3)), (sigmoid_images, slice(1, None, 4)), (probability_rows, slice(1, None, 3))],
+)
+def test_nothing_is_found_where_every_class_has_a_target(
     batches: Callable[[], Iterable[Batch]], few: slice, flavour: str, tmp_path: Path
 ) -> None:
     chosen = list(batches())[slice(None) if flavour == "address" else few]

@@ -36,6 +36,14 @@ def random_case(shape: Sequence[int], dtype: torch.dtype = torch.float32, ignore
     return (to_images(logits, torch.Size(shape)) if pixels else logits), target
 
 
+def probability_case(
+    shape: tuple[int, int], dtype: torch.dtype = torch.float32, target_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and class probabilities [N, C]."""
+    logits, _ = cases.random_case(*shape, dtype, ignore=False)
+    return logits, cases.probabilities(*shape, target_dtype or dtype)
+
+
 class Kernels(Protocol):
     """What computes a batch."""
 

@@ -117,6 +117,25 @@ def test_the_launchers_follow_the_tuning(classes: int, kernel: str, launches: La
         assert constants["num_warps"] in (1, 2, 4, 8, 16, 32)
 
 
+@pytest.mark.parametrize(
+    ("classes", "kernel"), [(1, "dense_tile_kernel"), (4096, "dense_tile_kernel"), (4097, "dense_sweep_kernel")]
+)
+def test_class_probabilities_have_kernels_of_their_own(
+    classes: int, kernel: str, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longtail.triton_kernels import softmax_dense
+
+    for name in ("dense_tile_kernel", "dense_sweep_kernel"):
+        monkeypatch.setattr(softmax_dense, name, launches.kernel(name))
+    logits, tail = torch.zeros(5, classes), cases.operator_options(classes, {})
+    for target in (logits, logits.double()):
+        of = (logits.to(target.dtype), target, *tail)
+        _, stats = dispatch.implementation("triton", "softmax_loss")(*of)
+        up = torch.ones(5, dtype=target.dtype)
+        dispatch.implementation("triton", "softmax_loss_backward")(up, *of[:2], stats, *tail)
+    assert [name for name, _, _ in launches] == [kernel, kernel], "float64 is the reference's"
+
+
 def test_the_launchers_see_alignment(launches: Launches) -> None:
     wide = torch.zeros(3, 5008)
     launch(wide[:, :5000])

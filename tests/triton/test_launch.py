@@ -40,6 +40,21 @@ def test_rows_of_elements_want_all_matrices_aligned_alike() -> None:
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
+def test_sweeps_of_class_probabilities(itemsize: int) -> None:
+    vec = 16 // itemsize
+    for classes, strides, edges in (
+        (50304, (50304,) * 3, False),
+        (50257, (50257, 50257 + vec), True),
+        (50304, (50305, 50313), True),
+    ):
+        s = tuning.dense_sweep(classes, itemsize, strides, True)
+        assert (s.vec, s.edges) == (vec, edges)
+        assert s.block % (s.lanes * s.vec) == 0, "a lane takes whole vectors"
+    assert tuning.dense_sweep(50304, itemsize, (50304, 50305), True).vec == 1, "the target's rows lie otherwise"
+    assert tuning.dense_sweep(50304, itemsize, (50304, 50304), False).vec == 1
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("classes", [1, 2, 19, 80, 1203])
 def test_pixels_of_elements(classes: int, itemsize: int) -> None:
     for pixels, vec in ((65536, 16 // itemsize), (65025, 1)):

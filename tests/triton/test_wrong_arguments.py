@@ -10,6 +10,7 @@ import torch
 import cases
 import longtail
 from interpreted import interpreted, rerun, starts_it
+from longtail.options import SoftmaxOptions
 
 pytest.importorskip("triton")
 ops = torch.ops.longtail
@@ -46,6 +47,34 @@ def test_softmax() -> None:
                 operator(*arguments)
         with pytest.raises(IndexError, match="target 5 in row 1"):
             longtail.cross_entropy(logits, torch.tensor([0, 5, 1]))
+
+
+@interpreted
+def test_softmax_of_class_probabilities() -> None:
+    tail = SoftmaxOptions(softcap=0.0)
+    logits, target, up = torch.zeros(3, 5), torch.ones(3, 5), torch.ones(3)
+    wrong: list[tuple[str, Any, list[Any]]] = [
+        ("target", ops.softmax_loss, [logits, target[:2], *tail]),
+        ("target", ops.softmax_loss, [logits, target[:, 0], *tail]),
+        ("target", ops.softmax_loss, [logits, target.double(), *tail]),
+        ("target", ops.softmax_loss, [logits, target.half(), *tail]),
+        ("target", ops.softmax_loss, [logits, torch.ones(3, 10)[:, ::2], *tail]),
+        ("target", ops.softmax_loss, [logits, target[:1].expand(3, 5), *tail]),
+        ("target", ops.softmax_loss_and_grad, [up, logits, target, *tail]),
+        ("target", ops.softmax_loss_and_grad_, [up, logits, target, *tail]),
+        ("logits", ops.softmax_loss, [logits[:, :, None], target[:, :, None], *tail]),
+        ("weight", ops.softmax_loss, [logits, target, *tail._replace(weight=torch.ones(4))]),
+        ("stats", ops.softmax_loss_backward, [up, logits, target, torch.zeros(3, 4), *tail]),
+        ("grad_loss", ops.softmax_loss_backward, [up[:2], logits, target, torch.zeros(3, 5), *tail]),
+        ("class_margin", ops.softmax_loss, [logits, target, *tail._replace(class_margin=torch.ones(5))]),
+        ("focal_gamma", ops.softmax_loss, [logits, target, *tail._replace(focal_gamma=2.0)]),
+        ("complement", ops.softmax_loss, [logits, target, *tail._replace(complement_coefficient=-1.0)]),
+        ("cross_entropy", ops.softmax_loss, [logits, target, *tail._replace(cross_entropy_coefficient=0.0)]),
+    ]
+    with longtail.use_backend("triton"):
+        for name, operator, arguments in wrong:
+            with pytest.raises(RuntimeError, match=f"longtail: {name}"):
+                operator(*arguments)
 
 
 @interpreted

@@ -27,10 +27,6 @@ class Kernels(Protocol):
     def serves(self) -> Callable[[Tensor], bool] | None:
         """Whether its kernels take such logits, or gradients of their shape: else they go to the next. None: all."""
 
-    @property
-    def takes_probabilities(self) -> bool:
-        """Whether its softmax kernels take a probability for each class, where ``layout.DENSE_SOFTMAX`` says so."""
-
     def operator(self, op: str) -> Callable[..., Any] | None:
         """Its kernel of an operator, or None where it has none."""
 

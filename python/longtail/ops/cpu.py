@@ -12,7 +12,6 @@ import torch
 
 DEVICE = "cpu"
 serves = None  # whatever the operators take
-takes_probabilities = True
 
 _missing: str | None = "it has not been loaded"
 _library: ctypes.CDLL | None = None

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda"
-takes_probabilities = False
 
 OLDEST = (8, 0)
 """The lowest compute capability that the kernels are compiled for."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import triton
 from .backends import BACKENDS
-from .fallback import is_dense
-from .layout import DENSE_SOFTMAX, logits_position
+from .layout import logits_position
 
 
 def _checked(name: str, source: str) -> str:
@@ -87,20 +87,13 @@ def _warn_of_plain_pytorch(device_type: str) -> None:
 
 
 def implementation(name: str, op: str) -> Callable[..., Any]:
-    """The kernel of a backend for the data that it serves, and of the next one that runs here for the others."""
+    """The kernel of a backend for the logits that it serves, and of the next one that runs here for the others."""
     kernels = BACKENDS[name]
     found, serves = kernels.operator(op), kernels.serves
     if found is None:
         return implementation(_next(name), op)
     position = logits_position(op)
-    indices_alone = op in DENSE_SOFTMAX and not kernels.takes_probabilities
-    if position is None or (serves is None and not indices_alone):
-        return found
-
-    def serve(args: tuple[Any, ...]) -> bool:
-        return (serves is None or serves(args[position])) and not (indices_alone and is_dense(args[position + 1]))
-
-    return _by_data(name, op, serve, found)
+    return found if serves is None or position is None else _by_logits(name, op, position, serves, found)
 
 
 def _next(name: str) -> str:
@@ -109,14 +102,14 @@ def _next(name: str) -> str:
     return next(n for n in later if BACKENDS[n].DEVICE in (device, None) and BACKENDS[n].missing() is None)
 
 
-def _by_data(
-    name: str, op: str, serves: Callable[[tuple[Any, ...]], bool], kernel: Callable[..., Any]
+def _by_logits(
+    name: str, op: str, position: int, serves: Callable[[Tensor], bool], kernel: Callable[..., Any]
 ) -> Callable[..., Any]:
     @functools.cache
     def other() -> Callable[..., Any]:  # not before it is needed: to look for Triton takes an import of it
         return implementation(_next(name), op)
 
     def call(*args: Any) -> Any:
-        return (kernel if serves(args) else other())(*args)
+        return (kernel if serves(args[position]) else other())(*args)
 
     return call

@@ -16,7 +16,6 @@ from .layout import DENSE_SOFTMAX, logits_position, to_images, to_rows
 
 DEVICE = None
 serves = None  # whatever the operators take
-takes_probabilities = True
 
 
 def missing() -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda"  # ROCm's too
-takes_probabilities = False
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

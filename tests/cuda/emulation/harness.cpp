@@ -149,6 +149,7 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   SoftmaxLossArgs& a = request.args;
   resolve(a.logits, buffers);
   resolve(a.target, buffers);
+  resolve(a.dense_target, buffers);
   resolve(a.weight, buffers);
   resolve(a.class_bias, buffers);
   resolve(a.class_margin, buffers);

@@ -72,7 +72,9 @@ Mean = _structure(
     "int64 rows, pointer loss, int64 loss_stride, int loss_size denominator_type, pointer denominator mean divisor",
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
-Problem = _structure("Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images")
+Problem = _structure(
+    "Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images dense"
+)
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(
     "Request",

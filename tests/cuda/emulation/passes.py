@@ -34,8 +34,6 @@ def softmax_launch(
         num_classes=logits.shape[1],
         logits=logits,
         logits_stride=logits.stride(0),
-        target=target,
-        target_stride=target.stride(0),
         weight_sum=weight.sum() if weight is not None and fields["label_smoothing"] else None,
         grad_loss=up,
         grad_loss_stride=0 if up is None else up.stride(0),
@@ -45,6 +43,11 @@ def softmax_launch(
         grad_stride=0 if grad is None else grad.stride(0),
         row_grad=row_grad,
     )
+    if target.is_floating_point():
+        wide = target.dtype != logits.dtype
+        fields.update(dense=True, dense_target=target, dense_stride=target.stride(0), dense_is_wide=wide)
+    else:
+        fields.update(target=target, target_stride=target.stride(0))
     if logits.dim() == 3:
         fields.update(
             pixels=logits.shape[2],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from batches import Batch, SigmoidBatch, SoftmaxBatch
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from layouts import laid
 from longtail.ops.layout import row_count
 from tolerances import assert_same
@@ -40,6 +40,9 @@ class Plans:
     def sigmoid(self, batch: SigmoidBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
+    def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
+
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         """On devices of one multiprocessor and of many, in both orders: to the same bits."""
         flat = torch.empty(0, dtype=grad.dtype).set_(grad.untyped_storage()).clone()
@@ -56,6 +59,8 @@ def launches(batch: Batch) -> list[Launch]:
     """All passes, of which each writes results of its own, by the plans that are the batch's kernels."""
     plans = batch.kernels
     assert isinstance(plans, Plans)
+    if isinstance(batch, ProbabilityBatch):
+        return _probability_launches(batch, plans)
     z, written = batch.laid(batch.logits), batch.laid(batch.logits)
     grads = [laid(poisoned(z.shape, z.dtype), batch.grad_layout) for _ in range(2)]
     batch.z, batch.grads = z, [*grads, written]
@@ -79,20 +84,35 @@ def _softmax_launches(batch: SoftmaxBatch, plans: Plans, written: Tensor) -> lis
     ]
 
 
+def _probability_launches(batch: ProbabilityBatch, plans: Plans) -> list[Launch]:
+    batch.z, y, rows = batch.laid(batch.logits), batch.y, len(batch.logits)
+    batch.losses, batch.stats = [poisoned((rows,))], [poisoned((rows, 5))]
+    batch.grads = [laid(poisoned(batch.z.shape, batch.z.dtype), batch.grad_layout)]
+    (loss,), (stats,), (grad,) = batch.losses, batch.stats, batch.grads
+    inputs = batch.z, y, batch.tail
+    return _fitting([
+        softmax_launch(LOSS, plans.loss, *inputs, loss=loss, stats=stats),
+        softmax_launch(BACKWARD, plans.backward, *inputs, stats=stats, grad=grad, up=batch.up),
+    ])  # fmt: skip
+
+
+def _fitting(found: list[Launch]) -> list[Launch]:
+    """Vectors where the matrices allow them, as the operators do."""
+    plans = [replace(one.plan, vector=one.plan.vector and describe(one).alike) for one in found]
+    return [replace(one, plan=plan) for one, plan in zip(found, plans, strict=True)]
+
+
 def _sigmoid_launches(batch: SigmoidBatch, plans: Plans, written: Tensor) -> list[Launch]:
     shape = batch.logits.shape if batch.elementwise else (row_count(batch.logits),)
     batch.losses = [poisoned(shape) for _ in range(3)]
     (l0, l1, l2), (g0, g1, g2), up, y = batch.losses, batch.grads, batch.up, batch.y
     inputs, in_place = (batch.z, y, batch.tail), (written, y, batch.tail)
-    found = [
+    return _fitting([
         sigmoid_launch(LOSS, plans.loss, *inputs, loss=l0),
         sigmoid_launch(BACKWARD, plans.backward, *inputs, grad=g0, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, grad=g1, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, grad=g2, up=up),
-    ]
-    # Vectors where the matrices allow them, as the operators do.
-    fitting = [replace(one.plan, vector=one.plan.vector and describe(one).alike) for one in found]
-    return [replace(one, plan=plan) for one, plan in zip(found, fitting, strict=True)]
+    ])  # fmt: skip
 
 
 def swept(cluster: int = 1, vector: bool = True, threads: int = 64) -> Plans:
