@@ -22,6 +22,7 @@ LOSSES = {
     "complement": "complement cross-entropy",
     "family": "class weights + focal + complement",
     "everything": "every option at once",
+    "statistics": "log-probability and entropy, with the gradients of both",
     "soft": "cross-entropy, class probabilities",
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
@@ -30,6 +31,9 @@ LOSSES = {
     "dense_sigmoid": "sigmoid cross-entropy, a target for each element, of calls.py",
 }
 """The losses by their name in the CSV."""
+
+TORCHS = ("plain", "soft")
+"""Of these eager PyTorch is ``F.cross_entropy``."""
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """How logits lie, by its name in the CSV; channels last are images."""
@@ -138,19 +142,31 @@ def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[
     return longtail.sigmoid_focal_loss(logits, target, gradient=gradient, reduction="mean", **options)
 
 
+def _fused_statistics(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    found = longtail.row_statistics(logits, target, gradient=gradient, **options)
+    return eager.policy_loss(found.log_prob, found.entropy)
+
+
+def _own(loss: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """A loss in plain PyTorch and by longtail."""
+    if loss == "statistics":
+        return eager.statistics_loss, _fused_statistics
+    if loss in SIGMOID:
+        return eager.sigmoid_loss, _fused_sigmoid
+    return F.cross_entropy if loss in TORCHS else eager.softmax_loss, _fused
+
+
 def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contender]:
     """Eager PyTorch (first: the others are compared with it), torch.compile of it, longtail in each gradient mode.
 
     ``F.cross_entropy`` on half logits sums rounded losses: there it is compared as the others are, with float32.
     """
     target, options = problem.case(loss)
-    torchs = loss in ("plain", "soft")
-    plain = eager.sigmoid_loss if loss in SIGMOID else F.cross_entropy if torchs else eager.softmax_loss
-    fused = _fused_sigmoid if loss in SIGMOID else _fused
+    plain, fused = _own(loss)
     dense = {"backward": 2, "forward": 1, "inplace": 1} if target.is_floating_point() else {}  # reads of the target
     # log_softmax and its backward: a read and a write, two reads and a write; the one-hot upstream: a write.
     found = []
-    if torchs and problem.logits.dtype != torch.float32:
+    if loss in TORCHS and problem.logits.dtype != torch.float32:
         wide = target.float() if dense else target
         found.append(Contender(loss, "eager in float32", lambda x: F.cross_entropy(x.float(), wide), timed=False))
     found += [
@@ -160,9 +176,9 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
         fast = torch.compile(plain, fullgraph=True, dynamic=False)
         found.append(Contender(loss, "compiled", lambda x: fast(x, target, **options)))
     backend = dispatch.selected(problem.logits.device)
-    for gradient, passes in GRADIENTS.items():
-        if loss == "soft" and gradient != "backward":  # the only one
-            continue
+    # The gradient of statistics is made when the loss is known that is written of them.
+    modes = {"statistics": {"backward": 3, "inplace": 3}, "soft": {"backward": 3}}.get(loss, GRADIENTS)
+    for gradient, passes in modes.items():
         passes += dense.get(gradient, 0)
         forward = functools.partial(fused, target=target, gradient=gradient, options=options)
         found.append(

@@ -76,6 +76,17 @@ def softmax_loss(
     return loss.masked_fill(ignored, 0.0).sum() / w_g.masked_fill(ignored, 0.0).sum()
 
 
+def policy_loss(log_prob: Tensor, entropy: Tensor) -> Tensor:
+    """Mean negative log-probability with an entropy bonus, from a number [N] of each for every row."""
+    return -(log_prob + 0.1 * entropy).mean()
+
+
+def statistics_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """:func:`policy_loss` of logits [N, C], float32; half logits are taken to float32 first."""
+    log_p = F.log_softmax(logits.float(), 1)
+    return policy_loss(log_p.gather(1, target[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(1))
+
+
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class of each row, else 0, in the shape and dtype of ``like``."""
     return torch.zeros_like(like).scatter_(1, target.unsqueeze(1), 1.0)

@@ -9,7 +9,21 @@ from typing import NamedTuple
 
 from . import gpu, results
 from .results import Row, problem_of
-from .suite import CPU, FEW_IMAGES, FEW_ROWS, IMAGES, LARGE, MEMORY, OVERHEAD, PAGES, SIGMOID, SMALL, THREADS, Shape
+from .suite import (
+    CPU,
+    FEW_IMAGES,
+    FEW_ROWS,
+    IMAGES,
+    LARGE,
+    MEMORY,
+    OVERHEAD,
+    PAGES,
+    SIGMOID,
+    SMALL,
+    STATISTICS,
+    THREADS,
+    Shape,
+)
 
 NO_MEMORY = 0.02  # of the logits: room for one number per row, and for the allocator's own pages
 LINEAR_MEMORY = 1 / 8  # of the logits
@@ -48,6 +62,8 @@ FASTER = (
     Speed(CPU.section, "plain", "eager", 2, LARGE),
     Speed(CPU.section, "family", "eager", 15, LARGE),
     Speed(CPU.section, "family", "compiled", 6, LARGE),
+    Speed(STATISTICS.section, "statistics", "eager", 10),
+    Speed(STATISTICS.section, "statistics", "compiled", 4),
     *(
         Speed(SIGMOID.section, loss, rival, least, SIGMOID.shapes[0])
         for loss in SIGMOID.losses
@@ -72,8 +88,9 @@ class Cost(NamedTuple):
     shape: Shape
     dtype: str = "float32"
     of: str = "median_ms"  # or another column
-    rival: tuple[str, str] = ("", "copy")  # loss, contender; in place where it is ours
+    rival: tuple[str, str] = ("", "copy")  # loss, contender; in place where it is ours, if no mode is named
     ours: str = "longtail"
+    rival_gradient: str = "inplace"
 
 
 KEPT = "longtail, kept pages"
@@ -84,6 +101,13 @@ COSTS = (
         Cost(
             *(f"everything in place, {dtype}: time of plain", 1.5, CPU.section, ("everything",), "inplace", LARGE),
             *(dtype, "median_ms", ("plain", "longtail")),
+        )
+        for dtype in ("float32", "bfloat16")
+    ),
+    *(
+        Cost(
+            *(f"time of plain, {dtype}", 1.15, STATISTICS.section, ("statistics",), "backward", LARGE),
+            *(dtype, "median_ms", ("plain", "longtail"), "longtail", "backward"),
         )
         for dtype in ("float32", "bfloat16")
     ),
@@ -114,8 +138,14 @@ CALLS = {
 EAGER = {"plain": "cross-entropy", "balanced": "weighted cross-entropy", "dense_sigmoid": "binary cross-entropy"}
 """What those are."""
 
-LINEAR = {("mean", "float32"): 1.06, ("mean", "bfloat16"): 1.15, ("none", "float32"): 1.4, ("none", "bfloat16"): 1.4}
-"""Times of three bare GEMMs, by reduction and dtype."""
+LINEAR = {
+    ("mean", "float32"): 1.06,
+    ("mean", "bfloat16"): 1.15,
+    ("none", "float32"): 1.4,
+    ("none", "bfloat16"): 1.4,
+    ("statistics", "float32"): 1.45,
+}
+"""Times of three bare GEMMs, by dtype and reduction, or of the statistics of rows."""
 
 
 def _worst(what: str, bound: str, limit: float, values: Iterable[float | None]) -> list[Outcome]:
@@ -167,7 +197,7 @@ def _costs(problems: Problems) -> Iterator[Outcome]:
         values = []
         for rows in problems:
             if (rows[0].section, rows[0].dtype, rows[0].N, rows[0].C) == where:
-                theirs = _find(rows, *goal.rival, "inplace" if goal.rival[1].startswith("longtail") else "")
+                theirs = _find(rows, *goal.rival, goal.rival_gradient if goal.rival[1].startswith("longtail") else "")
                 for loss in goal.losses:
                     values.append(results.ratio(_find(rows, loss, goal.ours, goal.gradient, goal.of), theirs))
         yield from _worst(f"{goal.section}, {goal.what}", "<=", goal.most, values)
@@ -244,10 +274,10 @@ def linear_time_outcomes(rows: Iterable[dict[str, str]]) -> list[Outcome]:
     values: dict[tuple[str, str], list[float | None]] = {}
     for row in rows:
         if row["contender"].startswith("longtail") and row["time_of_gemms"]:
-            reduction = "none" if "none" in row["contender"] else "mean"
-            values.setdefault((reduction, row["dtype"]), []).append(float(row["time_of_gemms"]))
+            kind = next((word for word in ("statistics", "none") if word in row["contender"]), "mean")
+            values.setdefault((kind, row["dtype"]), []).append(float(row["time_of_gemms"]))
     found = []
-    for (reduction, dtype), limit in LINEAR.items():
-        what = f"fused linear loss, {reduction}, {dtype}: time of three GEMMs"
-        found += _worst(what, "<=", limit, values.get((reduction, dtype), ()))
+    for (kind, dtype), limit in LINEAR.items():
+        what = f"fused linear loss, {kind}, {dtype}: time of three GEMMs"
+        found += _worst(what, "<=", limit, values.get((kind, dtype), ()))
     return found

@@ -53,6 +53,15 @@ GPU = Plan(
     peers=peers,
 )
 
+STATISTICS = Plan(
+    section="gpu-statistics",
+    device="cuda",
+    shapes=((8192, 151936),),
+    dtypes=(torch.bfloat16,),
+    losses=("plain", "statistics"),
+    rounds=50,
+)
+
 SIGMOID = Plan(
     section="gpu-sigmoid",
     device="cuda",
@@ -80,5 +89,5 @@ IMAGES = Plan(
     rounds=50,
 )
 
-PLANS = (GPU, SIGMOID, SOFT, IMAGES)
+PLANS = (GPU, STATISTICS, SIGMOID, SOFT, IMAGES)
 """What ``python -m bench gpu`` runs."""

@@ -167,6 +167,9 @@ def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
     def ours(**options: Any) -> Run:
         return _trains(lambda x, w: longtail.linear_cross_entropy(x, w, target, **options))
 
+    def of_statistics(x: Tensor, weight: Tensor) -> Tensor:
+        return -longtail.linear_row_statistics(x, weight, target).log_prob.mean()
+
     found = [Timing("three GEMMs", "", gemms)]
     few = x.shape[1] <= FEW_FEATURES and not x.is_cuda
     torchs = getattr(F, "linear_cross_entropy", None)
@@ -191,6 +194,7 @@ def contenders(x: Tensor, weight: Tensor, target: Tensor) -> list[Timing]:
         Timing("longtail", "plain", ours()),
         *([by_rows] if few else []),
         Timing('longtail reduction="none"', "plain", ours(reduction="none")),
+        Timing("longtail linear_row_statistics", "plain", _trains(of_statistics)),
         Timing("eager", "family", _trains(lambda x, w: in_eager(x, w, target)), _in_parts(in_eager, target)),
         Timing("longtail complement + focal", "family", ours(**family)),
     ]

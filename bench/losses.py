@@ -21,7 +21,10 @@ from longtail.experiments.command_line import Parser, positive_int
 from . import gpu, plot, report, results, suite
 from .measure import TOLERANCE, Mismatch
 
-ON_CPU = (suite.CPU, suite.SIGMOID, suite.SOFT, suite.IMAGES, suite.THREADS, suite.PAGES, suite.OVERHEAD, suite.MEMORY)
+ON_CPU = (
+    *(suite.CPU, suite.SOFT, suite.STATISTICS, suite.SIGMOID, suite.IMAGES),
+    *(suite.THREADS, suite.PAGES, suite.OVERHEAD, suite.MEMORY),
+)
 PLANS = {plan.section: (plan,) for plan in ON_CPU} | {"few": (suite.FEW_ROWS, suite.FEW_IMAGES), "gpu": gpu.PLANS}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 

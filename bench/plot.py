@@ -30,6 +30,7 @@ def _times(what: str) -> Bars:
 
 BARS = {
     "cpu": _times("Softmax losses"),
+    "statistics": _times("Any loss of a row"),
     "sigmoid": _times("Sigmoid focal losses"),
     "soft": _times("Cross-entropy with class probabilities"),
     "images": _times("Softmax focal loss over images"),
@@ -46,6 +47,7 @@ BARS = {
         group=lambda row: f"{words.pages(row)} pages",
     ),
     "gpu": _times("Softmax losses"),
+    "gpu-statistics": _times("Any loss of a row"),
     "gpu-sigmoid": _times("Sigmoid losses"),
     "gpu-soft": _times("Cross-entropy with class probabilities"),
     "gpu-images": _times("Losses over images"),

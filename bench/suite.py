@@ -105,6 +105,9 @@ SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid_focal", "dense_
 SOFT = Plan("soft", ((4096, 8192), (16384, 1000), (4096, 10)), CPU.dtypes, ("soft",), rounds=25)
 """Class probabilities."""
 
+STATISTICS = Plan("statistics", (LARGE,), CPU.dtypes, ("plain", "statistics"), rounds=25)
+"""What any loss of a row costs, beside our own cross-entropy."""
+
 IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
 """Segmentation; N in the rows counts pixels."""
 

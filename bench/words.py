@@ -16,6 +16,7 @@ LOSSES = {
     "family": "cross-entropy with class weights, focal and complement terms",
     "everything": "the family with label smoothing, class bias, class margin, scale, softcap, z-loss, sample weights "
     "and ignored rows",
+    "statistics": "log-probability of the target and entropy of each row, with the gradients of both",
     "soft": "cross-entropy, targets are class probabilities",
     "sigmoid": "sigmoid cross-entropy, targets are class indices",
     "sigmoid_focal": "sigmoid focal loss, targets are class indices",

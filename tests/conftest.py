@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("longtail", deadline=None, derandomize=True, max_examples=40, print_blob=True,
                           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 settings.load_profile("longtail")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks Hugging Face's hub, or reports to it
 
 
 # Files that share a build, or the processes of `ranks`, run on one worker of pytest-xdist, as every other file does;

@@ -20,11 +20,18 @@ from .functional import (
     complement_entropy,
     cross_entropy,
     focal_loss,
+    generalized_cross_entropy,
     linear_cross_entropy,
+    linear_row_statistics,
+    poly_cross_entropy,
+    row_statistics,
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
+    token_weighting,
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
 )
 from .modules import (
     BinaryFocalLoss,
@@ -33,13 +40,15 @@ from .modules import (
     ComplementEntropyLoss,
     CrossEntropyLoss,
     FocalLoss,
+    GeneralizedCrossEntropyLoss,
     LinearCrossEntropyLoss,
+    PolyCrossEntropyLoss,
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
 )
 from .ops.backends import backends
 from .ops.dispatch import use_backend
-from .softmax.loss import RowStats
+from .reference.row_statistics import RowStatistics
 from .version import __version__ as __version__
 
 __all__ = [
@@ -49,8 +58,10 @@ __all__ = [
     "ComplementEntropyLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
     "LinearCrossEntropyLoss",
-    "RowStats",
+    "PolyCrossEntropyLoss",
+    "RowStatistics",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
     "backends",
@@ -63,15 +74,22 @@ __all__ = [
     "effective_number",
     "effective_number_weight",
     "focal_loss",
+    "generalized_cross_entropy",
     "inverse_frequency_weight",
     "ldam_margin",
     "linear_cross_entropy",
+    "linear_row_statistics",
     "logit_adjustment",
+    "poly_cross_entropy",
     "reference",
+    "row_statistics",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
+    "token_weighting",
     "training",
     "use_backend",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

@@ -17,6 +17,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Largest and smallest positive number of full precision, of the dtypes of the arithmetic.
 LIMITS = {dtype: (torch.finfo(dtype).max, torch.finfo(dtype).tiny) for dtype in (torch.float64, torch.float32)}
 ROUNDING = 1e-3  # how far rounding may carry a soft target out of [0, 1]
+_NARROW_INTEGERS = (torch.int32, torch.int16, torch.int8, torch.uint8)
 SYMBOLS = (torch.SymInt, torch.SymFloat)  # what torch.export makes of numbers that depend on a shape
 
 
@@ -207,10 +208,10 @@ def _check_held(name: str, value: Tensor, converted: Tensor) -> None:
 
 def class_indices(target: Tensor, input: Tensor) -> Tensor:
     """Integer targets on the input's device, as int64."""
-    if target.dtype == torch.uint8:
+    if target.dtype in _NARROW_INTEGERS:
         target = target.long()
     if target.dtype != torch.int64:
-        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected int64 or uint8 for class indices")
+        raise ArgumentTypeError(f"target has dtype {target.dtype}, expected an integer dtype for class indices")
     check_device("target", target, input)
     return target
 

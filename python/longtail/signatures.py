@@ -20,6 +20,8 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "samples_per_class": (("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class"), ""),
     "ignore_index": (("ignore_label", "ignored_index", "ignore_id", "pad_token_id", "padding_idx"), ""),
     "label_smoothing": (("smoothing", "smooth_factor", "eps", "epsilon"), ""),
+    "epsilon": (("eps", "epsilon1", "epsilon_1", "poly_epsilon"), ""),
+    "q": (("gce_q", "lq_q"), ""),
     "scale": (("temperature", "logit_scale"), "scale=1 / temperature"),
     "softcap": (("logit_softcapping", "final_logit_softcapping"), ""),
     "z_loss": (("lse_square_scale",), ""),

@@ -22,7 +22,6 @@ TORCH_ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "spatial": ((torch.randn(2, 5, 3), torch.zeros(2, 4, dtype=torch.long)), {}),
     "spatial_rank": ((torch.randn(2, 5, 3, 2), torch.zeros(2, 3, dtype=torch.long)), {}),
     "scalar_logits": ((torch.tensor(1.0), torch.tensor(0)), {}),
-    "target_int32": ((X, T.int()), {}),
     "target_bool": ((X, T.bool()), {}),
     "target_float_indices": ((X, T.float()), {}),
     "target_integer_probabilities": ((X, torch.zeros(4, 5, dtype=torch.long)), {}),

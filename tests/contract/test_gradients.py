@@ -181,6 +181,12 @@ def test_forward_mode_differentiation_is_refused(mode: str) -> None:
     logits, target = cases.random_case(4, 5, torch.float64)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda z: longtail.cross_entropy(z * 1.0, target, gradient=mode), (logits,), (logits.cos(),))
+    dual_level = torch.autograd.forward_ad.dual_level
+    with dual_level(), pytest.raises(NotImplementedError, match="jvp"):  # never a loss that has lost its tangent
+        longtail.cross_entropy(torch.autograd.forward_ad.make_dual(logits, logits.cos()), target, gradient=mode)
+    soft = logits.softmax(1)
+    with dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        longtail.cross_entropy(logits, torch.autograd.forward_ad.make_dual(soft, logits.cos()))
 
 
 @pytest.mark.parametrize("option_set", ["plain", "smoothing_weight", "focal", "complement", "mixed"])

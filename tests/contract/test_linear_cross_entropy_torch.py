@@ -107,7 +107,7 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "target_rows": ((X, W, T[:3]), {}),
     "target_rank": ((X, W, T[None]), {}),
     "target_of_k": ((X, torch.randn(5, 2, 3), T), {}),
-    "target_int32": ((X, W, T.int()), {}),
+    "target_bool": ((X, W, T.bool()), {}),
     "target_float": ((X, W, T.float()), {}),
     "target_out_of_bounds": ((X, W, torch.tensor([0, 1, 5, 2])), {}),
     "target_negative": ((X, W, torch.tensor([0, -1, 4, 2])), {"reduction": "none"}),

@@ -34,6 +34,16 @@ PAIRS = {
         longtail.ComplementCrossEntropyLoss(gamma=-2.0, label_smoothing=0.2, **SHARED),
         lambda x, t, **k: longtail.complement_cross_entropy(x, t, gamma=-2.0, label_smoothing=0.2, **SHARED, **k),
     ),
+    "poly": (
+        longtail.PolyCrossEntropyLoss(2.0, WEIGHT, normalizer="count", temperature=1.5, **SHARED),
+        lambda x, t, **k: longtail.poly_cross_entropy(
+            x, t, 2.0, WEIGHT, normalizer="count", temperature=1.5, **SHARED, **k
+        ),
+    ),
+    "generalized": (
+        longtail.GeneralizedCrossEntropyLoss(0.5, WEIGHT, reduction="none", **SHARED),
+        lambda x, t, **k: longtail.generalized_cross_entropy(x, t, 0.5, WEIGHT, reduction="none", **SHARED, **k),
+    ),
     "sigmoid_focal": (
         longtail.SigmoidFocalLoss(0.6, 1.5, "rows", weight=WEIGHT, pos_weight=MARGIN, class_weight_by_target=True),
         lambda x, t, **k: longtail.sigmoid_focal_loss(

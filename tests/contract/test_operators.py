@@ -71,6 +71,12 @@ def test_opcheck(name: str, how: Any, backend: str) -> None:
         opcheck(name, arguments(name, how))
 
 
+@pytest.mark.parametrize("how", ["mixed", "images"])
+def test_opcheck_row_stats(how: str) -> None:
+    logits, *rest = arguments("softmax_loss", how)
+    opcheck("softmax_row_stats", [logits.requires_grad_(), *rest])
+
+
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 2.0, 1.0])], ids=["count", "weight"])
 def test_opcheck_mean_denominator(weight: Tensor | None) -> None:
     opcheck("mean_denominator", [TARGET, weight, -100, 3])

@@ -16,7 +16,7 @@ Y = torch.rand(4, 5, generator=torch.Generator().manual_seed(1))
 
 ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
     "target_shape": ((X, T[:3]), {}, ValueError, "target"),
-    "target_int32": ((X, T.int()), {}, TypeError, "int32"),
+    "target_bool": ((X, T.bool()), {}, TypeError, "bool"),
     "target_complex": ((X, Y.to(torch.complex64)), {}, TypeError, "complex"),
     "target_requires_grad": ((X, Y.clone().requires_grad_()), {}, RuntimeError, "not differentiable"),
     "target_list": ((X, [0, 1, 2, 3]), {}, TypeError, "target"),

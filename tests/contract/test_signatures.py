@@ -18,6 +18,8 @@ MODULES = {
     longtail.FocalLoss: longtail.focal_loss,
     longtail.ComplementCrossEntropyLoss: longtail.complement_cross_entropy,
     longtail.ComplementEntropyLoss: longtail.complement_entropy,
+    longtail.PolyCrossEntropyLoss: longtail.poly_cross_entropy,
+    longtail.GeneralizedCrossEntropyLoss: longtail.generalized_cross_entropy,
     longtail.SigmoidFocalLoss: longtail.sigmoid_focal_loss,
     longtail.SigmoidCrossEntropyLoss: longtail.sigmoid_cross_entropy,
     longtail.BinaryFocalLoss: longtail.binary_focal_loss,
@@ -100,6 +102,9 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
         (longtail.linear_cross_entropy, "final_logit_softcapping", "'softcap'"),
         (longtail.class_balanced_loss, "cls_num_list", "'samples_per_class'"),
         (longtail.class_balanced_loss, "focal_gamma", "'gamma'"),
+        (longtail.poly_cross_entropy, "eps", "'epsilon'"),
+        (longtail.generalized_cross_entropy, "gce_q", "'q'"),
+        (longtail.PolyCrossEntropyLoss, "epsilon1", "'epsilon'"),
         (longtail.cross_entropy, "flavour", None),
         (longtail.cross_entropy, "bias", ADJUSTMENT),
         (longtail.linear_cross_entropy, "bias", "'linear_bias'"),
@@ -147,7 +152,7 @@ def test_an_alpha_of_each_class_is_said_otherwise(alpha) -> None:
 @pytest.mark.parametrize("name", longtail.functional.__all__)
 def test_annotations_name_what_is_there(name: str) -> None:
     function = getattr(longtail.functional, name)
-    assert {"target", "targets"} & set(typing.get_type_hints(function))
+    assert {"target", "targets", "statistics"} & set(typing.get_type_hints(function))
 
 
 @pytest.mark.parametrize(

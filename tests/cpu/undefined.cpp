@@ -133,11 +133,14 @@ void run_softmax(const Kernels& kernels, Problem& p, bool options) {
     kernels.softmax_loss_rows(a, pass, 0, kRows, scratch ? p.scratch.data() : nullptr);
   }
   if (p.images) return;
-  a.dense = true;
-  a.dense_target = p.logits.data();
-  a.dense_stride = kClasses;
-  for (const Pass pass : {Pass::loss, Pass::backward}) kernels.softmax_loss_rows(a, pass, 0, kRows, nullptr);
-  a.dense = false;
+  SoftmaxLossArgs dense = a;
+  dense.dense = true;
+  dense.dense_target = p.logits.data();
+  dense.dense_stride = kClasses;
+  for (const bool scaled : {true, false}) {
+    for (const Pass pass : {Pass::loss, Pass::backward}) kernels.softmax_loss_rows(dense, pass, 0, kRows, nullptr);
+    if (scaled) dense.options.scale = 1.0, dense.options.softcap = 0.0;
+  }
   a.loss = nullptr;
   for (const Pass pass : {Pass::accumulate, Pass::apply}) kernels.softmax_loss_rows(a, pass, 0, kRows, nullptr);
 }

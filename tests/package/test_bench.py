@@ -77,16 +77,18 @@ def test_tiny_run_writes_every_row_and_the_picture(tmp_path):
     [
         ("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]),
         ("soft", "64,96", 64, ["soft"]),
+        ("statistics", "64,96", 64, ["plain", "statistics"]),
         ("images", "2,19,4,8", 64, ["focal"]),
     ],
 )
-def test_sections_of_other_losses(section, shape, rows, losses, tmp_path, bench):
+def test_other_sections(section, shape, rows, losses, tmp_path, bench):
     path = tmp_path / "cpu.csv"
     bench.main([section, "--shape", shape, "--rounds", "1", "--no-compile", "--output", str(path)])
     found = [row for row in rows_of(path) if row["dtype"] == "float32"]
-    modes = MODES[:1] if section == "soft" else MODES
-    contenders = [("eager", ""), *(("longtail", mode) for mode in modes)]
-    expected = [("", "copy", ""), *((loss, *each) for loss in losses for each in contenders)]
+    expected = [("", "copy", "")]
+    for loss in losses:
+        modes = {"statistics": ("backward", "inplace"), "soft": ("backward",)}.get(loss, MODES)
+        expected += [(loss, "eager", ""), *((loss, "longtail", mode) for mode in modes)]
     assert [(r["loss"], r["contender"], r["gradient"]) for r in found] == expected
     assert {(r["section"], int(r["N"]), int(r["C"])) for r in found} == {(section, rows, int(shape.split(",")[1]))}
     assert (tmp_path / f"{section}_time.png").exists()

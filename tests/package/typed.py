@@ -7,7 +7,7 @@ from typing_extensions import assert_type
 
 import longtail
 
-Pair = tuple[Tensor, longtail.RowStats]
+Pair = tuple[Tensor, longtail.RowStatistics]
 
 
 def of_logits(input: Tensor, target: Tensor) -> None:
@@ -16,6 +16,9 @@ def of_logits(input: Tensor, target: Tensor) -> None:
     assert_type(longtail.focal_loss(input, target, gamma=1.5, softcap=30.0), Tensor)
     assert_type(longtail.focal_loss(input, target, return_stats=True), Pair)
     assert_type(longtail.complement_entropy(input, target, weight=input, gradient="forward"), Tensor)
+    assert_type(longtail.poly_cross_entropy(input, target, 2.0, temperature=0.5, gradient="inplace"), Tensor)
+    assert_type(longtail.token_weighting(longtail.row_statistics(input, target), "dft"), Tensor)
+    longtail.generalized_cross_entropy(input, target, label_smoothing=0.1)  # type: ignore[call-arg]
     longtail.focal_loss(input, target, zloss=1e-4)  # type: ignore[call-overload]
     longtail.sigmoid_cross_entropy(input, target, alpha="much")  # type: ignore[arg-type]
 
@@ -23,3 +26,6 @@ def of_logits(input: Tensor, target: Tensor) -> None:
 def linear(input: Tensor, weight: Tensor, target: Tensor) -> None:
     assert_type(longtail.linear_cross_entropy(input, weight, target, label_smoothing=0.1), Tensor)
     assert_type(longtail.vocab_parallel_linear_cross_entropy(input, weight, target, return_stats=True), Pair)
+    assert_type(longtail.linear_cross_entropy(input, weight, target, shift=True), Tensor)
+    assert_type(longtail.linear_row_statistics(input, weight, target, shift=True), longtail.RowStatistics)
+    assert_type(longtail.vocab_parallel_row_statistics(input, target), longtail.RowStatistics)

@@ -32,6 +32,13 @@ def test_traffic_of_cross_entropy(ranks: Ranks, dtype: torch.dtype, option_set: 
         assert seen == [(first, []), ([("allgather_base", message(payload))], [])]
 
 
+def test_traffic_of_row_statistics(ranks: Ranks) -> None:
+    payload = (ROWS * 4 + 1) * 4
+    first = [("allgather_base", HEADER), ("allgather_base", payload)]
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_row_statistics):
+        assert seen == [(first, []), ([("allgather_base", message(payload))], [])]
+
+
 def test_a_message_has_room_for_those_of_the_last_calls(ranks: Ranks) -> None:
     """So that losses of several lengths that take turns make one all-gather each; a long one is forgotten in time."""
     rows = [5, 50, 5, 40, 60, *[5] * (CALLS + 1)]

@@ -37,6 +37,7 @@ def recorded(loss: str, data: tuple[Tensor, ...], shared: dict[str, Any]) -> tup
     """What forward and backward of one call send."""
     with Traffic() as forward:
         value = getattr(longtail, loss)(*data, **shared)
+        value = value if isinstance(value, Tensor) else (value.log_prob * value.entropy).sum()
     with Traffic() as backward:
         torch.autograd.grad(value, [x for x in data if x.requires_grad])
     return forward.seen, backward.seen
@@ -77,3 +78,10 @@ def of_the_linear_loss(_group: Any, gradient: str, sequence_parallel: bool) -> l
     data = (x, torch.randn(LOCAL, FEATURES, requires_grad=True), torch.arange(ROWS) % shared["num_classes"])
     shared |= {"gradient": gradient, "chunk_size": ROWS // CHUNKS, "sequence_parallel": sequence_parallel}
     return [recorded("vocab_parallel_linear_cross_entropy", data, shared) for _ in range(2)]
+
+
+def of_row_statistics(_group: Any) -> list[tuple[Seen, Seen]]:
+    """Of two calls."""
+    shared = fresh_group()
+    data = (torch.randn(ROWS, LOCAL, requires_grad=True), torch.arange(ROWS) % shared["num_classes"])
+    return [recorded("vocab_parallel_row_statistics", data, shared) for _ in range(2)]

@@ -15,6 +15,7 @@ pytest.importorskip("accelerate")
 VOCABULARY = 11
 LENGTH, BATCH, ACCUMULATION, STEPS = 7, 2, 2, 3
 LEARNING_RATE = 0.3
+COUNTS = [90, 60, 40, 30, 20, 10, 8, 6, 4, 2, 1]
 
 
 def tiny(name: str, **extra: Any) -> Any:
@@ -24,6 +25,30 @@ def tiny(name: str, **extra: Any) -> Any:
     config = {
         "Llama": lambda: transformers.LlamaConfig(vocab_size=VOCABULARY, pad_token_id=0, **sizes, **extra),
         "EuroBert": lambda: transformers.EuroBertConfig(vocab_size=VOCABULARY, pad_token_id=0, **sizes, **extra),
+        "Granite": lambda: transformers.GraniteConfig(
+            vocab_size=VOCABULARY, pad_token_id=0, logits_scaling=0.25, **sizes, **extra
+        ),
+        "Gemma2": lambda: transformers.Gemma2Config(
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+            head_dim=4,
+            num_key_value_heads=1,
+            final_logit_softcapping=0.1,
+            **sizes,
+            **extra,
+        ),
+        "HyperCLOVAX": lambda: transformers.HyperCLOVAXConfig(
+            vocab_size=VOCABULARY, pad_token_id=0, logits_scaling=3.0, **sizes, **extra
+        ),
+        "Mixtral": lambda: transformers.MixtralConfig(
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+            num_local_experts=3,
+            num_key_value_heads=1,
+            experts_implementation="eager",
+            **sizes,
+            **extra,
+        ),
         "Bert": lambda: transformers.BertConfig(
             vocab_size=VOCABULARY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes, **extra
         ),

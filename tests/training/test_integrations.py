@@ -15,13 +15,13 @@ import pytest
 def test_the_package_imports_no_framework() -> None:
     code = """
 import sys, longtail, longtail.training, longtail.integrations
-print(sorted({"transformers", "lightning", "pytorch_lightning", "accelerate"} & set(sys.modules)))
+print(sorted({"transformers", "lightning", "pytorch_lightning", "accelerate", "trl"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["transformers", "lightning"])
+@pytest.mark.parametrize("name", ["transformers", "trl", "lightning"])
 def test_a_missing_framework_is_named_with_what_its_extra_installs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("transformers", "lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, module, None)

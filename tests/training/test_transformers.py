@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tiny_transformers import (  # first: it skips where the package is missing
     ACCUMULATION,
-    BATCH,
-    LEARNING_RATE,
+    COUNTS,
     LENGTH,
     STEPS,
     VOCABULARY,
@@ -33,8 +32,7 @@ from longtail.integrations.transformers import (  # isort: skip
 )
 from longtail.training import ClassBalancedSampler, DeferredReweighting
 from tolerances import assert_close, assert_same
-
-COUNTS = [90, 60, 40, 30, 20, 10, 8, 6, 4, 2, 1]
+from trainer_loops import assert_equal_models, plain_loop, reference_options
 
 
 def trainer(model: Any, folder: Path, data: list[Any], compute: ComputeLoss | None = None, **changes: Any) -> Any:
@@ -45,34 +43,6 @@ def trainer(model: Any, folder: Path, data: list[Any], compute: ComputeLoss | No
     callbacks = changes.pop("callbacks", None)
     options = arguments(folder, **changes)
     return InOrder(model=model, args=options, train_dataset=data, compute_loss_func=compute, callbacks=callbacks)
-
-
-def reference_options() -> dict[str, Any]:
-    return {
-        "weight": longtail.effective_number_weight(COUNTS, 0.9, dtype=torch.float64),
-        "class_bias": longtail.logit_adjustment(COUNTS, dtype=torch.float64),
-        "complement_gamma": -1.0,
-    }
-
-
-def plain_loop(model: Any, options: dict[str, Any]) -> None:
-    """Each step on its micro-batches at once: the sum of the rows' losses over the number of labels that count."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    step = BATCH * ACCUMULATION
-    for start in range(0, STEPS * step, step):
-        together = examples()[start : start + step]
-        ids = torch.stack([example["input_ids"] for example in together])
-        target = torch.stack([example["labels"] for example in together])[:, 1:].flatten()
-        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-        rows = longtail.reference.cross_entropy(logits, target, reduction="none", **options)
-        optimizer.zero_grad()
-        (rows.sum() / (target != -100).sum()).backward()
-        optimizer.step()
-
-
-def assert_equal_models(model: Any, expected: Any) -> None:
-    for (name, got), want in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert_close(got, want, what=name, factor=1000)  # parts of the models compute in float32
 
 
 @pytest.mark.parametrize("options", [{}, reference_options()], ids=["plain", "class options"])

@@ -13,7 +13,16 @@ CONTRACT = Path(__file__).parents[1] / "contract"
 
 @starts_it
 @pytest.mark.parametrize(
-    "name", ["class_probabilities", "limits", "means", "scale_grad", "sigmoid_operators", "softmax_operators"]
+    "name",
+    [
+        "class_probabilities",
+        "limits",
+        "means",
+        "row_statistics",
+        "scale_grad",
+        "sigmoid_operators",
+        "softmax_operators",
+    ],
 )
 def test_in_a_process_of_its_own(name: str) -> None:
     pytest.importorskip("triton")

@@ -2,9 +2,16 @@
 
 from .class_balanced import class_balanced_loss
 from .linear import linear_cross_entropy
+from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
-from .vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
+from .statistics import linear_row_statistics, row_statistics
+from .vocab_parallel import (
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_row_statistics,
+    vocab_parallel_row_statistics,
+)
 
 __all__ = [
     "binary_focal_loss",
@@ -13,9 +20,16 @@ __all__ = [
     "complement_entropy",
     "cross_entropy",
     "focal_loss",
+    "generalized_cross_entropy",
     "linear_cross_entropy",
+    "linear_row_statistics",
+    "poly_cross_entropy",
+    "row_statistics",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
+    "token_weighting",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_row_statistics",
+    "vocab_parallel_row_statistics",
 ]

@@ -29,6 +29,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     ignore_index: int | None = None,
+    shift: bool = False,
     gradient: str = "auto",
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
@@ -48,14 +49,20 @@ def linear_cross_entropy(
     in float32 at least: errors of the gradients do not grow with the number of chunks.
 
     Args:
-        input: (D,) or (N, D); float64, float32, bfloat16 or float16. Under autocast the GEMMs run in its dtype.
+        input: (D,) or (N, D), or with a weight (C, D) any number of leading dimensions, such as (B, L, D): then what is
+            said of N holds of (B, L), and losses that are not reduced have that shape. float64, float32, bfloat16 or
+            float16. Under autocast the GEMMs run in its dtype.
         linear_weight: (C, D), or (C, d1, ..., dK, D) for K-dimensional targets.
-        target: class indices (int64 or uint8), (), (N,) or (N, d1, ..., dK); or class probabilities, (C,), (N, C) or
-            (N, C, d1, ..., dK).
+        target: class indices of any integer dtype, (), (N,) or (N, d1, ..., dK); or class probabilities, (C,), (N, C)
+            or (N, C, d1, ..., dK), and (B, L, C) of states (B, L, D).
         linear_bias: (C,) or (C, d1, ..., dK). Input, weight and bias are what the loss is differentiable in.
         ignore_index: None is -100. Refused with class probabilities, as torch does. What input the ignored rows hold,
             NaN included, reaches no gradient. On the CPU they take no part in the products; on a GPU, where the host
             would have to wait for their number, they are cleared.
+        shift: position i along the last dimension of the rows predicts target i + 1, as language models do: the targets
+            are moved, and no state is copied. The last position is ignored: it has the loss 0, and statistics 0. Needs
+            states of at least (L, D), and class indices. ``sample_weight`` is that of the predicted token: it moves
+            with the targets. Means count the rows that remain.
         gradient: "forward" makes the gradients with the loss (three GEMMs) and keeps them: one backward, whose
             upstream scalar they are then multiplied by; "inplace" is the same, for there are no logits to overwrite.
             "backward" makes the logits again in backward (four GEMMs): any upstream gradient, any number of times.
@@ -76,7 +83,8 @@ def linear_cross_entropy(
     DTensors: ``input`` (N, D), ``linear_weight`` (C, D) and ``linear_bias`` on one mesh. One mesh dimension may shard
     the classes (the weight's Shard(0)), with ``input`` replicated over it or, in sequence parallelism, sharded by rows;
     over the others ``input`` is sharded by rows or replicated. Targets, constants and result as in
-    :func:`longtail.cross_entropy`. Where rows are sharded, backward sums the parameters' gradients over the ranks: the
+    :func:`longtail.cross_entropy`; with ``shift`` DTensors of targets and sample weights are gathered, for the next row
+    may be another rank's. Where rows are sharded, backward sums the parameters' gradients over the ranks: the
     backward passes of several losses run in the same order on every rank (otherwise RuntimeError). Parameters of FSDP
     are to be gathered: call the loss inside the ``forward`` of the module that ``fully_shard`` wraps, where they are.
 
@@ -84,7 +92,8 @@ def linear_cross_entropy(
         TypeError: an argument has the wrong type, dtype or layout; a DTensor with an ``input`` that is none.
         ValueError: a shape, device or value does not fit; a number is none that the loss's dtype holds; a parameter is
             empty, because ZeRO-3 or FSDP shares it out; a constant requires grad (all are also RuntimeErrors).
-        IndexError: on the CPU, a target is out of bounds; names the row and the value.
+        IndexError: on the CPU, a target is out of bounds; names the value and the row of its state, counted through
+            all leading dimensions.
     """
     refuse_unknown(linear_cross_entropy, options)
     records = softmax_request(ignore_index=-100 if ignore_index is None else ignore_index, gradient=gradient, **options)
@@ -92,5 +101,5 @@ def linear_cross_entropy(
     if is_dtensor(input):
         from ..parallel import dtensor_linear  # imports torch.distributed.tensor
 
-        return dtensor_linear.linear_cross_entropy(data, *records, chunking)
-    return loss.linear_cross_entropy(data, *records, chunking, ignores=ignore_index is not None)
+        return dtensor_linear.linear_cross_entropy(data, *records, chunking, shift)
+    return loss.linear_cross_entropy(data, *records, chunking, ignores=ignore_index is not None, shift=shift)

@@ -61,7 +61,7 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits, float64, float32, bfloat16 or float16. (N, C) or (N, C, d1, ...); with a target for each element
             any shape, where (N,) means N binary problems. Contiguous and channels-last images are read as they lie.
-        targets: int64 or uint8 class indices, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
+        targets: class indices, any integers, (N,) or (N, d1, ...): one-hot implied, never built. Or, in the inputs'
             shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
             them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise. NaN gives a loss of NaN.
         alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..arguments import check_gamma, is_dtensor, legacy_reduction
 from ..options import Request, SoftmaxOptions, softmax_request
+from ..reference.row_statistics import RowStatistics
 from ..signatures import refuse_unknown, with_options_of
 from ..softmax import loss
-from ..softmax.loss import RowStats
 
 P = ParamSpec("P")
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         @overload
         def __call__(self, *data: P.args, **options: P.kwargs) -> Tensor: ...
         @overload
-        def __call__(self, *data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
+        def __call__(self, *data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStatistics]: ...
 
 
 def with_stats(function: Callable[P, Any]) -> WithStats[P]:
@@ -77,7 +77,7 @@ def cross_entropy(
     **options: Unpack[SoftmaxKeywords],
 ) -> Tensor: ...
 @overload
-def cross_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStats]: ...
+def cross_entropy(*data: Any, return_stats: Literal[True], **options: Any) -> tuple[Tensor, RowStatistics]: ...
 @with_options_of()  # type: ignore[misc]  # the overload of statistics takes anything
 def cross_entropy(
     input: Tensor,
@@ -101,7 +101,7 @@ def cross_entropy(
     gradient: str = "backward",
     return_stats: bool = False,
     **unknown: Any,
-) -> Tensor | tuple[Tensor, RowStats]:
+) -> Tensor | tuple[Tensor, RowStatistics]:
     r"""Cross-entropy and every member of the softmax family, in the same sweeps over the logits.
 
     With torch's own arguments this is :func:`torch.nn.functional.cross_entropy`, value, gradient and shape; the loss
@@ -117,8 +117,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16.
-        target: class indices (int64 or uint8), (), (N,) or (N, d1, ...); or class probabilities of the input's shape,
-            of any floating point dtype.
+        target: class indices of any integer dtype, (), (N,) or (N, d1, ...); or class probabilities, in the input's
+            shape, of any floating point dtype.
         weight: class weights w, [C]. Constants, as every vector below.
         ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
         reduction: "mean" (divides by the sum of w_g over counted rows; NaN when nothing is counted), "sum" or "none".
@@ -144,7 +144,7 @@ def cross_entropy(
             round the gradient before a gradient scaler multiplies it: of float16 logits it is therefore kept at one
             size, whatever weights and counts are, and the rest is applied in backward. An exported graph knows
             "backward" alone.
-        return_stats: also return :class:`longtail.RowStats`.
+        return_stats: also return :class:`longtail.RowStatistics`.
 
     A DTensor of shape (N, C) may be sharded over rows (Shard(0)) on any mesh dimensions, over classes (Shard(1)) on
     one, or replicated. ``target`` and ``sample_weight`` are then DTensors on the same mesh, or plain tensors of all
@@ -153,7 +153,7 @@ def cross_entropy(
     where they hold the same rows, a checksum of the targets; what is wrong is raised on every rank (GPUs assert).
 
     ``class_bias`` and ``class_margin`` are for training. Predict from the raw logits, ``input.argmax(1)``
-    (``RowStats.correct`` is of the effective ones), and validate by the loss without the two.
+    (``RowStatistics.correct`` is of the effective ones), and validate by the loss without the two.
 
     Under torch.compile each new value of a float option makes a new graph, as in torch's own losses, up to
     ``torch._dynamo.config.recompile_limit`` (8); then the function runs eagerly, or with ``fullgraph=True`` raises. For

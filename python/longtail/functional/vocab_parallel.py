@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..linear.chunks import Chunking
-from ..options import softmax_request
-from ..parallel import vocab, vocab_linear
+from ..options import SoftmaxOptions, softmax_request
+from ..parallel import vocab, vocab_linear, vocab_statistics
 from ..parallel.collectives import Group
 from ..parallel.shard import Part
+from ..reference.row_statistics import RowStatistics
 from ..signatures import refuse_unknown, with_options_of
 from .softmax import cross_entropy, with_stats
 
@@ -46,7 +47,7 @@ def vocab_parallel_cross_entropy(
     Args:
         local_logits: (N, C_local), this rank's classes, any number of them, 0 included; float64, float32, bfloat16 or
             float16, the same on every rank.
-        target: class indices in [0, C) or ``ignore_index``, (N,), int64 or uint8; the same on every rank.
+        target: class indices in [0, C) or ``ignore_index``, (N,), of any integer dtype; the same on every rank.
         weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
             same way on every rank (and of all classes where one rank holds them all).
         group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.
@@ -98,6 +99,7 @@ def vocab_parallel_linear_cross_entropy(
     sequence_parallel: bool = False,
     linear_bias: Tensor | None = None,
     ignore_index: int = -100,
+    shift: bool = False,
     gradient: str = "auto",
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
@@ -110,15 +112,17 @@ def vocab_parallel_linear_cross_entropy(
     ranks once, while the next chunk is computed.
 
     Args:
-        input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows.
+        input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows. Or states
+            of any number of leading dimensions, of which the first is shared out, and targets of theirs.
         linear_weight: (C_local, D), this rank's classes; ``linear_bias`` (C_local,).
         target: (N,) class indices of all rows, in the order of the ranks; the same on every rank.
         sequence_parallel: the rows of ``input`` are shared out: they are gathered a chunk at a time, and their gradient
             is reduced and scattered.
         group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so are all options of the
             loss, ``sample_weight`` (N,) and class vectors (of all classes or of this rank's), and what ranks compare.
-        gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The default chunk_size is
-            that for C / P classes; with ``sequence_parallel`` it is rounded to a multiple of P.
+        shift, gradient, chunk_size, accumulate_dtype: as in :func:`longtail.linear_cross_entropy`. The targets of all
+            rows move, with ``sequence_parallel`` too. The default chunk_size is that for C / P classes; with
+            ``sequence_parallel`` it is rounded to a multiple of P.
 
     The gradient of the input is summed over the ranks in the input's dtype (float16 that is kept for backward: in
     ``accumulate_dtype``), by torch.distributed: it is the same on every rank, but its last bits depend on how the
@@ -137,4 +141,97 @@ def vocab_parallel_linear_cross_entropy(
         Chunking(chunk_size, accumulate_dtype),
         Part(group, class_start, num_classes),
         sequence_parallel,
+        shift,
     )
+
+
+def vocab_parallel_row_statistics(
+    local_logits: Tensor,
+    target: Tensor,
+    *,
+    group: Group = None,
+    class_start: int | None = None,
+    num_classes: int | None = None,
+    temperature: float = 1.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    gradient: str = "backward",
+) -> RowStatistics:
+    r""":func:`longtail.row_statistics` of logits whose classes are shared out over the ranks of a process group.
+
+    Every rank gets the same statistics of whole rows, bit for bit, and writes its loss of them. Forward reads the local
+    logits once and exchanges 4 numbers per row in one all-gather; backward reads them once, writes their gradient and
+    exchanges nothing. **Every rank has to write the same loss**: what it differentiates are numbers of its own, which
+    nobody compares, and only equal gradients by the statistics are those of one loss. Do not sum the loss over the
+    group: each rank already has the whole of it.
+
+    Args:
+        local_logits: (N, C_local), this rank's classes, any number of them, 0 included.
+        target: class indices in [0, C) or ``ignore_index``, (N,); the same on every rank.
+        group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so is what ranks compare,
+            and how one rank's mistake is raised on every rank.
+        class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,).
+        temperature, scale, softcap, ignore_index, gradient: as in :func:`longtail.row_statistics`, the same on every
+            rank.
+
+    torch.compile breaks its graph at this call. Differentiable once.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank; temperature
+            is not positive.
+    """
+    options = SoftmaxOptions(
+        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
+    )
+    part = Part(group, class_start, num_classes)
+    return vocab_statistics.row_statistics(local_logits, target, options, temperature, gradient, part)
+
+
+def vocab_parallel_linear_row_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    group: Group = None,
+    class_start: int | None = None,
+    num_classes: int | None = None,
+    sequence_parallel: bool = False,
+    linear_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    class_bias: Tensor | None = None,
+    class_margin: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+) -> RowStatistics:
+    r""":func:`longtail.linear_row_statistics` with the rows of the weight shared out over the ranks of a process group.
+
+    A rank holds one chunk of local logits, in forward and in backward. Each chunk exchanges 4 numbers per row in
+    forward, and in backward sums the gradient of its input over the ranks. The statistics are of all rows on every
+    rank, with ``sequence_parallel`` too, and bit for bit the same. **Every rank has to write the same loss of them**,
+    of all rows; see :func:`longtail.vocab_parallel_row_statistics`. The backward passes of several calls run in the
+    same order on every rank.
+
+    Args:
+        input, linear_weight, target, sequence_parallel, linear_bias, shift, chunk_size, accumulate_dtype: as in
+            :func:`longtail.vocab_parallel_linear_cross_entropy`; the statistics have the shape of ``target``.
+        group, class_start, num_classes, class_bias, class_margin, temperature, scale, softcap, ignore_index: as in
+            :func:`longtail.vocab_parallel_row_statistics`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank; temperature
+            is not positive.
+        RuntimeError: in backward, ranks differentiate different calls; on a GPU an assertion.
+    """
+    options = SoftmaxOptions(
+        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
+    )
+    data, chunking = (input, linear_weight, linear_bias, target), Chunking(chunk_size, accumulate_dtype)
+    part = Part(group, class_start, num_classes)
+    return vocab_statistics.linear_row_statistics(data, options, temperature, chunking, part, sequence_parallel, shift)

@@ -59,7 +59,7 @@ class LongTailAccuracyCallback(Callback):
     Logged at the end of an epoch as ``val_accuracy``, ``val_accuracy_balanced``, ``_many``, ``_medium`` and ``_few``
     (``test_...``); scores without a single sample are left out. Each of several loaders has its own,
     ``val_accuracy_few/dataloader_idx_0`` and so on, as Lightning names what steps log. ``validation_step`` and
-    ``test_step`` return a mapping with "correct" (bool, such as ``RowStats.correct``) and "target", of one shape.
+    ``test_step`` return a mapping with "correct" (bool, such as ``RowStatistics.correct``) and "target", of one shape.
 
     Without a callback: the metric itself is a ``torchmetrics.Metric``, for ``self.log("val_few", metric)`` with
     ``score="few"``, and for ``self.log_dict`` in a ``MetricCollection``.

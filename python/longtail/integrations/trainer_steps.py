@@ -93,4 +93,6 @@ def _refuse(trainer: Any) -> None:
     remedy = "pass compute_loss_func=ComputeLoss(loss, shift_labels=...) to it instead of set_loss_function"
     if factor:
         remedy += f", label_smoothing={factor} to the loss, and no label_smoothing_factor"
+    elif any(base.__name__ == "SFTTrainer" for base in type(trainer).__mro__):
+        remedy = "make it of longtail.integrations.trl.SFTLossMixin, with loss="
     raise ValueError(f"{type(trainer).__name__} computes a loss of its own{reason}, not that of the model: {remedy}")

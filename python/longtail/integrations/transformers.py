@@ -21,6 +21,7 @@ except ImportError as error:
     ) from error
 
 from ..functional import cross_entropy
+from ..modules.base import differ
 from .reweighting import WeightSchedule, set_weight
 from .trainer_steps import check_that_it_was_used, label_smoothing_factor, mark_used, trainer_at_work
 
@@ -74,10 +75,7 @@ class ComputeLoss:
         self, loss: Callable[..., Tensor], *, shift_labels: bool, evaluation_loss: Callable[..., Tensor] = cross_entropy
     ) -> None:
         for one in (loss, evaluation_loss):
-            options = getattr(one, "options", {})
-            for name, needed in (("reduction", "mean"), ("ignore_index", IGNORE_INDEX), ("return_stats", False)):
-                if options.get(name, needed) != needed:
-                    raise ValueError(f"the loss has {name}={options[name]!r}, expected {name}={needed!r}")
+            check_options(one)
         self.loss = loss
         self.evaluation_loss = evaluation_loss
         self.shift_labels = shift_labels
@@ -99,6 +97,14 @@ class ComputeLoss:
         if self.shift_labels:
             labels = shifted(labels)
         return flat_loss(self.current_loss(), logits, labels, num_items_in_batch)
+
+
+def check_options(loss: Any, **more: Any) -> None:
+    """Raises ValueError where a loss module has options that its place does not allow."""
+    options = getattr(loss, "options", {})
+    for name, needed in {"reduction": "mean", "ignore_index": IGNORE_INDEX, "return_stats": False, **more}.items():
+        if differ(options.get(name, needed), needed):
+            raise ValueError(f"the loss has {name}={options[name]!r}, expected {name}={needed!r}")
 
 
 def shifted(labels: Tensor) -> Tensor:
@@ -166,8 +172,9 @@ def set_loss_function(
 
     A trainer may compute a loss of its own from the model's outputs: with ``label_smoothing_factor``, with a
     ``compute_loss_func``, or as TRL's ``SFTTrainer`` does. That is an error in its first step, or in its second where
-    the labels stay out of the model: there use :class:`ComputeLoss`. It is not seen where the model is compiled, or
-    called by ``model.forward`` (PEFT).
+    the labels stay out of the model: there use :class:`ComputeLoss`, in TRL
+    :class:`longtail.integrations.trl.SFTLossMixin`. It is not seen where the model is compiled, or called by
+    ``model.forward`` (PEFT).
 
     Args:
         model: whose own loss is that of a causal or masked language model, or of the classification of sequences,

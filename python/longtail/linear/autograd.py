@@ -18,7 +18,7 @@ from ..ops.autograd import SIGNATURE
 from ..ops.gradient import differentiable_reduction, guarded, own, reduce_loss, rows_of, take
 from ..ops.vmap import refuse_vmap
 from ..options import SoftmaxOptions
-from .rows import loss_and_grad_operator, loss_operator
+from .operators import loss_and_grad_operator, loss_operator
 
 
 class Setting(NamedTuple):

@@ -180,10 +180,35 @@ def loss_and_grad(
     factors = softmax.Factors.of(target, weight.shape[0], options)
     loss, row_grad = softmax.finish(stats, factors, options)
     sums = _Sums(input, x, linear_weight, len(chunks[0].linear_weight), grad_dtypes, needs)
-    coefficients = packed(row_grad, grad_loss)
+    return loss, stats, *_spent(x, chunks, made, packed(row_grad, grad_loss), sums)
+
+
+def spend(
+    row_grad: Tensor,  # [N, 5]
+    input: Tensor,  # [N, D]
+    linear_weight: Tensor,  # [C, D]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N] int64, of rows that all count
+    dtype: torch.dtype,
+    grad_dtypes: tuple[torch.dtype, torch.dtype],
+    needs: tuple[bool, bool, bool],
+    options: SoftmaxOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as ``linear_softmax_apply`` returns them; ``grad_dtypes``: as of :func:`loss_and_grad`."""
+    x, weight = as_matrix(input, dtype), as_matrix(linear_weight, dtype)
+    bias = None if linear_bias is None else linear_bias.to(dtype)
+    chunks = _chunks(weight, bias, target, options)
+    sums = _Sums(input, x, linear_weight, len(chunks[0].linear_weight), grad_dtypes, needs)
+    return _spent(x, chunks, None, row_grad, sums)
+
+
+def _spent(
+    x: Tensor, chunks: list[_Chunk], made: _Chunk | None, coefficients: Tensor, sums: _Sums
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients that the chunks add up to, last first; ``made``: whose logits are there."""
     for chunk in reversed(chunks):
         if chunk is not made:
             make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
         apply(chunk.logits, chunk.target, coefficients, chunk.options, inplace=True)
         sums.add(chunk, chunk is chunks[-1])
-    return loss, stats, *sums.finished()
+    return sums.finished()

@@ -14,9 +14,11 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops.gradient import function_shares
 from ..options import GRADIENTS as LOGITS_GRADIENTS
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator, row_stats
+from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator
+from ..softmax.statistics import record
 from .autograd import Setting, differentiable_loss
 from .chunks import Chunking
+from .shapes import check_shift, checked_weight, rows_first, targets_of
 
 GRADIENTS = ("auto", *LOGITS_GRADIENTS)
 
@@ -25,7 +27,12 @@ Data = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def linear_cross_entropy(
-    data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, ignores: bool = True
+    data: Data,
+    options: SoftmaxOptions,
+    request: Request,
+    chunking: Chunking,
+    ignores: bool = True,
+    shift: bool = False,
 ) -> Any:
     """The fused linear loss of plain tensors; see :func:`longtail.linear_cross_entropy`.
 
@@ -33,17 +40,26 @@ def linear_cross_entropy(
     """
     input, linear_weight, linear_bias, target = data
     arguments.check_choice("gradient", request.gradient, GRADIENTS)
-    logits_shape = _check_data(*data)
+    logits_shape = check_data(*data)
     if target.shape == logits_shape and ignores:
         raise ArgumentValueError("ignore_index cannot be specified when target contains probabilities")
     if target.shape != logits_shape and linear_weight.dim() == 2:
-        return _fused(data, options, request, chunking)
+        return _fused(data, options, request, chunking, shift)
+    check_shift(shift)
+    if shift:
+        raise ArgumentValueError("shift is True, expected False with class probabilities or a K-dimensional weight")
     bias = None if linear_bias is None else linear_bias.flatten()
     chunking.check(logits_dtype(input, linear_weight, linear_bias))
     if target.shape != logits_shape:
         input = _cleared(input, target, logits_shape, options.ignore_index)
     logits = F.linear(input, linear_weight.flatten(0, -2), bias).reshape(logits_shape)
-    return cross_entropy(logits, target, options, request.of_logits())
+    if input.dim() <= 2:
+        return cross_entropy(logits, target, options, request.of_logits())
+    lead = input.shape[:-1]
+    v = checked_weight(options, lead)
+    options = options._replace(sample_weight=None if v is None else v.reshape(-1))
+    loss = cross_entropy(logits.flatten(0, -2), target.flatten(0, -2), options, request.of_logits())
+    return loss.reshape(lead) if request.reduction == "none" else loss
 
 
 def check_gathered(name: str, parameter: Tensor) -> None:
@@ -56,7 +72,7 @@ def check_gathered(name: str, parameter: Tensor) -> None:
         )
 
 
-def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor) -> torch.Size:
+def check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor) -> torch.Size:
     """The shape that the logits would have; raises what torch raises."""
     tensors = {"input": input, "linear_weight": linear_weight, "target": target}
     if linear_bias is not None:
@@ -69,8 +85,9 @@ def _check_data(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
                 f"or gather {name} before the call, by {name}.full_tensor() or by unshard() of the FSDP module that "
                 "owns it"
             )
-    if input.dim() not in (1, 2):
-        raise ArgumentValueError(f"expected input with dimensionality 1 or 2, got {input.dim()}")
+    if input.dim() == 0 or (input.dim() > 2 and linear_weight.dim() > 2):
+        expected = "1 or 2 with a K-dimensional linear_weight" if input.dim() else "at least 1"
+        raise ArgumentValueError(f"expected input with dimensionality {expected}, got {input.dim()}")
     check_gathered("linear_weight", linear_weight)
     if linear_weight.dim() < 2:
         raise ArgumentValueError(f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}")
@@ -135,18 +152,15 @@ def check_one_loss(request: Request) -> None:
         )
 
 
-def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking) -> Any:
+def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, shift: bool) -> Any:
     """Class indices over one set of classes, by chunks."""
     input, linear_weight, linear_bias, target = data
     options = check(input, target, options, request.of_logits())
     check_one_loss(request)
     dtype = logits_dtype(input, linear_weight, linear_bias)
     total_dtype = chunking.check(dtype)
-    target, shape = arguments.class_indices(target, input), target.shape
-    if shape != input.shape[:-1] and not (input.dim() == 1 and shape == (1,)):
-        raise ArgumentValueError(
-            f"target has shape {list(shape)}, expected {list(input.shape[:-1])} for input of shape {list(input.shape)}"
-        )
+    target, options = targets_of(input, target, input.shape[:-1], options, shift)
+    shape = target.shape
     num_classes, wide = linear_weight.shape[0], arguments.arithmetic_dtype(dtype)
     options = options.prepared(input, shape, num_classes, wide)
     if request.return_stats:
@@ -161,10 +175,8 @@ def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chun
     counts = options.weight is None and request.normalizer is None
     bound = kept_size(rows, num_classes, options) if keeps and dtype == torch.float16 else None
     factor, divisor = function_shares(denominator, counts, keeps, bound, wide, input.device)
-    x = input if input.dim() == 2 else input[None]
-    loss, stats = differentiable_loss(
-        (x, linear_weight, linear_bias, rows), denominator, divisor, factor, setting, options
-    )
+    flat = (rows_first(input), linear_weight, linear_bias, rows)
+    loss, stats = differentiable_loss(flat, denominator, divisor, factor, setting, options)
     if request.reduction == "none":
         loss = loss.reshape(shape)
-    return (loss, row_stats(stats, rows, options.ignore_index, shape)) if request.return_stats else loss
+    return (loss, record(stats, rows, options.ignore_index, shape)) if request.return_stats else loss

@@ -1,13 +1,15 @@
-"""The operators of the fused linear loss: logits made, turned into their gradient and spent, a chunk of rows at a time.
+"""The work of the linear operators: logits made, turned into their gradient and spent, a chunk of rows at a time.
 
-For each chunk: ``logits = input @ linear_weight.T + linear_bias`` (vendor GEMM), ``softmax_loss_and_grad_`` in place,
-``grad_input = logits @ linear_weight`` and ``grad_weight += logits.T @ input`` (vendor GEMMs). The one buffer of logits
-serves all chunks. Loops live inside the operators, so that a compiled graph holds one node, whatever the rows.
+For each chunk: ``logits = input @ linear_weight.T + linear_bias`` (vendor GEMM), their gradient in place,
+``grad_input = logits @ linear_weight`` and ``grad_weight += logits.T @ input`` (vendor GEMMs). What works in place is
+``softmax_loss_and_grad_``, which finishes the losses, or ``softmax_loss_apply_`` of coefficients that are given. The
+one buffer of logits serves all chunks. Loops live inside the operators, so that a compiled graph holds one node,
+whatever the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..ops import operators
 from ..options import SoftmaxOptions
+from ..softmax import shards
 from . import classes
 from .chunks import (
     add_weight_gradient,
@@ -97,7 +100,7 @@ def _chunks(
         yield _Chunk(rows, x, logits, target[rows], _of_rows(options, rows))
 
 
-def _rows_out(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rows_out(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     n, wide = input.shape[0], arithmetic_dtype(dtype)
     return input.new_empty((n,), dtype=wide), input.new_empty((n, 5), dtype=wide)
 
@@ -126,13 +129,74 @@ def linear_softmax_loss(
             return _among(found[0], counted, len(target)), _among(found[1], counted, len(target))
         if not chunk_size and _goes_by_classes(input, linear_weight, dtype, (False, False), known=False):
             return classes.loss(input, linear_weight, linear_bias, target, dtype, options)
-        loss, stats = _rows_out(input, dtype)
+        loss, stats = rows_out(input, dtype)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         size = chunk_size or chunk_rows(len(target), len(weight), dtype.itemsize, input.device.type)
         for chunk in _chunks(input, weight, bias, target, size, options):
             loss[chunk.rows], stats[chunk.rows] = operators.softmax_loss(chunk.logits, chunk.target, *chunk.options)
     return loss, stats
+
+
+class Wanted(NamedTuple):
+    """Which gradients are made, and how: what the operators that make some take after the data."""
+
+    chunk_size: int
+    dtype: torch.dtype
+    """Of the logits."""
+    total_dtype: torch.dtype
+    """In which gradients of weight and bias add up over chunks."""
+    input_grad_dtype: torch.dtype
+    weight_grad_dtype: torch.dtype
+    """Of the gradients of weight and bias."""
+    needs_input: bool
+    needs_weight: bool
+    needs_bias: bool
+
+    @property
+    def needs(self) -> tuple[bool, bool, bool]:
+        """Of input, weight and bias."""
+        return self[5:]
+
+    def by_classes(self, input: Tensor, linear_weight: Tensor, known: bool) -> bool:
+        """Whether classes go in chunks; ``known``: where the statistics of the rows are."""
+        if self.chunk_size or self.total_dtype != arithmetic_dtype(self.dtype):
+            return False
+        return _goes_by_classes(input, linear_weight, self.dtype, self.needs[:2], known)
+
+
+WANTED = len(Wanted._fields)
+
+
+def _spend(
+    make: Callable[[_Chunk], None],
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    wanted: Wanted,
+    options: SoftmaxOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias, where ``make`` writes that of a chunk's logits over them."""
+    chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *_ = wanted
+    saves = spared(linear_weight.numel(), dtype, total_dtype, weight_grad_dtype) if wanted.needs_weight else 0
+    size = chunk_size or chunk_rows(len(target), len(linear_weight), dtype.itemsize, input.device.type, saves)
+    total_dtype = made_in(len(target) <= size, dtype, total_dtype, weight_grad_dtype)
+    grad_input, total, total_bias = make_gradients(input, linear_weight, input_grad_dtype, total_dtype, wanted.needs)
+    weight = as_matrix(linear_weight, dtype)
+    bias = None if linear_bias is None else linear_bias.to(dtype)
+    for chunk in _chunks(input, weight, bias, target, size, options):
+        make(chunk)
+        rows, grad = chunk.rows, chunk.logits
+        if wanted.needs_input:
+            input_gradient(grad, weight, grad_input[rows])
+        if wanted.needs_weight:
+            add_weight_gradient(total, grad, chunk.input, rows.start == 0)
+        if wanted.needs_bias:
+            total_bias += grad.sum(0, dtype=total_dtype)
+    if input.shape[0] == 0:
+        total.zero_()
+    return grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
 
 
 def linear_softmax_loss_and_grad(
@@ -142,86 +206,68 @@ def linear_softmax_loss_and_grad(
     linear_bias: Tensor | None,  # [C]
     target: Tensor,  # [N] int64
     stats: Tensor | None,  # [N, 5], where a forward has found them
-    chunk_size: int,
-    dtype: torch.dtype,
-    total_dtype: torch.dtype,
-    input_grad_dtype: torch.dtype,
-    weight_grad_dtype: torch.dtype,
-    needs_input: bool,
-    needs_weight: bool,
-    needs_bias: bool,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`linear_softmax_loss`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
 
     ``stats``: as that returned them for the same data; spare making the logits twice where classes go in chunks.
-    ``dtype``: of the logits. Gradients of weight and bias add up in ``total_dtype``, returned in ``weight_grad_dtype``;
-    that of the input is in ``input_grad_dtype``.
+    ``values``: those of :class:`Wanted` and of the options.
     """
-    options, needs = SoftmaxOptions(*values), (needs_input, needs_weight, needs_bias)
+    wanted, options = Wanted(*values[:WANTED]), SoftmaxOptions(*values[WANTED:])
+    data = (input, linear_weight, linear_bias)
     with plain(input.device):
         _check_target(target, options.ignore_index, linear_weight.shape[0])
         counted = _counted(target, options.ignore_index)
         if counted is not None:
             known = None if stats is None else stats[counted]
             part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted], known)
-            setting: Any = (chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *needs)
-            found = linear_softmax_loss_and_grad(*part, *setting, *_of_rows(options, counted))
-            spread = (_among(x, counted, len(target)) for x in found[: 2 + needs_input])
-            return (*spread, *found[2 + needs_input :])  # type: ignore[return-value]
-        chooses = not chunk_size and total_dtype == arithmetic_dtype(dtype)
-        if chooses and _goes_by_classes(input, linear_weight, dtype, needs[:2], stats is not None):
-            data = (grad_loss, input, linear_weight, linear_bias, target, stats)
-            return classes.loss_and_grad(*data, dtype, (input_grad_dtype, weight_grad_dtype), needs, options)
-        loss, stats = _rows_out(input, dtype)
-        saves = spared(linear_weight.numel(), dtype, total_dtype, weight_grad_dtype) if needs_weight else 0
-        size = chunk_size or chunk_rows(len(target), len(linear_weight), dtype.itemsize, input.device.type, saves)
-        total_dtype = made_in(len(target) <= size, dtype, total_dtype, weight_grad_dtype)
-        grad_input, total, total_bias = make_gradients(input, linear_weight, input_grad_dtype, total_dtype, needs)
-        weight = as_matrix(linear_weight, dtype)
-        bias = None if linear_bias is None else linear_bias.to(dtype)
-        for chunk in _chunks(input, weight, bias, target, size, options):
-            rows, grad = chunk.rows, chunk.logits
-            loss[rows], stats[rows] = operators.softmax_loss_and_grad_(
-                grad_loss[rows], grad, chunk.target, *chunk.options
+            found = linear_softmax_loss_and_grad(*part, *wanted, *_of_rows(options, counted))
+            spread = (_among(x, counted, len(target)) for x in found[: 2 + wanted.needs_input])
+            return (*spread, *found[2 + wanted.needs_input :])  # type: ignore[return-value]
+        if wanted.by_classes(input, linear_weight, stats is not None):
+            grad_dtypes = (wanted.input_grad_dtype, wanted.weight_grad_dtype)
+            return classes.loss_and_grad(
+                grad_loss, *data, target, stats, wanted.dtype, grad_dtypes, wanted.needs, options
             )
-            if needs_input:
-                input_gradient(grad, weight, grad_input[rows])
-            if needs_weight:
-                add_weight_gradient(total, grad, chunk.input, rows.start == 0)
-            if needs_bias:
-                total_bias += grad.sum(0, dtype=total_dtype)
-        if input.shape[0] == 0:
-            total.zero_()
-        return loss, stats, grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
+        loss, stats = rows_out(input, wanted.dtype)
+
+        def finish(chunk: _Chunk) -> None:
+            loss[chunk.rows], stats[chunk.rows] = operators.softmax_loss_and_grad_(
+                grad_loss[chunk.rows], chunk.logits, chunk.target, *chunk.options
+            )
+
+        grads = _spend(finish, *data, target, wanted, options)
+    return loss, stats, *grads
 
 
-def _fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    _weight, _bias, _target, _chunk_size, dtype, *_ = rest
-    return _rows_out(input, dtype)
+def linear_softmax_apply(
+    row_grad: Tensor,  # [N, 5]
+    input: Tensor,  # [N, D]
+    linear_weight: Tensor,  # [C, D]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N] int64
+    *values: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients from the coefficients of the rows, times their upstream gradients; empty where not needed.
 
+    ``values``: as of :func:`linear_softmax_loss_and_grad`. Without label smoothing: the coefficient S has no part.
+    """
+    wanted, options = Wanted(*values[:WANTED]), SoftmaxOptions(*values[WANTED:])
+    data, num_classes = (input, linear_weight, linear_bias), len(linear_weight)
+    with plain(input.device):
+        _check_target(target, options.ignore_index, num_classes)
+        counted = _counted(target, options.ignore_index)
+        if counted is not None:
+            part = (row_grad[counted], input[counted], linear_weight, linear_bias, target[counted])
+            grad_input, *grads = linear_softmax_apply(*part, *wanted, *_of_rows(options, counted))
+            spread = _among(grad_input, counted, len(target)) if wanted.needs_input else grad_input
+            return (spread, *grads)  # type: ignore[return-value]
+        if wanted.by_classes(input, linear_weight, known=True):
+            grad_dtypes = (wanted.input_grad_dtype, wanted.weight_grad_dtype)
+            return classes.spend(row_grad.contiguous(), *data, target, wanted.dtype, grad_dtypes, wanted.needs, options)
 
-def _fake_loss_and_grad(_grad_loss: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _bias, _target, _stats, _size, dtype, _total_dtype, input_grad_dtype, weight_grad_dtype, *needs = rest[:11]
-    grads = make_gradients(input, linear_weight, input_grad_dtype, weight_grad_dtype, tuple(needs))
-    return (*_rows_out(input, dtype), *grads)
+        def apply(chunk: _Chunk) -> None:
+            local = shards.local_target(chunk.target, 0, num_classes, options.ignore_index)
+            shards.apply(chunk.logits, local, row_grad[chunk.rows].contiguous(), options, inplace=True)
 
-
-_DATA = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
-_HOW = "int chunk_size, ScalarType dtype, ScalarType total_dtype"
-_NEEDS = (
-    "ScalarType input_grad_dtype, ScalarType weight_grad_dtype, bool needs_input, bool needs_weight, bool needs_bias"
-)
-loss_operator = operators.define(
-    "linear_softmax_loss",
-    f"({_DATA}, {_HOW}, {operators.SOFTMAX}) -> (Tensor loss, Tensor stats)",
-    linear_softmax_loss,
-    _fake_loss,
-)
-loss_and_grad_operator = operators.define(
-    "linear_softmax_loss_and_grad",
-    f"(Tensor grad_loss, {_DATA}, Tensor? stats, {_HOW}, {_NEEDS}, {operators.SOFTMAX}) -> "
-    "(Tensor loss, Tensor stats, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-    linear_softmax_loss_and_grad,
-    _fake_loss_and_grad,
-)
+        return _spend(apply, *data, target, wanted, options)

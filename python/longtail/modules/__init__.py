@@ -3,7 +3,14 @@
 from .class_balanced import ClassBalancedLoss
 from .linear import LinearCrossEntropyLoss
 from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
-from .softmax import ComplementCrossEntropyLoss, ComplementEntropyLoss, CrossEntropyLoss, FocalLoss
+from .softmax import (
+    ComplementCrossEntropyLoss,
+    ComplementEntropyLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    GeneralizedCrossEntropyLoss,
+    PolyCrossEntropyLoss,
+)
 
 __all__ = [
     "BinaryFocalLoss",
@@ -12,7 +19,9 @@ __all__ = [
     "ComplementEntropyLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "PolyCrossEntropyLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
 ]

@@ -40,3 +40,15 @@ class ComplementCrossEntropyLoss(Loss):
     """:func:`longtail.complement_cross_entropy` as a module, with its options."""
 
     _function = staticmethod(functional.complement_cross_entropy)
+
+
+class PolyCrossEntropyLoss(Loss):
+    """:func:`longtail.poly_cross_entropy` as a module, with its options."""
+
+    _function = staticmethod(functional.poly_cross_entropy)
+
+
+class GeneralizedCrossEntropyLoss(Loss):
+    """:func:`longtail.generalized_cross_entropy` as a module, with its options."""
+
+    _function = staticmethod(functional.generalized_cross_entropy)

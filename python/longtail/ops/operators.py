@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..arguments import arithmetic_dtype
 from ..options import SigmoidOptions, SoftmaxOptions, schema
@@ -173,6 +174,7 @@ def _unobserved(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0  # of tangents, which a kernel would drop
     ) and _PLAIN.issuperset(map(type, args))
 
 

@@ -16,11 +16,12 @@ from torch.distributed.tensor import DTensor
 from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
+from ..linear.shapes import shifted
 from ..ops.gradient import check_overwritable
 from ..options import Request, SoftmaxOptions
-from ..softmax import loss
-from ..softmax.loss import RowStats
-from . import vocab
+from ..reference.row_statistics import RowStatistics
+from ..softmax import loss, statistics
+from . import vocab, vocab_statistics
 from .agreement import agreed
 from .collectives import untraced
 from .dtensor_layout import Layout, global_denominator, local_range
@@ -55,6 +56,12 @@ class Problem(NamedTuple):
     target: Tensor
     options: SoftmaxOptions
     request: Request
+
+    def shifted(self) -> Problem:
+        """With the targets of the next row, which may be another rank's."""
+        options = self.options._replace(sample_weight=whole(self.options.sample_weight))
+        target, options = shifted(whole(self.target), options)
+        return self._replace(target=target, options=options)
 
     def local(self, rows: int) -> tuple[Tensor, SoftmaxOptions, Request]:
         """Of this rank's rows: the targets, the options, and a request whose mean is one over the rows of all ranks.
@@ -117,21 +124,37 @@ def global_result(layout: Layout, result: Any, rows: int, reduction: str) -> Any
     """What a loss of this rank's rows, or a pair of it and statistics, is of all rows."""
     loss, stats = result if isinstance(result, tuple) else (result, None)
     loss = layout.wrap_rows(loss, rows) if reduction == "none" else layout.total(loss)
-    return loss if stats is None else (loss, RowStats(*(layout.wrap_rows(x, rows) for x in stats)))
+    return loss if stats is None else (loss, global_statistics(layout, stats, rows))
+
+
+def global_statistics(layout: Layout, stats: RowStatistics, rows: int) -> RowStatistics:
+    """DTensors over all rows, from what is known of this rank's."""
+    return RowStatistics(*(layout.wrap_rows(x, rows) for x in stats))
+
+
+def _as_dtensor(input: Tensor) -> DTensor:
+    if not isinstance(input, DTensor):
+        raise ArgumentTypeError("target is a DTensor, expected a plain tensor as the input, or input a DTensor too")
+    return input
+
+
+def _check_logits(
+    input: DTensor, target: Tensor, options: SoftmaxOptions, request: Request
+) -> tuple[Problem, dict[str, Any]]:
+    arguments.check_tensors(target=target)
+    if input.dim() != 2:
+        text = f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first"
+        raise ArgumentValueError(text)
+    return check_problem(Layout.of(input), input, input.shape[1], target, options, request)
 
 
 @untraced
 def cross_entropy(input: Tensor, target: Tensor, options: SoftmaxOptions, request: Request) -> Any:
     """:func:`longtail.cross_entropy` of DTensors. The loss is a DTensor, replicated if reduced."""
-    if not isinstance(input, DTensor):
-        raise ArgumentTypeError("target is a DTensor, expected a plain tensor as the input, or input a DTensor too")
+    input = _as_dtensor(input)
 
     def check() -> tuple[Problem, dict[str, Any]]:
-        arguments.check_tensors(target=target)
-        if input.dim() != 2:
-            text = f"input is a DTensor of shape {list(input.shape)}, expected (N, C): flatten it first"
-            raise ArgumentValueError(text)
-        found = check_problem(Layout.of(input), input, input.shape[1], target, options, request)
+        found = _check_logits(input, target, options, request)
         check_overwritable(input, request.gradient)
         return found
 
@@ -146,3 +169,33 @@ def cross_entropy(input: Tensor, target: Tensor, options: SoftmaxOptions, reques
     else:
         result = vocab.cross_entropy(local, g, own, asked, problem.part())
     return global_result(problem.layout, result, input.shape[0], request.reduction)
+
+
+@untraced
+def row_statistics(
+    input: Tensor, target: Tensor, options: SoftmaxOptions, temperature: float, gradient: str
+) -> RowStatistics:
+    """:func:`longtail.row_statistics` of DTensors; the statistics are DTensors over the rows."""
+    input = _as_dtensor(input)
+
+    def check() -> tuple[Problem, dict[str, Any]]:
+        arguments.check_choice("gradient", gradient, statistics.GRADIENTS)
+        if gradient == "inplace":
+            raise ArgumentValueError('gradient is "inplace", expected "backward" with a DTensor input')
+        problem, same = _check_logits(input, target, options, vocab_statistics.requested())
+        return problem, same | checked_temperature(input, options, temperature)
+
+    problem = agreed(input.device_mesh, input.device, check)
+    g, own, _ = problem.local(input.shape[0])
+    local = input.to_local(grad_placements=input.placements)
+    if problem.layout.class_dim is None:
+        found = statistics.row_statistics(local, g, own, temperature, gradient)
+    else:
+        found = vocab_statistics.row_statistics(local, g, own, temperature, gradient, problem.part())
+    return global_statistics(problem.layout, found, input.shape[0])
+
+
+def checked_temperature(input: DTensor, options: SoftmaxOptions, temperature: float) -> dict[str, Any]:
+    """What ranks compare of it. ``options``: as users give them."""
+    statistics.checked_options(options, temperature, arithmetic_dtype(input.dtype))
+    return {"temperature": float(temperature)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +11,19 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..arguments import check_tensors
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..linear import loss
+from ..linear import loss, statistics
 from ..linear.chunks import Chunking
 from ..linear.loss import Data, logits_dtype
+from ..linear.shapes import check_shift
 from ..options import Request, SoftmaxOptions
-from . import vocab_linear
+from ..reference.row_statistics import RowStatistics
+from . import vocab_linear, vocab_statistics
 from .agreement import agreed
 from .collectives import Group, untraced
-from .dtensor import Problem, check_problem, global_result, placements_of
+from .dtensor import Problem, check_problem, checked_temperature, global_result, global_statistics, placements_of
 from .dtensor_layout import Layout
 from .handshake import check_turn, next_turn
+from .shard import Part
 
 SUPPORTED = (
     "on one mesh dimension linear_weight Shard(0) (classes) and input Replicate() or Shard(0) (sequence parallel), "
@@ -93,20 +97,39 @@ def _check_parameters(input: DTensor, linear_weight: Tensor, linear_bias: Tensor
     return linear_weight
 
 
-@untraced
-def linear_cross_entropy(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking) -> Any:
-    """:func:`longtail.linear_cross_entropy` of a DTensor input."""
+class Local(NamedTuple):
+    """A linear problem of DTensors as this rank's own."""
+
+    data: Data
+    options: SoftmaxOptions
+    request: Request
+    layout: Layout
+    part: Part | None
+    """Its classes, where they are shared out."""
+    sequence_parallel: bool
+
+
+def localised(
+    data: Data,
+    options: SoftmaxOptions,
+    request: Request,
+    chunking: Chunking,
+    shift: bool,
+    check_more: Callable[[], dict[str, Any]] = dict,
+) -> Local:
+    """What the ranks have agreed on; ``check_more``: what else has to be the same on every rank."""
     input, linear_weight, linear_bias, target = data
     assert isinstance(input, DTensor)
 
     def check() -> tuple[tuple[Problem, bool], dict[str, Any]]:
         weight = _check_parameters(input, linear_weight, linear_bias)
         check_tensors(target=target)
+        check_shift(shift)
         layout, sequence_parallel = layout_of(input, weight)
         dtype = logits_dtype(input, weight, linear_bias)
         problem, same = check_problem(layout, input, weight.shape[0], target, options, request)
         same |= {"accumulate_dtype": chunking.check(dtype), "chunk_size": chunking.int_size}
-        same |= {"dtype of the logits": dtype}
+        same |= {"dtype of the logits": dtype, "shift": shift, **check_more()}
         placed = {"linear_weight": weight, "linear_bias": linear_bias}
         same |= {f"placements of {name}": placements_of(x) for name, x in placed.items()}
         differentiable = {"input": input} | {name: x for name, x in placed.items() if x is not None}
@@ -117,12 +140,41 @@ def linear_cross_entropy(data: Data, options: SoftmaxOptions, request: Request, 
     problem, sequence_parallel = agreed(input.device_mesh, input.device, check)
     assert isinstance(linear_weight, DTensor)
     layout = problem.layout
+    if shift:
+        problem = problem.shifted()
     g, own, asked = problem.local(input.shape[0])
     if isinstance(linear_bias, DTensor):
         linear_bias = _local(linear_bias.redistribute(placements=linear_weight.placements), layout)
     local = (input.to_local(grad_placements=input.placements), _local(linear_weight, layout), linear_bias, g)
-    if layout.class_dim is None:
-        result = loss.linear_cross_entropy(local, own, asked, chunking)
+    part = None if layout.class_dim is None else problem.part()
+    return Local(local, own, asked, layout, part, sequence_parallel)
+
+
+@untraced
+def linear_cross_entropy(
+    data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, shift: bool = False
+) -> Any:
+    """:func:`longtail.linear_cross_entropy` of a DTensor input."""
+    found = localised(data, options, request, chunking, shift)
+    given = (found.data, found.options, found.request, chunking)
+    if found.part is None:
+        result = loss.linear_cross_entropy(*given)
     else:
-        result = vocab_linear.linear_cross_entropy(local, own, asked, chunking, problem.part(), sequence_parallel)
-    return global_result(layout, result, input.shape[0], request.reduction)
+        result = vocab_linear.linear_cross_entropy(*given, found.part, found.sequence_parallel)
+    return global_result(found.layout, result, data[0].shape[0], request.reduction)
+
+
+@untraced
+def linear_row_statistics(
+    data: Data, options: SoftmaxOptions, temperature: float, chunking: Chunking, shift: bool
+) -> RowStatistics:
+    """:func:`longtail.linear_row_statistics` of a DTensor input; the statistics are DTensors over the rows."""
+    input, request = data[0], vocab_statistics.requested()
+    assert isinstance(input, DTensor)
+    found = localised(data, options, request, chunking, shift, lambda: checked_temperature(input, options, temperature))
+    given = (found.data, found.options, temperature, chunking)
+    if found.part is None:
+        result = statistics.row_statistics(*given, shift=False)
+    else:
+        result = vocab_statistics.linear_row_statistics(*given, found.part, found.sequence_parallel)
+    return global_statistics(found.layout, result, input.shape[0])

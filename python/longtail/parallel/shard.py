@@ -242,12 +242,9 @@ class Shard(NamedTuple):
             w_g, weight_sum = packed[:-1], packed[-1]
         return self.size(target, dtype, w_g, weight_sum)
 
-    def apply(
-        self, logits: Tensor, target: Tensor, row_grad: softmax.RowGrad, upstream: Tensor, inplace: bool
-    ) -> Tensor:
-        """The gradient of the local logits, written over them where ``inplace``."""
-        packed = shards.packed(row_grad, upstream)
-        return shards.apply(logits, self.local_target(target), packed, self.own, inplace)
+    def apply(self, logits: Tensor, target: Tensor, row_grad: Tensor, inplace: bool) -> Tensor:
+        """The gradient of the local logits, written over them where ``inplace``; ``row_grad`` [N, 5] packed."""
+        return shards.apply(logits, self.local_target(target), row_grad, self.own, inplace)
 
 
 def make_shard(handshake: Handshake, options: SoftmaxOptions, return_stats: bool) -> Shard:

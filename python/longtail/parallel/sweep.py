@@ -24,6 +24,7 @@ from ..linear.chunks import (
     make_logits,
     plain,
 )
+from ..softmax.shards import packed
 from .collectives import Group, all_reduce_async, reduce_scatter_async
 from .shard import Shard
 from .stats import Gathered
@@ -116,11 +117,15 @@ class _Sums:
         return self.input, self.total.to(dtype), self.total_bias.to(dtype)
 
 
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of input, weight and bias."""
+
+
 class Swept(NamedTuple):
     loss: Tensor
     """[N], 0 where ignored."""
     found: Gathered
-    grads: tuple[Tensor, Tensor, Tensor] | None
+    grads: Gradients | None
 
 
 def sweep(
@@ -132,33 +137,68 @@ def sweep(
     known: Gathered | None,  # where a sweep has found it before
 ) -> Swept:
     """One pass over the chunks."""
+    input, linear_weight, _, target = data
+    rows, wide = len(target), arithmetic_dtype(setting.dtype)
+    loss = input.new_empty((rows,), dtype=wide)
+    w_g = loss.new_ones((rows,)) if shard.options.weight is not None else None
+    whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()))
+    if rows == 0 and known is None:
+        _gathered(linear_weight[:0], shard)  # ranks compare what they are about to compute all the same
+
+    def coefficients(chunk: _Chunk) -> Tensor | None:
+        nonlocal whole
+        if known is None:
+            found = chunk.shard.accumulate(chunk.logits, chunk.target)
+            _store(chunk, whole, found)
+            whole = whole._replace(weight_sum=found.weight_sum)
+        else:
+            part = None if known.w_g is None else chunk.of(known.w_g).reshape(-1)
+            found = Gathered(chunk.of(known.stats).flatten(0, 1), part, known.weight_sum)
+        row_loss, row_grad = chunk.shard.loss_and_row_grad(found)
+        chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
+        return None if upstream is None else packed(row_grad, chunk.of(upstream).reshape(-1))
+
+    grads = _pass(data, setting, shard, sequence_parallel, upstream is not None, coefficients)
+    return Swept(loss.masked_fill_(target == shard.options.ignore_index, 0.0), whole, grads)
+
+
+def gradients(
+    data: Any,  # input, linear_weight, linear_bias, target
+    setting: Setting,
+    shard: Shard,
+    sequence_parallel: bool,
+    row_grad: Tensor,  # [N, 5], times the upstream gradients of the rows
+) -> Gradients:
+    """One pass over the chunks, from coefficients that are known."""
+
+    def coefficients(chunk: _Chunk) -> Tensor:
+        return chunk.of(row_grad).flatten(0, 1).contiguous()  # a view where a chunk has a row of each rank
+
+    grads = _pass(data, setting, shard, sequence_parallel, True, coefficients)
+    assert grads is not None
+    return grads
+
+
+def _pass(
+    data: Any,
+    setting: Setting,
+    shard: Shard,
+    sequence_parallel: bool,
+    trains: bool,
+    coefficients: Callable[[_Chunk], Tensor | None],
+) -> Gradients | None:
+    """The chunks in turn: what ``coefficients`` says of each one's rows [n, 5] is spent where ``trains``."""
     input, linear_weight, linear_bias, target = data
     with plain(input.device):
         weight = as_matrix(linear_weight, setting.dtype)
         bias = None if linear_bias is None else linear_bias.to(setting.dtype)
-        rows, wide = len(target), arithmetic_dtype(setting.dtype)
-        loss = input.new_empty((rows,), dtype=wide)
-        w_g = loss.new_ones((rows,)) if shard.options.weight is not None else None
-        whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()))
-        sums = None if upstream is None else _Sums(data, setting, shard.handshake.group, sequence_parallel)
-        if rows == 0 and known is None:
-            _gathered(weight[:0], shard)  # ranks compare what they are about to compute all the same
+        sums = _Sums(data, setting, shard.handshake.group, sequence_parallel) if trains else None
         for chunk in _chunks(input, weight, bias, target, setting.chunk_size, shard, sequence_parallel):
-            if known is None:
-                found = chunk.shard.accumulate(chunk.logits, chunk.target)
-                _store(chunk, whole, found)
-                whole = whole._replace(weight_sum=found.weight_sum)
-            else:
-                part = None if known.w_g is None else chunk.of(known.w_g).reshape(-1)
-                found = Gathered(chunk.of(known.stats).flatten(0, 1), part, known.weight_sum)
-            row_loss, row_grad = chunk.shard.loss_and_row_grad(found)
-            chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
-            if sums is not None and upstream is not None:
-                factor = chunk.of(upstream).reshape(-1)
-                chunk.shard.apply(chunk.logits, chunk.target, row_grad, factor, inplace=True)
+            row_grad = coefficients(chunk)
+            if sums is not None and row_grad is not None:
+                chunk.shard.apply(chunk.logits, chunk.target, row_grad, inplace=True)
                 sums.add(chunk, weight)
-        grads = None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
-        return Swept(loss.masked_fill_(target == shard.options.ignore_index, 0.0), whole, grads)
+        return None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
 
 
 def _store(chunk: _Chunk, whole: Gathered, found: Gathered) -> None:

@@ -26,7 +26,9 @@ from ..ops.gradient import (
 from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, row_stats
+from ..softmax.loss import check
+from ..softmax.shards import packed
+from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import refuse
 from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
@@ -55,7 +57,7 @@ def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions,
         mode = request.gradient if wants_grad else "backward"  # nothing may be overwritten that nobody wants
         data = (laid_out(local_logits), g, denominator)
         loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, request.reduction, mode, shard)
-    return (loss, row_stats(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
+    return (loss, record(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
 
 
 class VocabParallelSoftmaxLoss(torch.autograd.Function):
@@ -86,7 +88,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
         upstream = factor.expand(logits.shape[0])
-        grad = shard.apply(logits, target, row_grad, upstream, gradient == "inplace")
+        grad = shard.apply(logits, target, packed(row_grad, upstream), gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             return loss, found.stats, divisor
@@ -115,7 +117,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         shard = ctx.shard.joined(constants)
         _, row_grad = shard.loss_and_row_grad(Gathered(stats, w_g, weight_sum))
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = shard.apply(logits, target, row_grad, upstream, inplace=False)
+        grad = shard.apply(logits, target, packed(row_grad, upstream), inplace=False)
         return (guarded(grad, grad_output, logits), *(None,) * 5)
 
 

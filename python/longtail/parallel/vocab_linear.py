@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype, check_choice, check_tensors, class_indices
+from ..arguments import arithmetic_dtype, check_choice, check_tensors
 from ..errors import ArgumentValueError
 from ..linear.autograd import Setting, kept_gradients
 from ..linear.chunks import Chunking, chunk_rows, spared
@@ -19,16 +19,79 @@ from ..linear.loss import (
     logits_dtype,
     needs_gradients,
 )
+from ..linear.shapes import rows_first, targets_of
 from ..ops.autograd import SIGNATURE
 from ..ops.gradient import gradient_divisor, guarded, reduce_loss, rows_of, shares
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
-from ..softmax.loss import check, row_stats
+from ..softmax.loss import check
+from ..softmax.statistics import record
 from .collectives import process_group, untraced
-from .handshake import refuse
-from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
+from .handshake import Handshake, refuse
+from .shard import Part, Shard, begin, compared, make_shard, with_vectors
 from .stats import Gathered
 from .sweep import sweep
+
+
+class Work(NamedTuple):
+    """A linear problem over shared-out classes, checked."""
+
+    data: Data
+    """input [n, D], linear_weight, linear_bias, target [N] int64"""
+    shape: torch.Size
+    """Of the targets, as users give them."""
+    options: SoftmaxOptions
+    """Checked, with vectors."""
+    dtype: torch.dtype
+    """Of the logits."""
+    total_dtype: torch.dtype
+    needs: tuple[bool, bool, bool]
+    """Whether input, weight and bias need a gradient."""
+
+    def setting(self, chunking: Chunking, request: Request, shard: Shard) -> Setting:
+        """With chunks that are as many on each rank."""
+        input, linear_weight, _, target = self.data
+        any_needs = any(self.needs)
+        most = -(-shard.total // shard.handshake.world)  # what every rank computes alike
+        spares = spared(most * input.shape[1], self.dtype, self.total_dtype, linear_weight.dtype) if any_needs else 0
+        size = chunking.size or chunk_rows(len(target), most, self.dtype.itemsize, input.device.type, spares)
+        keeps = any_needs and request.reduction != "none" and request.gradient != "backward"
+        mode = "forward" if keeps else "backward"
+        return Setting(request.reduction, mode, size, self.dtype, self.total_dtype, self.needs)
+
+
+def begin_linear(
+    data: Data,
+    options: SoftmaxOptions,
+    request: Request,
+    chunking: Chunking,
+    part: Part,
+    sequence_parallel: bool,
+    shift: bool,
+    same: dict[str, Any],
+) -> tuple[Work, Handshake]:
+    """What is to be computed, and its handshake. ``options``: checked; ``same``: as of :func:`begin`."""
+    input, linear_weight, linear_bias, target = data
+    rows = _check_data(*data, torch.distributed.get_world_size(part.group) if sequence_parallel else 1)
+    target, options = targets_of(input, target, rows, options, shift)
+    dtype = logits_dtype(input, linear_weight, linear_bias)
+    total_dtype = chunking.check(dtype)
+    options = with_vectors(options, input, rows, arithmetic_dtype(dtype))
+    needs = needs_gradients(input, linear_weight, linear_bias)
+    same = {"dtype of the logits": dtype, "dtype of input": input.dtype, **same}
+    same |= {"dtype of linear_weight": linear_weight.dtype}
+    same |= {"rows": target.numel(), "features": input.shape[-1], "accumulate_dtype": total_dtype}
+    same |= compared(options, request)
+    same |= {"sequence_parallel": bool(sequence_parallel), "chunk_size": chunking.int_size}
+    same |= {
+        "whether sample_weight is given": options.sample_weight is not None,
+        "whether linear_bias is given": linear_bias is not None,
+    }
+    same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
+    same |= {"shape of target": tuple(rows), "shift": shift}
+    g, handshake = begin(linear_weight.shape[0], part, input, target.reshape(-1), options, request, same)
+    flat = (rows_first(input), linear_weight, linear_bias, g)
+    return Work(flat, rows, options, dtype, total_dtype, needs), handshake
 
 
 @untraced
@@ -39,67 +102,49 @@ def linear_cross_entropy(
     chunking: Chunking,
     part: Part,
     sequence_parallel: bool,
+    shift: bool = False,
 ) -> Any:
     """See :func:`longtail.vocab_parallel_linear_cross_entropy`."""
-    input, linear_weight, linear_bias, target = data
+    input, _, _, target = data
     part = part._replace(group=process_group(part.group))
-    world = torch.distributed.get_world_size(part.group)
     try:
         check_choice("gradient", request.gradient, GRADIENTS)
         options = check(input, target, options, request.of_logits())
         check_one_loss(request)
-        _check_data(*data, world if sequence_parallel else 1)
-        dtype = logits_dtype(input, linear_weight, linear_bias)
-        total_dtype, wide = chunking.check(dtype), arithmetic_dtype(dtype)
-        options = with_vectors(options, input, target.shape, wide)
-        needs = needs_gradients(input, linear_weight, linear_bias)
-        same: dict[str, Any] = {"dtype of the logits": dtype, "dtype of input": input.dtype}
-        same |= {"dtype of linear_weight": linear_weight.dtype}
-        same |= {"rows": len(target), "features": input.shape[1], "accumulate_dtype": total_dtype}
-        same |= compared(options, request)
-        same |= {"sequence_parallel": bool(sequence_parallel), "chunk_size": chunking.int_size}
-        same |= {
-            "whether sample_weight is given": options.sample_weight is not None,
-            "whether linear_bias is given": linear_bias is not None,
-        }
-        same |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
-        g, handshake = begin(linear_weight.shape[0], part, input, target, options, request, same)
+        work, handshake = begin_linear(data, options, request, chunking, part, sequence_parallel, shift, {})
     except Exception as error:
         refuse(error, part.group, input)
     with handshake:
-        shard = make_shard(handshake, options, request.return_stats)
+        g, shape = work.data[3], work.shape
+        shard = make_shard(handshake, work.options, request.return_stats)
         denominator = shard.denominator(request, g)
         if denominator is not None:
-            denominator = denominator.to(wide)
-        most = -(-shard.total // world)  # what every rank computes alike: as many chunks have to be on each
-        saves = spared(most * input.shape[1], dtype, total_dtype, linear_weight.dtype) if any(needs) else 0
-        size = chunking.size or chunk_rows(len(g), most, dtype.itemsize, input.device.type, saves)
-        keeps = any(needs) and request.reduction != "none" and request.gradient != "backward"
-        setting = Setting(request.reduction, "forward" if keeps else "backward", size, dtype, total_dtype, needs)
-        inputs = (input, linear_weight, linear_bias, g, denominator, setting, shard, sequence_parallel)
+            denominator = denominator.to(arithmetic_dtype(work.dtype))
+        setting = work.setting(chunking, request, shard)
+        inputs = (*work.data, denominator, setting, shard, sequence_parallel)
         loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*inputs)
-    return (loss, row_stats(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
+    if request.reduction == "none":
+        loss = loss.reshape(shape)
+    return (loss, record(stats, g, options.ignore_index, shape)) if request.return_stats else loss
 
 
 def _check_data(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, row_ranks: int
-) -> None:
+) -> torch.Size:
+    """The shape that the targets have to have."""
     check_tensors(linear_weight=linear_weight)
     check_gathered("linear_weight", linear_weight)
-    if input.dim() != 2 or linear_weight.dim() != 2 or input.shape[1] != linear_weight.shape[1]:
+    if input.dim() < 2 or linear_weight.dim() != 2 or input.shape[-1] != linear_weight.shape[1]:
         raise ArgumentValueError(
             f"input has shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, expected (N, D) and "
             "(C_local, D)"
         )
-    if row_ranks == 1:
-        check_rows("input", input, target)
-    elif target.shape != (input.shape[0] * row_ranks,):
+    rows = torch.Size((input.shape[0] * row_ranks, *input.shape[1:-1]))
+    if row_ranks > 1 and target.shape != rows:
         raise ArgumentValueError(
-            f"target has shape {list(target.shape)}, expected {[input.shape[0] * row_ranks]}: {row_ranks} ranks with "
+            f"target has shape {list(target.shape)}, expected {list(rows)}: {row_ranks} ranks with "
             f"{input.shape[0]} rows of input each"
         )
-    else:
-        class_indices(target, input)
     if linear_bias is not None:
         check_tensors(linear_bias=linear_bias)
         if linear_bias.shape != linear_weight.shape[:1]:
@@ -107,6 +152,7 @@ def _check_data(
             raise ArgumentValueError(
                 f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
             )
+    return rows
 
 
 class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):

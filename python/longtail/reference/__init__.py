@@ -2,7 +2,8 @@
 
 from . import sigmoid as sigmoid
 from . import softmax as softmax
+from .row_statistics import row_statistics
 from .sigmoid import sigmoid_elements, sigmoid_loss
 from .softmax_rows import cross_entropy, softmax_loss
 
-__all__ = ["cross_entropy", "sigmoid_elements", "sigmoid_loss", "softmax_loss"]
+__all__ = ["cross_entropy", "row_statistics", "sigmoid_elements", "sigmoid_loss", "softmax_loss"]

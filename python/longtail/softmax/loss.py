@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,32 +18,7 @@ from ..reference import softmax
 from ..reference.sizes import Size
 from ..reference.softmax_dense import DenseRows
 from .autograd import SOFTMAX, SoftmaxLoss
-
-
-class RowStats(NamedTuple):
-    """What a loss knows about each row, at no extra pass over the logits; each of the target's shape, detached.
-
-    Everything refers to the effective logits (scale, softcap, class_bias and class_margin applied). Rows that
-    ``ignore_index`` names hold zeros and False.
-    """
-
-    lse: Tensor
-    """Log-sum-exp over the classes."""
-    log_prob: Tensor
-    """Log-probability of the target."""
-    complement_entropy: Tensor
-    """Entropy of the softmax over the classes other than the target, in nats."""
-    correct: Tensor
-    """bool: the target's logit is above all others."""
-
-
-def row_stats(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Size) -> RowStats:
-    """What the operators' statistics [N, 5] say of rows with targets [N], each entry of ``shape``."""
-    nll, _, lse, entropy = softmax.posterior(stats)
-    ignored = target == ignore_index
-    values = [x.masked_fill(ignored, 0.0) for x in (lse, -nll, entropy)]
-    correct = (stats[:, 3] > stats[:, 0]) & ~ignored
-    return RowStats(*(x.reshape(shape) for x in (*values, correct)))
+from .statistics import record
 
 
 def mean_denominator(
@@ -120,7 +95,7 @@ def _softmax_loss(
     )
     if request.reduction == "none":
         loss = loss.reshape(rows.shape)
-    return (loss, row_stats(stats, rows.target, options.ignore_index, rows.shape)) if request.return_stats else loss
+    return (loss, record(stats, rows.target, options.ignore_index, rows.shape)) if request.return_stats else loss
 
 
 def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bool:

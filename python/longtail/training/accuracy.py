@@ -12,7 +12,7 @@ from ..arguments import check_choice, check_number, check_tensors, is_dtensor
 from ..class_balance.counting import check_ignore_index, count_indices
 from ..class_balance.weights import Counts, checked_counts
 from ..parallel.ranks import checked_sum, group_or_alone
-from ..softmax.loss import RowStats
+from ..reference.row_statistics import RowStatistics
 from .scores import LongTailScores, scores_of
 
 if TYPE_CHECKING:
@@ -87,14 +87,13 @@ class LongTailAccuracy(Metric):
         self.add_state("seen", nothing, dist_reduce_fx="sum")
         self.add_state("correct", nothing.clone(), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor | RowStats, target: Tensor) -> None:
+    def update(self, preds: Tensor | RowStatistics, target: Tensor) -> None:
         """Adds a batch.
 
         Args:
             preds: logits, floating point, (C,), (N, C) or (N, C, d1, ...), whose largest is the prediction (the first
                 of equal ones; of NaN none); or, of the target's shape, predicted labels (integers), or whether they
-                are right (bool); or the loss's :class:`longtail.RowStats`, whose ``correct`` is that of the effective
-                logits.
+                are right (bool); or :class:`longtail.RowStatistics`, whose ``correct`` is that of the effective logits.
             target: integers, (), (N,) or (N, d1, ...), on the same device.
 
         Raises:
@@ -135,9 +134,9 @@ class LongTailAccuracy(Metric):
         return scores if self.score is None else torch.tensor(getattr(scores, self.score), device=self.seen.device)
 
 
-def _right(preds: Tensor | RowStats, target: Tensor, num_classes: int) -> Tensor:
+def _right(preds: Tensor | RowStatistics, target: Tensor, num_classes: int) -> Tensor:
     """Whether each prediction is the target; bool of the target's shape."""
-    given = preds.correct if isinstance(preds, RowStats) else preds
+    given = preds.correct if isinstance(preds, RowStatistics) else preds
     check_tensors(preds=given, target=target)
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise TypeError(f"target has dtype {target.dtype}, expected integers: update(preds, target)")

@@ -1,0 +1,185 @@
+"""Statistics of rows under autograd: any loss of a row in three passes over the logits.
+
+    logits, target --RowStats--> stats [N, 5] --Record--> RowStatistics --what users write--> loss
+
+The first step is one sweep forward and one backward, whatever becomes of the statistics; the second works on a few
+numbers a row. What makes the five numbers of a row may be something else than logits in one place: the second step is
+that of linear losses and of shared-out classes too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..arguments import arithmetic_dtype, check_choice, check_number, is_exporting
+from ..errors import ArgumentValueError
+from ..ops import layout, operators
+from ..ops.autograd import SIGNATURE, apply
+from ..ops.gradient import check_overwritable, guarded, take
+from ..ops.vmap import refuse_vmap
+from ..options import SoftmaxOptions
+from ..reference.row_statistics import RowStatistics, row_grad_of, row_statistics_of, stats_gradient
+
+GRADIENTS = ("backward", "inplace")
+
+
+def checked_options(options: SoftmaxOptions, temperature: float, dtype: torch.dtype) -> SoftmaxOptions:
+    """``options`` with numbers that are floats, and ``temperature`` in them: ``cap / T tanh(scale / T z / (cap / T))``.
+
+    Raises:
+        TypeError, ValueError: an option that is no tensor is wrong.
+    """
+    options = options.checked(dtype)
+    temperature = check_number("temperature", temperature, 0.0, dtype=dtype, vanishes=False)
+    if temperature == 1.0:
+        return options._replace(entropy=True)
+    if temperature == 0:
+        raise ArgumentValueError("temperature is 0.0, expected a positive number")
+    softcap = options.softcap / temperature if options.softcap else None
+    return options._replace(scale=options.scale / temperature, softcap=softcap, entropy=True).checked(dtype)
+
+
+def row_statistics(
+    input: Tensor, target: Tensor, options: SoftmaxOptions, temperature: float, gradient: str
+) -> RowStatistics:
+    """See :func:`longtail.row_statistics`."""
+    arguments.check_tensors(input=input, target=target)
+    arguments.check_logits(input)
+    check_choice("gradient", gradient, GRADIENTS)
+    dtype = arithmetic_dtype(input.dtype)
+    options = checked_options(options, temperature, dtype)
+    check_overwritable(input, gradient)
+    rows = layout.rows(input, target)
+    options = options.prepared(input, target.shape, rows.logits.shape[1], dtype)
+    vectors, others = options.parted()
+    wants_grad = torch.is_grad_enabled() and rows.logits.requires_grad
+    # As in differentiable_loss: torch.compile passes a context to the Function's forward where nothing requires grad.
+    if is_exporting() or (torch.compiler.is_compiling() and not wants_grad):
+        stats = stats_operator(rows.logits, rows.target, *vectors, *others)
+    else:
+        stats = apply(RowStats, rows.logits, rows.target, *vectors, (gradient, others))
+    return record(stats, rows.target, options.ignore_index, rows.shape)
+
+
+def record(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Size) -> RowStatistics:
+    """What stats [N, 5] say of rows with targets [N], each entry of ``shape``; differentiable by stats."""
+    ignored = target == ignore_index
+    if is_exporting() or not (torch.is_grad_enabled() and stats.requires_grad):
+        found = Record.of(stats, ignored)
+    else:
+        found = Record.apply(stats, ignored)
+    return RowStatistics(*(x.reshape(shape) for x in found))
+
+
+class Record(torch.autograd.Function):
+    """(stats [N, 5], ignored [N]) -> the entries of RowStatistics, each [N]."""
+
+    vmap = staticmethod(refuse_vmap)
+
+    @staticmethod
+    def of(stats: Tensor, ignored: Tensor) -> tuple[Tensor, ...]:
+        *numbers, correct = row_statistics_of(stats)
+        return (*(x.masked_fill(ignored, 0.0) for x in numbers), correct & ~ignored)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return Record.of(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, None]:
+        if all(x is None for x in upstream):
+            return None, None
+        (stats,) = ctx.saved_tensors
+        return stats_gradient(stats, upstream[:5]), None
+
+
+Record.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+
+
+class RowStats(torch.autograd.Function):
+    """(logits, target, *vectors, (gradient, options)) -> stats [N, 5]; "inplace": backward overwrites the logits."""
+
+    vmap = staticmethod(refuse_vmap)
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        logits, target, *vectors, (_, others) = inputs
+        with operators.below_autograd():
+            return _stats(logits, target, *vectors, *others)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, target, *vectors, (ctx.gradient, ctx.options) = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, target, output, *vectors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+        nothing = (None,) * len(ctx.needs_input_grad)
+        if gradient is None or not ctx.needs_input_grad[0]:
+            return nothing
+        inplace = ctx.gradient == "inplace" and not torch.compiler.is_compiling()
+        logits, target, stats, *vectors = take(ctx) if inplace else ctx.saved_tensors
+        options = SoftmaxOptions(*vectors, *ctx.options)
+        grad = logits_gradient(gradient, logits.detach() if inplace else logits, target, stats, options, inplace)
+        if inplace:
+            torch.autograd.graph.increment_version(grad)
+        return (guarded(grad, gradient, logits), *nothing[1:])
+
+
+RowStats.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+
+
+def _stats(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return operators.softmax_loss(logits, target, *options)[1]
+
+
+def logits_gradient(
+    gradient: Tensor, logits: Tensor, target: Tensor, stats: Tensor, options: SoftmaxOptions, inplace: bool = False
+) -> Tensor:
+    """That by the logits, [N, C] or [N, C, P], from that by stats [N, 5]; written over them where ``inplace``."""
+    row_grad = torch.stack(row_grad_of(stats, gradient), 1)
+    # The operators of a shard know -1, a class elsewhere; ignore_index may be -1.
+    others = (None, options.class_bias, options.ignore_index, options.scale, options.softcap or 0.0)
+    if logits.dim() == 3:
+        grad = operators.softmax_loss_apply(layout.to_rows(logits), target, row_grad, *others)
+        grad = layout.to_images(grad, logits.shape)
+        return logits.copy_(grad) if inplace else grad
+    if not inplace:
+        return operators.softmax_loss_apply(logits, target, row_grad, *others)
+    operators.softmax_loss_apply_(logits, target, row_grad, *others)
+    return logits
+
+
+def _fake_stats(logits: Tensor, *_: Any) -> Tensor:
+    return layout.stats_like(logits, arithmetic_dtype(logits.dtype))
+
+
+stats_operator = operators.define(
+    "softmax_row_stats", f"(Tensor logits, Tensor target, {operators.SOFTMAX}) -> Tensor stats", _stats, _fake_stats
+)
+
+
+def _save_for_formula(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, target, *options = inputs
+    vectors, ctx.others = SoftmaxOptions(*options).parted()
+    ctx.save_for_backward(logits, target, output, *vectors)
+
+
+def _formula(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    logits, target, stats, *vectors = ctx.saved_tensors
+    grad = logits_gradient(gradient, logits, target, stats, SoftmaxOptions(*vectors, *ctx.others))
+    return (guarded(grad, gradient, logits), *(None,) * (len(ctx.needs_input_grad) - 1))
+
+
+torch.library.register_autograd("longtail::softmax_row_stats", _formula, setup_context=_save_for_formula)

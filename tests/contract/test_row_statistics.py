@@ -1,0 +1,339 @@
+"""Promise: `row_statistics` is exact in value and gradient, whatever loss is written of it, on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cases
+import longtail
+from kernels import CPU, GPU, TRITON, Operators, over
+from longtail.reference.row_statistics import RowStatistics
+from naive import effective_logits
+from tolerances import assert_close, assert_same
+
+FIELDS = RowStatistics._fields[:5]
+SETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "bias": {"class_bias": True},
+    "mixed": {"temperature": 1.7, "class_bias": True, "class_margin": True, "scale": 1.3, "softcap": 8.0},
+}
+
+
+def options(name: str, classes: int, dtype: torch.dtype) -> dict[str, Any]:
+    g = cases.generator(2)
+    vectors = {"class_bias": torch.randn(classes, generator=g), "class_margin": torch.rand(classes, generator=g)}
+    return {
+        key: vectors[key].to(cases.vector_dtype(dtype)) if value is True else value for key, value in SETS[name].items()
+    }
+
+
+def defined(logits: Tensor, target: Tensor, temperature: float = 1.0, **options: Any) -> list[Tensor]:
+    """The five statistics from their definitions, written apart from the reference: hit and miss by log1p."""
+    counted = target != cases.IGNORE
+    g, z = target.clamp(min=0), logits.masked_fill(~counted[:, None], 0.0)
+    bias, margin = options.pop("class_bias", None), options.pop("class_margin", None)
+    u = effective_logits(z, g, **options) / temperature
+    u = effective_logits(u, g, bias, margin)
+    pick = F.one_hot(g, u.shape[1]).bool()
+    u_g, others = u[pick], u.masked_fill(pick, -torch.inf)
+    l, lse = others.logsumexp(1), u.logsumexp(1)  # noqa: E741
+    log_prob, log_miss = -F.softplus(l - u_g, threshold=700), -F.softplus(u_g - l, threshold=700)
+    log_q = (others - l[:, None]).masked_fill(others == -torch.inf, 0.0)
+    q = log_q.exp().masked_fill(others == -torch.inf, 0.0)
+    complement = -(q * log_q).sum(1)
+    hit, miss = log_prob.exp(), log_miss.exp()
+    # -inf * 0 in neither value nor gradient
+    split = -hit * log_prob.where(hit > 0, 0.0) - miss * log_miss.where(miss > 0, 0.0)
+    found = [log_prob, log_miss, lse, split + miss * complement, complement]
+    return [x.where(counted, 0.0) for x in found]
+
+
+def weighted(values: list[Tensor], seed: int = 0) -> Tensor:
+    """A loss with another upstream gradient for every row and statistic; -inf of a lone class has none."""
+    total = values[0].new_zeros(())
+    for i, x in enumerate(values):
+        up = cases.upstreams(x.shape, x.dtype, seed + i)["random"].to(x.device)
+        total = total + (x.where(x.isfinite(), 0.0) * up).sum()
+    return total
+
+
+def compare(kernels: Operators, logits: Tensor, target: Tensor, name: str, device: str = "cpu") -> None:
+    dtype = logits.dtype
+    given = options(name, logits.shape[1], dtype)
+    truth_x = logits.double().requires_grad_()
+    truth = defined(truth_x, target, **cases.to_float64(given))
+    eager_x = logits.to(cases.vector_dtype(dtype)).requires_grad_()
+    eager = defined(eager_x, target, **given)
+    placed = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+    x = logits.to(device).requires_grad_()
+    with longtail.use_backend(kernels.backend):
+        found = longtail.row_statistics(x, target.to(device), **placed)
+        (grad,) = torch.autograd.grad(weighted(list(found[:5])), x)
+    for field, got, want, other in zip(FIELDS, found[:5], truth, eager, strict=True):
+        assert got.dtype == cases.vector_dtype(dtype)
+        assert_close(got.cpu(), want, other, what=field, factor=2)
+    (true_grad,), (eager_grad,) = (torch.autograd.grad(weighted(v), y) for v, y in ((truth, truth_x), (eager, eager_x)))
+    factor = 2 * kernels.gradient_factor(dtype)
+    assert_close(grad.cpu(), true_grad, eager_grad.to(dtype), what="gradient", factor=factor)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    ("kernels", "size", "dtype"),
+    [
+        *over(CPU, [(7, 1), (9, 2), (8, 3), (6, 127), (5, 1000)], cases.DTYPES),
+        *over(TRITON, [(7, 1), (9, 2), (6, 127)], cases.DTYPES[1:]),
+        *over(GPU, [(7, 1), (9, 2), (6, 127), (5, 1000), (3, 50257)], cases.DTYPES[1:]),
+    ],
+)
+def test_definition(kernels: Operators, size: tuple[int, int], dtype: torch.dtype, name: str) -> None:
+    logits, target = cases.random_case(*size, dtype)
+    compare(kernels, cases.poison_ignored(logits, target), target, name, kernels.device)
+
+
+@pytest.mark.parametrize("margin", cases.MARGINS)
+@pytest.mark.parametrize(("kernels", "dtype"), over(CPU | TRITON | GPU, [torch.float32, torch.bfloat16]))
+def test_saturation(kernels: Operators, dtype: torch.dtype, margin: float) -> None:
+    logits, target = cases.margin_case(margin, 11, dtype)
+    compare(kernels, logits, target, "plain", kernels.device)
+
+
+@pytest.mark.parametrize("kernels", CPU.values(), ids=CPU)
+def test_entropy_of_a_confident_row_keeps_its_digits(kernels: Operators) -> None:
+    """1 - p_g is 1e-30: what is made of a rounded p_g has no digit there."""
+    gap = 30 * torch.log(torch.tensor(10.0)).item()
+    x = torch.tensor([[gap, 0.0, -1.0, -torch.inf]], requires_grad=True)
+    with longtail.use_backend(kernels.backend):
+        found = longtail.row_statistics(x, torch.tensor([0]))
+    miss = torch.tensor([0.0, -1.0], dtype=torch.float64) - gap
+    expected = -(miss.exp() * miss).sum() + miss.exp().sum()
+    assert_close(found.entropy, expected[None], factor=10)  # of exp(-69), whose argument is rounded
+    assert found.log_miss.item() == pytest.approx(miss.logsumexp(0).item(), rel=1e-6)
+    assert 0 < -found.log_prob.item() < 2e-30
+    (grad,) = torch.autograd.grad(found.entropy.sum(), x)
+    z = x.detach().double().requires_grad_()
+    log_p = z[0, :3] - z[0, :3].logsumexp(0)
+    log_p = torch.cat([-torch.log1p((z[0, 1:3] - z[0, 0]).exp().sum())[None] + 0 * log_p[:1], log_p[1:]])
+    (expected_grad,) = torch.autograd.grad(-(log_p.exp() * log_p).sum(), z)
+    assert_close(grad, expected_grad, factor=10)
+    assert grad.abs().max() > 1e-29
+
+
+def test_gradcheck_of_each_statistic_alone_and_of_all() -> None:
+    logits, target = cases.random_case(5, 7, torch.float64)
+    logits.requires_grad_()
+    given = options("mixed", 7, torch.float64)
+    for take in ([0], [1], [2], [3], [4], [0, 1, 2, 3, 4]):
+
+        def chosen(z: Tensor, take: list[int] = take) -> tuple[Tensor, ...]:
+            found = longtail.row_statistics(z, target, **given)
+            return tuple(found[i] for i in take)
+
+        assert torch.autograd.gradcheck(chosen, logits)
+
+
+@pytest.mark.parametrize("infinite", ["others", "target", "all_others", "best"])
+def test_infinite_logits(infinite: str) -> None:
+    x = torch.tensor([[0.3, -0.2, 1.0, 0.4]], dtype=torch.float64)
+    change = {"others": (1, -torch.inf), "target": (0, -torch.inf), "best": (0, torch.inf)}
+    if infinite == "all_others":
+        x[0, 1:] = -torch.inf
+    else:
+        index, value = change[infinite]
+        x[0, index] = value
+    x.requires_grad_()
+    found = longtail.row_statistics(x, torch.tensor([0]))
+    (grad,) = torch.autograd.grad(sum(v.sum() for v in found[:5]), x)
+    others = torch.tensor([-0.2, 1.0, 0.4], dtype=torch.float64)
+    entropy = -(others.softmax(0) * others.log_softmax(0)).sum().item()
+    expected: dict[str, list[float]] = {
+        "target": [-torch.inf, 0.0, others.logsumexp(0).item(), entropy, entropy],
+        "all_others": [0.0, -torch.inf, 0.3, 0.0, 0.0],
+    }
+    if infinite == "others":
+        want = longtail.row_statistics(x.detach()[:, [0, 2, 3]], torch.tensor([0]))
+        assert all(torch.allclose(a, b) for a, b in zip(found, want, strict=True))
+        assert grad[0, 1] == 0
+    elif infinite == "best":  # inf - inf: no probability, as in torch
+        assert found.log_prob.isnan().all()
+    else:
+        for got, value in zip(found[:5], expected[infinite], strict=True):
+            assert got.item() == pytest.approx(value, abs=1e-12)
+    assert grad.isfinite().all() or infinite == "best"
+
+
+def test_losses_of_one_graph() -> None:
+    """Used twice, kept, and backward twice: the gradient of each is its own."""
+    logits, target = cases.random_case(6, 9)
+    x = logits.requires_grad_()
+    found = longtail.row_statistics(x, target)
+    first, second = found.log_prob.sum(), (found.entropy * found.log_prob).sum()
+    grads = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (first, second, first, first + second)]
+    assert_same(grads[0], grads[2])
+    assert_close(grads[3], (grads[0] + grads[1]).double(), factor=4)
+    expected = torch.autograd.grad(-F.cross_entropy(x, target, reduction="sum"), x)[0]
+    assert_close(grads[0], expected.double(), factor=4)
+    (grad,) = torch.autograd.grad(found.entropy.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        grad.sum().backward()
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    **cases.LAYOUTS,
+    "images": lambda x: x.view(2, 3, 5).movedim(1, 2).contiguous(),
+    "channels_last": lambda x: x.view(2, 3, 5).movedim(1, 2),
+}
+
+
+@pytest.mark.parametrize("gradient", ["backward", "inplace"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_modes(layout: str, gradient: str) -> None:
+    rows, target = cases.random_case(6, 5)
+    laid = LAYOUTS[layout](rows)
+    images = laid.dim() == 3
+    g = target.view(2, 3) if images else target
+    leaf = laid.clone().requires_grad_()
+    plain = leaf.movedim(1, 2).reshape(6, 5) if images else leaf
+    want = longtail.reference.row_statistics(plain, target)
+    (want_grad,) = torch.autograd.grad(weighted(list(want[:5])), leaf)
+    x = laid.requires_grad_()
+    z = x * 1.0
+    found = longtail.row_statistics(z, g, gradient=gradient)
+    assert found.correct.shape == g.shape
+    (grad,) = torch.autograd.grad(weighted([v.reshape(-1) for v in found[:5]]), x)
+    for got, expected in zip(found, want, strict=True):
+        assert_close(got.reshape(-1).double(), expected.double(), factor=1e7)
+    assert_close(grad, want_grad.double(), factor=4)
+    if gradient == "inplace" and layout == "contiguous":
+        assert_close(z, grad.double())
+
+
+def test_in_place_serves_one_backward_and_no_leaf() -> None:
+    logits, target = cases.random_case(6, 5)
+    x = logits.requires_grad_()
+    z = x * 1.0
+    square = z.square()  # whose backward reads z
+    found = longtail.row_statistics(z, target, gradient="inplace")
+    assert_same(z, x)
+    found.log_prob.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward can run once"):
+        found.log_prob.sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.sum().backward()
+    with pytest.raises(ValueError, match="leaf"):
+        longtail.row_statistics(x, target, gradient="inplace")
+    with pytest.raises(ValueError, match="gradient is 'forward', expected one of 'backward', 'inplace'"):
+        longtail.row_statistics(z, target, gradient="forward")
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 1), (3, 5, 0), (0, 5, 2), (5,)], ids=str)
+def test_few_and_no_rows(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=cases.generator(0), requires_grad=True)
+    target = torch.zeros(shape[:1] + shape[2:] if len(shape) > 1 else (), dtype=torch.int64)
+    found = longtail.row_statistics(x, target)
+    assert all(v.shape == target.shape for v in found)
+    (grad,) = torch.autograd.grad(sum(v.sum() for v in found[:5] if v is not found.log_miss), x)
+    assert grad.shape == x.shape
+    if shape == (3, 1):
+        assert_same(found.log_miss, torch.full((3,), -torch.inf))
+        assert_same(found.entropy, torch.zeros(3))
+        assert_close(grad, torch.ones(3, 1, dtype=torch.float64))  # of lse alone
+
+
+def test_only_ignored_rows_and_infinite_upstream() -> None:
+    x = torch.full((4, 5), torch.nan, requires_grad=True)
+    found = longtail.row_statistics(x, torch.full((4,), -100))
+    for value in found:
+        assert_same(value.detach(), torch.zeros_like(value))
+    (grad,) = torch.autograd.grad(found.entropy, x, torch.full((4,), torch.inf))
+    assert_same(grad, torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 2, 300])
+def test_ignore_index(ignore_index: int) -> None:
+    logits, target = cases.random_case(6, 5, ignore=False)
+    target[1] = ignore_index
+    found = longtail.row_statistics(logits, target, ignore_index=ignore_index)
+    assert found.lse[1] == 0
+    assert (found.lse != 0).sum() == (target != ignore_index).sum()
+    if ignore_index != -1:
+        target[2] = -1
+        with pytest.raises(IndexError, match="target -1 in row 2"):
+            longtail.row_statistics(logits, target, ignore_index=ignore_index)
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "temperature_zero": ({"temperature": 0}, ValueError, "temperature is 0.0, expected a positive number"),
+    "temperature_negative": ({"temperature": -1.0}, ValueError, "temperature is -1.0"),
+    "temperature_tensor": ({"temperature": torch.tensor(1.0)}, TypeError, r"temperature\.item\(\)"),
+    "temperature_nan": ({"temperature": float("nan")}, ValueError, "temperature is nan"),
+    "softcap": ({"softcap": -2.0}, ValueError, "softcap"),
+    "bias": ({"class_bias": torch.zeros(4)}, ValueError, r"class_bias has shape \[4\], expected \[5\]"),
+    "target": ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, "target has shape"),
+    "probabilities": ({"target": torch.rand(6, 5)}, TypeError, "expected an integer dtype"),
+    "input": ({"input": torch.zeros(6, 5, dtype=torch.int64)}, TypeError, "input has dtype torch.int64"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments(case: str) -> None:
+    given, error, text = WRONG[case]
+    logits, target = cases.random_case(6, 5)
+    with pytest.raises(error, match=text):
+        longtail.row_statistics(**{"input": logits, "target": target, **given})
+
+
+def _ratio_loss(z: Tensor, target: Tensor) -> Tensor:
+    found = longtail.row_statistics(z * 1.0, target, temperature=0.9, softcap=20.0)
+    return -(found.log_prob.exp() * 2.0).sum() - 0.01 * found.entropy.mean()
+
+
+def test_compile_func_and_export() -> None:
+    logits, target = cases.random_case(6, 13)
+    x = logits.requires_grad_()
+    loss = _ratio_loss(x, target)
+    (want,) = torch.autograd.grad(loss, x)
+    compiled = torch.compile(_ratio_loss, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(x, target), x)
+    assert_close(got, want.double())
+    assert_close(compiled(x.detach(), target), loss.double())
+    assert_close(torch.func.grad(_ratio_loss)(x.detach(), target), want.double())
+
+    class Module(torch.nn.Module):
+        def forward(self, z: Tensor, target: Tensor) -> Tensor:
+            return _ratio_loss(z, target)
+
+    exported = torch.export.export(Module(), (x, target)).module()
+    (got,) = torch.autograd.grad(exported(x, target), x)
+    assert_close(got, want.double(), factor=4)
+    with pytest.raises(RuntimeError, match="no rule for vmap"):
+        torch.func.vmap(lambda z: _ratio_loss(z, target))(torch.stack([logits, logits]))
+
+
+@pytest.mark.parametrize("gamma", cases.GAMMAS)
+def test_focal_loss_written_of_them(gamma: float) -> None:
+    for margin in (0.0, 20.0, 100.0):
+        logits, target = cases.margin_case(margin, 7, torch.float64)
+        x = logits.requires_grad_()
+        found = longtail.row_statistics(x, target)
+        loss = -((gamma * found.log_miss).exp() * found.log_prob).sum()
+        want = longtail.focal_loss(x, target, gamma=gamma, reduction="sum")
+        assert_close(loss, want)
+        grads = [torch.autograd.grad(v, x)[0] for v in (loss, want)]
+        assert_close(grads[0], grads[1], factor=10)
+
+
+def test_statistics_of_losses_are_detached() -> None:
+    logits, target = cases.random_case(6, 9)
+    x = logits.requires_grad_()
+    _, found = longtail.cross_entropy(x, target, focal_gamma=2.0, return_stats=True)
+    for field, got, want in zip(RowStatistics._fields, found, longtail.row_statistics(x, target), strict=True):
+        assert not got.requires_grad, field
+        assert_same(got, want.detach(), field)
