@@ -126,6 +126,19 @@ def test_entropy_of_a_confident_row_keeps_its_digits(kernels: Operators) -> None
     assert grad.abs().max() > 1e-29
 
 
+@pytest.mark.parametrize("field", ["entropy", "complement_entropy"])
+def test_a_dominating_other_class_keeps_the_digits_of_its_gradient(field: str) -> None:
+    """What cancels in it is the mean of the others' logits against the largest: nothing may add and take 1."""
+    for gap in (12.0, 18.0, 25.0):
+        x = torch.tensor([[0.0, 0.0, gap, -0.5]], requires_grad=True)
+        z = x.detach().double().requires_grad_()
+        index = FIELDS.index(field)
+        (grad,) = torch.autograd.grad(longtail.row_statistics(x, torch.tensor([0]))[index].sum(), x)
+        (truth,) = torch.autograd.grad(defined(z, torch.tensor([0]))[index].sum(), z)
+        assert (grad.double() - truth).abs().max() < 2e-5 * truth.abs().max(), gap
+        assert abs(grad.sum().item()) < 1e-6 * grad.abs().max().item(), gap
+
+
 def test_gradcheck_of_each_statistic_alone_and_of_all() -> None:
     logits, target = cases.random_case(5, 7, torch.float64)
     logits.requires_grad_()

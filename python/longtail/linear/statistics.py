@@ -20,7 +20,7 @@ from ..ops.autograd import SIGNATURE
 from ..ops.gradient import guarded
 from ..ops.vmap import refuse_vmap
 from ..options import SoftmaxOptions
-from ..reference.row_statistics import RowStatistics, row_grad_of
+from ..reference.row_statistics import RowStatistics
 from ..softmax.statistics import checked_options, record
 from .autograd import Setting
 from .chunks import Chunking
@@ -68,22 +68,22 @@ class LinearRowStats(torch.autograd.Function):
             return _stats(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *vectors, *others)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         *data_and_vectors, (ctx.setting, ctx.options) = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, *data_and_vectors)
+        ctx.save_for_backward(*data_and_vectors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
         nothing = (None,) * len(ctx.needs_input_grad)
-        if gradient is None or not any(ctx.needs_input_grad):
+        if row_grad is None or not any(ctx.needs_input_grad):
             return nothing
-        stats, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         data, options = saved[:4], (*saved[4:], *ctx.options)
         with operators.below_autograd():
-            grads = _gradients(gradient, stats, data, ctx.setting, ctx.needs_input_grad[:3], options)
+            grads = _gradients(row_grad, data, ctx.setting, ctx.needs_input_grad[:3], options)
         found = zip(grads, ctx.needs_input_grad[:3], strict=True)
-        return (*(guarded(grad, gradient, *data[:3]) if need else None for grad, need in found), *nothing[3:])
+        return (*(guarded(grad, row_grad, *data[:3]) if need else None for grad, need in found), *nothing[3:])
 
 
 LinearRowStats.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
@@ -95,13 +95,10 @@ def _stats(*arguments: Any) -> Tensor:
     return stats
 
 
-def _gradients(
-    gradient: Tensor, stats: Tensor, data: Any, setting: Setting, needs: tuple[bool, ...], options: tuple[Any, ...]
-) -> Any:
-    """Those of input, weight and bias, empty where not needed, from that by ``stats``."""
-    row_grad = torch.stack(row_grad_of(stats, gradient), 1)
+def _gradients(row_grad: Tensor, data: Any, setting: Setting, needs: tuple[bool, ...], options: tuple[Any, ...]) -> Any:
+    """Those of input, weight and bias, empty where not needed, of rows with coefficients [N, 5]."""
     dtypes = (setting.dtype, *setting.grad_dtypes(*data[:2]))
-    return apply_operator(row_grad, *data, setting.chunk_size, *dtypes, *needs, *options)
+    return apply_operator(row_grad.contiguous(), *data, setting.chunk_size, *dtypes, *needs, *options)
 
 
 def _fake_stats(input: Tensor, *rest: Any) -> Tensor:
@@ -118,11 +115,11 @@ stats_operator = operators.define(
 )
 
 
-def _save_for_formula(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_formula(ctx: Any, inputs: tuple[Any, ...], **_: Any) -> None:
     *data, chunk_size, dtype, total_dtype = inputs[:7]
     vectors, ctx.options = SoftmaxOptions(*inputs[7:]).parted()
     ctx.setting = Setting("none", "backward", chunk_size, dtype, total_dtype, (True, True, True))
-    ctx.save_for_backward(output, *data, *vectors)
+    ctx.save_for_backward(*data, *vectors)
 
 
 torch.library.register_autograd(

@@ -1,7 +1,7 @@
 """Row statistics over classes that are shared out among ranks: of local logits, and of hidden states.
 
     local logits --accumulate--> stats --all-gather, combine--> stats of rows --Record--> RowStatistics --any loss-->
-    upstream --row_grad_of--> RowGrad --apply--> dlogits
+    RowGrad --apply--> dlogits
 
 A rank differentiates its own classes by its own copy of the loss: the same on every rank, if each writes the same.
 """
@@ -21,7 +21,7 @@ from ..ops.gradient import check_overwritable, guarded, take
 from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
-from ..reference.row_statistics import RowStatistics, row_grad_of
+from ..reference.row_statistics import RowStatistics
 from ..softmax.statistics import GRADIENTS, checked_options, record
 from .collectives import process_group, untraced
 from .handshake import refuse
@@ -73,25 +73,24 @@ class VocabParallelRowStats(torch.autograd.Function):
         return stats
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         logits, target, ctx.gradient, shard = inputs
         ctx.shard, constants = shard.parted()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, output, *constants)
+        ctx.save_for_backward(logits, target, *constants)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
         nothing = (None,) * 3
-        if gradient is None or not ctx.needs_input_grad[0]:
+        if row_grad is None or not ctx.needs_input_grad[0]:
             return (None, *nothing)
         inplace = ctx.gradient == "inplace"
-        logits, target, stats, *constants = take(ctx) if inplace else ctx.saved_tensors
-        row_grad = torch.stack(row_grad_of(stats, gradient), 1)
+        logits, target, *constants = take(ctx) if inplace else ctx.saved_tensors
         shard = ctx.shard.joined(constants)
-        grad = shard.apply(logits.detach() if inplace else logits, target, row_grad, inplace)
+        grad = shard.apply(logits.detach() if inplace else logits, target, row_grad.contiguous(), inplace)
         if inplace:
             torch.autograd.graph.increment_version(grad)
-        return (guarded(grad, gradient, logits), *nothing)
+        return (guarded(grad, row_grad, logits), *nothing)
 
 
 VocabParallelRowStats.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
@@ -136,23 +135,22 @@ class VocabParallelLinearRowStats(torch.autograd.Function):
         return sweep(data, setting, shard, sequence_parallel, None, None).found.stats
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         *data, ctx.setting, shard, ctx.sequence_parallel = inputs
         ctx.shard, constants = shard.parted()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, *data, *constants)
+        ctx.save_for_backward(*data, *constants)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
         nothing, needs = (None,) * 4, ctx.needs_input_grad[:3]
-        if gradient is None or not any(needs):
+        if row_grad is None or not any(needs):
             return (None, None, None, *nothing)
-        stats, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         data, shard = saved[:4], ctx.shard.joined(saved[4:])
         shard.handshake.check_turn()
-        row_grad = torch.stack(row_grad_of(stats, gradient), 1)
-        grads = gradients(data, ctx.setting, shard, ctx.sequence_parallel, row_grad)
-        found = [guarded(x, gradient, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
+        grads = gradients(data, ctx.setting, shard, ctx.sequence_parallel, row_grad.contiguous())
+        found = [guarded(x, row_grad, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
         return (*found, *nothing)
 
 

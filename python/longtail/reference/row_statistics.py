@@ -1,10 +1,6 @@
 """What the five numbers of a row say about it, and what a loss of that says back: any loss of a row.
 
-    stats (m, d, t, u_g, U) --row_statistics_of--> RowStatistics --any loss--> upstream --stats_gradient--> d/dstats
-
-A loss of these statistics has the gradient ``dloss/du_j = exp(u_j - m) (x_d + x_t (1 + u_j - m))`` for j != g, and
-``x_u`` for j == g, where x are its derivatives by d, t and u_g with m held fixed: what it depends on does not change
-with m.
+stats (m, d, t, u_g, U) --row_statistics_of--> RowStatistics --any loss--> upstream --row_grad_of--> RowGrad
 """
 
 from __future__ import annotations
@@ -59,8 +55,8 @@ Upstream = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Ten
 """Gradients of a loss by the first five of RowStatistics, each [N]; None: 0."""
 
 
-def stats_gradient(stats: Tensor, upstream: Upstream) -> Tensor:
-    """The gradient [N, 5] by stats, with m held fixed, of a loss with gradients ``upstream`` by RowStatistics.
+def row_grad_of(stats: Tensor, upstream: Upstream) -> RowGrad:
+    """The coefficients of a row's gradient, of a loss with gradients ``upstream`` by RowStatistics; stats [N, 5].
 
     With q_j = exp(u_j - m) / d, l = m + log d and H, H_c the two entropies, the derivatives by u_j, j != g, and u_g are
 
@@ -78,7 +74,7 @@ def stats_gradient(stats: Tensor, upstream: Upstream) -> Tensor:
     p, miss = (-nll).exp(), log_miss.exp()
     inverse_d = torch.where(d == 0, 0.0, 1 / d)
     mean_shift = t * inverse_d
-    a = b = target = torch.zeros_like(d)  # of q_j (a + b (u_j - m)), and of u_g
+    a = b = target = zero = torch.zeros_like(d)  # of q_j (a + b (u_j - m)), and of u_g
     if by_log_prob is not None:
         a, target = a - by_log_prob * miss, target + by_log_prob * miss
     if by_log_miss is not None:
@@ -92,15 +88,7 @@ def stats_gradient(stats: Tensor, upstream: Upstream) -> Tensor:
         target = target + by_entropy * p * miss * (lag + mean_shift)
     if by_complement is not None:
         a, b = a + by_complement * mean_shift, b - by_complement
-    zero = torch.zeros_like(d)
-    return torch.stack([zero, (a - b) * inverse_d, b * inverse_d, target, zero], 1)
-
-
-def row_grad_of(stats: Tensor, gradient: Tensor) -> RowGrad:
-    """The coefficients of a row's gradient, from that by its ``stats`` [N, 5], which is 0 by m and U."""
-    m = stats[:, 0]
-    _, x_d, x_t, x_u, _ = gradient.unbind(1)
-    return RowGrad(torch.where(m == -torch.inf, 0.0, m), x_d + x_t, x_t, torch.zeros_like(x_d), x_u)
+    return RowGrad(torch.where(m == -torch.inf, 0.0, m), a * inverse_d, b * inverse_d, zero, target)
 
 
 def row_statistics(

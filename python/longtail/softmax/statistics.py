@@ -4,7 +4,8 @@
 
 The first step is one sweep forward and one backward, whatever becomes of the statistics; the second works on a few
 numbers a row. What makes the five numbers of a row may be something else than logits in one place: the second step is
-that of linear losses and of shared-out classes too.
+that of linear losses and of shared-out classes too. What autograd hands back between the two as the gradient of stats
+is the row's RowGrad, which the sweep takes: of derivatives by d and t it would have to add up a, and lose its digits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..ops.autograd import SIGNATURE, apply
 from ..ops.gradient import check_overwritable, guarded, take
 from ..ops.vmap import refuse_vmap
 from ..options import SoftmaxOptions
-from ..reference.row_statistics import RowStatistics, row_grad_of, row_statistics_of, stats_gradient
+from ..reference.row_statistics import RowStatistics, row_grad_of, row_statistics_of
 
 GRADIENTS = ("backward", "inplace")
 
@@ -66,12 +67,15 @@ def row_statistics(
 
 
 def record(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Size) -> RowStatistics:
-    """What stats [N, 5] say of rows with targets [N], each entry of ``shape``; differentiable by stats."""
+    """What stats [N, 5] say of rows with targets [N], each entry of ``shape``.
+
+    Where stats require grad they are used nowhere else, see above.
+    """
     ignored = target == ignore_index
-    if is_exporting() or not (torch.is_grad_enabled() and stats.requires_grad):
+    if not (torch.is_grad_enabled() and stats.requires_grad):
         found = Record.of(stats, ignored)
     else:
-        found = Record.apply(stats, ignored)
+        found = record_operator(stats, ignored) if is_exporting() else Record.apply(stats, ignored)
     return RowStatistics(*(x.reshape(shape) for x in found))
 
 
@@ -100,10 +104,21 @@ class Record(torch.autograd.Function):
         if all(x is None for x in upstream):
             return None, None
         (stats,) = ctx.saved_tensors
-        return stats_gradient(stats, upstream[:5]), None
+        return torch.stack(row_grad_of(stats, upstream[:5]), 1), None
 
 
 Record.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+
+
+def _fake_record(stats: Tensor, ignored: Tensor) -> tuple[Tensor, ...]:
+    return (*(stats.new_empty(ignored.shape) for _ in range(5)), torch.empty_like(ignored))
+
+
+_NUMBERS = ", ".join(f"Tensor {name}" for name in RowStatistics._fields)
+record_operator = operators.define(
+    "softmax_row_record", f"(Tensor stats, Tensor ignored) -> ({_NUMBERS})", Record.of, _fake_record
+)
+torch.library.register_autograd("longtail::softmax_row_record", Record.backward, setup_context=Record.setup_context)
 
 
 class RowStats(torch.autograd.Function):
@@ -118,23 +133,23 @@ class RowStats(torch.autograd.Function):
             return _stats(logits, target, *vectors, *others)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         logits, target, *vectors, (ctx.gradient, ctx.options) = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, output, *vectors)
+        ctx.save_for_backward(logits, target, *vectors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
         nothing = (None,) * len(ctx.needs_input_grad)
-        if gradient is None or not ctx.needs_input_grad[0]:
+        if row_grad is None or not ctx.needs_input_grad[0]:
             return nothing
         inplace = ctx.gradient == "inplace" and not torch.compiler.is_compiling()
-        logits, target, stats, *vectors = take(ctx) if inplace else ctx.saved_tensors
+        logits, target, *vectors = take(ctx) if inplace else ctx.saved_tensors
         options = SoftmaxOptions(*vectors, *ctx.options)
-        grad = logits_gradient(gradient, logits.detach() if inplace else logits, target, stats, options, inplace)
+        grad = logits_gradient(row_grad, logits.detach() if inplace else logits, target, options, inplace)
         if inplace:
             torch.autograd.graph.increment_version(grad)
-        return (guarded(grad, gradient, logits), *nothing[1:])
+        return (guarded(grad, row_grad, logits), *nothing[1:])
 
 
 RowStats.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
@@ -145,10 +160,10 @@ def _stats(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
 
 
 def logits_gradient(
-    gradient: Tensor, logits: Tensor, target: Tensor, stats: Tensor, options: SoftmaxOptions, inplace: bool = False
+    row_grad: Tensor, logits: Tensor, target: Tensor, options: SoftmaxOptions, inplace: bool = False
 ) -> Tensor:
-    """That by the logits, [N, C] or [N, C, P], from that by stats [N, 5]; written over them where ``inplace``."""
-    row_grad = torch.stack(row_grad_of(stats, gradient), 1)
+    """Of logits [N, C] or [N, C, P] of rows with coefficients [N, 5]; written over them where ``inplace``."""
+    row_grad = row_grad.contiguous()
     # The operators of a shard know -1, a class elsewhere; ignore_index may be -1.
     others = (None, options.class_bias, options.ignore_index, options.scale, options.softcap or 0.0)
     if logits.dim() == 3:
@@ -170,16 +185,11 @@ stats_operator = operators.define(
 )
 
 
-def _save_for_formula(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_formula(ctx: Any, inputs: tuple[Any, ...], **_: Any) -> None:
     logits, target, *options = inputs
-    vectors, ctx.others = SoftmaxOptions(*options).parted()
-    ctx.save_for_backward(logits, target, output, *vectors)
+    vectors, ctx.options = SoftmaxOptions(*options).parted()
+    ctx.gradient = "backward"
+    ctx.save_for_backward(logits, target, *vectors)
 
 
-def _formula(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    logits, target, stats, *vectors = ctx.saved_tensors
-    grad = logits_gradient(gradient, logits, target, stats, SoftmaxOptions(*vectors, *ctx.others))
-    return (guarded(grad, gradient, logits), *(None,) * (len(ctx.needs_input_grad) - 1))
-
-
-torch.library.register_autograd("longtail::softmax_row_stats", _formula, setup_context=_save_for_formula)
+torch.library.register_autograd("longtail::softmax_row_stats", RowStats.backward, setup_context=_save_for_formula)
