@@ -145,6 +145,13 @@ def check_tensors(**tensors: object) -> None:
             raise ArgumentTypeError(f"{name} has layout {value.layout}, expected torch.strided: {name}.to_dense()")
 
 
+def check_local(**tensors: Tensor) -> None:
+    """Each is this rank's own tensor."""
+    for name, value in tensors.items():
+        if is_dtensor(value):
+            raise ArgumentTypeError(f"{name} is a DTensor, expected this rank's part of it: {name}.to_local()")
+
+
 def check_device(name: str, value: Tensor, input: Tensor) -> None:
     if value.device != input.device:
         raise ArgumentValueError(f"{name} is on {value.device}, expected {input.device} as the input")
@@ -172,6 +179,8 @@ def vector(name: str, value: Tensor | None, shape: torch.Size, input: Tensor, dt
     if value is None:
         return None
     check_tensors(**{name: value})
+    if is_dtensor(value) and not is_dtensor(input):
+        raise ArgumentTypeError(f"{name} is a DTensor, expected a plain tensor as the input")
     if value.shape != shape:
         raise ArgumentValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
     if not value.is_floating_point():

@@ -11,41 +11,33 @@ from ..options import Request, SoftmaxOptions
 from ..reference.row_statistics import RowStatistics
 from ..signatures import refuse_unknown, with_options_of
 from ..softmax import row_losses
+from .statistics import statistics_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .softmax import Keywords
+    from .statistics import LogitKeywords, StatisticsKeywords
 
-    class RowLossKeywords(Keywords, total=False):
-        """Keyword-only arguments of :func:`longtail.poly_cross_entropy`."""
+    class RowLossKeywords(Keywords, LogitKeywords, total=False):
+        """Keyword arguments of :func:`longtail.poly_cross_entropy`."""
 
-        temperature: float
-        class_bias: Tensor | None
-        class_margin: Tensor | None
-        scale: float
-        softcap: float | None
         gradient: str
 
 
+@with_options_of(statistics_options)
 def _records(
     *,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
     reduction: str = "mean",
     sample_weight: Tensor | None = None,
     normalizer: str | float | Tensor | None = None,
-    temperature: float = 1.0,
-    class_bias: Tensor | None = None,
-    class_margin: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
     gradient: str = "backward",
+    **options: Unpack[StatisticsKeywords],
 ) -> tuple[SoftmaxOptions, float, Request]:
-    options = SoftmaxOptions(
-        *(weight, class_bias, class_margin, sample_weight), ignore_index=ignore_index, scale=scale, softcap=softcap
-    )
-    return options, temperature, Request(reduction, normalizer, gradient)
+    found, temperature = statistics_options(**options)
+    found = found._replace(weight=weight, sample_weight=sample_weight)
+    return found, temperature, Request(reduction, normalizer, gradient)
 
 
 @with_options_of(_records)

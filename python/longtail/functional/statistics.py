@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,28 @@ from ..linear import statistics as linear_statistics
 from ..linear.chunks import Chunking
 from ..options import SoftmaxOptions
 from ..reference.row_statistics import RowStatistics
+from ..signatures import refuse_unknown, with_options_of
 from ..softmax import statistics
 
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
 
-def row_statistics(
-    input: Tensor,
-    target: Tensor,
+    class LogitKeywords(TypedDict, total=False):
+        """What becomes of the logits, for type checkers."""
+
+        temperature: float
+        class_bias: Tensor | None
+        class_margin: Tensor | None
+        scale: float
+        softcap: float | None
+
+    class StatisticsKeywords(LogitKeywords, total=False):
+        """Keyword arguments of :func:`longtail.row_statistics`, for type checkers."""
+
+        ignore_index: int
+
+
+def statistics_options(
     *,
     temperature: float = 1.0,
     class_bias: Tensor | None = None,
@@ -23,7 +41,19 @@ def row_statistics(
     scale: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = -100,
+) -> tuple[SoftmaxOptions, float]:
+    """The record of options, and the temperature, by the names that users know."""
+    given = (class_bias, class_margin)
+    return SoftmaxOptions(None, *given, ignore_index=ignore_index, scale=scale, softcap=softcap), temperature
+
+
+@with_options_of(statistics_options)
+def row_statistics(
+    input: Tensor,
+    target: Tensor,
+    *,
     gradient: str = "backward",
+    **options: Unpack[StatisticsKeywords],
 ) -> RowStatistics:
     r"""Differentiable log-probability, entropy and their kin of every row, in three passes over the logits in all.
 
@@ -59,31 +89,26 @@ def row_statistics(
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.cross_entropy`; temperature is not positive.
     """
-    options = SoftmaxOptions(
-        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
-    )
+    refuse_unknown(row_statistics, options)
+    records = statistics_options(**options)
     if is_dtensor(input) or is_dtensor(target):
         from ..parallel import dtensor  # imports torch.distributed.tensor
 
-        return dtensor.row_statistics(input, target, options, temperature, gradient)
-    return statistics.row_statistics(input, target, options, temperature, gradient)
+        return dtensor.row_statistics(input, target, *records, gradient)
+    return statistics.row_statistics(input, target, *records, gradient)
 
 
+@with_options_of(statistics_options)
 def linear_row_statistics(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
     *,
     linear_bias: Tensor | None = None,
-    temperature: float = 1.0,
-    class_bias: Tensor | None = None,
-    class_margin: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int = -100,
     shift: bool = False,
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
+    **options: Unpack[StatisticsKeywords],
 ) -> RowStatistics:
     r"""``row_statistics(input @ linear_weight.T + linear_bias, target, ...)`` without ever holding the logits.
 
@@ -117,12 +142,11 @@ def linear_row_statistics(
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.linear_cross_entropy`; temperature is not positive.
     """
-    options = SoftmaxOptions(
-        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
-    )
+    refuse_unknown(linear_row_statistics, options)
+    records = statistics_options(**options)
     data, chunking = (input, linear_weight, linear_bias, target), Chunking(chunk_size, accumulate_dtype)
     if is_dtensor(input):
         from ..parallel import dtensor_linear  # imports torch.distributed.tensor
 
-        return dtensor_linear.linear_row_statistics(data, options, temperature, chunking, shift)
-    return linear_statistics.row_statistics(data, options, temperature, chunking, shift)
+        return dtensor_linear.linear_row_statistics(data, *records, chunking, shift)
+    return linear_statistics.row_statistics(data, *records, chunking, shift)

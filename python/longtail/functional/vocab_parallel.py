@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from ..linear.chunks import Chunking
-from ..options import SoftmaxOptions, softmax_request
+from ..options import softmax_request
 from ..parallel import vocab, vocab_linear, vocab_statistics
 from ..parallel.collectives import Group
 from ..parallel.shard import Part
 from ..reference.row_statistics import RowStatistics
 from ..signatures import refuse_unknown, with_options_of
 from .softmax import cross_entropy, with_stats
+from .statistics import statistics_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .softmax import LinearKeywords, SoftmaxKeywords
+    from .statistics import StatisticsKeywords
 
 
 @with_stats
@@ -145,6 +147,7 @@ def vocab_parallel_linear_cross_entropy(
     )
 
 
+@with_options_of(statistics_options)
 def vocab_parallel_row_statistics(
     local_logits: Tensor,
     target: Tensor,
@@ -152,13 +155,8 @@ def vocab_parallel_row_statistics(
     group: Group = None,
     class_start: int | None = None,
     num_classes: int | None = None,
-    temperature: float = 1.0,
-    class_bias: Tensor | None = None,
-    class_margin: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int = -100,
     gradient: str = "backward",
+    **options: Unpack[StatisticsKeywords],
 ) -> RowStatistics:
     r""":func:`longtail.row_statistics` of logits whose classes are shared out over the ranks of a process group.
 
@@ -183,13 +181,13 @@ def vocab_parallel_row_statistics(
         TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank; temperature
             is not positive.
     """
-    options = SoftmaxOptions(
-        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
-    )
+    refuse_unknown(vocab_parallel_row_statistics, options)
+    records = statistics_options(**options)
     part = Part(group, class_start, num_classes)
-    return vocab_statistics.row_statistics(local_logits, target, options, temperature, gradient, part)
+    return vocab_statistics.row_statistics(local_logits, target, *records, gradient, part)
 
 
+@with_options_of(statistics_options)
 def vocab_parallel_linear_row_statistics(
     input: Tensor,
     linear_weight: Tensor,
@@ -200,15 +198,10 @@ def vocab_parallel_linear_row_statistics(
     num_classes: int | None = None,
     sequence_parallel: bool = False,
     linear_bias: Tensor | None = None,
-    temperature: float = 1.0,
-    class_bias: Tensor | None = None,
-    class_margin: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int = -100,
     shift: bool = False,
     chunk_size: int | None = None,
     accumulate_dtype: torch.dtype | None = None,
+    **options: Unpack[StatisticsKeywords],
 ) -> RowStatistics:
     r""":func:`longtail.linear_row_statistics` with the rows of the weight shared out over the ranks of a process group.
 
@@ -229,9 +222,8 @@ def vocab_parallel_linear_row_statistics(
             is not positive.
         RuntimeError: in backward, ranks differentiate different calls; on a GPU an assertion.
     """
-    options = SoftmaxOptions(
-        class_bias=class_bias, class_margin=class_margin, ignore_index=ignore_index, scale=scale, softcap=softcap
-    )
+    refuse_unknown(vocab_parallel_linear_row_statistics, options)
+    records = statistics_options(**options)
     data, chunking = (input, linear_weight, linear_bias, target), Chunking(chunk_size, accumulate_dtype)
     part = Part(group, class_start, num_classes)
-    return vocab_statistics.linear_row_statistics(data, options, temperature, chunking, part, sequence_parallel, shift)
+    return vocab_statistics.linear_row_statistics(data, *records, chunking, part, sequence_parallel, shift)

@@ -35,8 +35,8 @@ class RefuseSecondDerivative(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, *_grads: Tensor) -> Any:
         raise RuntimeError(
-            "longtail: second derivatives of the fused losses are not implemented; longtail.reference.cross_entropy "
-            "and longtail.reference.sigmoid_loss are plain PyTorch and differentiable twice"
+            "longtail: second derivatives of the fused losses are not implemented; the functions of "
+            "longtail.reference are plain PyTorch and differentiable twice"
         )
 
 
@@ -113,7 +113,7 @@ def check_overwritable(input: Tensor, gradient: str) -> None:
     if input.is_leaf or (input._base is not None and input._base.is_leaf):
         raise ArgumentValueError(
             'gradient="inplace" overwrites input, which is a leaf that requires grad (or a view of one): a parameter, '
-            'or what torch.func.grad differentiates in. Expected the result of an operation, or gradient="forward"'
+            'or what torch.func.grad differentiates in. Expected the result of an operation, or gradient="backward"'
         )
 
 

@@ -12,5 +12,5 @@ def refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any) -> NoReturn:
     raise RuntimeError(
         "longtail: the fused losses have no rule for vmap, which torch.func.jacrev uses too. Rows are the batch "
         "already: torch.func.grad and vjp of a sum give the gradient of every row in one call. "
-        "longtail.reference.cross_entropy and longtail.reference.sigmoid_loss are plain PyTorch, which vmap takes"
+        "The functions of longtail.reference are plain PyTorch, which vmap takes"
     )

@@ -23,7 +23,8 @@ from .stats import Gathered, Local, Traffic, gather
 
 
 def check_rows(name: str, input: Tensor, target: Tensor) -> None:
-    """(N, C) or (N, D) input and integer targets (N,)."""
+    """(N, C) or (N, D) input and integer targets (N,), none of them a DTensor."""
+    arguments.check_local(**{name: input, "target": target})
     if input.dim() != 2:
         raise ArgumentValueError(f"{name} has shape {list(input.shape)}, expected two dimensions, rows first")
     if target.shape != input.shape[:1]:

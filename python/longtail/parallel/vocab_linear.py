@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype, check_choice, check_tensors
+from ..arguments import arithmetic_dtype, check_choice, check_local, check_tensors
 from ..errors import ArgumentValueError
 from ..linear.autograd import Setting, kept_gradients
 from ..linear.chunks import Chunking, chunk_rows, spared
@@ -133,6 +133,7 @@ def _check_data(
 ) -> torch.Size:
     """The shape that the targets have to have."""
     check_tensors(linear_weight=linear_weight)
+    check_local(input=input, linear_weight=linear_weight, target=target)
     check_gathered("linear_weight", linear_weight)
     if input.dim() < 2 or linear_weight.dim() != 2 or input.shape[-1] != linear_weight.shape[1]:
         raise ArgumentValueError(

@@ -22,7 +22,7 @@ from ..ops import layout, operators
 from ..ops.autograd import SIGNATURE, apply
 from ..ops.gradient import check_overwritable, guarded, take
 from ..ops.vmap import refuse_vmap
-from ..options import SoftmaxOptions
+from ..options import SOFTMAX_NUMBERS, SoftmaxOptions
 from ..reference.row_statistics import RowStatistics, row_grad_of, row_statistics_of
 
 GRADIENTS = ("backward", "inplace")
@@ -40,8 +40,12 @@ def checked_options(options: SoftmaxOptions, temperature: float, dtype: torch.dt
         return options._replace(entropy=True)
     if temperature == 0:
         raise ArgumentValueError("temperature is 0.0, expected a positive number")
-    softcap = options.softcap / temperature if options.softcap else None
-    return options._replace(scale=options.scale / temperature, softcap=softcap, entropy=True).checked(dtype)
+    divided: dict[str, Any] = {
+        name: SOFTMAX_NUMBERS[name]._replace(name=f"{name} / temperature").check(value / temperature, dtype)
+        for name, value in (("scale", options.scale), ("softcap", options.softcap))
+        if value
+    }
+    return options._replace(entropy=True, **divided)
 
 
 def row_statistics(
