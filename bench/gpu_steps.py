@@ -110,7 +110,7 @@ FIRST = (
     _tests(
         "means and sums over chunks",
         f"{CONTRACT}/test_means.py {CONTRACT}/test_linear_drift.py {CONTRACT}/test_unwanted_entropy.py "
-        f"{CONTRACT}/test_row_statistics.py "
+        f"{CONTRACT}/test_row_statistics.py {CONTRACT}/test_row_losses.py "
         "tests/cuda/test_mean_denominator.py",
         "not triton",
         110,

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import cases
 import longtail
 from kernels import CPU, GPU, TRITON, Operators, over
 from longtail.reference.row_statistics import RowStatistics
-from naive import effective_logits
+from statistics_cases import FIELDS, SETS, defined, options, weighted
 from tolerances import assert_close, assert_same
-
-FIELDS = RowStatistics._fields[:5]
-SETS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "temperature": {"temperature": 0.7},
-    "bias": {"class_bias": True},
-    "mixed": {"temperature": 1.7, "class_bias": True, "class_margin": True, "scale": 1.3, "softcap": 8.0},
-}
-
-
-def options(name: str, classes: int, dtype: torch.dtype) -> dict[str, Any]:
-    g = cases.generator(2)
-    vectors = {"class_bias": torch.randn(classes, generator=g), "class_margin": torch.rand(classes, generator=g)}
-    return {
-        key: vectors[key].to(cases.vector_dtype(dtype)) if value is True else value for key, value in SETS[name].items()
-    }
-
-
-def defined(logits: Tensor, target: Tensor, temperature: float = 1.0, **options: Any) -> list[Tensor]:
-    """The five statistics from their definitions, written apart from the reference: hit and miss by log1p."""
-    counted = target != cases.IGNORE
-    g, z = target.clamp(min=0), logits.masked_fill(~counted[:, None], 0.0)
-    bias, margin = options.pop("class_bias", None), options.pop("class_margin", None)
-    u = effective_logits(z, g, **options) / temperature
-    u = effective_logits(u, g, bias, margin)
-    pick = F.one_hot(g, u.shape[1]).bool()
-    u_g, others = u[pick], u.masked_fill(pick, -torch.inf)
-    l, lse = others.logsumexp(1), u.logsumexp(1)  # noqa: E741
-    log_prob, log_miss = -F.softplus(l - u_g, threshold=700), -F.softplus(u_g - l, threshold=700)
-    log_q = (others - l[:, None]).masked_fill(others == -torch.inf, 0.0)
-    q = log_q.exp().masked_fill(others == -torch.inf, 0.0)
-    complement = -(q * log_q).sum(1)
-    hit, miss = log_prob.exp(), log_miss.exp()
-    # -inf * 0 in neither value nor gradient
-    split = -hit * log_prob.where(hit > 0, 0.0) - miss * log_miss.where(miss > 0, 0.0)
-    found = [log_prob, log_miss, lse, split + miss * complement, complement]
-    return [x.where(counted, 0.0) for x in found]
-
-
-def weighted(values: list[Tensor], seed: int = 0) -> Tensor:
-    """A loss with another upstream gradient for every row and statistic; -inf of a lone class has none."""
-    total = values[0].new_zeros(())
-    for i, x in enumerate(values):
-        up = cases.upstreams(x.shape, x.dtype, seed + i)["random"].to(x.device)
-        total = total + (x.where(x.isfinite(), 0.0) * up).sum()
-    return total
 
 
 def compare(kernels: Operators, logits: Tensor, target: Tensor, name: str, device: str = "cpu") -> None:
@@ -75,7 +27,7 @@ def compare(kernels: Operators, logits: Tensor, target: Tensor, name: str, devic
     x = logits.to(device).requires_grad_()
     with longtail.use_backend(kernels.backend):
         found = longtail.row_statistics(x, target.to(device), **placed)
-        (grad,) = torch.autograd.grad(weighted(list(found[:5])), x)
+        (grad,) = torch.autograd.grad(weighted(found), x)
     for field, got, want, other in zip(FIELDS, found[:5], truth, eager, strict=True):
         assert got.dtype == cases.vector_dtype(dtype)
         assert_close(got.cpu(), want, other, what=field, factor=2)
@@ -182,70 +134,6 @@ def test_infinite_logits(infinite: str) -> None:
     assert grad.isfinite().all() or infinite == "best"
 
 
-def test_losses_of_one_graph() -> None:
-    """Used twice, kept, and backward twice: the gradient of each is its own."""
-    logits, target = cases.random_case(6, 9)
-    x = logits.requires_grad_()
-    found = longtail.row_statistics(x, target)
-    first, second = found.log_prob.sum(), (found.entropy * found.log_prob).sum()
-    grads = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (first, second, first, first + second)]
-    assert_same(grads[0], grads[2])
-    assert_close(grads[3], (grads[0] + grads[1]).double(), factor=4)
-    expected = torch.autograd.grad(-F.cross_entropy(x, target, reduction="sum"), x)[0]
-    assert_close(grads[0], expected.double(), factor=4)
-    (grad,) = torch.autograd.grad(found.entropy.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        grad.sum().backward()
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    **cases.LAYOUTS,
-    "images": lambda x: x.view(2, 3, 5).movedim(1, 2).contiguous(),
-    "channels_last": lambda x: x.view(2, 3, 5).movedim(1, 2),
-}
-
-
-@pytest.mark.parametrize("gradient", ["backward", "inplace"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_and_modes(layout: str, gradient: str) -> None:
-    rows, target = cases.random_case(6, 5)
-    laid = LAYOUTS[layout](rows)
-    images = laid.dim() == 3
-    g = target.view(2, 3) if images else target
-    leaf = laid.clone().requires_grad_()
-    plain = leaf.movedim(1, 2).reshape(6, 5) if images else leaf
-    want = longtail.reference.row_statistics(plain, target)
-    (want_grad,) = torch.autograd.grad(weighted(list(want[:5])), leaf)
-    x = laid.requires_grad_()
-    z = x * 1.0
-    found = longtail.row_statistics(z, g, gradient=gradient)
-    assert found.correct.shape == g.shape
-    (grad,) = torch.autograd.grad(weighted([v.reshape(-1) for v in found[:5]]), x)
-    for got, expected in zip(found, want, strict=True):
-        assert_close(got.reshape(-1).double(), expected.double(), factor=1e7)
-    assert_close(grad, want_grad.double(), factor=4)
-    if gradient == "inplace" and layout == "contiguous":
-        assert_close(z, grad.double())
-
-
-def test_in_place_serves_one_backward_and_no_leaf() -> None:
-    logits, target = cases.random_case(6, 5)
-    x = logits.requires_grad_()
-    z = x * 1.0
-    square = z.square()  # whose backward reads z
-    found = longtail.row_statistics(z, target, gradient="inplace")
-    assert_same(z, x)
-    found.log_prob.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="backward can run once"):
-        found.log_prob.sum().backward()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        square.sum().backward()
-    with pytest.raises(ValueError, match="leaf"):
-        longtail.row_statistics(x, target, gradient="inplace")
-    with pytest.raises(ValueError, match="gradient is 'forward', expected one of 'backward', 'inplace'"):
-        longtail.row_statistics(z, target, gradient="forward")
-
-
 @pytest.mark.parametrize("shape", [(0, 5), (3, 1), (3, 5, 0), (0, 5, 2), (5,)], ids=str)
 def test_few_and_no_rows(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=cases.generator(0), requires_grad=True)
@@ -301,33 +189,6 @@ def test_wrong_arguments(case: str) -> None:
     logits, target = cases.random_case(6, 5)
     with pytest.raises(error, match=text):
         longtail.row_statistics(**{"input": logits, "target": target, **given})
-
-
-def _ratio_loss(z: Tensor, target: Tensor) -> Tensor:
-    found = longtail.row_statistics(z * 1.0, target, temperature=0.9, softcap=20.0)
-    return -(found.log_prob.exp() * 2.0).sum() - 0.01 * found.entropy.mean()
-
-
-def test_compile_func_and_export() -> None:
-    logits, target = cases.random_case(6, 13)
-    x = logits.requires_grad_()
-    loss = _ratio_loss(x, target)
-    (want,) = torch.autograd.grad(loss, x)
-    compiled = torch.compile(_ratio_loss, fullgraph=True, backend="aot_eager")
-    (got,) = torch.autograd.grad(compiled(x, target), x)
-    assert_close(got, want.double())
-    assert_close(compiled(x.detach(), target), loss.double())
-    assert_close(torch.func.grad(_ratio_loss)(x.detach(), target), want.double())
-
-    class Module(torch.nn.Module):
-        def forward(self, z: Tensor, target: Tensor) -> Tensor:
-            return _ratio_loss(z, target)
-
-    exported = torch.export.export(Module(), (x, target)).module()
-    (got,) = torch.autograd.grad(exported(x, target), x)
-    assert_close(got, want.double(), factor=4)
-    with pytest.raises(RuntimeError, match="no rule for vmap"):
-        torch.func.vmap(lambda z: _ratio_loss(z, target))(torch.stack([logits, logits]))
 
 
 @pytest.mark.parametrize("gamma", cases.GAMMAS)

@@ -14,6 +14,7 @@ import longtail
 from longtail import RowStatistics
 from rank_cases import close_in_norm, digest, local_range, localised, raised_by
 from rank_cases_dtensor import mesh_of, placements_of
+from statistics_cases import weighted
 from tolerances import assert_close, assert_same
 
 DIMENSIONS = (4, 6)  # of the leading ones
@@ -52,12 +53,6 @@ def statistics_options(classes: int) -> dict[str, Any]:
     g = cases.generator(2)
     vectors = {name: torch.rand(classes, generator=g, dtype=torch.float64) for name in ("class_bias", "class_margin")}
     return {"temperature": 1.7, "scale": 1.3, "softcap": 8.0, **vectors}
-
-
-def weighted(found: RowStatistics) -> Tensor:
-    """A loss with another upstream gradient for every row and statistic."""
-    ups = [cases.upstreams(x.shape, x.dtype, i)["random"] for i, x in enumerate(found[:5])]
-    return sum(((x.where(x.isfinite(), 0.0) * up).sum() for x, up in zip(found, ups, strict=False)), torch.zeros(()))
 
 
 def assert_statistics(got: RowStatistics, want: RowStatistics) -> None:
