@@ -185,3 +185,9 @@ def test_a_cap_that_the_loss_is_given_later() -> None:
     loss.scale = 2.0
     with pytest.raises(ValueError, match=r"the model caps its logits at 0.1, and the loss has scale=2.0"):
         answer(model)
+
+
+def test_a_model_without_weights_yet_leaves_the_class_vectors_where_they_are() -> None:
+    loss = longtail.CrossEntropyLoss(class_bias=torch.arange(11.0))
+    add_fused_lm_head(tiny("LlamaForCausalLM").to("meta"), loss=loss)
+    assert torch.equal(loss.class_bias, torch.arange(11.0))

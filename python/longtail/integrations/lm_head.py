@@ -89,8 +89,10 @@ def is_plain(layer: nn.Module) -> bool:
 def check_arguments(layer: Any, options: LogitOptions, losses: tuple[Any, ...], temperature: float) -> None:
     """Raises of no tokens what every call would raise of losses, class vectors and temperature."""
     num_classes = getattr(layer, "out_features", layer.weight.shape[0])
+    device = torch.device("cpu") if layer.weight.is_meta else layer.weight.device  # class vectors move there
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
     # Not initialised: random numbers would be drawn.
-    stand_in = nn.utils.skip_init(nn.Linear, 1, num_classes, bias=False, device=layer.weight.device)
+    stand_in = nn.utils.skip_init(nn.Linear, 1, num_classes, bias=False, device=device, dtype=dtype)
     states, labels = stand_in.weight.new_empty(0, 1), stand_in.weight.new_empty(0, dtype=torch.long)
     token_statistics(stand_in, states, labels, options, temperature)
     for loss in losses:
