@@ -62,6 +62,20 @@ def test_every_option_of_the_family_trains_as_the_plain_loop(tmp_path: Path) -> 
     assert_equal_models(model, expected)
 
 
+def test_compiled_and_copied(tmp_path: Path) -> None:
+    """Compiled training equals the other, by the loss that is given; a copy of its model has weights of its own."""
+    models = [tiny("LlamaForCausalLM"), tiny("LlamaForCausalLM")]
+    torch._dynamo.utils.counters.clear()
+    for model, settings in zip(models, ({}, {"torch_compile": True, "torch_compile_backend": "eager"}), strict=True):
+        loss = longtail.CrossEntropyLoss(**reference_options())
+        sft(Ours, model, tmp_path, examples(), {"max_steps": 1, **settings}, loss=loss).train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_equal_models(*models)
+    copied = copy.deepcopy(models[0])
+    torch.nn.init.zeros_(copied.lm_head.weight)
+    assert (copied(input_ids=examples()[0]["input_ids"][None]).logits == 0).all()
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["plain", "its own"])
 def test_evaluation(own: bool, tmp_path: Path) -> None:
     """Plain cross-entropy, of batches of one size each, unless another loss is given; the logits are the model's."""

@@ -63,8 +63,8 @@ class LogitOptions(NamedTuple):
         try:
             for module in modes:
                 module.training = False
-            want = model(input_ids=ids, use_cache=False).logits.float()
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            want = model(input_ids=ids, use_cache=False, return_dict=True).logits.float()
+            states = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
             got = self.apply(layer(states).float())
         finally:
             for module, training in modes.items():
@@ -77,9 +77,27 @@ class LogitOptions(NamedTuple):
             )
 
 
+_HOOKS_TO_IGNORE = "trl.models.activation_offloading"  # they keep the layer's logits where they are: there are none
+
+
 def is_plain(layer: nn.Module) -> bool:
-    """Whether the layer is its weight and bias alone: no adapter, no quantised weight."""
-    return type(layer) is nn.Linear
+    """Whether the layer is its weight and bias alone: no adapter, no quantised weight, no hook."""
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    return type(layer) is nn.Linear and all(getattr(x, "__module__", None) == _HOOKS_TO_IGNORE for x in hooks)
+
+
+def check_arguments(layer: Any, options: LogitOptions, losses: tuple[Any, ...], temperature: float) -> None:
+    """Raises of no tokens what every call would raise of losses, class vectors and temperature."""
+    num_classes = getattr(layer, "out_features", layer.weight.shape[0])
+    device = torch.device("cpu") if layer.weight.is_meta else layer.weight.device  # class vectors move there
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    # Not initialised: random numbers would be drawn.
+    stand_in = nn.utils.skip_init(nn.Linear, 1, num_classes, bias=False, device=device, dtype=dtype)
+    states, labels = stand_in.weight.new_empty(0, 1), stand_in.weight.new_empty(0, dtype=torch.long)
+    token_statistics(stand_in, states, labels, options, temperature)
+    for loss in losses:
+        if isinstance(loss, CrossEntropyLoss):
+            token_losses(stand_in, states, labels, options, loss)
 
 
 def token_statistics(
@@ -95,13 +113,14 @@ def token_statistics(
 def token_losses(
     layer: Any, states: Tensor, labels: Tensor, options: LogitOptions, loss: CrossEntropyLoss
 ) -> tuple[Tensor, RowStatistics]:
-    """The loss of every token, [N], and its statistics.
+    """The loss of every token, [N], and its statistics, which are not differentiable.
 
     Raises:
         ValueError: model and loss both cap or scale the logits.
     """
     loss.to(states.device)
     given = {**loss.options, **dict(loss.named_buffers()), "reduction": "none", "return_stats": True}
+    given["gradient"] = "backward"  # of losses that are not reduced no other can be had
     if options.softcap is not None and (loss.softcap is not None or loss.scale != 1):
         raise ValueError(
             f"the model caps its logits at {options.softcap}, and the loss has scale={loss.scale} and "

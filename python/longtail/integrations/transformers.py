@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,6 +20,7 @@ except ImportError as error:
     ) from error
 
 from ..functional import cross_entropy
+from ..linear.shapes import next_position
 from ..modules.base import differ
 from .reweighting import WeightSchedule, set_weight
 from .trainer_steps import check_that_it_was_used, label_smoothing_factor, mark_used, trainer_at_work
@@ -109,7 +109,7 @@ def check_options(loss: Any, **more: Any) -> None:
 
 def shifted(labels: Tensor) -> Tensor:
     """Labels of the next token, (B, L); the last has none. The labels move, so that the logits need no copy."""
-    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+    return next_position(labels, IGNORE_INDEX)
 
 
 def flat_loss(
@@ -120,12 +120,14 @@ def flat_loss(
         raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:-1])} as the logits")
     if isinstance(loss, nn.Module):
         loss.to(logits.device)
-    if isinstance(num_items, Tensor):
-        # DataParallel brings it once for each replica.
-        num_items = num_items.reshape(-1)[0].to(logits.device)
     if num_items is not None:
-        overrides["normalizer"] = num_items
+        overrides["normalizer"] = one_number(num_items, logits.device)
     return loss(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).to(logits.device), **overrides)
+
+
+def one_number(num_items: Tensor | float, device: torch.device) -> Tensor | float:
+    """The number of items, 0-d where it is a tensor: DataParallel brings it once for each replica."""
+    return num_items.reshape(-1)[0].to(device) if isinstance(num_items, Tensor) else num_items
 
 
 class LossFunctionHandle:

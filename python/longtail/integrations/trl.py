@@ -25,8 +25,9 @@ except ImportError as error:
 
 from ..modules import CrossEntropyLoss
 from ..reference.row_statistics import RowStatistics
-from .lm_head import LogitOptions, token_losses, token_statistics
-from .transformers import IGNORE_INDEX, check_options
+from .forwards import forward_of
+from .lm_head import LogitOptions, check_arguments, token_losses, token_statistics
+from .transformers import IGNORE_INDEX, check_options, one_number
 
 __all__ = ["SFTLossMixin", "TokenStatistics", "add_fused_lm_head"]
 
@@ -41,17 +42,18 @@ class TokenStatistics(ModelOutput):
     """
 
     loss: Tensor | None = None
-    """Sum of the tokens' losses over ``num_items_in_batch``, without it over the labels, at least 1."""
+    """0-d: sum of the tokens' losses over ``num_items_in_batch``, without it over the labels, at least 1; and
+    ``aux_loss``, where there is one, times the configuration's ``router_aux_loss_coef``."""
     log_probs: Tensor | None = None
-    """Log-probabilities of the labels; of a model with a loss, minus the tokens' losses."""
+    """Log-probabilities of the labels; of a model with a loss, minus the tokens' losses. Differentiable."""
     entropy: Tensor | None = None
-    """Entropies of the softmax, in nats."""
+    """Entropies of the softmax, in nats. Differentiable, but detached where the loss is a CrossEntropyLoss."""
     is_top1: Tensor | None = None
     """bool: the label's logit is above all others."""
     label_mask: Tensor | None = None
     """bool: there is a label."""
     aux_loss: Tensor | None = None
-    """0-d: that of a mixture of experts' routers, called with ``output_router_logits=True``; not in ``loss``."""
+    """0-d: that of a mixture of experts' routers, where the call or the configuration says ``output_router_logits``."""
 
 
 class Head(NamedTuple):
@@ -63,6 +65,7 @@ class Head(NamedTuple):
     loss: TokenLoss | None = None
     evaluation_loss: TokenLoss | None = None
 
+    @torch.compiler.disable  # it would break at the number of labels anyway, and be made anew for others
     def __call__(self, layer: Any, states: Tensor, labels: Tensor, num_items: Tensor | float | None) -> TokenStatistics:
         states, labels = states.to(layer.weight.device), labels.to(layer.weight.device)
         mask = labels != IGNORE_INDEX
@@ -74,7 +77,7 @@ class Head(NamedTuple):
         log_probs, entropy, correct = (
             x.new_zeros(mask.shape).masked_scatter(mask, x) for x in (-losses, stats.entropy, stats.correct)
         )
-        divisor = mask.sum().clamp(min=1) if num_items is None else num_items
+        divisor = mask.sum().clamp(min=1) if num_items is None else one_number(num_items, mask.device)
         return TokenStatistics(-log_probs.sum() / divisor, log_probs, entropy, correct, mask)
 
     def rows(self, layer: Any, states: Tensor, labels: Tensor) -> tuple[Tensor, RowStatistics]:
@@ -83,6 +86,8 @@ class Head(NamedTuple):
             return token_losses(layer, states, labels, self.options, loss)
         stats = token_statistics(layer, states, labels, self.options, self.temperature)
         losses = -stats.log_prob if loss is None else loss(stats)
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"the loss returned a {type(losses).__name__}, expected a tensor, {list(labels.shape)}")
         if losses.shape != labels.shape:
             raise ValueError(
                 f"the loss returned shape {list(losses.shape)}, expected {list(labels.shape)}, one a token"
@@ -90,36 +95,37 @@ class Head(NamedTuple):
         return losses, stats
 
 
-class _Forward:
-    """A model's forward, and its answer to ``fused_lm_head=True``."""
+class _Calls:
+    """Whether a model was asked. A flag: of a number compiled code would be made anew as it grows."""
 
-    def __init__(self, model: PreTrainedModel, head: Head) -> None:
-        functools.update_wrapper(self, type(model).forward)  # generate() and trainers look at the signature
-        self.before = model.forward
-        self.head = head
-        self.calls = 0
-
-    def __call__(self, model: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return self.before(*args, **kwargs)
-        self.calls += 1
-        labels = kwargs.pop("labels", None)
-        shift_labels, num_items = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
-        # Looked up in every call: FSDP and PEFT put others in their place.
-        found = model.base_model(*args, **{**kwargs, "use_cache": False})
-        states = found.last_hidden_state
-        if shift_labels is None:
-            states, shift_labels = states[:, :-1], labels[:, 1:]
-        statistics = self.head(model.get_output_embeddings(), states, shift_labels, num_items)
-        if kwargs.get("output_router_logits"):
-            statistics.aux_loss = _router_loss(model.config, found.router_logits, kwargs.get("attention_mask"))
-        return statistics
+    asked = False
 
 
-def _router_loss(config: Any, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
+def _answer(model: Any, head: Head, *args: Any, **kwargs: Any) -> TokenStatistics:
+    labels, shift_labels = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
+    num_items = kwargs.pop("num_items_in_batch", None)
+    if labels is None and shift_labels is None:
+        raise ValueError("labels are None, expected labels or shift_labels beside fused_lm_head=True")
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        kwargs.setdefault("output_router_logits", True)
+    # Looked up in every call: FSDP and PEFT put others in their place.
+    found = model.base_model(*args, **{**kwargs, "use_cache": False, "return_dict": True})
+    states = found.last_hidden_state
+    if shift_labels is None:
+        states, shift_labels = states[:, :-1], labels[:, 1:]
+    statistics = head(model.get_output_embeddings(), states, shift_labels, num_items)
+    if kwargs.get("output_router_logits"):
+        aux_loss = _router_loss(text, found.router_logits, kwargs.get("attention_mask"))
+        loss: Any = statistics.loss
+        statistics.aux_loss = aux_loss
+        statistics.loss = loss + getattr(text, "router_aux_loss_coef", 0.0) * aux_loss.to(loss.device)
+    return statistics
+
+
+def _router_loss(text: Any, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # of all its mixtures of experts
 
-    text = config.get_text_config()
     return load_balancing_loss_func(router_logits, text.num_experts, text.num_experts_per_tok, attention_mask)
 
 
@@ -139,8 +145,8 @@ def add_fused_lm_head(
         trainer = GRPOTrainer(...)
         add_fused_lm_head(trainer.model, trainer.temperature)
 
-    Any other call of the model is as before. ``log_probs`` and ``entropy`` are differentiable. Tokens without a label,
-    -100, are not projected.
+    Any other call of the model is as before, and a ``copy.deepcopy`` of it answers with its own weights. Tokens without
+    a label, -100, are not projected. The answer is a TokenStatistics whatever ``return_dict`` says.
 
     Args:
         model: a causal language model of transformers, not wrapped; of a PEFT model its ``get_base_model()``.
@@ -148,21 +154,40 @@ def add_fused_lm_head(
         cast_lm_head_to_fp32: project in float32, outside of autocast; the output layer is float32 then.
         loss: what stands in ``log_probs`` instead, negated, where gradients are wanted. A
             :class:`longtail.CrossEntropyLoss`, by :func:`longtail.linear_cross_entropy`; its options say every member
-            of the softmax family (``focal_gamma=2.0``, ``class_bias=...``). Or a function of the
-            :class:`longtail.RowStatistics` of N tokens that returns their losses, [N]. ``entropy`` and
-            ``is_top1`` are of the loss's effective logits.
+            of the softmax family (``focal_gamma=2.0``, ``class_bias=...``); ``gradient`` is not read, for there are no
+            logits to overwrite. Or a function of the :class:`longtail.RowStatistics` of N tokens that returns their
+            losses, [N]. ``entropy`` and ``is_top1`` are of the loss's effective logits.
         evaluation_loss: the same under ``torch.no_grad``.
 
     Raises:
-        TypeError: the model has no output layer; a loss is another module.
+        TypeError: the model has no output layer; a loss is another module. In a call: a function returns no tensor.
         ValueError: the model's logits are not those of its output layer, scaled and capped as its configuration says;
-            a loss has another reduction, normalizer or ignore_index, or returns statistics; a temperature beside one.
-            In a call: a function returns another shape; both model and loss cap or scale the logits.
+            a loss has another reduction, normalizer or ignore_index, returns statistics, or has class vectors of
+            another length; both model and loss cap or scale the logits; the temperature is not positive, or not 1
+            beside a CrossEntropyLoss. In a call: there are no labels; a function returns another shape.
+        RuntimeError: in a call of a copy, the model's ``forward`` had been set to a function bound to the original.
     """
-    for one in (loss, evaluation_loss):
-        _check_loss(one, temperature)
-    head = Head(LogitOptions.of(model), temperature, cast_lm_head_to_fp32, loss, evaluation_loss)
-    model.forward = MethodType(_Forward(model, head), model)
+    _add(model, Head(LogitOptions(), temperature, cast_lm_head_to_fp32, loss, evaluation_loss))
+
+
+def _add(model: PreTrainedModel, head: Head) -> _Calls:
+    losses = (head.loss, head.evaluation_loss)
+    for loss in losses:
+        _check_loss(loss, head.temperature)
+    options = LogitOptions.of(model)
+    check_arguments(model.get_output_embeddings(), options, losses, head.temperature)
+    head, before, calls = head._replace(options=options), forward_of(model), _Calls()
+
+    # A function, which torch.compile can read; generate() and trainers look at its signature.
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return before(self, *args, **kwargs)
+        calls.asked = True
+        return _answer(self, head, *args, **kwargs)
+
+    model.forward = MethodType(forward, model)
+    return calls
 
 
 def _check_loss(loss: Any, temperature: float) -> None:
@@ -207,8 +232,7 @@ class SFTLossMixin:
         model, settings = self.model, self.args  # type: ignore[attr-defined]
         self._refuse_other_losses(settings)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        add_fused_lm_head(base, loss=loss, evaluation_loss=evaluation_loss)
-        self._longtail_forward = base.forward.__func__
+        self._longtail_calls = _add(base, Head(LogitOptions(), loss=loss, evaluation_loss=evaluation_loss))
 
     def _refuse_other_losses(self, settings: Any) -> None:
         for name, value, plain in (
@@ -220,9 +244,9 @@ class SFTLossMixin:
                 raise ValueError(f"{name} is {value!r}, expected {plain!r}: the loss is that of the argument loss")
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        before = self._longtail_forward.calls
+        self._longtail_calls.asked = False
         found = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        if self._longtail_forward.calls == before:
+        if not self._longtail_calls.asked:
             raise RuntimeError(
                 f"{type(self).__name__} did not call its model with fused_lm_head=True, as TRL 1.16 does"
             )

@@ -57,11 +57,11 @@ def targets_of(
 def shifted(target: Tensor, options: SoftmaxOptions) -> tuple[Tensor, SoftmaxOptions]:
     """Targets, int64, and their sample weights of the next position; the last one is ignored."""
     v = options.sample_weight
-    moved = options if v is None else options._replace(sample_weight=_next(v, 0))
-    return _next(target, options.ignore_index), moved
+    moved = options if v is None else options._replace(sample_weight=next_position(v, 0))
+    return next_position(target, options.ignore_index), moved
 
 
-def _next(x: Tensor, last: int) -> Tensor:
+def next_position(x: Tensor, last: int) -> Tensor:
     """What stands one further on along the last dimension; ``last`` at its end."""
     end = x.new_full((*x.shape[:-1], 1), last)[..., : x.shape[-1]]
     return torch.cat([x[..., 1:], end], -1)
