@@ -14,6 +14,9 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 demo: $(VENV)/.demo
 	$(BIN)/python -m longtail demo
 
+# Two processes share the cores: threads that spin while they wait take them from the other.
+test test-torch: export OMP_WAIT_POLICY := passive
+
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not gpu"
 

@@ -183,7 +183,7 @@ def test_second_derivatives_are_refused_or_right() -> None:
     z, y = soft_targets((6, 5), torch.float64)
     x = z.clone().requires_grad_()
     (first,) = torch.autograd.grad(longtail.cross_entropy(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"longtail\.reference\.cross_entropy"):
+    with pytest.raises(RuntimeError, match=r"longtail\.reference"):
         first.square().sum().backward()
     (first,) = torch.autograd.grad(longtail.reference.cross_entropy(x, y), x, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), x)
