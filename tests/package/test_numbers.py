@@ -24,6 +24,7 @@ LINEAR = {
     "longtail.linear_cross_entropy": "longtail",
     'longtail.linear_cross_entropy, reduction="none"': 'longtail reduction="none"',
     "the same with complement + focal": "longtail complement + focal",
+    "longtail.linear_row_statistics": "longtail linear_row_statistics",
 }
 STEPS = {
     "plain PyTorch": "plain PyTorch",
@@ -57,8 +58,8 @@ def check(name: str, stated: list[float], measured: list[Any]) -> None:
     assert stated == pytest.approx([float(value) for value in measured], rel=6e-3, abs=5e-3), name
 
 
-def check_times(name: str, stated: list[float], loss: str, **where: Any) -> None:
-    contenders = [("eager", ""), ("compiled", ""), *(("longtail", mode) for mode in MODES), ("copy", "")]
+def check_times(name: str, stated: list[float], loss: str, modes: tuple[str, ...] = MODES, **where: Any) -> None:
+    contenders = [("eager", ""), ("compiled", ""), *(("longtail", mode) for mode in modes), ("copy", "")]
     for number, (contender, mode) in zip(stated, contenders, strict=True):
         found = row("cpu", contender=contender, gradient=mode, loss="" if contender == "copy" else loss, **where)
         time = float(found["median_ms"])
@@ -82,9 +83,31 @@ def test_times_of_sigmoid_focal_and_images() -> None:
         check_times(name, stated, loss, section=section, N=n, C=c, dtype="float32")
 
 
-def test_times_and_memory_of_the_fused_linear_loss() -> None:
-    for name, stated in table("numbers.md", "| | ms | of the three bare products |"):
-        found = row("linear", contender=LINEAR[name], dtype="float32", N=2048, D=512)
+def test_times_of_row_statistics() -> None:
+    losses = {"cross-entropy": "plain", "log-probability and entropy": "statistics"}
+    for name, stated in table("numbers.md", "| loss, dtype | eager |"):
+        loss, dtype = name.split(", ")
+        where = {"section": "statistics", "N": 2048, "C": 32768, "dtype": dtype}
+        check_times(name, stated, losses[loss], ("backward", "inplace"), **where)
+
+
+def test_times_of_class_probabilities() -> None:
+    for name, stated in table("numbers.md", "| logits, dtype | `F.cross_entropy` |"):
+        shape, dtype = name.split(", ")
+        rows, classes = shape.split(" x ")
+        check_times(name, stated, "soft", ("backward",), section="soft", N=rows, C=classes, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("start", "cpu"),
+    [
+        ("| | ms | of the three bare products |", "Intel(R) Xeon(R) Processor"),
+        ("| from hidden states | ms |", "AMD EPYC"),
+    ],
+)
+def test_times_and_memory_of_the_fused_linear_loss(start: str, cpu: str) -> None:
+    for name, stated in table("numbers.md", start):
+        found = row("linear", contender=LINEAR[name], dtype="float32", N=2048, D=512, cpu=cpu)
         check(name, stated, [found[column] for column in ("median_ms", "time_of_gemms", "peak_of_logits")])
 
 
