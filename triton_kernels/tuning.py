@@ -169,23 +169,22 @@ def sweep(
         warps, per_thread = 8, HEAVY_PER_THREAD if heavy else PER_THREAD
         while warps * WARP < THREADS and THREADS // (WARP * warps) * classes * itemsize > CACHE_SHARE * cache:
             warps *= 2
+    return _sweep_by(warps, per_thread, classes, itemsize, strides, aligned)
+
+
+def dense_sweep(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Sweep:
+    """As sweep(), of rows with a target per class: half as many elements at once, which are as many bytes."""
+    return _sweep_by(SWEEP_WARPS, HEAVY_PER_THREAD, classes, itemsize, strides, aligned)
+
+
+def _sweep_by(
+    warps: int, per_thread: int, classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool
+) -> Sweep:
     vec = _vector(itemsize, strides, aligned)
     return Sweep(
         block=WARP * warps * per_thread,
         lanes=WARP * warps,
         warps=warps,
-        vec=vec,
-        edges=any(n % vec for n in (classes, strides[0])),
-    )
-
-
-def dense_sweep(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool) -> Sweep:
-    """As sweep(), of rows with a target per class: half as many elements at once, which are as many bytes."""
-    vec = _vector(itemsize, strides, aligned)
-    return Sweep(
-        block=WARP * SWEEP_WARPS * HEAVY_PER_THREAD,
-        lanes=WARP * SWEEP_WARPS,
-        warps=SWEEP_WARPS,
         vec=vec,
         edges=any(n % vec for n in (classes, strides[0])),
     )

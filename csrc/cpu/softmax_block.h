@@ -11,6 +11,9 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
+// Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
+constexpr int64_t kGroupedClasses = 1024;
+
 constexpr int64_t kBlock = 1024;  // logits whose maximum is taken before they are summed, from the first-level cache
 
 // ---- Where effective logits come from: `whole` reads a register of them, `some` what is left, `padding` beyond ----

@@ -137,8 +137,6 @@ class SoftmaxDense {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr T kLowest = ExpRange<T>::kLowest;
-  // Rows up to this length are finished a register at a time.
-  static constexpr int64_t kGroupedClasses = 1024;
 
   // Of no classes the losses are 0.
   int64_t clear(int64_t begin, int64_t end) const {

@@ -44,8 +44,6 @@ class SoftmaxRows {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr T kLowest = ExpRange<T>::kLowest;
-  // Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
-  static constexpr int64_t kGroupedClasses = 1024;
 
   // One lane per row; lanes beyond `count` stay zero, which `finish` survives.
   struct Group {

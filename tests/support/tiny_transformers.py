@@ -71,16 +71,22 @@ def examples() -> list[dict[str, Tensor]]:
     return made
 
 
+LOOP = {
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "max_steps": STEPS,
+    "learning_rate": LEARNING_RATE,
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+}
+"""Settings of trainers that do what a loop written by hand does."""
+
+
 def arguments(folder: Path, **changes: Any) -> Any:
     options = {
         "output_dir": str(folder),
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "max_steps": STEPS,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
+        **LOOP,
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",

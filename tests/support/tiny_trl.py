@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny_transformers import ACCUMULATION, BATCH, LEARNING_RATE, STEPS, VOCABULARY, transformers
+from tiny_transformers import LOOP, VOCABULARY, transformers
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -37,13 +37,7 @@ def sft(kind: Any, model: Any, folder: Path, rows: list[dict[str, Tensor]], sett
     data = datasets.Dataset.from_list([{name: ids.tolist() for name, ids in row.items()} for row in rows])
     options = {
         **SETTINGS,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "max_steps": STEPS,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
+        **LOOP,
         "logging_steps": 1,
         **dict(settings),
     }

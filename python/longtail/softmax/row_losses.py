@@ -31,10 +31,11 @@ def row_loss(
     """``formula`` of each row's statistics times weight and sample_weight, reduced as :func:`longtail.cross_entropy`.
 
     Args:
+        input, target: as :func:`check` takes them.
         formula: gives a loss for each row, of the shape of the statistics.
         options: as users give them.
     """
-    dtype = check(input, target)
+    dtype = arithmetic_dtype(input.dtype)
     check_choice("gradient", request.gradient, GRADIENTS)
     request.check(dtype)
     target = arguments.class_indices(target, input)

@@ -79,7 +79,7 @@ def record(stats: Tensor, target: Tensor, ignore_index: int, shape: torch.Size) 
     if not (torch.is_grad_enabled() and stats.requires_grad):
         found = Record.of(stats, ignored)
     else:
-        found = record_operator(stats, ignored) if is_exporting() else Record.apply(stats, ignored)
+        found = record_operator(stats, ignored) if is_exporting() else apply(Record, stats, ignored)
     return RowStatistics(*(x.reshape(shape) for x in found))
 
 
