@@ -32,7 +32,8 @@ namespace longtail {
   number(cross_entropy_coefficient) /* 1, or 0 for complement entropy alone */          \
   number(scale)                     /* logits become softcap(scale * z) */              \
   number(softcap)                   /* 0: off */                                        \
-  number(z_loss)
+  number(z_loss)                                                                        \
+  number(compensation)              /* of the logits above the target's */
 // clang-format on
 
 // Plain data, which every instruction set may share. S is a scalar type.
@@ -83,6 +84,32 @@ template <>
 struct ExpRange<double> {
   static constexpr double kLowest = -708.0;
 };
+
+// ---- Effective logits: what the class of the target brings to the others ----
+
+// Of a row: target_scale_g, class_mitigation_g, and the target's x_g, 0 in the place of -inf.
+template <typename T>
+struct TargetTerms {
+  T scale, mitigation, reference;
+};
+
+// Those that change nothing.
+template <typename T>
+LONGTAIL_INLINE TargetTerms<T> no_terms() {
+  return {T(1), T(-INFINITY), T(INFINITY)};
+}
+
+// min(0, class_mitigation_j - class_mitigation_g)
+template <typename T>
+LONGTAIL_INLINE T mitigated(T mitigation, const TargetTerms<T>& terms) {
+  return select(mitigation < terms.mitigation, mitigation - terms.mitigation, T(0));
+}
+
+// compensation * max(0, x_j - x_g)
+template <typename T>
+LONGTAIL_INLINE T compensated(T x, const TargetTerms<T>& terms, T compensation) {
+  return compensation * maximum(x - terms.reference, T(0));
+}
 
 // ---- Accumulate: five numbers describe a row ----
 

@@ -7,9 +7,10 @@ namespace longtail {
 
 // The vectors of a loss, each of which may be absent, in the order of the operators' schemas: `vector` is a macro that
 // is told each name and length.
-#define LONGTAIL_SOFTMAX_VECTORS(vector)                                                        \
-  vector(weight, num_classes) vector(class_bias, num_classes) vector(class_margin, num_classes) \
-      vector(sample_weight, rows)
+#define LONGTAIL_SOFTMAX_VECTORS(vector)                                                                       \
+  vector(weight, num_classes) vector(class_bias, num_classes) vector(class_margin, num_classes)                \
+      vector(class_scale, num_classes) vector(target_scale, num_classes) vector(class_mitigation, num_classes) \
+          vector(sample_weight, rows)
 
 // [N, C] stands for the logits' shape, [N, C, P] included: classes of a row, or pixels of an image and class, are
 // contiguous. R is the number of rows, N or N * P: of images, a row is a pixel.
@@ -36,10 +37,11 @@ struct SoftmaxLossFields {
   bool entropy;        // whether t is wanted without complement entropy too; else it may be any number
   const T* grad_loss;  // [R]; stride 0 when one value serves all rows; not read by Pass::loss
   int64_t grad_loss_stride;
-  const T* row_grad;  // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone
-  T* loss;            // [R]; written by Pass::loss and Pass::loss_and_grad
-  T* stats;           // [R, 5]; rows contiguous, or columns of images; read by Pass::backward, else written; where
-                      // `dense` (m, d, 0, W, 0) of DenseStats
+  const T* target_terms;  // [N, 3], contiguous: TargetTerms of rows of a shard, or null: those of the class here
+  const T* row_grad;      // [N, 5], contiguous: RowGrad times the upstream gradient; read by Pass::apply alone
+  T* loss;                // [R]; written by Pass::loss and Pass::loss_and_grad
+  T* stats;               // [R, 5]; rows contiguous, or columns of images; read by Pass::backward, else written; where
+                          // `dense` (m, d, 0, W, 0) of DenseStats
   int64_t stats_stride, stats_column_stride;
   void* grad;  // [N, C] of the logits' type; may be `logits` itself; not written by Pass::loss
   int64_t grad_stride, grad_class_stride;

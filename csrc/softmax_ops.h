@@ -48,6 +48,9 @@ struct SoftmaxOps {
 
   static void check_no_class(const SoftmaxOptions& o) {
     check(!o.class_margin, "class_margin needs class indices as targets");
+    check(!o.target_scale, "target_scale needs class indices as targets");
+    check(!o.class_mitigation, "class_mitigation needs class indices as targets");
+    check(o.numbers.compensation == 0.0, "compensation needs class indices as targets");
     check(o.numbers.focal_gamma == 0.0, "focal_gamma needs class indices as targets");
     check(o.numbers.complement_coefficient == 0.0, "complement_coefficient needs class indices as targets");
     check(o.numbers.cross_entropy_coefficient == 1.0, "cross_entropy_coefficient needs class indices as targets");
@@ -63,15 +66,20 @@ struct SoftmaxOps {
     return args;
   }
 
-  // [R, 5] in the arithmetic's dtype; contiguous, unless `columns` may be.
+  // [R, columns] in the arithmetic's dtype; contiguous, unless `strided` will do.
+  static const Element* check_columns(const Args& args, const Tensor& t, const char* name, int64_t columns,
+                                      const Tensor& logits, bool strided) {
+    check(t.dim() == 2 && t.size(0) == args.rows && t.size(1) == columns, name, " has shape ", shape_of(t),
+          ", expected [", args.rows, ", ", columns, "]");
+    check_dtype(t, name, accumulate_type(logits));
+    check(strided || t.is_contiguous(), name, " is not contiguous");
+    Device::check_device(t, name, logits);
+    return static_cast<const Element*>(t.const_data_ptr());
+  }
+
   static const Element* check_stats(const Args& args, const Tensor& stats, const char* name, const Tensor& logits,
-                                    bool columns) {
-    check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 5, name, " has shape ", shape_of(stats),
-          ", expected [", args.rows, ", 5]");
-    check_dtype(stats, name, accumulate_type(logits));
-    check(columns || stats.is_contiguous(), name, " is not contiguous");
-    Device::check_device(stats, name, logits);
-    return static_cast<const Element*>(stats.const_data_ptr());
+                                    bool strided) {
+    return check_columns(args, stats, name, 5, logits, strided);
   }
 
   static void set_stats(Args& args, const Tensor& stats) {
@@ -151,22 +159,39 @@ struct SoftmaxOps {
     check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
   }
 
+  // What of the options the steps of a shard take after `weight`, `class_bias` and, to accumulate, `class_margin`.
+  struct OfLogits {
+    const MaybeTensor &class_scale, &target_scale, &class_mitigation, &target_terms;
+    int64_t ignore_index;
+    double scale, softcap, compensation;
+  };
+
   static Args shard_args(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
-                         const MaybeTensor& class_bias, int64_t ignore_index, double scale, double softcap) {
+                         const MaybeTensor& class_bias, const OfLogits& o) {
     check_rows(logits);
     Args args = args_of(logits, target);
     args.weight = vector<Device>(weight, "weight", args.num_classes, logits);
     args.class_bias = vector<Device>(class_bias, "class_bias", args.num_classes, logits);
-    args.ignore_index = ignore_index;
-    args.options.scale = static_cast<typename Device::Number>(scale);
-    args.options.softcap = static_cast<typename Device::Number>(softcap);
+    args.class_scale = vector<Device>(o.class_scale, "class_scale", args.num_classes, logits);
+    args.target_scale = vector<Device>(o.target_scale, "target_scale", args.num_classes, logits);
+    args.class_mitigation = vector<Device>(o.class_mitigation, "class_mitigation", args.num_classes, logits);
+    if (o.target_terms) args.target_terms = check_columns(args, *o.target_terms, "target_terms", 3, logits, false);
+    args.ignore_index = o.ignore_index;
+    args.options.scale = static_cast<typename Device::Number>(o.scale);
+    args.options.softcap = static_cast<typename Device::Number>(o.softcap);
+    args.options.compensation = static_cast<typename Device::Number>(o.compensation);
     return args;
   }
 
   static Tensor softmax_loss_accumulate(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
                                         const MaybeTensor& class_bias, const MaybeTensor& class_margin,
-                                        int64_t ignore_index, bool label_smoothing, double scale, double softcap) {
-    Args args = shard_args(logits, target, weight, class_bias, ignore_index, scale, softcap);
+                                        const MaybeTensor& class_scale, const MaybeTensor& target_scale,
+                                        const MaybeTensor& class_mitigation, const MaybeTensor& target_terms,
+                                        int64_t ignore_index, bool label_smoothing, double scale, double softcap,
+                                        double compensation) {
+    const OfLogits of_logits = {class_scale,  target_scale, class_mitigation, target_terms,
+                                ignore_index, scale,        softcap,          compensation};
+    Args args = shard_args(logits, target, weight, class_bias, of_logits);
     args.class_margin = vector<Device>(class_margin, "class_margin", args.num_classes, logits);
     args.options.label_smoothing = label_smoothing;
     const Tensor stats = new_tensor(logits, {args.rows, 5}, accumulate_type(logits));
@@ -176,27 +201,32 @@ struct SoftmaxOps {
   }
 
   static void apply_to(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& row_grad,
-                       const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index, double scale,
-                       double softcap) {
-    Args args = shard_args(logits, target, weight, class_bias, ignore_index, scale, softcap);
+                       const MaybeTensor& weight, const MaybeTensor& class_bias, const OfLogits& of_logits) {
+    Args args = shard_args(logits, target, weight, class_bias, of_logits);
     args.row_grad = check_stats(args, row_grad, "row_grad", logits, false);
     set_grad(args, grad);
     Device::softmax_loss(args, Pass::apply, logits, std::nullopt);
   }
 
   static Tensor softmax_loss_apply(const Tensor& logits, const Tensor& target, const Tensor& row_grad,
-                                   const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index,
-                                   double scale, double softcap) {
+                                   const MaybeTensor& weight, const MaybeTensor& class_bias,
+                                   const MaybeTensor& class_scale, const MaybeTensor& target_scale,
+                                   const MaybeTensor& class_mitigation, const MaybeTensor& target_terms,
+                                   int64_t ignore_index, double scale, double softcap, double compensation) {
     check_rows(logits);
     const Tensor grad = Device::new_gradient(logits);
-    apply_to(grad, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+    apply_to(grad, logits, target, row_grad, weight, class_bias,
+             {class_scale, target_scale, class_mitigation, target_terms, ignore_index, scale, softcap, compensation});
     return grad;
   }
 
   static void softmax_loss_apply_(const Tensor& logits, const Tensor& target, const Tensor& row_grad,
-                                  const MaybeTensor& weight, const MaybeTensor& class_bias, int64_t ignore_index,
-                                  double scale, double softcap) {
-    apply_to(logits, logits, target, row_grad, weight, class_bias, ignore_index, scale, softcap);
+                                  const MaybeTensor& weight, const MaybeTensor& class_bias,
+                                  const MaybeTensor& class_scale, const MaybeTensor& target_scale,
+                                  const MaybeTensor& class_mitigation, const MaybeTensor& target_terms,
+                                  int64_t ignore_index, double scale, double softcap, double compensation) {
+    apply_to(logits, logits, target, row_grad, weight, class_bias,
+             {class_scale, target_scale, class_mitigation, target_terms, ignore_index, scale, softcap, compensation});
   }
 
   template <typename Library>

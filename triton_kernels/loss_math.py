@@ -52,6 +52,9 @@ class Vectors(NamedTuple):
     weight: Any = None
     class_bias: Any = None
     class_margin: Any = None
+    class_scale: Any = None
+    target_scale: Any = None
+    class_mitigation: Any = None
     sample_weight: Any = None
     weight_sum: Any = None  # only with label smoothing; without, or without weights, the sum is C
 
@@ -66,6 +69,7 @@ class LossOptions(NamedTuple):
     scale: Any
     softcap: Any
     z_loss: Any
+    compensation: Any
 
 
 _numbers = attrgetter(*LossOptions._fields)
@@ -82,7 +86,8 @@ def loss_options(options: SoftmaxOptions) -> LossOptions:
 def vectors(options: SoftmaxOptions) -> Vectors:
     weight, smoothing = options.weight, options.label_smoothing
     weight_sum = weight.sum() if smoothing and weight is not None else None
-    return Vectors(weight, options.class_bias, options.class_margin, options.sample_weight, weight_sum)
+    tensors, _ = options.parted()
+    return Vectors(*tensors, weight_sum)  # type: ignore[call-arg]
 
 
 @triton.jit

@@ -61,6 +61,9 @@ class SoftmaxOptions(NamedTuple):
     weight: Tensor | None = None
     class_bias: Tensor | None = None
     class_margin: Tensor | None = None
+    class_scale: Tensor | None = None
+    target_scale: Tensor | None = None
+    class_mitigation: Tensor | None = None
     sample_weight: Tensor | None = None
     ignore_index: int = -100
     label_smoothing: float = 0.0
@@ -71,6 +74,7 @@ class SoftmaxOptions(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
+    compensation: float = 0.0
     entropy: bool = False
     """Whether the statistic t is wanted without complement entropy too; else kernels may leave it 0."""
 
@@ -84,6 +88,18 @@ class SoftmaxOptions(NamedTuple):
         """Those that users pass as numbers, by the name and in the way that they do, of checked ones."""
         public = {field: number for field, number in SOFTMAX_NUMBERS.items() if field not in _INTERNAL}
         return {number.name: number.given(getattr(self, field)) for field, number in public.items()}
+
+    @property
+    def by_target(self) -> bool:
+        """Whether the target's class changes the effective logits of the others."""
+        return self.target_scale is not None or self.class_mitigation is not None or self.compensation != 0
+
+    @property
+    def of_one_class(self) -> list[str]:
+        """The fields given that mean something for one target class alone."""
+        numbers = [field for field, rule in SOFTMAX_NUMBERS.items() if rule.needs_class]
+        given = [field for field in numbers if getattr(self, field) != SOFTMAX_NUMBERS[field].off]
+        return given + [name for name in _OF_ONE_CLASS if getattr(self, name) is not None]
 
     def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
@@ -211,7 +227,16 @@ def _checked_vectors(
     ]
 
 
-SOFTMAX_VECTORS = ("weight", "class_bias", "class_margin", "sample_weight")
+_OF_ONE_CLASS = ("class_margin", "target_scale", "class_mitigation")
+SOFTMAX_VECTORS = (
+    "weight",
+    "class_bias",
+    "class_margin",
+    "class_scale",
+    "target_scale",
+    "class_mitigation",
+    "sample_weight",
+)
 SIGMOID_VECTORS = ("weight", "pos_weight", "sample_weight")
 _SOFTMAX_VECTORS, _SIGMOID_VECTORS = len(SOFTMAX_VECTORS), len(SIGMOID_VECTORS)
 # By the field of SoftmaxOptions.
@@ -223,6 +248,7 @@ SOFTMAX_NUMBERS = {
     "scale": Number("scale", off=1.0, vanishes=False),
     "softcap": Number("softcap", off=None, vanishes=False),
     "z_loss": Number("z_loss", share=0.5),  # its gradient has 2 z_loss
+    "compensation": Number("compensation", 0.0, needs_class=True),
 }
 _INTERNAL = ("cross_entropy_coefficient",)  # of complement_entropy, and of the operators
 _RULES = tuple(SOFTMAX_NUMBERS.get(field) for field in SoftmaxOptions._fields)

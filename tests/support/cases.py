@@ -89,6 +89,9 @@ _CLASS_VECTORS = {
     "weight": _uniform(0.2, 2.0),
     "class_bias": _normal(1.0),
     "class_margin": _uniform(0.0, 1.0),
+    "class_scale": _uniform(0.4, 1.2),
+    "target_scale": _uniform(0.3, 1.5),
+    "class_mitigation": _normal(1.0),
 }
 
 OPTION_SETS: dict[str, tuple[str | tuple[str, float], ...]] = {
@@ -106,9 +109,22 @@ OPTION_SETS: dict[str, tuple[str | tuple[str, float], ...]] = {
     "softcap": (("softcap", 5.0),),
     "z_loss": (("z_loss", 0.01),),
     "sample_weight": ("sample_weight",),
+    "vector_scaling": ("class_scale", "class_bias"),
+    "target_scale": ("target_scale",),
+    "mitigation": ("class_mitigation",),
+    "seesaw": ("class_mitigation", ("compensation", 2.0)),
     "mixed": (
         "weight", "class_bias", "class_margin", "sample_weight", ("label_smoothing", 0.1),
         ("focal_gamma", 1.5), ("complement_gamma", -1.0), ("scale", 1.3), ("softcap", 8.0), ("z_loss", 0.02),
+    ),
+    "mixed_tail": (
+        "weight", "class_bias", "class_margin", "sample_weight", "class_scale", "target_scale", "class_mitigation",
+        ("compensation", 0.6), ("label_smoothing", 0.1), ("focal_gamma", 1.5), ("complement_gamma", -1.0),
+        ("scale", 1.3), ("softcap", 8.0), ("z_loss", 0.02),
+    ),
+    "tail_linear": (
+        "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation", ("compensation", 1.2),
+        ("complement_gamma", 1.5), ("scale", 0.7),
     ),
     "mixed_linear": (
         "weight", "class_bias", "class_margin", "sample_weight", ("label_smoothing", 0.2),
@@ -116,13 +132,19 @@ OPTION_SETS: dict[str, tuple[str | tuple[str, float], ...]] = {
     ),
 }  # fmt: skip
 
+# Those whose gradient is the derivative of their value: compensation counts as a constant.
+DERIVED_SETS = [
+    name
+    for name, entries in OPTION_SETS.items()
+    if "compensation" not in dict(e for e in entries if not isinstance(e, str))
+]
 
 # Of class probabilities: what needs no target class.
 PROBABILITY_SETS: dict[str, tuple[Any, ...]] = {
     **{name: OPTION_SETS[name] for name in ("plain", "weight", "smoothing", "smoothing_weight", "class_bias", "scale",
-                                            "softcap", "z_loss", "sample_weight")},
-    "all_of_probabilities": ("weight", "class_bias", "sample_weight", ("label_smoothing", 0.1), ("scale", 1.3),
-                             ("softcap", 8.0), ("z_loss", 0.02)),
+                                            "softcap", "z_loss", "sample_weight", "vector_scaling")},
+    "all_of_probabilities": ("weight", "class_bias", "class_scale", "sample_weight", ("label_smoothing", 0.1),
+                             ("scale", 1.3), ("softcap", 8.0), ("z_loss", 0.02)),
     "linear_of_probabilities": ("weight", "class_bias", "sample_weight", ("label_smoothing", 0.2), ("scale", 0.7)),
 }  # fmt: skip
 

@@ -16,13 +16,32 @@ def effective_logits(
     class_margin: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    class_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    class_mitigation: Tensor | None = None,
+    compensation: float = 0.0,
 ) -> Tensor:
     """[N, C] logits as the loss sees them; target must be in range."""
     u = logits * scale
     if softcap:
         u = softcap * torch.tanh(u / softcap)
+    if class_scale is not None:
+        u = class_scale * u
+    if target_scale is not None:
+        u = u * target_scale[target].unsqueeze(1)
     if class_bias is not None:
         u = u + class_bias
+    factor = torch.zeros_like(u)  # Seesaw's log S, 0 for the target itself
+    if class_mitigation is not None:
+        ratio = class_mitigation.unsqueeze(0) - class_mitigation[target].unsqueeze(1)
+        factor = factor + torch.minimum(ratio, torch.zeros_like(ratio))
+    if compensation:
+        x = u.detach()
+        own = x[torch.arange(len(x)), target].unsqueeze(1)
+        own = torch.where(own == -torch.inf, torch.zeros_like(own), own)
+        factor = factor + compensation * torch.maximum(x - own, torch.zeros_like(x))
+    others = 1 - torch.nn.functional.one_hot(target, u.shape[1])
+    u = torch.where(others.bool(), u + factor, u)
     if class_margin is not None:
         u = u - torch.nn.functional.one_hot(target, u.shape[1]) * class_margin[target][:, None]
     return u
@@ -76,6 +95,7 @@ def probability_rows(
     *,
     weight: Tensor | None = None,
     class_bias: Tensor | None = None,
+    class_scale: Tensor | None = None,
     sample_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -85,6 +105,7 @@ def probability_rows(
     """Loss [N] of class probabilities: the weighted sum over the classes of -y log p."""
     u, classes = logits * scale, logits.shape[1]
     u = softcap * torch.tanh(u / softcap) if softcap else u
+    u = u if class_scale is None else u * class_scale
     u = u if class_bias is None else u + class_bias
     y = target * (1 - label_smoothing) + label_smoothing / classes
     cost = -y * torch.log(torch.softmax(u, 1))

@@ -68,8 +68,11 @@ def shard(name: str, dtype: torch.dtype = torch.float32) -> list[Any]:
     logits = cases.poison_ignored(logits, target)
     target[0] = ELSEWHERE
     wide = cases.vector_dtype(dtype)
-    options = cases.options("mixed", 11, target, dtype)
+    options = cases.options("mixed_tail", 11, target, dtype)
+    vectors = {k: options[k] for k in VECTORS}
+    numbers = (1.3, 8.0, 0.6)
     if name == "softmax_loss_accumulate":
-        return [logits, target, *(options[k] for k in VECTORS), cases.IGNORE, True, 1.3, 8.0]
+        return [logits, target, *vectors.values(), None, cases.IGNORE, True, *numbers]
     row_grad = torch.randn(7, 5, generator=cases.generator(5)).to(wide)
-    return [logits, target, row_grad, options["weight"], options["class_bias"], cases.IGNORE, 1.3, 8.0]
+    del vectors["class_margin"]
+    return [logits, target, row_grad, *vectors.values(), None, cases.IGNORE, *numbers]

@@ -15,7 +15,7 @@ from longtail.softmax.shards import combine_shards
 
 ops = torch.ops.longtail
 ELSEWHERE = -1
-VECTORS = ("weight", "class_bias", "class_margin")
+VECTORS = ("weight", "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation")
 
 
 def shard_arguments(
@@ -40,14 +40,16 @@ def run_shards(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stats, losses and gradient of the rows by accumulate, combine, finish and apply."""
     classes, smoothing = logits.shape[1], bool(options.get("label_smoothing"))
-    scale, softcap = options.get("scale", 1.0), options.get("softcap", 0.0)
+    numbers = (options.get("scale", 1.0), options.get("softcap", 0.0), options.get("compensation", 0.0))
+    terms = target_terms(logits, target, options)
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     shards = [
         shard_arguments(logits, target, options, start, start + size) for start, size in zip(starts, sizes, strict=True)
     ]
     pieces, omegas = [], []
     for z, local, vectors in shards:
-        pieces.append(ops.softmax_loss_accumulate(z, local, *vectors.values(), cases.IGNORE, smoothing, scale, softcap))
+        tail = (*vectors.values(), terms, cases.IGNORE, smoothing, *numbers)
+        pieces.append(ops.softmax_loss_accumulate(z, local, *tail))
         omegas.append(vectors["weight"].sum() if "weight" in options else pieces[-1].new_tensor(float(z.shape[1])))
     owner = sum((target >= start + size).long() for start, size in zip(starts, sizes, strict=True))
     columns = dict(enumerate(torch.stack(pieces).permute(2, 0, 1)))
@@ -63,8 +65,9 @@ def run_shards(
     packed = torch.stack(row_grad.times(up), 1)
     grads = []
     for z, local, vectors in shards:
-        omega = vectors["weight"] if smoothing else None
-        args = (z, local, packed, omega, vectors["class_bias"], cases.IGNORE, scale, softcap)
+        del vectors["class_margin"]
+        vectors["weight"] = vectors["weight"] if smoothing else None
+        args = (z, local, packed, *vectors.values(), terms, cases.IGNORE, *numbers)
         if inplace:
             ops.softmax_loss_apply_(*args)
             grads.append(z)
@@ -72,6 +75,19 @@ def run_shards(
             grads.append(ops.softmax_loss_apply(*args))
     ignored = target == cases.IGNORE
     return stats.masked_fill(ignored[:, None], 0.0), loss.masked_fill(ignored, 0.0), torch.cat(grads, 1)
+
+
+def target_terms(logits: Tensor, target: Tensor, options: cases.Options) -> Tensor | None:
+    """[N, 3], where any of the options asks for it: scale, mitigation and x of each row's class."""
+    if not {"target_scale", "class_mitigation", "compensation"} & options.keys():
+        return None
+    rows = torch.zeros(len(target), 3, dtype=cases.vector_dtype(logits.dtype))
+    for i, g in enumerate(target.tolist()):
+        if g != cases.IGNORE:
+            x = effective_row(logits[i], g, {k: v for k, v in options.items() if k != "class_margin"})[g]
+            scale, mitigation = (options[k][g] if k in options else 1.0 for k in ("target_scale", "class_mitigation"))
+            rows[i] = torch.tensor([scale, mitigation, 0.0 if x == -torch.inf else x])
+    return rows
 
 
 def shard_case(classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -83,14 +99,31 @@ def shard_case(classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor
 
 
 def effective_row(row: Tensor, g: int, options: dict[str, Any]) -> Tensor:
-    """Effective logits of a row in float64, with the margin where the target is."""
-    u = options.get("scale", 1.0) * row.double()
-    cap = options.get("softcap")
-    u = cap * (u / cap).tanh() if cap else u
-    u = u + options["class_bias"].double() if "class_bias" in options else u
-    if g >= 0 and "class_margin" in options:
-        u[g] -= options["class_margin"].double()[g]
+    """Effective logits of a row in float64, with what the target brings where it is one of these classes."""
+    vectors = {k: options[k].double() for k in VECTORS if k in options}
+    u = scale_of_row(g, options) * softcapped(row, options)
+    u = u + vectors["class_bias"] if "class_bias" in vectors else u
+    if g < 0:
+        return u
+    x, own = u.clone(), u[g]
+    if "class_mitigation" in vectors:
+        difference = vectors["class_mitigation"] - vectors["class_mitigation"][g]
+        u = u + difference.minimum(torch.zeros_like(difference))
+    if options.get("compensation"):
+        u = u + options["compensation"] * (x - (0.0 if own == -math.inf else own)).maximum(torch.zeros_like(x))
+    u[g] = own - vectors["class_margin"][g] if "class_margin" in vectors else own
     return u
+
+
+def softcapped(row: Tensor, options: dict[str, Any]) -> Tensor:
+    u, cap = options.get("scale", 1.0) * row.double(), options.get("softcap")
+    return cap * (u / cap).tanh() if cap else u
+
+
+def scale_of_row(g: int, options: dict[str, Any]) -> Any:
+    """What the scales of classes and of target g multiply capped logits by; [C], or a number."""
+    factor = options["class_scale"].double() if "class_scale" in options else 1.0
+    return factor * options["target_scale"].double()[g] if g >= 0 and "target_scale" in options else factor
 
 
 def expected_stats(logits: Tensor, target: Tensor, options: dict[str, Any], smoothing: bool) -> Tensor:
@@ -118,12 +151,12 @@ def expected_grad(logits: Tensor, target: Tensor, row_grad: Tensor, options: dic
         if g == cases.IGNORE:
             continue
         m, a, b, S, T = row_grad[i].double()
-        u = effective_row(logits[i], -1, options)
+        u = effective_row(logits[i], g, options)
         du = (u - m).exp() * (a + b * (u - m)) + S * omega
         if g >= 0:
             du[g] = T
         cap, scale = options.get("softcap"), options.get("scale", 1.0)
         if cap:
             du = du * (1 - (scale * logits[i].double() / cap).tanh() ** 2)
-        grad[i] = du * scale
+        grad[i] = du * scale * scale_of_row(g, options)
     return grad

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
         complement_gamma: float
         class_bias: Tensor | None
         class_margin: Tensor | None
+        class_scale: Tensor | None
+        target_scale: Tensor | None
+        class_mitigation: Tensor | None
+        compensation: float
         scale: float
         softcap: float | None
         z_loss: float
@@ -93,6 +97,10 @@ def cross_entropy(
     complement_gamma: float = 0.0,
     class_bias: Tensor | None = None,
     class_margin: Tensor | None = None,
+    class_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    class_mitigation: Tensor | None = None,
+    compensation: float = 0.0,
     scale: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
@@ -105,8 +113,17 @@ def cross_entropy(
     r"""Cross-entropy and every member of the softmax family, in the same sweeps over the logits.
 
     With torch's own arguments this is :func:`torch.nn.functional.cross_entropy`, value, gradient and shape; the loss
-    is computed and returned in float32 for half inputs (float64 for float64). With the row's effective logits
-    :math:`u_j = \mathrm{softcap}(\mathrm{scale}\, z_j) + \mathrm{bias}_j - [j = g]\, \mathrm{margin}_g`:
+    is computed and returned in float32 for half inputs (float64 for float64). With the row's effective logits,
+
+    .. math::
+        x_j = \mathrm{class\_scale}_j\, \mathrm{target\_scale}_g\, \mathrm{softcap}(\mathrm{scale}\, z_j)
+        + \mathrm{bias}_j, \quad u_g = x_g - \mathrm{margin}_g,
+
+    .. math::
+        u_j = x_j + \min(0, \mathrm{mitigation}_j - \mathrm{mitigation}_g)
+        + \mathrm{compensation} \cdot \mathrm{sg}(\max(0, x_j - x_g)) \quad (j \ne g),
+
+    where sg stops the gradient, the loss of a row is
 
     .. math::
         \mathrm{CE} = (1 - \varepsilon) w_g (-\log p_g) + \tfrac{\varepsilon}{C} \sum_j \omega_j (-\log p_j), \quad
@@ -128,6 +145,14 @@ def cross_entropy(
         complement_gamma: kappa; -1 is complement cross-entropy (Kim et al. 2021), which raises H.
         class_bias: [C], added to the logits: logit adjustment (Menon et al. 2021), balanced softmax (Ren et al. 2020).
         class_margin: [C], taken off the target's logit: LDAM (Cao et al. 2019, eq. 13).
+        class_scale: [C], multiplies the logits: the temperatures of vector scaling (Kini et al. 2021) and CDT (Ye et
+            al. 2020), see :func:`longtail.vector_scaling`. Positive numbers.
+        target_scale: [C], that of the row's target multiplies all logits of the row: one over the confidence margin of
+            IMMAX (Cortes et al. 2025), see :func:`longtail.immax_scale`. Positive numbers.
+        class_mitigation: [C], finite: where that of a class is below that of the target, the difference is added to its
+            logit, which spares rare classes (Wang et al. 2021, eq. 4, of p times the logarithms of the counts).
+        compensation: q >= 0, which raises the logits above the target's, as constants (Wang et al. 2021, eq. 5); see
+            :func:`longtail.seesaw_loss`.
         scale: multiplies the logits.
         softcap: cap > 0 of ``cap * tanh(x / cap)``, or None.
         z_loss: coefficient of the squared log-sum-exp (added after weights and focal factor).
@@ -152,8 +177,9 @@ def cross_entropy(
     where it is reduced; the statistics are DTensors over the rows. At every call ranks compare options, placements and,
     where they hold the same rows, a checksum of the targets; what is wrong is raised on every rank (GPUs assert).
 
-    ``class_bias`` and ``class_margin`` are for training. Predict from the raw logits, ``input.argmax(1)``
-    (``RowStatistics.correct`` is of the effective ones), and validate by the loss without the two.
+    What is of classes and targets (``class_bias``, ``class_margin``, ``class_scale``, ``target_scale``,
+    ``class_mitigation``, ``compensation``) is for training. Predict from the raw logits, ``input.argmax(1)``
+    (``RowStatistics.correct`` is of the effective ones), and validate by the loss without.
 
     Under torch.compile each new value of a float option makes a new graph, as in torch's own losses, up to
     ``torch._dynamo.config.recompile_limit`` (8); then the function runs eagerly, or with ``fullgraph=True`` raises. For
@@ -162,8 +188,8 @@ def cross_entropy(
     is a number, may change freely.
 
     With class-probability targets the options that need one target class (focal_gamma, complement_gamma, class_margin,
-    return_stats, the forward gradient modes) raise ValueError. The loss is
-    :math:`v \sum_j w_j y'_j (-\log p_j) + z\, \mathrm{lse}^2` with
+    target_scale, class_mitigation, compensation, return_stats, the forward gradient modes) raise ValueError. The loss
+    is :math:`v \sum_j w_j y'_j (-\log p_j) + z\, \mathrm{lse}^2` with
     :math:`y'_j = (1 - \varepsilon) y_j + \varepsilon / C`, and "mean" divides by the number of rows. It is
     differentiable in probabilities that require a gradient, and in ``weight`` beside them, by plain PyTorch. A class of
     probability 0 whose logit is -inf contributes 0, where torch gives NaN; one of positive probability, which label
@@ -179,10 +205,9 @@ def cross_entropy(
     if unknown:
         refuse_unknown(cross_entropy, unknown)
     reduction = legacy_reduction(reduction, size_average, reduce)
-    options = SoftmaxOptions(
-        *(weight, class_bias, class_margin, sample_weight, ignore_index, label_smoothing, focal_gamma),
-        *(complement_gamma, 1.0, scale, softcap, z_loss),
-    )
+    vectors = (weight, class_bias, class_margin, class_scale, target_scale, class_mitigation, sample_weight)
+    numbers = (label_smoothing, focal_gamma, complement_gamma, 1.0, scale, softcap, z_loss, compensation)
+    options = SoftmaxOptions(*vectors, ignore_index, *numbers)  # type: ignore[arg-type]
     request = Request(reduction, normalizer, gradient, return_stats)
     if is_dtensor(input) or is_dtensor(target):
         from ..parallel import dtensor  # imports torch.distributed.tensor

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
         temperature: float
         class_bias: Tensor | None
         class_margin: Tensor | None
+        class_scale: Tensor | None
+        target_scale: Tensor | None
+        class_mitigation: Tensor | None
+        compensation: float
         scale: float
         softcap: float | None
 
@@ -38,13 +42,18 @@ def statistics_options(
     temperature: float = 1.0,
     class_bias: Tensor | None = None,
     class_margin: Tensor | None = None,
+    class_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    class_mitigation: Tensor | None = None,
+    compensation: float = 0.0,
     scale: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> tuple[SoftmaxOptions, float]:
     """The record of options, and the temperature, by the names that users know."""
-    given = (class_bias, class_margin)
-    return SoftmaxOptions(None, *given, ignore_index=ignore_index, scale=scale, softcap=softcap), temperature
+    vectors = (None, class_bias, class_margin, class_scale, target_scale, class_mitigation)
+    options = SoftmaxOptions(*vectors, ignore_index=ignore_index, scale=scale, softcap=softcap)
+    return options._replace(compensation=compensation), temperature
 
 
 @with_options_of(statistics_options)

@@ -22,7 +22,7 @@ from ..signatures import meant
 
 _DATA = ("input", "target", "inputs", "targets", "linear_weight", "linear_bias")  # never options
 LEGACY = ("size_average", "reduce")  # another way to say the reduction
-_VECTORS = ("weight", "class_bias", "class_margin", "pos_weight")
+_VECTORS = ("weight", "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation", "pos_weight")
 _PERSISTENT = inspect.Parameter("persistent", inspect.Parameter.KEYWORD_ONLY, default=True, annotation="bool")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..options import SigmoidOptions, SoftmaxOptions
 from ..reference import sigmoid, softmax
+from ..reference.effective import Effective, TargetTerms
 from ..reference.softmax_dense import DenseRows, refuse_class_options
 from ..reference.softmax_rows import Rows
 from ..reference.softmax_rows import mean_denominator as plain_mean_denominator
@@ -49,14 +50,16 @@ def _rows(logits: Tensor, target: Tensor, *values: Any) -> Rows:
 
 
 def _loss(rows: Rows) -> tuple[Tensor, Tensor]:
-    if rows.u.numel() == 0:  # no rows, or no classes and therefore ignored rows alone
-        return rows.u.new_zeros(rows.g.shape), rows.u.new_zeros((*rows.g.shape, 5))
+    u = rows.effective.u
+    if u.numel() == 0:  # no rows, or no classes and therefore ignored rows alone
+        return u.new_zeros(rows.g.shape), u.new_zeros((*rows.g.shape, 5))
     stats = rows.stats()
     return rows.losses(stats), stats.masked_fill(~rows.counted[:, None], 0.0)
 
 
 def _grad(rows: Rows, stats: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
-    return (rows.u if rows.u.numel() == 0 else rows.grad(stats, grad_loss)).to(dtype)
+    u = rows.effective.u
+    return (u if u.numel() == 0 else rows.grad(stats, grad_loss)).to(dtype)
 
 
 def is_dense(target: Tensor) -> bool:
@@ -82,7 +85,7 @@ def _dense_rows(logits: Tensor, target: Tensor, *values: Any) -> DenseRows | Non
     options = SoftmaxOptions(*values)
     check_dense(logits, target, options)
     n, c = logits.shape
-    lengths = {"weight": c, "class_bias": c, "sample_weight": n}
+    lengths = {"weight": c, "class_bias": c, "class_scale": c, "sample_weight": n}
     _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
     return DenseRows.of(logits, target, options) if logits.numel() else None
 
@@ -121,31 +124,24 @@ def softmax_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *o
 
 
 class _Shard(NamedTuple):
-    capped: Tensor
-    u: Tensor
+    effective: Effective
     target: Tensor  # -1: in another shard, or ignored
     counted: Tensor
 
 
 def _shard(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    class_bias: Tensor | None,
-    class_margin: Tensor | None,
-    ignore_index: int,
-    scale: float,
-    softcap: float,
+    logits: Tensor, target: Tensor, target_terms: Tensor | None, ignore_index: int, options: SoftmaxOptions
 ) -> _Shard:
-    num_classes = logits.shape[-1]
-    per_class = {"weight": weight, "class_bias": class_bias, "class_margin": class_margin}
-    _check_shapes(logits, target, {name: (vector, num_classes) for name, vector in per_class.items()})
+    n, num_classes = logits.shape[0], logits.shape[-1]
+    _check_shapes(logits, target, {name: (vector, num_classes) for name, vector in options.vectors.items()})
+    if target_terms is not None and target_terms.shape != (n, 3):
+        raise RuntimeError(f"longtail: target_terms has shape {list(target_terms.shape)}, expected [{n}, 3]")
     counted = target != ignore_index
     check_target(target, counted, num_classes, ignore_index, lowest=-1)
     local = target.masked_fill(~counted, -1)
     z = logits.to(arithmetic_dtype(logits.dtype)).masked_fill(~counted[:, None], 0.0)
-    capped = softmax.capped_logits(z, scale, softcap)
-    return _Shard(capped, softmax.effective_logits(capped, local, class_bias, class_margin), local, counted)
+    terms = None if target_terms is None else TargetTerms(*target_terms.unbind(1))
+    return _Shard(Effective.of(z, local, options, terms), local, counted)
 
 
 def softmax_loss_accumulate(
@@ -154,13 +150,20 @@ def softmax_loss_accumulate(
     weight: Tensor | None,
     class_bias: Tensor | None,
     class_margin: Tensor | None,
+    class_scale: Tensor | None,
+    target_scale: Tensor | None,
+    class_mitigation: Tensor | None,
+    target_terms: Tensor | None,
     ignore_index: int,
     label_smoothing: bool,
     scale: float,
     softcap: float,
+    compensation: float,
 ) -> Tensor:
-    shard = _shard(logits, target, weight, class_bias, class_margin, ignore_index, scale, softcap)
-    stats = softmax.accumulate(shard.u, shard.target, weight, label_smoothing)
+    vectors = (weight, class_bias, class_margin, class_scale, target_scale, class_mitigation)
+    options = SoftmaxOptions(*vectors, scale=scale, softcap=softcap, compensation=compensation)
+    shard = _shard(logits, target, target_terms, ignore_index, options)
+    stats = softmax.accumulate(shard.effective.u, shard.target, weight, label_smoothing)
     return stats.masked_fill(~shard.counted[:, None], 0.0)
 
 
@@ -170,15 +173,23 @@ def softmax_loss_apply(
     row_grad: Tensor,
     weight: Tensor | None,
     class_bias: Tensor | None,
+    class_scale: Tensor | None,
+    target_scale: Tensor | None,
+    class_mitigation: Tensor | None,
+    target_terms: Tensor | None,
     ignore_index: int,
     scale: float,
     softcap: float,
+    compensation: float,
 ) -> Tensor:
-    shard = _shard(logits, target, weight, class_bias, None, ignore_index, scale, softcap)
+    vectors = (weight, class_bias, None, class_scale, target_scale, class_mitigation)
+    options = SoftmaxOptions(*vectors, scale=scale, softcap=softcap, compensation=compensation)
+    shard = _shard(logits, target, target_terms, ignore_index, options)
     if row_grad.shape != (logits.shape[0], 5):
         raise RuntimeError(f"longtail: row_grad has shape {list(row_grad.shape)}, expected [{logits.shape[0]}, 5]")
-    du = softmax.apply(softmax.RowGrad(*row_grad.unbind(1)), shard.u, shard.target, weight, smoothing=True)
-    grad = softmax.through_cap(du, shard.capped, scale, softcap)
+    grads = softmax.RowGrad(*row_grad.unbind(1))
+    du = softmax.apply(grads, shard.effective.u, shard.target, weight, smoothing=True)
+    grad = shard.effective.gradient(du)
     return grad.masked_fill(~shard.counted[:, None], 0.0).to(logits.dtype)
 
 

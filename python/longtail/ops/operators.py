@@ -23,7 +23,11 @@ from .layout import row_count, stats_like
 from .vmap import refuse_vmap
 
 SOFTMAX, SIGMOID = schema(SoftmaxOptions), schema(SigmoidOptions)
-_APPLY_OPTIONS = "Tensor? weight, Tensor? class_bias, int ignore_index, float scale, float softcap"
+_OF_LOGITS = "Tensor? class_scale, Tensor? target_scale, Tensor? class_mitigation, Tensor? target_terms"
+_APPLY_OPTIONS = (
+    f"Tensor? weight, Tensor? class_bias, {_OF_LOGITS}, int ignore_index, float scale, float softcap, "
+    "float compensation"
+)
 
 # logits: [N, C] with contiguous classes, or [N, C, P] with contiguous pixels and strided classes; [N * P] rows then.
 # target: int64 [rows] or, of the first two and logits [N, C], floating point [N, C] with contiguous classes, of the
@@ -41,10 +45,11 @@ SCHEMAS = {
     ),
     # The steps of one shard of the classes. logits: [N, C] alone. target: a local class, ignore_index, or -1 for one of
     # another shard. stats: of -1 rows, u_g is the effective logit of local class 0, to which U is relative.
+    # target_terms: [N, 3], the TargetTerms of each row, or None: those of its class here, and none of -1 rows.
     # row_grad: [N, 5], the RowGrad of each row (m, a, b, S, target) times its upstream gradient.
     "softmax_loss_accumulate": (
-        "(Tensor logits, Tensor target, Tensor? weight, Tensor? class_bias, Tensor? class_margin, int ignore_index, "
-        "bool label_smoothing, float scale, float softcap) -> Tensor stats"
+        f"(Tensor logits, Tensor target, Tensor? weight, Tensor? class_bias, Tensor? class_margin, {_OF_LOGITS}, "
+        "int ignore_index, bool label_smoothing, float scale, float softcap, float compensation) -> Tensor stats"
     ),
     "softmax_loss_apply": f"(Tensor logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> Tensor grad",
     "softmax_loss_apply_": f"(Tensor(a!) logits, Tensor target, Tensor row_grad, {_APPLY_OPTIONS}) -> ()",

@@ -2,8 +2,8 @@
 
     logits, target --accumulate--> stats (m, d, t, u_g, U) --finish--> loss, RowGrad --apply--> dloss/dlogits
 
-Notation: effective logits ``u_j = softcap(scale * z_j) + class_bias_j - [j = g] class_margin_g`` of a row with target
-class g, over C classes. Everything is differentiable, twice, and exact in float64. Arithmetic is float64 for float64
+Notation: effective logits u_j, of :mod:`longtail.reference.effective`, of a row with target class g, over C classes.
+Everything is differentiable, twice, and exact in float64. Arithmetic is float64 for float64
 logits, else float32.
 """
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..options import SoftmaxOptions
+from .effective import stretch
 from .sizes import LARGEST_HALF, Size, largest
 
 
@@ -39,23 +40,6 @@ class RowGrad(NamedTuple):
         """
         b, S = (torch.where(x == 0, x, x * upstream) for x in (self.b, self.S))
         return RowGrad(self.m, self.a * upstream, b, S, self.target * upstream)
-
-
-def capped_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """``softcap * tanh(scale * z / softcap)``, or ``scale * z`` when softcap is off; [N, C]."""
-    scaled = logits * scale
-    return softcap * torch.tanh(scaled / softcap) if softcap else scaled
-
-
-def effective_logits(
-    capped: Tensor, target: Tensor, class_bias: Tensor | None = None, class_margin: Tensor | None = None
-) -> Tensor:
-    """Adds ``class_bias`` [C] to capped logits [N, C], takes ``class_margin`` [C] off each row's target class."""
-    u = capped if class_bias is None else capped + class_bias
-    if class_margin is not None and u.shape[1]:
-        index = target.clamp(min=0)
-        u = u.scatter_add(1, index[:, None], -class_margin[index].masked_fill(target < 0, 0.0)[:, None])
-    return u
 
 
 def shifted_exp(u: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,12 +173,6 @@ def apply(grad: RowGrad, u: Tensor, target: Tensor, omega: Tensor | None = None,
     return du.scatter(1, index, torch.where(target[:, None] < 0, du.gather(1, index), grad.target[:, None]))
 
 
-def through_cap(du: Tensor, capped: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """``dloss/dlogits`` from ``dloss/du``."""
-    grad = du * scale
-    return grad * (1 - (capped / softcap) ** 2) if softcap else grad
-
-
 def gradient_size(counted: Tensor | None, factors: Factors, options: SoftmaxOptions) -> Size:
     """A bound of the elements of the gradient of the losses' sum, of float16 logits, over the ``counted`` rows [N].
 
@@ -204,7 +182,7 @@ def gradient_size(counted: Tensor | None, factors: Factors, options: SoftmaxOpti
     apart on average.
     """
     w_g, v, num_classes, weight_sum = factors
-    smoothing, scale = options.label_smoothing, abs(options.scale)
+    smoothing, scale = options.label_smoothing, abs(options.scale) * stretch(options)
     crossing = abs(options.cross_entropy_coefficient) * (1 + options.focal_gamma) * scale
     entropy = abs(options.complement_coefficient) * (1 + math.log(max(num_classes, 1))) * scale
     row: Any = (crossing * (1 - smoothing) + entropy) * w_g
@@ -212,5 +190,6 @@ def gradient_size(counted: Tensor | None, factors: Factors, options: SoftmaxOpti
         row = row + crossing * smoothing / max(num_classes, 1) * weight_sum
     row = abs(row * v) if isinstance(v, Tensor) else abs(row)
     if options.z_loss:  # of the log-sum-exp, which neither weights nor the number of rows make smaller
-        row = row + 2 * abs(options.z_loss) * (options.softcap or scale * LARGEST_HALF) * scale
+        reach = options.softcap * stretch(options) if options.softcap else scale * LARGEST_HALF
+        row = row + 2 * abs(options.z_loss) * reach * (1 + 2 * options.compensation) * scale
     return row if counted is None or not isinstance(row, Tensor) else largest(row, counted)

@@ -18,24 +18,21 @@ from torch import Tensor
 
 from ..arguments import arithmetic_dtype
 from ..errors import ArgumentValueError
-from ..options import SOFTMAX_NUMBERS, SoftmaxOptions
+from ..options import SoftmaxOptions
 from . import softmax
+from .effective import Effective
 
 
 def refuse_class_options(options: SoftmaxOptions) -> None:
     """Those that mean something for one target class alone; ``options`` as the operators take them."""
-    for field, number in SOFTMAX_NUMBERS.items():
-        if number.needs_class and getattr(options, field) != number.off:
-            raise ArgumentValueError(f"longtail: {field} needs class indices as targets")
-    if options.class_margin is not None:
-        raise ArgumentValueError("longtail: class_margin needs class indices as targets")
+    for field in options.of_one_class:
+        raise ArgumentValueError(f"longtail: {field} needs class indices as targets")
 
 
 class DenseRows(NamedTuple):
     """A batch made ready; everything is in the dtype of the arithmetic."""
 
-    capped: Tensor
-    u: Tensor
+    effective: Effective
     log_prob: Tensor
     """Of the classes, 0 where a class contributes nothing."""
     q: Tensor
@@ -45,20 +42,20 @@ class DenseRows(NamedTuple):
     def of(cls, logits: Tensor, target: Tensor, options: SoftmaxOptions) -> DenseRows:
         """Of logits and target [N, C]; the vectors in the dtype of the arithmetic."""
         dtype, smoothing = arithmetic_dtype(logits.dtype), options.label_smoothing
-        capped = softmax.capped_logits(logits.to(dtype), options.scale, options.softcap)
-        u = capped if options.class_bias is None else capped + options.class_bias
+        effective = Effective.of_all(logits.to(dtype), options)
+        u = effective.u
         y = target.to(dtype)
         if smoothing:
             y = y * (1 - smoothing) + smoothing / max(logits.shape[1], 1)
         log_prob = F.log_softmax(u, 1)
         absent = (y == 0) & (log_prob == -torch.inf)  # of the others the gradient by y is needed too
         q = y if options.weight is None else (y * options.weight).masked_fill(absent, 0.0)
-        return cls(capped, u, log_prob.masked_fill(absent, 0.0), q, options)
+        return cls(effective, log_prob.masked_fill(absent, 0.0), q, options)
 
     def stats(self) -> Tensor:
         """[N, 5], of C > 0: the maximum m, the sum of exp(u_j - m), 0, W, 0."""
-        m = self.u.amax(1, keepdim=True)
-        e, _ = softmax.shifted_exp(self.u, m)
+        m = self.effective.u.amax(1, keepdim=True)
+        e, _ = softmax.shifted_exp(self.effective.u, m)
         zero = torch.zeros_like(m)
         return torch.cat([m, e.sum(1, keepdim=True), zero, self.q.sum(1, keepdim=True), zero], 1)
 
@@ -67,7 +64,7 @@ class DenseRows(NamedTuple):
         loss = -(self.log_prob * self.q).sum(1)
         if self.options.sample_weight is not None:
             loss = loss * self.options.sample_weight
-        return loss + self.options.z_loss * self.u.logsumexp(1).square() if self.options.z_loss else loss
+        return loss + self.options.z_loss * self.effective.u.logsumexp(1).square() if self.options.z_loss else loss
 
     def grad(self, stats: Tensor, grad_loss: Tensor) -> Tensor:
         """[N, C], of the losses times ``grad_loss`` [N]."""
@@ -76,6 +73,6 @@ class DenseRows(NamedTuple):
         by_lse, by_logits = (W, grad_loss) if v is None else (v * W, v * grad_loss)
         if options.z_loss:
             by_lse = by_lse + 2 * options.z_loss * (m + d.log())
-        p = softmax.shifted_exp(self.u, m[:, None])[0] / d[:, None]
+        p = softmax.shifted_exp(self.effective.u, m[:, None])[0] / d[:, None]
         du = (grad_loss * by_lse)[:, None] * p - by_logits[:, None] * self.q
-        return softmax.through_cap(du, self.capped, options.scale, options.softcap)
+        return self.effective.gradient(du)

@@ -11,14 +11,14 @@ from ..arguments import arithmetic_dtype
 from ..options import SoftmaxOptions, softmax_options
 from ..signatures import refuse_unknown, with_options_of
 from . import softmax
+from .effective import Effective
 from .softmax_dense import DenseRows, refuse_class_options
 
 
 class Rows(NamedTuple):
     """A batch made ready: ignored rows are cleared, everything is in the dtype of the arithmetic."""
 
-    capped: Tensor
-    u: Tensor
+    effective: Effective
     g: Tensor
     counted: Tensor
     factors: softmax.Factors
@@ -30,13 +30,12 @@ class Rows(NamedTuple):
         counted = target != options.ignore_index
         g = torch.where(counted, target, 0)
         z = logits.to(arithmetic_dtype(logits.dtype)).masked_fill(~counted[:, None], 0.0)
-        capped = softmax.capped_logits(z, options.scale, options.softcap)
-        u = softmax.effective_logits(capped, g, options.class_bias, options.class_margin)
-        return cls(capped, u, g, counted, softmax.Factors.of(g, logits.shape[1], options), options)
+        effective = Effective.of(z, g, options)
+        return cls(effective, g, counted, softmax.Factors.of(g, logits.shape[1], options), options)
 
     def stats(self) -> Tensor:
         """[N, 5]"""
-        return softmax.accumulate(self.u, self.g, self.options.weight, self.options.label_smoothing != 0)
+        return softmax.accumulate(self.effective.u, self.g, self.options.weight, self.options.label_smoothing != 0)
 
     def losses(self, stats: Tensor) -> Tensor:
         """[N], 0 where ignored."""
@@ -45,9 +44,8 @@ class Rows(NamedTuple):
     def grad(self, stats: Tensor, grad_loss: Tensor) -> Tensor:
         """[N, C], of the losses times ``grad_loss`` [N]."""
         row_grad = softmax.finish(stats, self.factors, self.options)[1].times(grad_loss)
-        du = softmax.apply(row_grad, self.u, self.g, self.options.weight, self.options.label_smoothing != 0)
-        grad = softmax.through_cap(du, self.capped, self.options.scale, self.options.softcap)
-        return grad.masked_fill(~self.counted[:, None], 0.0)
+        du = softmax.apply(row_grad, self.effective.u, self.g, self.options.weight, self.options.label_smoothing != 0)
+        return self.effective.gradient(du).masked_fill(~self.counted[:, None], 0.0)
 
 
 @with_options_of(softmax_options)

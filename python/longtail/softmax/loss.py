@@ -105,16 +105,12 @@ def _at_once(rows: layout.Rows, options: SoftmaxOptions, request: Request) -> bo
     return plain and operators.direct(rows.logits, rows.target, *options)
 
 
-_OF_ONE_CLASS = tuple((field, number) for field, number in SOFTMAX_NUMBERS.items() if number.needs_class)
-
-
 def _check_probabilities(input: Tensor, target: Tensor, options: SoftmaxOptions, request: Request) -> None:
     if not target.is_floating_point():
         raise ArgumentTypeError(
             f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
         )
-    needs_class = [n.name for field, n in _OF_ONE_CLASS if getattr(options, field) != n.off]
-    needs_class += ["class_margin"] * (options.class_margin is not None)
+    needs_class = [SOFTMAX_NUMBERS[field].name if field in SOFTMAX_NUMBERS else field for field in options.of_one_class]
     needs_class += ["return_stats"] * request.return_stats + ["gradient"] * (request.gradient != "backward")
     if needs_class:
         raise ValueError(f"{needs_class[0]} needs integer targets, got class probabilities")

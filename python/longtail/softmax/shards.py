@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..ops import operators
 from ..options import SoftmaxOptions
+from ..reference.effective import TargetTerms
 from ..reference.softmax import RowGrad, shifted_exp
 
 IGNORED, ELSEWHERE = -100, -1
@@ -20,11 +23,32 @@ def local_target(target: Tensor, start: int, size: int, ignore_index: int) -> Te
     return local.masked_fill(elsewhere, ELSEWHERE).masked_fill(target == ignore_index, IGNORED)
 
 
-def accumulate(logits: Tensor, local_target: Tensor, options: SoftmaxOptions) -> Tensor:
-    """The statistics [N, 5] of a shard; ``options`` with the vectors of its classes."""
-    vectors = (options.weight, options.class_bias, options.class_margin)
-    smooths, softcap = options.label_smoothing != 0, options.softcap or 0.0
-    return operators.softmax_loss_accumulate(logits, local_target, *vectors, IGNORED, smooths, options.scale, softcap)
+def target_terms(target_logits: Tensor, local_target: Tensor, options: SoftmaxOptions, dtype: torch.dtype) -> Tensor:
+    """What the targets' classes of this shard bring to the effective logits of all others, [N, 3] of ``dtype``.
+
+    ``target_logits`` [N]: the logits of the targets, anything where they are in another shard. ``options`` with the
+    vectors of the shard's classes.
+    """
+    return torch.stack(TargetTerms.of(target_logits.to(dtype), local_target, options), 1)
+
+
+def _of_logits(options: SoftmaxOptions, terms: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (options.class_scale, options.target_scale, options.class_mitigation, terms)
+
+
+def accumulate(logits: Tensor, local_target: Tensor, options: SoftmaxOptions, terms: Tensor | None = None) -> Tensor:
+    """The statistics [N, 5] of a shard; ``options`` with the vectors of its classes, ``terms`` of all shards."""
+    vectors = (options.weight, options.class_bias, options.class_margin, *_of_logits(options, terms))
+    numbers = (options.label_smoothing != 0, options.scale, options.softcap or 0.0, options.compensation)
+    return operators.softmax_loss_accumulate(logits, local_target, *vectors, IGNORED, *numbers)
+
+
+def apply_options(
+    options: SoftmaxOptions, ignore_index: int, weight: Tensor | None = None, terms: Tensor | None = None
+) -> tuple[Any, ...]:
+    """What ``softmax_loss_apply`` takes after the coefficients."""
+    numbers = (options.scale, options.softcap or 0.0, options.compensation)
+    return (weight, options.class_bias, *_of_logits(options, terms), ignore_index, *numbers)
 
 
 def packed(row_grad: RowGrad, upstream: Tensor) -> Tensor:
@@ -32,10 +56,17 @@ def packed(row_grad: RowGrad, upstream: Tensor) -> Tensor:
     return torch.stack(row_grad.times(upstream), 1)
 
 
-def apply(logits: Tensor, local_target: Tensor, row_grad: Tensor, options: SoftmaxOptions, inplace: bool) -> Tensor:
+def apply(
+    logits: Tensor,
+    local_target: Tensor,
+    row_grad: Tensor,
+    options: SoftmaxOptions,
+    inplace: bool,
+    terms: Tensor | None = None,
+) -> Tensor:
     """The gradient of a shard's logits, written over them where ``inplace``; ``row_grad`` :func:`packed`."""
     weight = options.weight if options.label_smoothing else None  # times 0 otherwise, which may be NaN
-    others = (row_grad, weight, options.class_bias, IGNORED, options.scale, options.softcap or 0.0)
+    others = (row_grad, *apply_options(options, IGNORED, weight, terms))
     if not inplace:
         return operators.softmax_loss_apply(logits, local_target, *others)
     operators.softmax_loss_apply_(logits, local_target, *others)

@@ -24,6 +24,7 @@ from ..ops.gradient import check_overwritable, guarded, take
 from ..ops.vmap import refuse_vmap
 from ..options import SOFTMAX_NUMBERS, SoftmaxOptions
 from ..reference.row_statistics import RowStatistics, row_grad_of, row_statistics_of
+from .shards import apply_options
 
 GRADIENTS = ("backward", "inplace")
 
@@ -169,7 +170,7 @@ def logits_gradient(
     """Of logits [N, C] or [N, C, P] of rows with coefficients [N, 5]; written over them where ``inplace``."""
     row_grad = row_grad.contiguous()
     # The operators of a shard know -1, a class elsewhere; ignore_index may be -1.
-    others = (None, options.class_bias, options.ignore_index, options.scale, options.softcap or 0.0)
+    others = apply_options(options, options.ignore_index)
     if logits.dim() == 3:
         grad = operators.softmax_loss_apply(layout.to_rows(logits), target, row_grad, *others)
         grad = layout.to_images(grad, logits.shape)
