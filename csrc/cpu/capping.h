@@ -10,8 +10,17 @@ namespace LONGTAIL_ISA {
 // What is done to each logit: nothing, a bias, or any of the options.
 enum class Effect { none, bias, any };
 
+// Of the options of classes and targets: nothing, their scales, or all of them.
+enum class Tail { none, scales, all };
+
+inline Tail tail_of(const SoftmaxLossArgs& args) {
+  if (args.class_mitigation || args.options.compensation != 0.0) return Tail::all;
+  return args.class_scale || args.target_scale ? Tail::scales : Tail::none;
+}
+
 inline Effect effect_of(const SoftmaxLossArgs& args) {
   const LossOptions<double>& o = args.options;
+  if (tail_of(args) != Tail::none) return Effect::any;
   if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Effect::any;
   return args.class_bias ? Effect::bias : Effect::none;
 }

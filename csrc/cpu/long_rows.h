@@ -28,6 +28,7 @@ class LongRows {
   template <typename InParallel>
   static void run(const SoftmaxLossArgs& args, Pass pass, const Kernels& kernel, const InParallel& in_parallel) {
     LongRows rows(args, kernel);
+    rows.look_up_targets();
     if (pass != Pass::backward) {
       in_parallel(rows.count(), [&](int64_t i) { rows.piece(Pass::accumulate, i); });
       for (int64_t i = 0; i < args.rows; ++i) rows.combine_row(i);
@@ -47,6 +48,7 @@ class LongRows {
               : args.storage == Storage::float32 ? 4
                                                  : 2),
         target_(pieces_ * args.rows, kElsewhere),
+        terms_(args.rows * 3),
         stats_(pieces_ * args.rows * 5),
         row_grad_(args.rows * 5) {
     for (int64_t i = 0; i < args.rows; ++i) {
@@ -78,12 +80,50 @@ class LongRows {
     part.weight = at(args_.weight, first);
     part.class_bias = at(args_.class_bias, first);
     part.class_margin = at(args_.class_margin, first);
+    part.class_scale = at(args_.class_scale, first);
+    part.class_mitigation = at(args_.class_mitigation, first);
+    part.target_terms = terms_.data();
     part.loss = nullptr;
     part.stats = stats(p, 0);
     part.stats_stride = 5;
     part.row_grad = row_grad_.data();
     if (args_.grad) part.grad = static_cast<char*>(args_.grad) + first * size_;
     kernel_.softmax_loss_rows(part, pass, row, row + 1, nullptr);
+  }
+
+  // What the targets' classes bring to the others, while their logits are there.
+  void look_up_targets() {
+    const T* const scale = static_cast<const T*>(args_.target_scale);
+    const T* const mitigation = static_cast<const T*>(args_.class_mitigation);
+    for (int64_t i = 0; i < args_.rows; ++i) {
+      const int64_t g = target(i);
+      if (ignored(i)) continue;
+      generic::TargetTerms<T> terms = generic::no_terms<T>();
+      if (scale) terms.scale = scale[g];
+      if (mitigation) terms.mitigation = mitigation[g];
+      if (args_.options.compensation != 0.0) terms.reference = generic::finite_max(shared_logit(i, g));
+      const T values[] = {terms.scale, terms.mitigation, terms.reference};
+      std::copy(values, values + 3, terms_.data() + 3 * i);
+    }
+  }
+
+  // x_g of row i: the u_g of its class alone.
+  T shared_logit(int64_t i, int64_t g) {
+    const int64_t only = 0;
+    T stats[5];
+    SoftmaxLossArgs one = args_;
+    one.rows = one.num_classes = 1;
+    one.logits = static_cast<const char*>(args_.logits) + (i * args_.logits_stride + g) * size_;
+    one.target = &only;
+    one.ignore_index = kIgnored;
+    one.class_bias = at(args_.class_bias, g);
+    one.class_scale = at(args_.class_scale, g);
+    one.target_scale = at(args_.target_scale, g);
+    one.weight = one.class_margin = one.class_mitigation = nullptr;
+    one.options.compensation = 0.0;
+    one.stats = stats;
+    kernel_.softmax_loss_rows(one, Pass::accumulate, 0, 1, nullptr);
+    return stats[3];
   }
 
   T weight(int64_t g) const { return args_.weight ? static_cast<const T*>(args_.weight)[g] : T(1); }
@@ -137,6 +177,7 @@ class LongRows {
   const Kernels& kernel_;
   const int64_t pieces_, size_;
   std::vector<int64_t> target_;  // [pieces, rows]: as one shard of the classes takes them
+  std::vector<T> terms_;         // [rows, 3]: TargetTerms
   std::vector<T> stats_;         // [pieces, rows, 5]
   std::vector<T> row_grad_;      // [rows, 5]
 };

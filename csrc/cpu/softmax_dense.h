@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "../dense_math.h"
-#include "softmax_block.h"
+#include "softmax_any.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
@@ -120,10 +120,12 @@ class SoftmaxDense {
         pass_(pass),
         bias_(static_cast<const T*>(args.class_bias)),
         weight_(static_cast<const T*>(args.weight), kOnes<T>),
+        class_scale_(static_cast<const T*>(args.class_scale), kOnes<T>),
         capping_(args),
         options_(convert<T>(args.options)),
         share_(static_cast<T>(args.options.label_smoothing / static_cast<double>(args.num_classes))),
-        plain_(effect_of(args) == Effect::none && args.weight == nullptr) {}
+        plain_(effect_of(args) == Effect::none && args.weight == nullptr),
+        scales_(args.class_scale != nullptr) {}
 
   int64_t run(int64_t begin, int64_t end) const {
     if (args_.num_classes == 0) return clear(begin, end);
@@ -190,9 +192,22 @@ class SoftmaxDense {
     return {y, T(1) - options_.label_smoothing, share_, weight_, 0};
   }
 
-  template <bool kCapped>
-  LONGTAIL_INLINE AnyLogits<Z, kCapped> any_logits(const Z* z) const {
-    return {z, nullptr, PerClass<T>(bias_, kZeros<T>), capping_};
+  template <bool kCapped, Tail kTail>
+  LONGTAIL_INLINE AnyLogits<Z, kCapped, kTail> any_logits(const Z* z) const {
+    const RowTail<T> tail = {class_scale_, {nullptr, kZeros<T>}, no_terms<T>(), T(0)};
+    return {z, nullptr, PerClass<T>(bias_, kZeros<T>), capping_, tail};
+  }
+
+  // `body` with what is asked of each logit, as constants.
+  template <typename Body>
+  LONGTAIL_INLINE void choose(const Body& body) const {
+    const std::integral_constant<Tail, Tail::none> none;
+    const std::integral_constant<Tail, Tail::scales> scales;
+    if (capping_.softcap != T(0)) {
+      scales_ ? body(std::true_type(), scales) : body(std::true_type(), none);
+    } else {
+      scales_ ? body(std::false_type(), scales) : body(std::false_type(), none);
+    }
   }
 
   struct Running {
@@ -206,10 +221,8 @@ class SoftmaxDense {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
       if (plain_) {
         add_block(Logits<Z>{z + begin}, Probabilities<Y>{y + begin}, n, running);
-      } else if (capping_.softcap != T(0)) {
-        add_computed_block<true>(z, y, begin, n, running);
-      } else if (capping_.scale != T(1)) {
-        add_computed_block<false>(z, y, begin, n, running);
+      } else if (capping_.softcap != T(0) || capping_.scale != T(1) || scales_) {
+        choose([&](auto capped, auto tail) { add_computed_block<capped.value, tail.value>(z, y, begin, n, running); });
       } else if (bias_) {
         add_block(BiasedLogits<Z>{z + begin, bias_ + begin}, weighted(y).from(begin), n, running);
       } else {
@@ -227,11 +240,11 @@ class SoftmaxDense {
     running.sums.add(dense_sums_of(u, p, n, V(finite_max(running.m))));
   }
 
-  template <bool kCapped>
+  template <bool kCapped, Tail kTail>
   __attribute__((noinline)) void add_computed_block(const Z* z, const Y* y, int64_t begin, int64_t n,
                                                     Running& running) const {
     T u[kBlock];
-    const AnyLogits<Z, kCapped> of = any_logits<kCapped>(z);
+    const AnyLogits<Z, kCapped, kTail> of = any_logits<kCapped, kTail>(z);
     const V largest = compute<false>(of, weight_, begin, begin + n, V(T(0)), u).largest;
     raise(horizontal_max(largest), running);
     running.sums.add(dense_sums_of(Computed<T>{u}, weighted(y).from(begin), n, V(finite_max(running.m))));
@@ -251,7 +264,7 @@ class SoftmaxDense {
 
   void write_grad(const Z* z, const Y* y, const DenseGrad<T>& row, Z* grad) const {
     if (plain_) return write_plain_grad(z, y, row, grad);
-    capping_.softcap != T(0) ? write_any_grad<true>(z, y, row, grad) : write_any_grad<false>(z, y, row, grad);
+    choose([&](auto capped, auto tail) { write_any_grad<capped.value, tail.value>(z, y, row, grad); });
   }
 
   __attribute__((noinline)) void write_plain_grad(const Z* z, const Y* y, const DenseGrad<T>& row, Z* grad) const {
@@ -274,17 +287,17 @@ class SoftmaxDense {
     write_each<false>(of, args_.num_classes, grad);
   }
 
-  template <bool kCapped>
+  template <bool kCapped, Tail kTail>
   __attribute__((noinline)) void write_any_grad(const Z* z, const Y* y, const DenseGrad<T>& row, Z* grad) const {
-    const AnyLogits<Z, kCapped> of = any_logits<kCapped>(z);
+    const AnyLogits<Z, kCapped, kTail> of = any_logits<kCapped, kTail>(z);
     const WeightedProbabilities<Y> p = weighted(y);
-    const V factor = of.factor(), scale = capping_.scale;
+    const V scale = capping_.scale;
     const DenseGrad<V> g = {V(row.m), V(row.mass), V(row.v) * scale, V(row.z) * scale};
     const auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       prefetch_ahead(z + j, kLanes);
       prefetch_ahead(y + j, kLanes);
-      const V x = of.x(j, n), u = x * factor + of.bias.some(j, n);
-      const V dz = apply(g, u, n == kLanes ? p.whole(j, u) : p.some(j, n, u), kLowest);
+      const V x = of.x(j, n), u = of.effective(x, j, n);
+      const V dz = of.stretched(apply(g, u, n == kLanes ? p.whole(j, u) : p.some(j, n, u), kLowest), j, n);
       return kCapped ? dz - dz * (x * x) : dz;
     };
     write_each<false>(step, args_.num_classes, grad);
@@ -293,11 +306,11 @@ class SoftmaxDense {
   const SoftmaxLossArgs& args_;
   const Pass pass_;
   const T* const bias_;
-  const PerClass<T> weight_;
+  const PerClass<T> weight_, class_scale_;
   const Capping<T> capping_;
   const LossOptions<T> options_;
   const T share_;
-  const bool plain_;
+  const bool plain_, scales_;
 };
 
 template <typename Z, typename T>

@@ -6,7 +6,8 @@
 
 #include <type_traits>
 
-#include "softmax_block.h"
+#include "row_targets.h"
+#include "softmax_any.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
@@ -21,14 +22,17 @@ class SoftmaxRows {
         scratch_(scratch),
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
-        margin_(static_cast<const T*>(args.class_margin)),
         omega_(weight_, kOnes<T>),
         capping_(args),
+        targets_(args),
+        class_scale_(static_cast<const T*>(args.class_scale), kOnes<T>),
+        mitigation_(static_cast<const T*>(args.class_mitigation), kZeros<T>),
         rows_per_group_(scratch || args.num_classes > kGroupedClasses ? 1 : kLanes),
         options_(convert<T>(args.options)),
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)),
-        effect_(effect_of(args)) {}
+        effect_(effect_of(args)),
+        tail_(tail_of(args)) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -42,6 +46,8 @@ class SoftmaxRows {
 
  private:
   using V = Vec<T>;
+  using Yes = std::true_type;
+  using No = std::false_type;
   static constexpr int kLanes = V::kLanes;
   static constexpr T kLowest = ExpRange<T>::kLowest;
 
@@ -72,7 +78,7 @@ class SoftmaxRows {
       }
       if (g < 0 || g >= args_.num_classes) return i;
       T* stats = static_cast<T*>(args_.stats) + 5 * i;
-      if (pass_ != Pass::backward) write_stats(row_stats(logits(i), g), stats);
+      if (pass_ != Pass::backward) write_stats(row_stats(i, g), stats);
       const T v = args_.sample_weight ? static_cast<const T*>(args_.sample_weight)[i] : T(1);
       group.add(i, g, stats, weight_ ? weight_[g] : T(1), v);
     }
@@ -90,10 +96,10 @@ class SoftmaxRows {
       }
       if (g < -1 || g >= args_.num_classes) return i;
       if (pass_ == Pass::accumulate) {
-        write_stats(row_stats(logits(i), g), static_cast<T*>(args_.stats) + 5 * i);
+        write_stats(row_stats(i, g), static_cast<T*>(args_.stats) + 5 * i);
       } else {
         const T* r = static_cast<const T*>(args_.row_grad) + 5 * i;
-        write_grad(logits(i), g, {r[0], r[1], r[2], r[3], r[4]}, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
+        write_grad(i, g, {r[0], r[1], r[2], r[3], r[4]});
       }
     }
     return -1;
@@ -116,7 +122,7 @@ class SoftmaxRows {
       const int64_t i = group.row[k];
       RowGrad<T> row = {grad.m.v[k], grad.a.v[k], grad.b.v[k], grad.S.v[k], grad.target.v[k]};
       scale_grad(row, static_cast<const T*>(args_.grad_loss)[i * args_.grad_loss_stride]);
-      write_grad(logits(i), group.target[k], row, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
+      write_grad(i, group.target[k], row);
     }
   }
 
@@ -134,19 +140,6 @@ class SoftmaxRows {
     return static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
   }
 
-  // Of target -1, what stands in for it: the effective logit of class 0.
-  LONGTAIL_INLINE T target_logit(const Z* z, int64_t g) const {
-    if (g < 0) return args_.num_classes > 0 ? shared_logit(z, 0) : T(0);
-    return margin_ ? shared_logit(z, g) - margin_[g] : shared_logit(z, g);
-  }
-
-  // Effective logit of class j without any margin.
-  LONGTAIL_INLINE T shared_logit(const Z* z, int64_t j) const {
-    T u = capping_(load_some(z + j, 1)).v[0];
-    if (bias_) u += bias_[j];
-    return u;
-  }
-
   // The running sums of a row: m is one number, d and t are kept lane by lane.
   struct Running {
     T m = -INFINITY;
@@ -154,15 +147,16 @@ class SoftmaxRows {
     V U = T(0);
   };
 
-  RowStats<T> row_stats(const Z* z, int64_t g) {
+  RowStats<T> row_stats(int64_t i, int64_t g) {
     const bool entropy = args_.entropy || options_.complement_coefficient != T(0) || pass_ == Pass::accumulate;
-    return entropy ? stats_of<true>(z, g) : stats_of<false>(z, g);
+    const TargetTerms<T> terms = targets_.terms(logits(i), i, g);
+    return entropy ? stats_of<true>(logits(i), g, terms) : stats_of<false>(logits(i), g, terms);
   }
 
   template <bool kEntropy>
-  RowStats<T> stats_of(const Z* z, int64_t g) {
-    const T u_g = target_logit(z, g);
-    if (scratch_ && g >= 0) scratch_[g] = capping_.ratio(load_some(z + g, 1)).v[0];  // which the blocks leave out
+  RowStats<T> stats_of(const Z* z, int64_t g, const TargetTerms<T>& terms) {
+    const T u_g = targets_.logit(z, g, terms);
+    if (scratch_ && g >= 0) scratch_[g] = targets_.ratio(z, g);  // which the blocks leave out
     Running running;
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
@@ -171,9 +165,7 @@ class SoftmaxRows {
       } else if (effect_ == Effect::bias) {
         add_block<kEntropy>(BiasedLogits<Z>{z + begin, bias_ + begin}, n, g - begin, running);
       } else {
-        choose(options_.label_smoothing != T(0), [&](auto capped, auto smoothing) {
-          add_computed_block<kEntropy, capped.value, smoothing.value>(z, begin, n, g - begin, u_g, running);
-        });
+        add_computed_block<kEntropy>(z, begin, n, g - begin, u_g, terms, running);
       }
     }
     const T U = options_.label_smoothing == T(0) ? T(0) : horizontal_sum(running.U);
@@ -191,34 +183,46 @@ class SoftmaxRows {
   }
 
   // The same of n logits from the begin-th, whose effective logits have to be computed.
-  template <bool kEntropy, bool kCapped, bool kSmoothing>
-  void add_computed_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, Running& running) {
+  template <bool kEntropy>
+  void add_computed_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, const TargetTerms<T>& terms,
+                          Running& running) {
     const bool inside = 0 <= g && g < n;
     const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
-    T u[kBlock];
-    const AnyLogits<Z, kCapped> of = any_logits<kCapped>(z);
     const V reference = finite_max(u_g);
-    const ComputedSums<T> left = compute<kSmoothing>(of, omega_, begin, begin + before, reference, u);
-    const ComputedSums<T> right = compute<kSmoothing>(of, omega_, begin + after, begin + n, reference, u + after);
-    running.U = running.U + (left.U + right.U);
-    raise(horizontal_max(maximum(left.largest, right.largest)), running);
+    T u[kBlock];
+    choose(options_.label_smoothing != T(0), [&](auto capped, auto smoothing, auto tail) {
+      const auto of = any_logits<capped.value, tail.value>(z, terms);
+      const ComputedSums<T> left = compute<smoothing.value>(of, omega_, begin, begin + before, reference, u);
+      const ComputedSums<T> right =
+          compute<smoothing.value>(of, omega_, begin + after, begin + n, reference, u + after);
+      running.U = running.U + (left.U + right.U);
+      raise(horizontal_max(maximum(left.largest, right.largest)), running);
+    });
     add_sums<kEntropy>(Computed<T>{u}, before, after, n, running);
   }
 
-  template <bool kCapped>
-  LONGTAIL_INLINE AnyLogits<Z, kCapped> any_logits(const Z* z) const {
-    return {z, scratch_, PerClass<T>(bias_, kZeros<T>), capping_};
+  template <bool kCapped, Tail kTail>
+  LONGTAIL_INLINE AnyLogits<Z, kCapped, kTail> any_logits(const Z* z, const TargetTerms<T>& terms) const {
+    const RowTail<T> tail = {class_scale_, mitigation_, terms, options_.compensation};
+    return {z, scratch_, PerClass<T>(bias_, kZeros<T>), capping_, tail};
   }
 
   // `body` with what is asked of each logit, as constants.
   template <typename Body>
   LONGTAIL_INLINE void choose(bool smoothing, const Body& body) const {
-    using Yes = std::true_type;
-    using No = std::false_type;
+    if (tail_ == Tail::none) return choose<Tail::none>(smoothing, body);
+    const bool linear = capping_.softcap == T(0) && !smoothing;
+    if (tail_ == Tail::scales && linear) return body(No(), No(), std::integral_constant<Tail, Tail::scales>());
+    choose<Tail::all>(smoothing, body);
+  }
+
+  template <Tail kTail, typename Body>
+  LONGTAIL_INLINE void choose(bool smoothing, const Body& body) const {
+    const std::integral_constant<Tail, kTail> tail;
     if (capping_.softcap != T(0)) {
-      smoothing ? body(Yes(), Yes()) : body(Yes(), No());
+      smoothing ? body(Yes(), Yes(), tail) : body(Yes(), No(), tail);
     } else {
-      smoothing ? body(No(), Yes()) : body(No(), No());
+      smoothing ? body(No(), Yes(), tail) : body(No(), No(), tail);
     }
   }
 
@@ -240,19 +244,16 @@ class SoftmaxRows {
     running.sums.t = running.sums.t + block.t;
   }
 
-  // ds/dz of the target, from its logit or what is kept of it.
-  LONGTAIL_INLINE T target_slope(const Z* z, int64_t g) const {
-    if (g < 0 || capping_.softcap == T(0)) return capping_.scale;
-    const T x = scratch_ ? scratch_[g] : capping_.ratio(load_some(z + g, 1)).v[0];
-    return capping_.scale * (T(1) - x * x);
-  }
-
-  void write_grad(const Z* z, int64_t g, const RowGrad<T>& row, Z* grad) {
-    const T slope_g = target_slope(z, g);  // before its logit is overwritten
+  void write_grad(int64_t i, int64_t g, const RowGrad<T>& row) {
+    const Z* const z = logits(i);
+    Z* const grad = static_cast<Z*>(args_.grad) + i * args_.grad_stride;
+    const TargetTerms<T> terms = targets_.terms(z, i, g);
+    const T slope_g = targets_.slope(z, g, terms, scratch_);  // before its logit is overwritten
     if (row.S != T(0) || effect_ == Effect::any) {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
-      choose(row.S != T(0), [&](auto capped, auto smoothing) {
-        write_any_gradient<smoothing.value>(any_logits<capped.value>(z), omega_, args_.num_classes, grads, grad);
+      choose(row.S != T(0), [&](auto capped, auto smoothing, auto tail) {
+        const auto of = any_logits<capped.value, tail.value>(z, terms);
+        write_any_gradient<smoothing.value>(of, omega_, args_.num_classes, grads, grad);
       });
     } else if (effect_ == Effect::none) {
       write_plain_grad(Logits<Z>{z}, row, grad);
@@ -281,13 +282,15 @@ class SoftmaxRows {
   T* const scratch_;
   const T* const weight_;
   const T* const bias_;
-  const T* const margin_;
   const PerClass<T> omega_;
   const Capping<T> capping_;
+  const RowTargets<Z, T> targets_;
+  const PerClass<T> class_scale_, mitigation_;
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
   const T smooth_, weight_sum_;
   const Effect effect_;
+  const Tail tail_;
 };
 
 }  // namespace LONGTAIL_ISA
