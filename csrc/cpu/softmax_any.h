@@ -97,7 +97,7 @@ LONGTAIL_INLINE ComputedSums<T> compute(const AnyLogits<Z, kCapped, kTail> of, c
 }
 
 // As write_gradient, of the classes [0, count).
-template <bool kSmoothing, typename Z, bool kCapped, Tail kTail, typename T>
+template <bool kSmoothing, bool kStream, typename Z, bool kCapped, Tail kTail, typename T>
 LONGTAIL_INLINE void write_any_gradient(const AnyLogits<Z, kCapped, kTail> of, const PerClass<T> omega, int64_t count,
                                         const RowGrad<Vec<T>> row, Z* grad) {
   constexpr int kLanes = Vec<T>::kLanes;
@@ -110,11 +110,9 @@ LONGTAIL_INLINE void write_any_gradient(const AnyLogits<Z, kCapped, kTail> of, c
     Vec<T> dz = apply(scaled, of.effective(x, j, n), Digits());
     if (kSmoothing) dz = dz + S * omega.some(j, n);
     dz = of.stretched(dz, j, n);
-    store_some(grad + j, kCapped ? dz - dz * (x * x) : dz, n);
+    return kCapped ? dz - dz * (x * x) : dz;
   };
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) step(j, kLanes);
-  if (j < count) step(j, count - j);
+  write_each<kStream>(step, count, grad);
 }
 
 }  // namespace LONGTAIL_ISA

@@ -84,33 +84,6 @@ LONGTAIL_INLINE DenseSums<T> dense_sums_of(const U u, const P p, int64_t n, Vec<
   return even;
 }
 
-// grad[j] = of(j, n) for all j < count, a register of n of them at a time.
-template <bool kStream, typename Z, typename Of>
-LONGTAIL_INLINE void write_each(const Of& of, int64_t count, Z* grad) {
-  constexpr int kLanes = VecOf<Z>::kLanes;
-  int64_t j = 0;
-  const auto some = [&](int64_t n) { store_raw(grad + j, narrow(grad, of(j, n)), n); };
-  const auto whole = [&](int64_t at, VecOf<Z> x) {
-    if constexpr (kStream) {
-      stream(grad + at, x);
-    } else {
-      store(grad + at, x);
-    }
-  };
-  if (kStream) {
-    const int64_t head = -reinterpret_cast<uintptr_t>(grad) % 64 / sizeof(Z);
-    if (head > 0 && count > 0) some(head < count ? head : count);
-    j = head < count ? head : count;
-  }
-  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
-    const VecOf<Z> first = of(j, kLanes), second = of(j + kLanes, kLanes);
-    whole(j, first);
-    whole(j + kLanes, second);
-  }
-  for (; j + kLanes <= count; j += kLanes) whole(j, of(j, kLanes));
-  if (j < count) some(count - j);
-}
-
 // Z: storage type of the logits; Y: of the targets; T: type of the arithmetic.
 template <typename Z, typename Y, typename T>
 class SoftmaxDense {

@@ -28,7 +28,8 @@ struct OptionsOf : LossOptions<T> {
 };
 template <typename T>
 struct CrossEntropyAlone {
-  static constexpr T label_smoothing = 0, complement_coefficient = 0, cross_entropy_coefficient = 1, z_loss = 0;
+  static constexpr T label_smoothing = 0, complement_coefficient = 0, cross_entropy_coefficient = 1, z_loss = 0,
+                     compensation = 0;
 };
 template <typename T>
 struct OptionsOf<Kind::plain, T> : CrossEntropyAlone<T> {
@@ -81,6 +82,9 @@ class SoftmaxLanes {
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
         sample_weight_(static_cast<const T*>(args.sample_weight)),
+        class_scale_(static_cast<const T*>(args.class_scale)),
+        target_scale_(static_cast<const T*>(args.target_scale)),
+        mitigation_(static_cast<const T*>(args.class_mitigation)),
         grad_loss_(static_cast<const T*>(args.grad_loss)),
         loss_(static_cast<T*>(args.loss)),
         grad_loss_stride_(args.grad_loss_stride),
@@ -89,6 +93,7 @@ class SoftmaxLanes {
         weight_sum_(static_cast<T>(args.weight_sum)),
         caps_(args.options.scale != 1.0 || args.options.softcap != 0.0),
         margins_(args.class_margin != nullptr),
+        tail_(tail_of(args)),
         entropy_(args.entropy || args.options.complement_coefficient != 0.0) {}
 
   // Not inline: storage types share it.
@@ -104,7 +109,8 @@ class SoftmaxLanes {
       Classes target;
       memcpy(&target, tile.target + k, sizeof(target));
       const V weight = lanes.weight_ ? load(tile.weight + k) : one;
-      const RowStats<V> stats = lanes.stats_of(places.z, k, target, weight, tile.margin + k, kept);
+      const TargetTerms<V> terms = lanes.terms_of(places.z, k, target);
+      const RowStats<V> stats = lanes.stats_of(places.z, k, target, terms, tile.margin + k, kept);
       const V v = lanes.sample_weight_ ? load_some(lanes.sample_weight_ + row + k, count - k) : one;
       RowLoss<V> result = finish(stats, lanes.options_, lanes.smooth_, lanes.weight_sum_, weight, v);
       if (kPass != Pass::backward) {
@@ -115,7 +121,7 @@ class SoftmaxLanes {
       }
       if (kPass == Pass::loss) continue;
       scale_grad(result.grad, lanes.upstream(row + k, count - k));
-      lanes.write_grad(result.grad, k, target, kept, places.grad);
+      lanes.write_grad(result.grad, k, target, terms.scale, kept, places.grad);
       if (any_ignored) lanes.clear_ignored(k, target, places.grad);
     }
   }
@@ -140,36 +146,71 @@ class SoftmaxLanes {
   LONGTAIL_INLINE bool smooths() const { return kAny && options_.label_smoothing != T(0); }
   LONGTAIL_INLINE V omega(int64_t c) const { return weight_ ? V(weight_[c]) : V(T(1)); }
 
+  LONGTAIL_INLINE bool scales() const { return kAny && tail_ != Tail::none; }
+  LONGTAIL_INLINE bool raises() const { return kAny && tail_ == Tail::all; }
+
+  // What the class of each lane's target brings; nothing where it is ignored.
   template <typename Element>
-  LONGTAIL_INLINE RowStats<V> stats_of(const Columns<Element> z, int64_t k, Classes target, V weight, const T* margin,
-                                       Kept& kept) const {
+  LONGTAIL_INLINE TargetTerms<V> terms_of(const Columns<Element> z, int64_t k, Classes target) const {
+    TargetTerms<V> terms = no_terms<V>();
+    if (!scales()) return terms;
+    const bool compensates = options_.compensation != T(0);
+    V logit = T(0), scale = T(1), bias = T(0);  // of the target
+    Classes number = {};
+    for (int64_t c = 0; c < classes_; ++c) {
+      const Mask<T> is_target = is_class(target, number);
+      if (target_scale_) terms.scale = select(is_target, V(target_scale_[c]), terms.scale);
+      if (mitigation_) terms.mitigation = select(is_target, V(mitigation_[c]), terms.mitigation);
+      if (compensates) logit = select(is_target, load(z.at(c, k)), logit);
+      if (compensates && class_scale_) scale = select(is_target, V(class_scale_[c]), scale);
+      if (compensates && bias_) bias = select(is_target, V(bias_[c]), bias);
+      number = number + 1;
+    }
+    if (compensates) terms.reference = finite_max(capping_(logit) * (scale * terms.scale) + bias);
+    return terms;
+  }
+
+  template <typename Element>
+  LONGTAIL_INLINE RowStats<V> stats_of(const Columns<Element> z, int64_t k, Classes target, const TargetTerms<V>& terms,
+                                       const T* margin, Kept& kept) const {
     RowStats<V> stats = empty_stats(V(T(0)));
     Classes number = {};
     for (int64_t c = 0; c < classes_; ++c) {
       __builtin_prefetch(z.at(c, k) + kReadAhead);
-      const V u = effective(load(z.at(c, k)), c, kept);
+      const V x = shared(load(z.at(c, k)), c, terms.scale, kept);
       const Mask<T> is_target = is_class(target, number);
-      stats.u_g = select(is_target, u, stats.u_g);
-      const V other = select(is_target, V(T(-INFINITY)), u);
+      stats.u_g = select(is_target, x, stats.u_g);
+      const V other = select(is_target, V(T(-INFINITY)), beside(x, c, terms));
       stats.m = maximum(stats.m, other);
       store(kept.exponentials + c * kLanes, other);
       number = number + 1;
     }
     if (kAny && margins_) stats.u_g = stats.u_g - load(margin);
-    if (smooths()) {
-      stats.U = deviation(finite_max(stats.u_g), kept);
-      if (margins_) stats.U = stats.U - weight * load(margin);
-    }
+    if (smooths()) stats.U = deviation(finite_max(stats.u_g), target, kept);
     add_others(stats, kept);
     return stats;
   }
 
-  // Without any margin.
-  LONGTAIL_INLINE V effective(V z, int64_t c, Kept& kept) const {
+  // The effective logit of class c but for what the target adds, or of the target but for its margin.
+  LONGTAIL_INLINE V shared(V z, int64_t c, V target_scale, Kept& kept) const {
     if (!kAny) return z;
-    if (caps_) z = capping_(z);
-    if (caps_ || smooths()) store(kept.capped + c * kLanes, z);
+    if (caps_) {
+      z = capping_(z);
+      store(kept.capped + c * kLanes, z);
+    }
+    if (scales()) z = z * stretch(c, target_scale);
     return bias_ ? z + V(bias_[c]) : z;
+  }
+
+  LONGTAIL_INLINE V stretch(int64_t c, V target_scale) const {
+    return class_scale_ ? V(class_scale_[c]) * target_scale : target_scale;
+  }
+
+  // The effective logit of class c beside a target.
+  LONGTAIL_INLINE V beside(V x, int64_t c, const TargetTerms<V>& terms) const {
+    if (!raises()) return x;
+    const V mitigation = mitigation_ ? mitigated(V(mitigation_[c]), terms) : V(T(0));
+    return x + (mitigation + compensated(x, terms, V(T(options_.compensation))));
   }
 
   // d and t; `kept` holds the other classes' effective logits.
@@ -188,12 +229,14 @@ class SoftmaxLanes {
     }
   }
 
-  // U, but for the margin's share.
-  LONGTAIL_INLINE V deviation(V reference, const Kept& kept) const {
+  // U; `kept` holds the other classes' effective logits.
+  LONGTAIL_INLINE V deviation(V reference, Classes target, const Kept& kept) const {
     V U = T(0);
+    Classes number = {};
     for (int64_t c = 0; c < classes_; ++c) {
-      const V s = load(kept.capped + c * kLanes);
-      U = U + omega(c) * ((bias_ ? s + V(bias_[c]) : s) - reference);
+      const V share = omega(c) * (load(kept.exponentials + c * kLanes) - reference);
+      U = select(is_class(target, number), U, U + share);
+      number = number + 1;
     }
     return U;
   }
@@ -207,7 +250,7 @@ class SoftmaxLanes {
   }
 
   template <typename Element>
-  LONGTAIL_INLINE void write_grad(const RowGrad<V>& row, int64_t k, Classes target, const Kept& kept,
+  LONGTAIL_INLINE void write_grad(const RowGrad<V>& row, int64_t k, Classes target, V target_scale, const Kept& kept,
                                   const Columns<Element> grad) const {
     const bool complement = kAny && options_.complement_coefficient != T(0);
     Classes number = {};
@@ -218,6 +261,7 @@ class SoftmaxLanes {
       if (smooths()) du = du + row.S * omega(c);
       du = select(is_class(target, number), row.target, du);
       if (kAny && caps_) du = du * capping_.slope(load(kept.capped + at));
+      if (scales()) du = du * stretch(c, target_scale);
       store(grad.at(c, k), du);
       number = number + 1;
     }
@@ -234,11 +278,15 @@ class SoftmaxLanes {
   const T* weight_;
   const T* bias_;
   const T* sample_weight_;
+  const T* class_scale_;
+  const T* target_scale_;
+  const T* mitigation_;
   const T* grad_loss_;
   T* loss_;
   int64_t grad_loss_stride_, classes_;
   T smooth_, weight_sum_;
   bool caps_, margins_, entropy_;
+  Tail tail_;
 };
 
 }  // namespace LONGTAIL_ISA

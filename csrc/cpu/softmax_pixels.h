@@ -21,6 +21,10 @@ class SoftmaxPixels {
         weight_(static_cast<const T*>(args.weight)),
         bias_(static_cast<const T*>(args.class_bias)),
         margin_(static_cast<const T*>(args.class_margin)),
+        class_scale_(static_cast<const T*>(args.class_scale)),
+        target_scale_(static_cast<const T*>(args.target_scale)),
+        mitigation_(static_cast<const T*>(args.class_mitigation)),
+        tail_(tail_of(args)),
         capping_(args),
         options_(convert<T>(args.options)),
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
@@ -52,6 +56,11 @@ class SoftmaxPixels {
     T target[kStretch];  // as a number to compare classes with; -1 where ignored
     T weight[kStretch], margin[kStretch], sample_weight[kStretch];
     T m[kStretch], d[kStretch], t[kStretch], u_g[kStretch], U[kStretch];
+    T scale[kStretch], mitigation[kStretch], reference[kStretch];  // TargetTerms
+
+    LONGTAIL_INLINE TargetTerms<V> terms(int64_t k) const {
+      return {load(scale + k), load(mitigation + k), load(reference + k)};
+    }
   };
 
   int64_t run_stretch(int64_t image, int64_t pixel, int64_t n) {
@@ -102,17 +111,32 @@ class SoftmaxPixels {
       s.m[k] = -INFINITY;
       s.d[k] = s.t[k] = s.U[k] = T(0);
     }
-    for (int64_t k = 0; k < padded; k += kLanes) {
-      V u = capping_(load(s.u_g + k));
-      if (bias_) {
-        T bias[kLanes];
-        for (int i = 0; i < kLanes; ++i) bias[i] = s.target[k + i] < T(0) ? T(0) : bias_[int64_t(s.target[k + i])];
-        u = u + load(bias);
-      }
-      if (margin_) u = u - load(s.margin + k);
-      store(s.u_g + k, u);
-    }
+    for (int64_t k = 0; k < padded; k += kLanes) set_effective(s, k);
     return -1;
+  }
+
+  // Of the target's class of each lane, or `otherwise`.
+  LONGTAIL_INLINE V of_targets(const T* numbers, const Stretch& s, int64_t k, T otherwise) const {
+    T found[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      found[i] = s.target[k + i] < T(0) ? otherwise : numbers[static_cast<int64_t>(s.target[k + i])];
+    }
+    return load(found);
+  }
+
+  // The targets' effective logits from their logits, and what their classes bring to the others.
+  void set_effective(Stretch& s, int64_t k) const {
+    TargetTerms<V> terms = no_terms<V>();
+    if (target_scale_) terms.scale = of_targets(target_scale_, s, k, T(1));
+    if (mitigation_) terms.mitigation = of_targets(mitigation_, s, k, T(-INFINITY));
+    V u = capping_(load(s.u_g + k)) * terms.scale;
+    if (class_scale_) u = u * of_targets(class_scale_, s, k, T(1));
+    if (bias_) u = u + of_targets(bias_, s, k, T(0));
+    if (options_.compensation != T(0)) terms.reference = finite_max(u);
+    store(s.scale + k, terms.scale);
+    store(s.mitigation + k, terms.mitigation);
+    store(s.reference + k, terms.reference);
+    store(s.u_g + k, margin_ ? u - load(s.margin + k) : u);
   }
 
   void read_stats(Stretch& s) const {
@@ -158,6 +182,20 @@ class SoftmaxPixels {
     }
   }
 
+  // What stretches capped logits of class j.
+  LONGTAIL_INLINE V stretch(int64_t j, V target_scale) const {
+    return class_scale_ ? V(class_scale_[j]) * target_scale : target_scale;
+  }
+
+  // The effective logit of class j beside a target, from what softcap makes of its logit.
+  LONGTAIL_INLINE V beside(V x, int64_t j, const TargetTerms<V>& terms) const {
+    if (tail_ != Tail::none) x = x * stretch(j, terms.scale);
+    if (bias_) x = x + V(bias_[j]);
+    if (tail_ != Tail::all) return x;
+    const V mitigation = mitigation_ ? mitigated(V(mitigation_[j]), terms) : V(T(0));
+    return x + (mitigation + compensated(x, terms, V(options_.compensation)));
+  }
+
   // Classes [j, j + count), at most kClasses, of one register of pixels.
   template <typename Count>
   LONGTAIL_INLINE void accumulate_lanes(const Stretch& s, int64_t j, int64_t k, Count count, RowStats<V>& sums) {
@@ -165,15 +203,20 @@ class SoftmaxPixels {
     const bool smoothing = options_.label_smoothing != T(0);
     const V g = load(s.target + k), reference = finite_max(sums.u_g), excluded = T(-INFINITY);
     const int64_t left = s.count - k;
+    const TargetTerms<V> terms = s.terms(k);
     V u[kClasses], largest = excluded;
     for (int c = 0; c < count; ++c) {
       const Z* z = logits(s, j + c) + k;
       __builtin_prefetch(z + kClasses * args_.logits_class_stride);  // no hardware follows eight strided streams
       V x = capped(load_some(z, left));
       if (scratch_) store(scratch_ + (j + c) * args_.stretch + k, x);
-      if (bias_) x = x + V(bias_[j + c]);
-      if (smoothing) sums.U = sums.U + (weight_ ? V(weight_[j + c]) : V(T(1))) * (x - reference);
-      u[c] = select(g == V(T(j + c)), excluded, x);
+      x = beside(x, j + c, terms);
+      const Mask<T> is_target = g == V(T(j + c));
+      if (smoothing) {
+        const V share = (weight_ ? V(weight_[j + c]) : V(T(1))) * (x - reference);
+        sums.U = select(is_target, sums.U, sums.U + share);
+      }
+      u[c] = select(is_target, excluded, x);
       largest = maximum(largest, u[c]);
     }
     raise_max(sums, select(sums.m < largest, largest, sums.m), kLowest);
@@ -184,12 +227,10 @@ class SoftmaxPixels {
   // Writes losses and stats; then m, d, t, u_g, U make way for the coefficients m, a, b, S, target of the gradient.
   void finish_stretch(Stretch& s) {
     const V zero = T(0);
-    const bool smoothing = options_.label_smoothing != T(0);
     for (int64_t k = 0; k < s.count; k += kLanes) {
       const int64_t left = s.count - k;
       const V weight = load(s.weight + k);
-      RowStats<V> stats = {load(s.m + k), load(s.d + k), load(s.t + k), load(s.u_g + k), load(s.U + k)};
-      if (smoothing && margin_ && pass_ != Pass::backward) stats.U = stats.U - weight * load(s.margin + k);
+      const RowStats<V> stats = {load(s.m + k), load(s.d + k), load(s.t + k), load(s.u_g + k), load(s.U + k)};
       RowLoss<V> rows = finish(stats, options_, smooth_, weight_sum_, weight, load(s.sample_weight + k));
       if (pass_ != Pass::backward) {
         const auto counted = V(T(-1)) < load(s.target + k);
@@ -222,16 +263,18 @@ class SoftmaxPixels {
       const Z* z = logits(s, j);
       Z* grad = static_cast<Z*>(args_.grad) + s.image * args_.grad_stride + j * args_.grad_class_stride + s.pixel;
       const T* kept = scratch_ ? scratch_ + j * args_.stretch : nullptr;
-      const V bias = bias_ ? bias_[j] : T(0), omega = weight_ ? weight_[j] : T(1), number = static_cast<T>(j);
+      const V omega = weight_ ? weight_[j] : T(1), number = static_cast<T>(j);
       for (int64_t k = 0; k < s.count; k += kLanes) {
         const int64_t left = s.count - k;
         if (!kept) __builtin_prefetch(z + k + args_.logits_class_stride);
         __builtin_prefetch(grad + k + args_.grad_class_stride, 1);
         const RowGrad<V> grads = {load(s.m + k), load(s.d + k), load(s.t + k), load(s.u_g + k), load(s.U + k)};
         const V g = load(s.target + k), x = kept ? load(kept + k) : capped(load_some(z + k, left));
-        V du = apply(grads, x + bias, kLowest);
+        const TargetTerms<V> terms = s.terms(k);
+        V du = apply(grads, beside(x, j, terms), kLowest);
         if (smoothing) du = du + grads.S * omega;
         V dz = select(g == number, grads.target, du) * capped.slope(x);
+        if (tail_ != Tail::none) dz = dz * stretch(j, terms.scale);
         if (any_ignored) dz = select(V(T(-1)) < g, dz, zero);
         store_some(grad + k, dz, left);
       }
@@ -244,6 +287,8 @@ class SoftmaxPixels {
   const T* const weight_;
   const T* const bias_;
   const T* const margin_;
+  const T *const class_scale_, *const target_scale_, *const mitigation_;
+  const Tail tail_;
   const Capping<T> capping_;
   const LossOptions<T> options_;
   const T smooth_, weight_sum_;

@@ -253,7 +253,12 @@ class SoftmaxRows {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
       choose(row.S != T(0), [&](auto capped, auto smoothing, auto tail) {
         const auto of = any_logits<capped.value, tail.value>(z, terms);
-        write_any_gradient<smoothing.value>(of, omega_, args_.num_classes, grads, grad);
+        if constexpr (kStreams<Z>) {
+          if (args_.stream) {
+            return write_any_gradient<smoothing.value, true>(of, omega_, args_.num_classes, grads, grad);
+          }
+        }
+        write_any_gradient<smoothing.value, false>(of, omega_, args_.num_classes, grads, grad);
       });
     } else if (effect_ == Effect::none) {
       write_plain_grad(Logits<Z>{z}, row, grad);
