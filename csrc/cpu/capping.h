@@ -7,8 +7,9 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
-// What is done to each logit: nothing, a bias, or any of the options.
-enum class Effect { none, bias, any };
+// What is done to each logit: nothing, a bias, a factor and a bias, what the target's class adds, or any of the
+// options.
+enum class Effect { none, bias, affine, seesaw, any };
 
 // Of the options of classes and targets: nothing, their scales, or all of them.
 enum class Tail { none, scales, all };
@@ -20,8 +21,12 @@ inline Tail tail_of(const SoftmaxLossArgs& args) {
 
 inline Effect effect_of(const SoftmaxLossArgs& args) {
   const LossOptions<double>& o = args.options;
-  if (tail_of(args) != Tail::none) return Effect::any;
-  if (o.scale != 1.0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return Effect::any;
+  if (o.softcap != 0.0 || o.label_smoothing != 0.0) return Effect::any;
+  const bool scales = o.scale != 1.0 || args.class_scale || args.target_scale;
+  if (tail_of(args) == Tail::all) {
+    return args.class_mitigation && !scales && !args.class_bias ? Effect::seesaw : Effect::any;
+  }
+  if (scales) return Effect::affine;
   return args.class_bias ? Effect::bias : Effect::none;
 }
 

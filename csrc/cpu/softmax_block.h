@@ -38,6 +38,7 @@ LONGTAIL_INLINE void prefetch_ahead(const Z* z, int64_t count) {
 template <typename Z>
 struct Logits {
   using T = typename Stored<Z>::Arithmetic;
+  static constexpr bool kStored = false, kSloped = false;
   const Z* z;
   LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(z + j); }
   LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return padded(z + j, count, T(-INFINITY)); }
@@ -48,6 +49,7 @@ struct Logits {
 template <typename Z>
 struct BiasedLogits {
   using T = typename Stored<Z>::Arithmetic;
+  static constexpr bool kStored = false, kSloped = false;
   const Z* z;
   const T* bias;
   LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(z + j) + load(bias + j); }
@@ -55,6 +57,56 @@ struct BiasedLogits {
     return padded(z + j, count, T(-INFINITY)) + widen(bias + j, load_raw(bias + j, count));
   }
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+};
+
+// Logits times a factor of the row and class_scale, plus class_bias.
+template <typename Z, bool kScale, bool kBias>
+struct AffineLogits {
+  using T = typename Stored<Z>::Arithmetic;
+  static constexpr bool kStored = kScale || kBias, kSloped = kScale;
+  const Z* z;
+  const T *scale, *bias;
+  T factor;
+
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return of(load(z + j), Vec<T>::kLanes, j); }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
+    const Vec<T> u = of(widen(z + j, load_raw(z + j, count)), count, j);
+    return select(lane_numbers<T>() < Vec<T>(T(count)), u, Vec<T>(T(-INFINITY)));
+  }
+  // What the gradient is multiplied by besides.
+  LONGTAIL_INLINE Vec<T> slope(int64_t j, int64_t count) const { return load_some(scale + j, count); }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+
+ private:
+  LONGTAIL_INLINE Vec<T> of(Vec<T> logits, int64_t count, int64_t j) const {
+    Vec<T> u = logits * Vec<T>(factor);
+    if (kScale) u = u * load_some(scale + j, count);
+    return kBias ? u + load_some(bias + j, count) : u;
+  }
+};
+
+// Logits, and what class_mitigation and compensation add.
+template <typename Z, bool kCompensated>
+struct SeesawLogits {
+  using T = typename Stored<Z>::Arithmetic;
+  static constexpr bool kStored = true, kSloped = false;
+  const Z* z;
+  const T* mitigation;
+  TargetTerms<T> target;
+  T compensation;
+
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return of(load(z + j), load(mitigation + j)); }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
+    return of(padded(z + j, count, T(-INFINITY)), load_some(mitigation + j, count));
+  }
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+
+ private:
+  LONGTAIL_INLINE Vec<T> of(Vec<T> x, Vec<T> m) const {
+    const TargetTerms<Vec<T>> terms = {target.scale, target.mitigation, target.reference};
+    const Vec<T> less = mitigated(m, terms);
+    return kCompensated ? x + (less + compensated(x, terms, Vec<T>(compensation))) : x + less;
+  }
 };
 
 // Effective logits that have been computed.
@@ -103,6 +155,29 @@ LONGTAIL_INLINE Vec<T> largest_of(const U u, int64_t begin, int64_t end, Vec<T> 
   return maximum(maximum(largest, others[0]), maximum(others[1], others[2]));
 }
 
+// The same, with the elements kept in `kept`.
+template <typename U, typename T>
+LONGTAIL_INLINE Vec<T> largest_kept(const U u, int64_t begin, int64_t end, T* kept, Vec<T> largest) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> other = largest;
+  int64_t j = begin;
+  for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+    const Two<T> x = {u.whole(j), u.whole(j + kLanes)};
+    u.prefetch(j);
+    largest = maximum(largest, x.first);
+    other = maximum(other, x.second);
+    store(kept + j, x.first);
+    store(kept + j + kLanes, x.second);
+  }
+  for (int64_t n; j < end; j += n) {
+    n = end - j < kLanes ? end - j : kLanes;
+    const Vec<T> x = n < kLanes ? u.some(j, n) : u.whole(j);
+    largest = maximum(largest, x);
+    store_some(kept + j, x, n);
+  }
+  return maximum(largest, other);
+}
+
 // d and t of RowStats.
 template <typename T>
 struct Sums {
@@ -138,10 +213,12 @@ LONGTAIL_INLINE void sum_of(const U u, int64_t begin, int64_t end, Vec<T> m, Sum
 template <bool kComplement, bool kStream, typename U, typename T, typename Z>
 LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<T>> row, Z* grad) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const auto of = [&](Vec<T> x) {
+  const auto of = [&](Vec<T> x, int64_t at, int64_t n) {
     Vec<T> shift = x - row.m;
     const Vec<T> e = exp_cut(shift, RoundedTo<Z>());
-    return e * (kComplement ? row.a + row.b * shift : row.a);
+    const Vec<T> du = e * (kComplement ? row.a + row.b * shift : row.a);
+    if constexpr (U::kSloped) return du * u.slope(at, n);
+    return du;
   };
   const auto write = [&](int64_t j, Vec<T> x) {
     if constexpr (kStream) {
@@ -150,7 +227,7 @@ LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<
       store(grad + j, x);
     }
   };
-  const auto write_some = [&](int64_t j, int64_t n) { store_raw(grad + j, narrow(grad, of(u.some(j, n))), n); };
+  const auto write_some = [&](int64_t j, int64_t n) { store_raw(grad + j, narrow(grad, of(u.some(j, n), j, n)), n); };
   int64_t j = 0;
   if (kStream) {
     const int64_t head = -reinterpret_cast<uintptr_t>(grad) % 64 / sizeof(Z);
@@ -159,11 +236,11 @@ LONGTAIL_INLINE void write_gradient(const U u, int64_t count, const RowGrad<Vec<
   }
   for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
     u.prefetch(j);
-    const Vec<T> first = of(u.whole(j)), second = of(u.whole(j + kLanes));
+    const Vec<T> first = of(u.whole(j), j, kLanes), second = of(u.whole(j + kLanes), j + kLanes, kLanes);
     write(j, first);
     write(j + kLanes, second);
   }
-  for (; j + kLanes <= count; j += kLanes) write(j, of(u.whole(j)));
+  for (; j + kLanes <= count; j += kLanes) write(j, of(u.whole(j), j, kLanes));
   if (j < count) write_some(j, count - j);
 }
 

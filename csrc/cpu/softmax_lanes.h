@@ -285,8 +285,9 @@ class SoftmaxLanes {
   T* loss_;
   int64_t grad_loss_stride_, classes_;
   T smooth_, weight_sum_;
-  bool caps_, margins_, entropy_;
+  bool caps_, margins_;
   Tail tail_;
+  bool entropy_;
 };
 
 }  // namespace LONGTAIL_ISA

@@ -32,7 +32,8 @@ class SoftmaxRows {
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)),
         effect_(effect_of(args)),
-        tail_(tail_of(args)) {}
+        tail_(tail_of(args)),
+        scales_(args.class_scale != nullptr) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -147,6 +148,13 @@ class SoftmaxRows {
     V U = T(0);
   };
 
+  // Of n classes, those before and after the g-th, or all where it is not one of them.
+  struct Others {
+    int64_t before, after, count;
+    LONGTAIL_INLINE Others(int64_t n, int64_t g)
+        : before(0 <= g && g < n ? g : n), after(before < n ? g + 1 : n), count(n) {}
+  };
+
   RowStats<T> row_stats(int64_t i, int64_t g) {
     const bool entropy = args_.entropy || options_.complement_coefficient != T(0) || pass_ == Pass::accumulate;
     const TargetTerms<T> terms = targets_.terms(logits(i), i, g);
@@ -160,45 +168,74 @@ class SoftmaxRows {
     Running running;
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
-      if (effect_ == Effect::none) {
-        add_block<kEntropy>(Logits<Z>{z + begin}, n, g - begin, running);
-      } else if (effect_ == Effect::bias) {
-        add_block<kEntropy>(BiasedLogits<Z>{z + begin, bias_ + begin}, n, g - begin, running);
+      if (effect_ == Effect::any) {
+        T u[kBlock];
+        compute_block(z, begin, n, g - begin, u_g, terms, u, running);
+        add_computed<kEntropy>(u, n, g - begin, running);
       } else {
-        add_computed_block<kEntropy>(z, begin, n, g - begin, u_g, terms, running);
+        with_source(z, begin, terms, [&](auto source) { add_block<kEntropy>(source, n, g - begin, running); });
       }
     }
     const T U = options_.label_smoothing == T(0) ? T(0) : horizontal_sum(running.U);
     return {running.m, horizontal_sum(running.sums.d), horizontal_sum(running.sums.t), u_g, U};
   }
 
+  // `body` with the source of effective logits from the begin-th.
+  template <typename Body>
+  LONGTAIL_INLINE void with_source(const Z* z, int64_t begin, const TargetTerms<T>& terms, const Body& body) const {
+    const Z* const from = z + begin;
+    if (effect_ == Effect::none) return body(Logits<Z>{from});
+    if (effect_ == Effect::bias) return body(BiasedLogits<Z>{from, bias_ + begin});
+    if (effect_ == Effect::affine) {
+      const T factor = capping_.scale * terms.scale;
+      const T *const scale = class_scale_.values + begin, *const bias = bias_ + begin;
+      if (!scales_)
+        return bias_ ? body(AffineLogits<Z, false, true>{from, nullptr, bias, factor})
+                     : body(AffineLogits<Z, false, false>{from, nullptr, nullptr, factor});
+      return bias_ ? body(AffineLogits<Z, true, true>{from, scale, bias, factor})
+                   : body(AffineLogits<Z, true, false>{from, scale, nullptr, factor});
+    }
+    const T *const mitigation = mitigation_.values + begin, compensation = options_.compensation;
+    compensation == T(0) ? body(SeesawLogits<Z, false>{from, mitigation, terms, compensation})
+                         : body(SeesawLogits<Z, true>{from, mitigation, terms, compensation});
+  }
+
   // Adds a block of n effective logits without the g-th, if that is one of them. A function of its own, as
   // write_plain_grad: among the others' loops, reading from memory takes up to a fifth longer (measured).
   template <bool kEntropy, typename Source>
   __attribute__((noinline)) static void add_block(const Source u, int64_t n, int64_t g, Running& running) {
-    const bool inside = 0 <= g && g < n;
-    const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
-    raise(horizontal_max(largest_of(u, after, n, largest_of(u, 0, before, V(T(-INFINITY))))), running);
-    add_sums<kEntropy>(u, before, after, n, running);
+    const Others others(n, g);
+    const V none = T(-INFINITY);
+    if constexpr (Source::kStored) {
+      T kept[kBlock];
+      const V largest = largest_kept(u, 0, others.before, kept, none);
+      raise(horizontal_max(largest_kept(u, others.after, n, kept, largest)), running);
+      add_computed<kEntropy>(kept, n, g, running);
+    } else {
+      raise(horizontal_max(largest_of(u, others.after, n, largest_of(u, 0, others.before, none))), running);
+      add_sums<kEntropy>(u, others, running);
+    }
   }
 
-  // The same of n logits from the begin-th, whose effective logits have to be computed.
-  template <bool kEntropy>
-  void add_computed_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, const TargetTerms<T>& terms,
-                          Running& running) {
-    const bool inside = 0 <= g && g < n;
-    const int64_t before = inside ? g : n, after = inside ? g + 1 : n;
+  // Computes n effective logits from the begin-th.
+  void compute_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, const TargetTerms<T>& terms, T* u,
+                     Running& running) const {
+    const Others others(n, g);
     const V reference = finite_max(u_g);
-    T u[kBlock];
     choose(options_.label_smoothing != T(0), [&](auto capped, auto smoothing, auto tail) {
       const auto of = any_logits<capped.value, tail.value>(z, terms);
-      const ComputedSums<T> left = compute<smoothing.value>(of, omega_, begin, begin + before, reference, u);
-      const ComputedSums<T> right =
-          compute<smoothing.value>(of, omega_, begin + after, begin + n, reference, u + after);
+      const auto part = [&](int64_t from, int64_t to) {
+        return compute<smoothing.value>(of, omega_, begin + from, begin + to, reference, u + from);
+      };
+      const ComputedSums<T> left = part(0, others.before), right = part(others.after, n);
       running.U = running.U + (left.U + right.U);
       raise(horizontal_max(maximum(left.largest, right.largest)), running);
     });
-    add_sums<kEntropy>(Computed<T>{u}, before, after, n, running);
+  }
+
+  template <bool kEntropy>
+  __attribute__((noinline)) static void add_computed(const T* u, int64_t n, int64_t g, Running& running) {
+    add_sums<kEntropy>(Computed<T>{u}, Others(n, g), running);
   }
 
   template <bool kCapped, Tail kTail>
@@ -210,10 +247,7 @@ class SoftmaxRows {
   // `body` with what is asked of each logit, as constants.
   template <typename Body>
   LONGTAIL_INLINE void choose(bool smoothing, const Body& body) const {
-    if (tail_ == Tail::none) return choose<Tail::none>(smoothing, body);
-    const bool linear = capping_.softcap == T(0) && !smoothing;
-    if (tail_ == Tail::scales && linear) return body(No(), No(), std::integral_constant<Tail, Tail::scales>());
-    choose<Tail::all>(smoothing, body);
+    tail_ == Tail::none ? choose<Tail::none>(smoothing, body) : choose<Tail::all>(smoothing, body);
   }
 
   template <Tail kTail, typename Body>
@@ -235,11 +269,11 @@ class SoftmaxRows {
   }
 
   template <bool kEntropy, typename Source>
-  static LONGTAIL_INLINE void add_sums(const Source u, int64_t before, int64_t after, int64_t n, Running& running) {
+  static LONGTAIL_INLINE void add_sums(const Source u, const Others others, Running& running) {
     const V finite_m = finite_max(running.m);
     Sums<T> block;  // apart: long rows would lose digits in one running sum
-    sum_of<kEntropy>(u, 0, before, finite_m, block);
-    sum_of<kEntropy>(u, after, n, finite_m, block);
+    sum_of<kEntropy>(u, 0, others.before, finite_m, block);
+    sum_of<kEntropy>(u, others.after, others.count, finite_m, block);
     running.sums.d = running.sums.d + block.d;
     running.sums.t = running.sums.t + block.t;
   }
@@ -249,7 +283,8 @@ class SoftmaxRows {
     Z* const grad = static_cast<Z*>(args_.grad) + i * args_.grad_stride;
     const TargetTerms<T> terms = targets_.terms(z, i, g);
     const T slope_g = targets_.slope(z, g, terms, scratch_);  // before its logit is overwritten
-    if (row.S != T(0) || effect_ == Effect::any) {
+    const bool plain = effect_ == Effect::none || effect_ == Effect::bias;
+    if (row.S != T(0) || effect_ == Effect::any || !(plain || row.b == T(0))) {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
       choose(row.S != T(0), [&](auto capped, auto smoothing, auto tail) {
         const auto of = any_logits<capped.value, tail.value>(z, terms);
@@ -260,26 +295,26 @@ class SoftmaxRows {
         }
         write_any_gradient<smoothing.value, false>(of, omega_, args_.num_classes, grads, grad);
       });
-    } else if (effect_ == Effect::none) {
-      write_plain_grad(Logits<Z>{z}, row, grad);
     } else {
-      write_plain_grad(BiasedLogits<Z>{z, bias_}, row, grad);
+      with_source(z, 0, terms, [&](auto source) { write_plain_grad(source, terms.scale * capping_.scale, row, grad); });
     }
     if (g >= 0) store_raw(grad + g, narrow(grad, V(row.target * slope_g)), 1);
   }
 
   template <typename Source>
-  __attribute__((noinline)) void write_plain_grad(const Source u, const RowGrad<T>& row, Z* grad) {
-    const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
+  __attribute__((noinline)) void write_plain_grad(const Source u, T scale, const RowGrad<T>& row, Z* grad) const {
+    const RowGrad<V> grads = {V(row.m), V(row.a * scale), V(row.b), V(row.S), V(row.target)};
     const bool complement = row.b != T(0);  // NaN too
-    if constexpr (kStreams<Z>) {
-      if (args_.stream) {
-        return complement ? write_gradient<true, true>(u, args_.num_classes, grads, grad)
-                          : write_gradient<false, true>(u, args_.num_classes, grads, grad);
+    const auto write = [&](auto complements) {
+      if constexpr (kStreams<Z>) {
+        if (args_.stream) return write_gradient<complements.value, true>(u, args_.num_classes, grads, grad);
       }
+      write_gradient<complements.value, false>(u, args_.num_classes, grads, grad);
+    };
+    if constexpr (std::is_same_v<Source, Logits<Z>> || std::is_same_v<Source, BiasedLogits<Z>>) {
+      if (complement) return write(Yes());
     }
-    complement ? write_gradient<true, false>(u, args_.num_classes, grads, grad)
-               : write_gradient<false, false>(u, args_.num_classes, grads, grad);
+    write(No());
   }
 
   const SoftmaxLossArgs& args_;
@@ -296,6 +331,7 @@ class SoftmaxRows {
   const T smooth_, weight_sum_;
   const Effect effect_;
   const Tail tail_;
+  const bool scales_;
 };
 
 }  // namespace LONGTAIL_ISA
