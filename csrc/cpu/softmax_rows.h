@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "row_sums.h"
 #include "row_targets.h"
 #include "softmax_any.h"
 
@@ -33,7 +34,9 @@ class SoftmaxRows {
         weight_sum_(static_cast<T>(args.weight_sum)),
         effect_(effect_of(args)),
         tail_(tail_of(args)),
-        scales_(args.class_scale != nullptr) {}
+        scales_(args.class_scale != nullptr),
+        keeps_(std::is_same_v<Z, T> && pass == Pass::loss_and_grad && args.grad == args.logits &&
+               (effect_ == Effect::seesaw || (effect_ == Effect::affine && (scales_ || bias_)))) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -50,7 +53,6 @@ class SoftmaxRows {
   using Yes = std::true_type;
   using No = std::false_type;
   static constexpr int kLanes = V::kLanes;
-  static constexpr T kLowest = ExpRange<T>::kLowest;
 
   // One lane per row; lanes beyond `count` stay zero, which `finish` survives.
   struct Group {
@@ -141,43 +143,33 @@ class SoftmaxRows {
     return static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
   }
 
-  // The running sums of a row: m is one number, d and t are kept lane by lane.
-  struct Running {
-    T m = -INFINITY;
-    Sums<T> sums;
-    V U = T(0);
-  };
-
-  // Of n classes, those before and after the g-th, or all where it is not one of them.
-  struct Others {
-    int64_t before, after, count;
-    LONGTAIL_INLINE Others(int64_t n, int64_t g)
-        : before(0 <= g && g < n ? g : n), after(before < n ? g + 1 : n), count(n) {}
-  };
+  LONGTAIL_INLINE Z* grad(int64_t i) const { return static_cast<Z*>(args_.grad) + i * args_.grad_stride; }
 
   RowStats<T> row_stats(int64_t i, int64_t g) {
     const bool entropy = args_.entropy || options_.complement_coefficient != T(0) || pass_ == Pass::accumulate;
     const TargetTerms<T> terms = targets_.terms(logits(i), i, g);
-    return entropy ? stats_of<true>(logits(i), g, terms) : stats_of<false>(logits(i), g, terms);
+    return entropy ? stats_of<true>(i, g, terms) : stats_of<false>(i, g, terms);
   }
 
   template <bool kEntropy>
-  RowStats<T> stats_of(const Z* z, int64_t g, const TargetTerms<T>& terms) {
+  RowStats<T> stats_of(int64_t i, int64_t g, const TargetTerms<T>& terms) {
+    const Z* const z = logits(i);
     const T u_g = targets_.logit(z, g, terms);
     if (scratch_ && g >= 0) scratch_[g] = targets_.ratio(z, g);  // which the blocks leave out
-    Running running;
+    RowSums<T> sums;
+    T computed[kBlock];
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
+      const Others others(n, g - begin);
       if (effect_ == Effect::any) {
-        T u[kBlock];
-        compute_block(z, begin, n, g - begin, u_g, terms, u, running);
-        add_computed<kEntropy>(u, n, g - begin, running);
+        compute_block(z, begin, others, u_g, terms, computed, sums);
+        sums.template add_computed<kEntropy>(computed, others);
       } else {
-        with_source(z, begin, terms, [&](auto source) { add_block<kEntropy>(source, n, g - begin, running); });
+        T* const kept = keeps_ ? reinterpret_cast<T*>(grad(i) + begin) : computed;
+        with_source(z, begin, terms, [&](auto source) { sums.template add<kEntropy>(source, others, kept); });
       }
     }
-    const T U = options_.label_smoothing == T(0) ? T(0) : horizontal_sum(running.U);
-    return {running.m, horizontal_sum(running.sums.d), horizontal_sum(running.sums.t), u_g, U};
+    return sums.stats(u_g, options_.label_smoothing != T(0));
   }
 
   // `body` with the source of effective logits from the begin-th.
@@ -188,54 +180,31 @@ class SoftmaxRows {
     if (effect_ == Effect::bias) return body(BiasedLogits<Z>{from, bias_ + begin});
     if (effect_ == Effect::affine) {
       const T factor = capping_.scale * terms.scale;
-      const T *const scale = class_scale_.values + begin, *const bias = bias_ + begin;
-      if (!scales_)
-        return bias_ ? body(AffineLogits<Z, false, true>{from, nullptr, bias, factor})
-                     : body(AffineLogits<Z, false, false>{from, nullptr, nullptr, factor});
-      return bias_ ? body(AffineLogits<Z, true, true>{from, scale, bias, factor})
-                   : body(AffineLogits<Z, true, false>{from, scale, nullptr, factor});
+      const T* const scale = scales_ ? class_scale_.values + begin : nullptr;
+      const T* const bias = bias_ ? bias_ + begin : nullptr;
+      if (scale && bias) return body(AffineLogits<Z, true, true>{from, scale, bias, factor});
+      if (scale) return body(AffineLogits<Z, true, false>{from, scale, bias, factor});
+      if (bias) return body(AffineLogits<Z, false, true>{from, scale, bias, factor});
+      return body(AffineLogits<Z, false, false>{from, scale, bias, factor});
     }
     const T *const mitigation = mitigation_.values + begin, compensation = options_.compensation;
     compensation == T(0) ? body(SeesawLogits<Z, false>{from, mitigation, terms, compensation})
                          : body(SeesawLogits<Z, true>{from, mitigation, terms, compensation});
   }
 
-  // Adds a block of n effective logits without the g-th, if that is one of them. A function of its own, as
-  // write_plain_grad: among the others' loops, reading from memory takes up to a fifth longer (measured).
-  template <bool kEntropy, typename Source>
-  __attribute__((noinline)) static void add_block(const Source u, int64_t n, int64_t g, Running& running) {
-    const Others others(n, g);
-    const V none = T(-INFINITY);
-    if constexpr (Source::kStored) {
-      T kept[kBlock];
-      const V largest = largest_kept(u, 0, others.before, kept, none);
-      raise(horizontal_max(largest_kept(u, others.after, n, kept, largest)), running);
-      add_computed<kEntropy>(kept, n, g, running);
-    } else {
-      raise(horizontal_max(largest_of(u, others.after, n, largest_of(u, 0, others.before, none))), running);
-      add_sums<kEntropy>(u, others, running);
-    }
-  }
-
-  // Computes n effective logits from the begin-th.
-  void compute_block(const Z* z, int64_t begin, int64_t n, int64_t g, T u_g, const TargetTerms<T>& terms, T* u,
-                     Running& running) const {
-    const Others others(n, g);
+  // Computes a block of effective logits from the begin-th.
+  void compute_block(const Z* z, int64_t begin, const Others others, T u_g, const TargetTerms<T>& terms, T* u,
+                     RowSums<T>& sums) const {
     const V reference = finite_max(u_g);
     choose(options_.label_smoothing != T(0), [&](auto capped, auto smoothing, auto tail) {
       const auto of = any_logits<capped.value, tail.value>(z, terms);
-      const auto part = [&](int64_t from, int64_t to) {
+      const auto part = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
         return compute<smoothing.value>(of, omega_, begin + from, begin + to, reference, u + from);
       };
-      const ComputedSums<T> left = part(0, others.before), right = part(others.after, n);
-      running.U = running.U + (left.U + right.U);
-      raise(horizontal_max(maximum(left.largest, right.largest)), running);
+      const ComputedSums<T> left = part(0, others.before), right = part(others.after, others.count);
+      sums.U = sums.U + (left.U + right.U);
+      sums.raise(horizontal_max(maximum(left.largest, right.largest)));
     });
-  }
-
-  template <bool kEntropy>
-  __attribute__((noinline)) static void add_computed(const T* u, int64_t n, int64_t g, Running& running) {
-    add_sums<kEntropy>(Computed<T>{u}, Others(n, g), running);
   }
 
   template <bool kCapped, Tail kTail>
@@ -260,31 +229,17 @@ class SoftmaxRows {
     }
   }
 
-  static LONGTAIL_INLINE void raise(T block_max, Running& running) {
-    if (!(block_max > running.m)) return;
-    RowStats<V> raised = {V(running.m), running.sums.d, running.sums.t, V(T(0)), V(T(0))};
-    raise_max(raised, V(block_max), kLowest);
-    running.sums = {raised.d, raised.t};
-    running.m = block_max;
-  }
-
-  template <bool kEntropy, typename Source>
-  static LONGTAIL_INLINE void add_sums(const Source u, const Others others, Running& running) {
-    const V finite_m = finite_max(running.m);
-    Sums<T> block;  // apart: long rows would lose digits in one running sum
-    sum_of<kEntropy>(u, 0, others.before, finite_m, block);
-    sum_of<kEntropy>(u, others.after, others.count, finite_m, block);
-    running.sums.d = running.sums.d + block.d;
-    running.sums.t = running.sums.t + block.t;
-  }
-
   void write_grad(int64_t i, int64_t g, const RowGrad<T>& row) {
     const Z* const z = logits(i);
-    Z* const grad = static_cast<Z*>(args_.grad) + i * args_.grad_stride;
+    Z* const grad = this->grad(i);
     const TargetTerms<T> terms = targets_.terms(z, i, g);
     const T slope_g = targets_.slope(z, g, terms, scratch_);  // before its logit is overwritten
     const bool plain = effect_ == Effect::none || effect_ == Effect::bias;
-    if (row.S != T(0) || effect_ == Effect::any || !(plain || row.b == T(0))) {
+    if (keeps_) {
+      const T *const u = reinterpret_cast<const T*>(grad), *const scale = class_scale_.values;
+      scales_ ? write_plain_grad(KeptLogits<T, true>{u, scale}, terms.scale * capping_.scale, row, grad)
+              : write_plain_grad(KeptLogits<T, false>{u, scale}, terms.scale * capping_.scale, row, grad);
+    } else if (row.S != T(0) || effect_ == Effect::any || !(plain || row.b == T(0))) {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
       choose(row.S != T(0), [&](auto capped, auto smoothing, auto tail) {
         const auto of = any_logits<capped.value, tail.value>(z, terms);
@@ -311,7 +266,7 @@ class SoftmaxRows {
       }
       write_gradient<complements.value, false>(u, args_.num_classes, grads, grad);
     };
-    if constexpr (std::is_same_v<Source, Logits<Z>> || std::is_same_v<Source, BiasedLogits<Z>>) {
+    if constexpr (Source::kComplements) {
       if (complement) return write(Yes());
     }
     write(No());
@@ -332,6 +287,7 @@ class SoftmaxRows {
   const Effect effect_;
   const Tail tail_;
   const bool scales_;
+  const bool keeps_;  // effective logits in the place of the logits, from the sums to the gradient
 };
 
 }  // namespace LONGTAIL_ISA
