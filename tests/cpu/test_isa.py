@@ -134,11 +134,62 @@ for dtype in OWN_DTYPES:
                 loss, stats = torch.ops.longtail.softmax_loss(of, z, *tail)
                 torch.ops.longtail.softmax_loss_backward(up, of, z, stats, *tail)
         z.copy_(values)
-        vectors = (*tail[:3], -100)
-        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)
-        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tail[:2], -100, 1.3, 8.0)
+        terms = torch.rand(3, 3, dtype=cases.vector_dtype(dtype))
+        for option_set in ("mixed", "mixed_tail"):
+            options = cases.options(option_set, classes, target, dtype)
+            tails = shard_cases.accumulate_tail(options, True, terms), shard_cases.apply_tail(options, terms)
+            stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *tails[0])
+            torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tails[1])
+        for option_set in ("vector_scaling", "target_scale", "mitigation", "seesaw", "tail_linear"):
+            tail = cases.operator_options(classes, cases.options(option_set, classes, target, dtype))
+            z.copy_(values)
+            loss, stats = torch.ops.longtail.softmax_loss(z, target, *tail)
+            torch.ops.longtail.softmax_loss_backward(up, z, target, stats, *tail)
+            torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
         torch.ops.longtail.scale_grad_(z, up, None, -100)
 print("within bounds")
+"""
+
+TAIL = """
+from batches import SoftmaxBatch, check, random_case
+SETS = ("vector_scaling", "target_scale", "mitigation", "seesaw", "mixed_tail", "tail_linear")
+SHAPES = ((5, 1), (9, 2), (19, 7), (3, 7, 5), (2, 33, 16), (3, 130), (2, 70, 33), (2, 2500))
+# Loops of their own: rows with one of two vectors, and what the options of the sets above leave to others.
+PAIRS = ({"class_scale"}, {"target_scale", "class_bias"}, {"class_mitigation", "class_bias"},
+         {"class_scale", "target_scale"})
+for dtype in OWN_DTYPES:
+    for shape in SHAPES:
+        case = random_case(shape, dtype)
+        every = cases.options("mixed_tail", shape[1], case[1], dtype)
+        chosen = [cases.options(name, shape[1], case[1], dtype) for name in SETS]
+        chosen += [{name: every[name] for name in pair} for pair in PAIRS if shape[1] > 64]
+        chosen += [{"class_scale": every["class_scale"], "label_smoothing": 0.2, "compensation": 0.5}]
+        for options in chosen:
+            check(SoftmaxBatch(kernels.CPU["cpu"], case, options), factor=3)
+        # A target behind everything at -inf, one of no mitigation, and classes without any.
+        logits, target = case[0].clone(), case[1].clamp(min=0)
+        logits.movedim(1, -1).reshape(-1, shape[1])[0, target[0]] = -torch.inf
+        own = cases.options("seesaw", shape[1], target, dtype)
+        own["class_mitigation"][:: 3] = -torch.inf
+        check(SoftmaxBatch(kernels.CPU["cpu"], (logits.nan_to_num(0.0, 0.0), target), own), factor=3)
+    for shape in ((6, 33), (2, 9, 16), (5, 300), (2, 90, 16), (2, 2500)):
+        logits, target = random_case(shape, dtype, ignore=False)
+        rows = logits.movedim(1, -1).reshape(-1, shape[1])
+        one = torch.ones(shape[1], dtype=cases.vector_dtype(dtype))
+        up = cases.upstreams(target.shape, one.dtype)["random"]
+        for neutral in ({"class_scale": one}, {"target_scale": one}, {"class_mitigation": one * 3.5}):
+            found = []
+            for options in ({}, neutral):
+                tail = cases.operator_options(shape[1], options)
+                z = logits.clone()
+                found.append([*torch.ops.longtail.softmax_loss_and_grad(up, z, target, *tail)])
+                found[-1] += [*torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail), z]
+            for plain, same in zip(*found):
+                if dtype == torch.bfloat16:  # whose sums are taken in another order
+                    assert_close(same, plain.double(), what=f"{neutral.keys()} {shape}")
+                else:
+                    assert torch.equal(plain, same), (dtype, shape, neutral.keys())
+print("knows the tail")
 """
 
 LIMITS = """
@@ -172,6 +223,13 @@ def test_sums_over_a_vocabulary_keep_their_digits(isa: str, scripts: Scripts) ->
     done = scripts.run(isa, SUM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sums well" in done.stdout
+
+
+@pytest.mark.parametrize("isa", supported())
+def test_what_classes_and_targets_scale_and_add(isa: str, scripts: Scripts) -> None:
+    done = scripts.run(isa, TAIL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "knows the tail" in done.stdout
 
 
 @pytest.mark.parametrize("isa", supported())

@@ -20,7 +20,7 @@ def threads():
 
 # A last piece of one class, and three pieces; the row that is ignored holds NaN.
 @pytest.mark.parametrize("classes", [65537, 140_003])
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
+@pytest.mark.parametrize("option_set", ["plain", "mixed", "seesaw", "mixed_tail"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_rows_in_pieces(dtype, option_set, classes, threads):
     logits, target = cases.random_case(4, classes, dtype, seed=classes)
