@@ -101,6 +101,14 @@ inline int64_t bytes_of(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
+// Whether effective logits of rows cost more than the logits to read, and can be read as they are for the gradient.
+inline bool keeps_effective(const SoftmaxLossArgs& args) {
+  const LossOptions<double>& o = args.options;
+  if (args.pixels > 0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return false;
+  const bool stretched = args.target_scale || o.scale != 1.0;
+  return args.class_scale || args.class_mitigation || o.compensation != 0.0 || (args.class_bias && stretched);
+}
+
 // Whether a gradient is too large for the caches and better written past them, so that no line is read to be written.
 // Fresh pages are not: the system has just put them into the caches, as zeros.
 inline bool streamed(void* grad, int64_t bytes) {
@@ -174,7 +182,9 @@ struct Cpu {
     }
     size_t scratch_bytes = 0;
     const bool keeps = args.num_classes > kFewClasses && pass == Pass::loss_and_grad;
-    if (keeps && (args.pixels > 0 || args.options.softcap != 0.0)) {
+    args.keeps = keeps && keeps_effective(args);
+    const bool in_place = args.grad == args.logits && bytes_of(args.storage) == bytes;
+    if (keeps && (args.pixels > 0 || args.options.softcap != 0.0 || (args.keeps && !in_place))) {
       scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
     }
     check_targets_first(args, args.ignore_index, pass == Pass::apply ? -1 : 0);

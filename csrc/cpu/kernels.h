@@ -22,14 +22,16 @@ struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   double weight_sum;  // sum of the class weights, or C
   bool stream;        // whether the gradient, too large for the caches, is written past them
   int64_t stretch;    // pixels taken through all classes together, a multiple of 16
+  bool keeps;         // whether loss_and_grad of rows computes effective logits once: in `scratch`, or where there is
+                      // none in the place of the logits, which are of T then
 };
 struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};
 struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
 // Rows [begin, end). Losses return the first row whose target is neither a class nor ignore_index, or -1; the passes of
 // a shard also know target -1: a class of another shard.
-// `scratch`, for loss_and_grad of more than few classes: one row of T with softcap (tanh is then evaluated once), [C,
-// stretch] of T with pixels, else null. T is double for float64 logits, else float.
+// `scratch`, for loss_and_grad of more than few classes: one row of T with softcap (tanh is then evaluated once) or
+// `keeps`, [C, stretch] of T with pixels, else null. T is double for float64 logits, else float.
 using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.

@@ -138,7 +138,7 @@ class SoftmaxLanes {
   struct Kept {
     T exponentials[kFewClasses * kLanes];
     T shifts[kAny ? kFewClasses * kLanes : 1];
-    T capped[kAny ? kFewClasses * kLanes : 1];
+    T ratios[kAny ? kFewClasses * kLanes : 1];  // softcap's tanh
   };
 
   static LONGTAIL_INLINE Mask<T> is_class(Classes target, Classes c) { return {target == c}; }
@@ -146,6 +146,7 @@ class SoftmaxLanes {
   LONGTAIL_INLINE bool smooths() const { return kAny && options_.label_smoothing != T(0); }
   LONGTAIL_INLINE V omega(int64_t c) const { return weight_ ? V(weight_[c]) : V(T(1)); }
 
+  LONGTAIL_INLINE bool softens() const { return kAny && capping_.softcap != T(0); }
   LONGTAIL_INLINE bool scales() const { return kAny && tail_ != Tail::none; }
   LONGTAIL_INLINE bool raises() const { return kAny && tail_ == Tail::all; }
 
@@ -195,8 +196,9 @@ class SoftmaxLanes {
   LONGTAIL_INLINE V shared(V z, int64_t c, V target_scale, Kept& kept) const {
     if (!kAny) return z;
     if (caps_) {
-      z = capping_(z);
-      store(kept.capped + c * kLanes, z);
+      const V x = softens() ? capping_.ratio(z) : z;
+      store(kept.ratios + c * kLanes, x);
+      z = x * V(softens() ? capping_.softcap : capping_.scale);
     }
     if (scales()) z = z * stretch(c, target_scale);
     return bias_ ? z + V(bias_[c]) : z;
@@ -260,7 +262,11 @@ class SoftmaxLanes {
       V du = load(kept.exponentials + at) * (complement ? row.a + row.b * load(kept.shifts + at) : row.a);
       if (smooths()) du = du + row.S * omega(c);
       du = select(is_class(target, number), row.target, du);
-      if (kAny && caps_) du = du * capping_.slope(load(kept.capped + at));
+      if (kAny && caps_) du = du * V(capping_.scale);
+      if (softens()) {
+        const V x = load(kept.ratios + at);
+        du = du - du * (x * x);
+      }
       if (scales()) du = du * stretch(c, target_scale);
       store(grad.at(c, k), du);
       number = number + 1;

@@ -35,8 +35,7 @@ class SoftmaxRows {
         effect_(effect_of(args)),
         tail_(tail_of(args)),
         scales_(args.class_scale != nullptr),
-        keeps_(std::is_same_v<Z, T> && pass == Pass::loss_and_grad && args.grad == args.logits &&
-               (effect_ == Effect::seesaw || (effect_ == Effect::affine && (scales_ || bias_)))) {}
+        keeps_(pass == Pass::loss_and_grad && args.keeps) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -145,6 +144,9 @@ class SoftmaxRows {
 
   LONGTAIL_INLINE Z* grad(int64_t i) const { return static_cast<Z*>(args_.grad) + i * args_.grad_stride; }
 
+  // Where effective logits are kept from the sums to the gradient.
+  LONGTAIL_INLINE T* effective(int64_t i) const { return scratch_ ? scratch_ : reinterpret_cast<T*>(grad(i)); }
+
   RowStats<T> row_stats(int64_t i, int64_t g) {
     const bool entropy = args_.entropy || options_.complement_coefficient != T(0) || pass_ == Pass::accumulate;
     const TargetTerms<T> terms = targets_.terms(logits(i), i, g);
@@ -155,17 +157,17 @@ class SoftmaxRows {
   RowStats<T> stats_of(int64_t i, int64_t g, const TargetTerms<T>& terms) {
     const Z* const z = logits(i);
     const T u_g = targets_.logit(z, g, terms);
-    if (scratch_ && g >= 0) scratch_[g] = targets_.ratio(z, g);  // which the blocks leave out
+    if (scratch_ && !keeps_ && g >= 0) scratch_[g] = targets_.ratio(z, g);  // which the blocks leave out
     RowSums<T> sums;
     T computed[kBlock];
     for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
       const Others others(n, g - begin);
+      T* const kept = keeps_ ? effective(i) + begin : computed;
       if (effect_ == Effect::any) {
-        compute_block(z, begin, others, u_g, terms, computed, sums);
-        sums.template add_computed<kEntropy>(computed, others);
+        compute_block(z, begin, others, u_g, terms, kept, sums);
+        sums.template add_computed<kEntropy>(kept, others);
       } else {
-        T* const kept = keeps_ ? reinterpret_cast<T*>(grad(i) + begin) : computed;
         with_source(z, begin, terms, [&](auto source) { sums.template add<kEntropy>(source, others, kept); });
       }
     }
@@ -236,7 +238,7 @@ class SoftmaxRows {
     const T slope_g = targets_.slope(z, g, terms, scratch_);  // before its logit is overwritten
     const bool plain = effect_ == Effect::none || effect_ == Effect::bias;
     if (keeps_) {
-      const T *const u = reinterpret_cast<const T*>(grad), *const scale = class_scale_.values;
+      const T *const u = effective(i), *const scale = class_scale_.values;
       scales_ ? write_plain_grad(KeptLogits<T, true>{u, scale}, terms.scale * capping_.scale, row, grad)
               : write_plain_grad(KeptLogits<T, false>{u, scale}, terms.scale * capping_.scale, row, grad);
     } else if (row.S != T(0) || effect_ == Effect::any || !(plain || row.b == T(0))) {
@@ -287,7 +289,7 @@ class SoftmaxRows {
   const Effect effect_;
   const Tail tail_;
   const bool scales_;
-  const bool keeps_;  // effective logits in the place of the logits, from the sums to the gradient
+  const bool keeps_;
 };
 
 }  // namespace LONGTAIL_ISA

@@ -111,7 +111,7 @@ struct Computed {
   LONGTAIL_INLINE void prefetch(int64_t) const {}
 };
 
-// Those that stand in the place of their row's logits until its gradient does.
+// The same for the gradient.
 template <typename Number, bool kScale>
 struct KeptLogits {
   using T = Number;
@@ -139,6 +139,11 @@ LONGTAIL_INLINE Two<float> two_of(const Logits<bfloat16> u, int64_t j) {
   FloatBits words;
   memcpy(&words, u.z + j, sizeof(words));
   return {(Vec<float>::Value)(words << 16), (Vec<float>::Value)(words & 0xffff0000)};
+}
+
+LONGTAIL_INLINE Two<float> two_of(const AffineLogits<bfloat16, false, false> u, int64_t j) {
+  const Two<float> logits = two_of(Logits<bfloat16>{u.z}, j);
+  return {logits.first * Vec<float>(u.factor), logits.second * Vec<float>(u.factor)};
 }
 
 }  // namespace LONGTAIL_ISA

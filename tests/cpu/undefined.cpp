@@ -152,7 +152,10 @@ void run_softmax(const Kernels& kernels, Problem& p, bool options, Tail tail) {
   SoftmaxLossArgs inplace = a;
   std::vector<char> overwritten = p.logits;
   inplace.logits = inplace.grad = overwritten.data();
-  kernels.softmax_loss_rows(inplace, Pass::loss_and_grad, 0, kRows, p.images || options ? p.scratch.data() : nullptr);
+  inplace.keeps = !p.images && !options && tail != Tail::none;
+  const bool kept_apart = inplace.keeps && p.storage != p.wide;
+  kernels.softmax_loss_rows(inplace, Pass::loss_and_grad, 0, kRows,
+                            p.images || options || kept_apart ? p.scratch.data() : nullptr);
   if (p.images) return;
   SoftmaxLossArgs dense = a;
   dense.dense = true;
