@@ -260,7 +260,7 @@ class SoftmaxRows {
 
   template <typename Source>
   __attribute__((noinline)) void write_plain_grad(const Source u, T scale, const RowGrad<T>& row, Z* grad) const {
-    const RowGrad<V> grads = {V(row.m), V(row.a * scale), V(row.b), V(row.S), V(row.target)};
+    const RowGrad<V> grads = {V(row.m), V(row.a * scale), V(row.b * scale), V(row.S), V(row.target)};
     const bool complement = row.b != T(0);  // NaN too
     const auto write = [&](auto complements) {
       if constexpr (kStreams<Z>) {
