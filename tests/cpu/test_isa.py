@@ -168,13 +168,12 @@ for dtype in OWN_DTYPES:
             check(SoftmaxBatch(kernels.CPU["cpu"], case, options), factor=3)
         # A target behind everything at -inf, one of no mitigation, and classes without any.
         logits, target = random_case(shape, dtype, ignore=False)
-        logits.movedim(1, -1).reshape(-1, shape[1])[0, target[0]] = -torch.inf
+        logits[(0, target[0], 0)[: len(shape)]] = -torch.inf
         own = cases.options("seesaw", shape[1], target, dtype)
         own["class_mitigation"][:: 3] = -torch.inf
         check(SoftmaxBatch(kernels.CPU["cpu"], (logits, target), own), factor=3)
     for shape in ((6, 33), (2, 9, 16), (5, 300), (2, 90, 16), (2, 2500)):
         logits, target = random_case(shape, dtype, ignore=False)
-        rows = logits.movedim(1, -1).reshape(-1, shape[1])
         one = torch.ones(shape[1], dtype=cases.vector_dtype(dtype))
         up = cases.upstreams(target.shape, one.dtype)["random"]
         for neutral in ({"class_scale": one}, {"target_scale": one}, {"class_mitigation": one * 3.5}):
