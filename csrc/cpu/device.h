@@ -105,8 +105,8 @@ inline int64_t bytes_of(Storage storage) {
 inline bool keeps_effective(const SoftmaxLossArgs& args) {
   const LossOptions<double>& o = args.options;
   if (args.pixels > 0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return false;
-  const bool stretched = args.target_scale || o.scale != 1.0;
-  return args.class_scale || args.class_mitigation || o.compensation != 0.0 || (args.class_bias && stretched);
+  const bool stretched = args.class_scale || args.target_scale || o.scale != 1.0;
+  return stretched || args.class_mitigation || o.compensation != 0.0;
 }
 
 // Whether a gradient is too large for the caches and better written past them, so that no line is read to be written.

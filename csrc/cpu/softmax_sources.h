@@ -1,7 +1,8 @@
 // Where the innermost loops of the softmax family have effective logits from: `whole` reads a register of them, `some`
 // what is left, with -inf beyond.
 //
-// kStored: it is cheaper to keep what was computed for the maximum than to compute it again for the sums. kSloped: the
+// kStored: what was computed for the maximum is kept for the sums, which is cheaper, and rounded once: a multiplication
+// fused with the subtraction of the maximum would not leave 0 of the maximum itself. kSloped: the
 // gradient is multiplied by `slope`, each class by its own. kComplements: loops for complement entropy are made, too.
 #pragma once
 
@@ -55,7 +56,7 @@ struct BiasedLogits {
 template <typename Z, bool kScale, bool kBias>
 struct AffineLogits {
   using T = typename Stored<Z>::Arithmetic;
-  static constexpr bool kStored = kScale || kBias, kSloped = kScale, kComplements = false;
+  static constexpr bool kStored = true, kSloped = kScale, kComplements = false;
   const Z* z;
   const T *scale, *bias;
   T factor;
@@ -139,11 +140,6 @@ LONGTAIL_INLINE Two<float> two_of(const Logits<bfloat16> u, int64_t j) {
   FloatBits words;
   memcpy(&words, u.z + j, sizeof(words));
   return {(Vec<float>::Value)(words << 16), (Vec<float>::Value)(words & 0xffff0000)};
-}
-
-LONGTAIL_INLINE Two<float> two_of(const AffineLogits<bfloat16, false, false> u, int64_t j) {
-  const Two<float> logits = two_of(Logits<bfloat16>{u.z}, j);
-  return {logits.first * Vec<float>(u.factor), logits.second * Vec<float>(u.factor)};
 }
 
 }  // namespace LONGTAIL_ISA
