@@ -20,7 +20,7 @@ from longtail.linear import chunks as linear_chunks
 from longtail.parallel import sweep
 from tolerances import assert_close, assert_same
 
-VECTORS = ("weight", "class_bias", "class_margin")
+VECTORS = ("weight", "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation")
 
 
 def digest(*tensors: Tensor) -> str:

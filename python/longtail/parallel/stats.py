@@ -50,6 +50,8 @@ class Gathered(NamedTuple):
     """[N], where it travelled."""
     weight_sum: Tensor
     """Sum of the class weights of all ranks, or the number of classes, 0-d."""
+    terms: Tensor | None = None
+    """[N, 3], what the targets bring to the effective logits of all classes, where they bring anything."""
 
 
 class Local(NamedTuple):
