@@ -85,7 +85,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         divisor = gradient_divisor(denominator)
         if gradient == "backward":
             return loss, found.stats, divisor, found.w_g, found.weight_sum, found.terms
-        size = shard.size(target, logits.dtype, found.w_g, found.weight_sum)
+        size = shard.size(target, logits.dtype, found.w_g, found.weight_sum, found.scales)
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
         upstream = factor.expand(logits.shape[0])
