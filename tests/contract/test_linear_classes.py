@@ -62,7 +62,7 @@ def test_equals_chunks_of_rows(option_set: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
+@pytest.mark.parametrize("option_set", ["plain", "mixed", "seesaw"])
 @pytest.mark.parametrize("amx", [False, True])
 def test_bfloat16(amx: bool, option_set: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_classes, "has_amx", lambda: amx)
