@@ -110,7 +110,7 @@ def row_statistics(
     dtype = arithmetic_dtype(input.dtype)
     given = (None, class_bias, class_margin, class_scale, target_scale, class_mitigation)
     vectors: list[Any] = [None if x is None else x.to(dtype) for x in given]
-    options = SoftmaxOptions(*vectors, ignore_index=ignore_index, compensation=compensation)
+    options = SoftmaxOptions(*vectors)._replace(ignore_index=ignore_index, compensation=compensation)
     options = options._replace(scale=scale / temperature, softcap=softcap and softcap / temperature)
     rows = Rows.of(input, target, options)
     *numbers, correct = row_statistics_of(rows.stats())
