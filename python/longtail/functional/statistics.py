@@ -84,9 +84,10 @@ def row_statistics(
             ``input.flatten(0, 1)``, a view.
         target: class indices of any integer dtype, (), (N,) or (N, d1, ...).
         temperature: divides the logits after scale and softcap, before ``class_bias``; positive.
-        class_bias, class_margin, class_scale, target_scale, class_mitigation, compensation, scale, softcap,
-            ignore_index: as in :func:`longtail.cross_entropy`. Rows that ``ignore_index`` names hold zeros and False,
-            and have a gradient of exactly 0.
+        class_bias, class_margin, class_scale, target_scale, class_mitigation, compensation: as in
+            :func:`longtail.cross_entropy`.
+        scale, softcap, ignore_index: as there. Rows that ``ignore_index`` names hold zeros and False, and have a
+            gradient of exactly 0.
         gradient: "backward" (memory for the gradient of the logits is made in backward), or "inplace": backward writes
             it over ``input``, which holds the logits until then, or over the copy that a strided layout needs. One
             backward then; refused of a leaf that requires grad.
@@ -135,8 +136,7 @@ def linear_row_statistics(
         linear_weight: (C, D).
         target: class indices of any integer dtype, of the input's leading shape, which is that of the statistics.
         linear_bias: (C,). Input, weight and bias are what the statistics are differentiable in.
-        temperature, class_bias, class_margin, class_scale, target_scale, class_mitigation, compensation, scale,
-            softcap: as in :func:`longtail.row_statistics`.
+        temperature, scale, softcap: as in :func:`longtail.row_statistics`; so are the options of classes and targets.
         ignore_index: rows with this target hold zeros and False; what their input holds, NaN included, reaches no
             gradient.
         shift: targets are those of the next position, as in :func:`longtail.linear_cross_entropy`: the statistics at

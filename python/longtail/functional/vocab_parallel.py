@@ -221,9 +221,8 @@ def vocab_parallel_linear_row_statistics(
     Args:
         input, linear_weight, target, sequence_parallel, linear_bias, shift, chunk_size, accumulate_dtype: as in
             :func:`longtail.vocab_parallel_linear_cross_entropy`; the statistics have the shape of ``target``.
-        group, class_start, num_classes, class_bias, class_margin, class_scale, target_scale, class_mitigation,
-            temperature, compensation, scale, softcap, ignore_index: as in
-            :func:`longtail.vocab_parallel_row_statistics`.
+        group, class_start, num_classes, temperature, scale, softcap, ignore_index: as in
+            :func:`longtail.vocab_parallel_row_statistics`; so are the options of classes and targets.
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank; temperature
