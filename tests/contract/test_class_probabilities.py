@@ -19,6 +19,7 @@ from emulation.plans import SIGMOID_REGIMES, emulated
 from interpreted import HALVES, INTERPRETED, refuse_copies
 from kernels import CPU, GPU, TRITON, over
 from longtail.ops import fallback
+from longtail.options import SoftmaxOptions
 from shard_cases import accumulate_tail
 from tolerances import assert_close, assert_same
 
@@ -248,7 +249,8 @@ def test_a_row_has_the_same_bits_alone_and_on_any_threads(classes: int) -> None:
     tail, up = cases.operator_options(classes, cases.options(LINEAR, classes, y[:, 0])), torch.randn(70)
 
     def outcome(part: slice) -> list[Tensor]:
-        of = [x[part] if isinstance(x, Tensor) and i == 3 else x for i, x in enumerate(tail)]
+        of = SoftmaxOptions(*tail)
+        of = of._replace(sample_weight=of.sample_weight[part])
         loss, stats = ops.softmax_loss(z[part], y[part], *of)
         return [loss, stats, ops.softmax_loss_backward(up[part], z[part], y[part], stats, *of)]
 

@@ -134,10 +134,18 @@ for dtype in OWN_DTYPES:
                 loss, stats = torch.ops.longtail.softmax_loss(of, z, *tail)
                 torch.ops.longtail.softmax_loss_backward(up, of, z, stats, *tail)
         z.copy_(values)
-        options = cases.options("mixed", classes, target, dtype)
-        tails = shard_cases.accumulate_tail(options, smoothing=True), shard_cases.apply_tail(options)
-        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *tails[0])
-        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tails[1])
+        terms = torch.rand(3, 3, dtype=cases.vector_dtype(dtype))
+        for option_set in ("mixed", "mixed_tail"):
+            options = cases.options(option_set, classes, target, dtype)
+            tails = shard_cases.accumulate_tail(options, True, terms), shard_cases.apply_tail(options, terms)
+            stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *tails[0])
+            torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tails[1])
+        for option_set in ("vector_scaling", "target_scale", "mitigation", "seesaw", "tail_linear"):
+            tail = cases.operator_options(classes, cases.options(option_set, classes, target, dtype))
+            z.copy_(values)
+            loss, stats = torch.ops.longtail.softmax_loss(z, target, *tail)
+            torch.ops.longtail.softmax_loss_backward(up, z, target, stats, *tail)
+            torch.ops.longtail.softmax_loss_and_grad_(up, z, target, *tail)
         torch.ops.longtail.scale_grad_(z, up, None, -100)
 print("within bounds")
 """
