@@ -17,6 +17,7 @@ from ..functional.class_balanced import balanced
 from ..training import (
     ComplementObjectiveTraining,
     DeferredReweighting,
+    NormalizedLinear,
     init_sigmoid_bias_,
     parameter_groups_without_bias_decay,
 )
@@ -88,21 +89,6 @@ def grid() -> list[Method]:
     ]
 
 
-class NormalizedLinear(nn.Module):
-    """Cosines between features and class vectors, the last layer of LDAM (Cao et al. 2019); [N, D] to [N, C].
-
-    Args:
-        linear: whose weight it takes over; its bias is dropped.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(F.normalize(input, dim=1), F.normalize(self.weight, dim=1))
-
-
 class Classifier(nn.Module):
     """Features, then a linear layer that gives the logits.
 
@@ -150,7 +136,7 @@ class MethodTraining:
             groups = parameter_groups_without_bias_decay(model, model.head, weight_decay)
         elif method.margin:
             assert isinstance(model.head, nn.Linear)
-            model.head = NormalizedLinear(model.head)
+            model.head = NormalizedLinear.of(model.head)
             groups[0]["params"] = [*model.parameters()]
         # Copies: an optimizer keeps its groups' dictionaries, learning rate and all.
         self.optimizers = [
