@@ -162,6 +162,6 @@ def adjusted_logits(input: Tensor, samples_per_class: Counts, tau: float = 1.0, 
     dim = 0 if input.dim() == 1 else 1
     if input.dim() == 0 or input.shape[dim] != len(bias):
         raise ArgumentValueError(
-            f"input has shape {list(input.shape)}, expected {len(bias)} classes in dimension {dim}, as samples_per_class"
+            f"input has shape {list(input.shape)}, expected {len(bias)} classes in dimension {dim}, as the counts"
         )
     return input.to(dtype) - bias.view(-1, *(1,) * (input.dim() - 1 - dim))

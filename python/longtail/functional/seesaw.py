@@ -35,8 +35,8 @@ def seesaw_loss(
         -\log \frac{e^{z_g}}{e^{z_g} + \sum_{j \ne g} S_{gj} e^{z_j}}, \quad
         S_{gj} = \min\left(1, \frac{n_j}{n_g}\right)^p \max\left(1, \frac{p_j}{p_g}\right)^q,
 
-    the mitigation factor times the compensation factor, both constants; :math:`p_j / p_g = e^{z_j - z_g}`. The authors' code
-    keeps :math:`p_g` above 0.01 in the ratio; the formula of the paper, and this loss, do not.
+    the mitigation factor times the compensation factor, both constants; :math:`p_j / p_g = e^{z_j - z_g}`. The authors'
+    code keeps :math:`p_g` above 0.01 in the ratio; the formula of the paper, and this loss, do not.
 
     Args:
         input: logits, as in :func:`longtail.cross_entropy`: (C,), (N, C) or (N, C, d1, ...). The paper's normalized
