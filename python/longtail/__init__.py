@@ -1,7 +1,7 @@
 """Fused losses for long-tailed and large-vocabulary training in PyTorch.
 
 ``longtail.cross_entropy`` is a superset of ``torch.nn.functional.cross_entropy``: class-balanced and focal weighting,
-complement entropy, logit adjustment, temperatures, margins, Seesaw, softcap and z-loss in the same sweeps over the logits.
+complement entropy, logit adjustment, temperatures, margins, Seesaw, softcap and z-loss in the same sweeps.
 """
 
 from . import reference, training

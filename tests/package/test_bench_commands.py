@@ -97,7 +97,7 @@ def test_all_runs_every_section_until_one_fails(bench, monkeypatch, capsys):
     assert capsys.readouterr().err == "bench all: parallel failed\n"
     compiled = [
         (name, "--no-compile")
-        for name in ("cpu", "statistics", "sigmoid", "soft", "images", "few", "threads", "overhead", "gpu")
+        for name in ("cpu", "statistics", "tail", "sigmoid", "soft", "images", "few", "threads", "overhead", "gpu")
     ]
     assert ran == [
         *compiled,
