@@ -251,7 +251,7 @@ def test_quick_command_writes_every_row_and_the_picture(tmp_path, capsys):
     main(["experiment", "digits", "--quick", "--seeds", "2", "--epochs", "1", "--jobs", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr()
     assert "100%" in printed.err
-    assert "Holm's correction for all 31 comparisons" in printed.out
+    assert "Holm's correction for all 36 comparisons" in printed.out
     assert (tmp_path / "experiment_digits.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "experiment_digits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
