@@ -15,7 +15,7 @@ CONTRACT = Path(__file__).parents[1] / "contract"
 @pytest.mark.parametrize(
     "name",
     [
-        *("class_probabilities", "limits", "means", "row_statistics", "scale_grad", "sigmoid_operators"),
+        *("class_probabilities", "limits", "long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators"),
         "softmax_operators",
     ],
 )
