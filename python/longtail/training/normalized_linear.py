@@ -14,8 +14,8 @@ class NormalizedLinear(nn.Linear):
     2021): a cosine is at most 1. A vector of zeros has the cosine 0 with all others.
 
     Args:
-        in_features: D.
-        out_features: C.
+        in_features: size D of the features.
+        out_features: number of classes C.
         device, dtype: of the weight (C, D).
     """
 
