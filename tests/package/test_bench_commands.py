@@ -34,7 +34,7 @@ def bench(monkeypatch):
         ("cpu --dtype float64", "invalid choice: 'float64'"),
         (
             "--shape 64,96",
-            "--shape needs a section before it: all, cpu, statistics, sigmoid, soft, images, few, linear,",
+            "--shape needs a section before it: all, cpu, statistics, tail, sigmoid, soft, images, few, linear,",
         ),
         ("-- cpu", "-- needs a section before it: all, cpu,"),
         ("linear --rounds 0", "'0' is not a whole number of at least 1"),
