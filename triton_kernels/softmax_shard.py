@@ -21,7 +21,9 @@ def _launch(
     grad: Tensor | None, options: SoftmaxOptions,
 ) -> None:  # fmt: skip
     check_shard(logits, target, target_terms, row_grad, options)
-    if logits.shape[0] == 0:
+    if logits.numel() == 0:  # no rows, or none of the classes
+        if stats is not None:
+            stats.zero_()[:, 0] = torch.where(target == options.ignore_index, 0.0, -torch.inf)
         return
     row_grad = None if row_grad is None else row_grad.contiguous()
     tensors = (logits, target, None, target_terms, row_grad, None, stats, grad)
