@@ -54,9 +54,10 @@ def tile_kernel(
     """Short rows, held in registers: C <= BLOCK.
 
     grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
-    reads: logits [N, C] once, ignored rows never; target; per row the target's logit, weight, bias, margin, the
-      sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`), or of a SHARD row_grad
-      [N, 5] in the place of all these; class_bias and, with label smoothing, weight [C] per row, from cache.
+    reads: logits [N, C] once, ignored rows never; target; per row the target's logit and its number of each
+      class vector, the sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`), or of a
+      SHARD row_grad [N, 5] and target_terms [N, 3] in the place of all these; class_bias, class_scale, class_mitigation
+      and, with label smoothing, weight [C] per row, from cache.
     writes: loss [N] (with `loss`) and stats [N, 5] (with `loss`, or without `grad`); grad [N, C] (with `grad`; may be
       the logits' own memory).
     bytes: one pass over the logits, one over the gradient, about 40 per row.

@@ -61,9 +61,9 @@ def pixel_tile_kernel(
     """Few classes, held in registers: C <= CLASSES.
 
     grid: ceil(N * P / PIXELS) programs of PIXELS whole pixels. Sweeps: one.
-    reads: logits [N, C, P] once; target; per pixel the target's logit, weight, bias, margin, the sample weight, the
-      upstream gradient (with `grad`), the stats [5, N * P] (without `loss`); class_bias and, with label smoothing,
-      weight [C] per program.
+    reads: logits [N, C, P] once; target; per pixel the target's logit and its number of each class vector, the sample
+      weight, the upstream gradient (with `grad`), the stats [5, N * P] (without `loss`); class_bias, class_scale,
+      class_mitigation and, with label smoothing, weight [C] per program.
     writes: loss [N * P] and stats [5, N * P] (with `loss`); grad [N, C, P] (with `grad`; may be the logits' memory).
     bytes: one pass over the logits, one over the gradient, about 40 per pixel.
     VEC: elements of an access, 4 if P, all strides and all pointers are multiples of 16 bytes, else 1.

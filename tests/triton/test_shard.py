@@ -107,6 +107,29 @@ def test_terms_stand_in_for_the_class() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("classes", [3, 127, 4099])
+def test_given_terms(classes: int) -> None:
+    """Also of a row whose class is elsewhere: what its U is relative to is the first class with the terms' share."""
+    logits, target = shard_case(classes)
+    options = cases.options("mixed_tail", classes, target)
+    terms = torch.randn(6, 3, generator=cases.generator(3))
+    terms[3:, 2] -= 2.0
+    vectors = [options[name] for name in VECTORS]
+    row_grad = torch.randn(6, 5, generator=cases.generator(2)) + torch.tensor([20.0, 0.0, 0.0, 0.0, 0.0])
+    tail = (terms, cases.IGNORE, True, *numbers(options))
+    for operator, data in (
+        ("accumulate", (logits, target, *vectors, *tail)),
+        ("apply", (logits, target, row_grad, *vectors[:2], *vectors[3:], *tail[:2], *tail[3:])),
+    ):
+        wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in data]
+        found, truth, eager = (
+            getattr(of, f"softmax_loss_{operator}")(*values)
+            for of, values in ((shard, data), (fallback, wide), (fallback, data))
+        )
+        assert_close(found, truth, eager, what=operator, factor=4)
+
+
+@interpreted
 def test_none_of_the_classes() -> None:
     target = torch.tensor([ELSEWHERE, cases.IGNORE])
     z, vectors = torch.zeros(2, 0), [torch.zeros(0)] * 5

@@ -66,6 +66,18 @@ def test_infinite_logits_and_mitigations(shape: tuple[int, ...], option_set: str
 
 
 @interpreted
+@pytest.mark.parametrize("shape", [(2, 3), *SHAPES])
+def test_scales_of_any_sign(shape: tuple[int, ...]) -> None:
+    """Places beside the row's classes, where the logits stand at -inf, stay out of it."""
+    rows, target = cases.random_case(rows_of(shape), shape[1], ignore=False)
+    scales = torch.randn(2, shape[1], generator=cases.generator(1))
+    scales[1, target[0]], scales[1, target[1]] = 0.0, -0.8
+    options = {"class_scale": scales[0], "target_scale": scales[1]}
+    with one_thread():
+        check(SoftmaxBatch(KERNELS, (shaped(rows, shape), target), options))
+
+
+@interpreted
 @pytest.mark.parametrize("shape", SHAPES)
 def test_neutral_terms_change_no_bit(shape: tuple[int, ...]) -> None:
     rows, target = cases.random_case(rows_of(shape), shape[1])
