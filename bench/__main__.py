@@ -20,6 +20,7 @@ SECTIONS = {
     "all": Section("every", "cpu to gpu of this list, one after another: what make bench runs"),
     "cpu": Section("losses", "softmax losses over (N, C) logits, beside eager PyTorch and torch.compile"),
     "statistics": Section("losses", "log-probability and entropy of each row, with gradients, likewise"),
+    "tail": Section("losses", "the losses for long tails: vector scaling, IMMAX, Seesaw; likewise"),
     "sigmoid": Section("losses", "sigmoid focal losses, likewise"),
     "soft": Section("losses", "cross-entropy with class probabilities, likewise"),
     "images": Section("losses", "a softmax loss over images, (N, C, H, W), likewise"),

@@ -24,6 +24,9 @@ LOSSES = {
     "everything": "every option at once",
     "statistics": "log-probability and entropy, with the gradients of both",
     "soft": "cross-entropy, class probabilities",
+    "vector_scaling": "vector scaling: a temperature and a bias for each class",
+    "immax": "IMMAX: a temperature of the target's class",
+    "seesaw": "Seesaw",
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
     "dense_focal": "sigmoid focal, a target for each element",
@@ -94,6 +97,7 @@ class Problem:
             options["complement_gamma"] = -(self.logits.shape[1] - 1) / 100
         if loss in ("family", "everything"):
             options["weight"] = longtail.effective_number_weight(self.counts, 0.999).float()
+        options |= self._tail(loss)
         if loss != "everything":
             return self.target, options
         row = torch.arange(len(self.target), device=self.target.device)
@@ -107,6 +111,16 @@ class Problem:
             "sample_weight": 0.5 + (row % 8) / 8,
         }
         return self.target.masked_fill(row % 16 == 1, -100), options
+
+    def _tail(self, loss: str) -> dict[str, Any]:
+        """Options of the losses for long tails, with their published numbers."""
+        if loss == "vector_scaling":
+            return dict(longtail.vector_scaling(self.counts))
+        if loss == "immax":
+            return {"target_scale": longtail.immax_scale(self.counts)}
+        if loss == "seesaw":
+            return {"class_mitigation": longtail.seesaw_mitigation(self.counts), "compensation": 2.0}
+        return {}
 
 
 @dataclass(frozen=True)

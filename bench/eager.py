@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,18 +22,34 @@ def effective_logits(
     class_margin: Tensor | None,
     scale: float,
     softcap: float | None,
+    class_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    class_mitigation: Tensor | None = None,
+    compensation: float = 0.0,
 ) -> Tensor:
-    """Float32 logits [N, C], scaled, capped, biased, the margin taken off the class in ``index`` [N, 1]."""
+    """Float32 logits [N, C], scaled, capped, biased, the margin taken off the class in ``index`` [N, 1]; Seesaw."""
     u = logits.float()
     if scale != 1:
         u = u * scale
     if softcap is not None:
         u = softcap * torch.tanh(u / softcap)
+    if class_scale is not None:
+        u = u * class_scale
+    if target_scale is not None:
+        u = u * target_scale[index]
     if class_bias is not None:
         u = u + class_bias
+    if class_mitigation is not None or compensation:
+        u = u + seesaw_factor(u.detach(), index, class_mitigation, compensation)
     if class_margin is not None:
         u = u.scatter_add(1, index, -class_margin[index])
     return u
+
+
+def seesaw_factor(x: Tensor, index: Tensor, class_mitigation: Tensor | None, compensation: float) -> Tensor:
+    """The logarithm of Seesaw's factor [N, C]: of the class in ``index`` [N, 1] itself 0."""
+    factor = compensation * (x - x.gather(1, index)).clamp(min=0)
+    return factor if class_mitigation is None else factor + (class_mitigation - class_mitigation[index]).clamp(max=0)
 
 
 def softmax_loss(
@@ -49,6 +67,7 @@ def softmax_loss(
     softcap: float | None = None,
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
+    **tail: Any,
 ) -> Tensor:
     """Mean loss with the options of :func:`longtail.cross_entropy`; an option that is off costs nothing.
 
@@ -56,7 +75,7 @@ def softmax_loss(
     is computed from p.
     """
     num_classes, index = logits.shape[1], target.clamp(min=0)[:, None]
-    u = effective_logits(logits, index, class_bias, class_margin, scale, softcap)
+    u = effective_logits(logits, index, class_bias, class_margin, scale, softcap, **tail)
     log_p = F.log_softmax(u, 1)
     log_p_g = log_p.gather(1, index).squeeze(1)
     w_g = torch.ones_like(log_p_g) if weight is None else weight[index].squeeze(1)

@@ -21,6 +21,7 @@ from .suite import (
     SIGMOID,
     SMALL,
     STATISTICS,
+    TAIL,
     THREADS,
     Shape,
 )
@@ -64,6 +65,7 @@ FASTER = (
     Speed(CPU.section, "family", "compiled", 6, LARGE),
     Speed(STATISTICS.section, "statistics", "eager", 10),
     Speed(STATISTICS.section, "statistics", "compiled", 4),
+    *(Speed(TAIL.section, loss, "eager", 15, LARGE) for loss in TAIL.losses[1:]),
     *(
         Speed(SIGMOID.section, loss, rival, least, SIGMOID.shapes[0])
         for loss in SIGMOID.losses
@@ -108,6 +110,13 @@ COSTS = (
         Cost(
             *(f"time of plain, {dtype}", 1.15, STATISTICS.section, ("statistics",), "backward", LARGE),
             *(dtype, "median_ms", ("plain", "longtail"), "longtail", "backward"),
+        )
+        for dtype in ("float32", "bfloat16")
+    ),
+    *(
+        Cost(
+            *(f"in place, {dtype}: time of plain", 1.1, TAIL.section, TAIL.losses[1:], "inplace", LARGE),
+            *(dtype, "median_ms", ("plain", "longtail")),
         )
         for dtype in ("float32", "bfloat16")
     ),

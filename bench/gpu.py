@@ -62,6 +62,15 @@ STATISTICS = Plan(
     rounds=50,
 )
 
+TAIL = Plan(
+    section="gpu-tail",
+    device="cuda",
+    shapes=((8192, 32768), (32768, 1000)),
+    dtypes=GPU.dtypes,
+    losses=("plain", "vector_scaling", "immax", "seesaw"),
+    rounds=50,
+)
+
 SIGMOID = Plan(
     section="gpu-sigmoid",
     device="cuda",
@@ -89,5 +98,5 @@ IMAGES = Plan(
     rounds=50,
 )
 
-PLANS = (GPU, STATISTICS, SIGMOID, SOFT, IMAGES)
+PLANS = (GPU, STATISTICS, TAIL, SIGMOID, SOFT, IMAGES)
 """What ``python -m bench gpu`` runs."""

@@ -35,7 +35,8 @@ def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
     softmax = {"weight": vector, "class_bias": vector, "label_smoothing": 0.1, "softcap": 20.0}
     sigmoid = {"weight": vector, "pos_weight": vector, "gamma": 1.5}
     yield longtail.cross_entropy, target, {"complement_gamma": -1.0}
-    yield longtail.cross_entropy, target, {"complement_gamma": -1.0, **softmax}
+    tail = {"class_scale": vector + 0.5, "target_scale": vector + 0.5, "class_mitigation": vector, "compensation": 0.5}
+    yield longtail.cross_entropy, target, {"complement_gamma": -1.0, **softmax, **tail}
     yield longtail.cross_entropy, torch.rand(shape, generator=generator).softmax(1), softmax
     yield longtail.sigmoid_focal_loss, target, {"reduction": "mean"}
     yield longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}

@@ -81,14 +81,8 @@ def check_dense_loss(
         raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C] with dense targets")
     _check_softmax(logits, grad_loss, stats, options)
     _check_dense(target, logits)
-    for name, value, off in (
-        ("class_margin", options.class_margin, None),
-        ("focal_gamma", options.focal_gamma, 0.0),
-        ("complement_coefficient", options.complement_coefficient, 0.0),
-        ("cross_entropy_coefficient", options.cross_entropy_coefficient, 1.0),
-    ):
-        if value is not off and value != off:
-            raise RuntimeError(f"longtail: {name} needs class indices, got dense targets")
+    for name in options.of_one_class:
+        raise RuntimeError(f"longtail: {name} needs class indices, got dense targets")
 
 
 def _check_dense(target: Tensor, logits: Tensor) -> None:
@@ -98,12 +92,17 @@ def _check_dense(target: Tensor, logits: Tensor) -> None:
     check_layout("target", target)
 
 
-def check_shard(logits: Tensor, target: Tensor, row_grad: Tensor | None, options: SoftmaxOptions) -> None:
+def check_shard(
+    logits: Tensor, target: Tensor, target_terms: Tensor | None, row_grad: Tensor | None, options: SoftmaxOptions
+) -> None:
     """The tensors of one shard of the classes, logits [N, C]; targets may be -1."""
     check_layout("logits", logits)
     if logits.dim() != 2:
         raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
     _check_vectors(logits, options.vectors)
+    if target_terms is not None:
+        _check("target_terms", target_terms, (logits.shape[0], 3), torch.float32, logits.device)
+        _check_contiguous("target_terms", target_terms)
     if row_grad is not None:
         _check("row_grad", row_grad, (logits.shape[0], 5), torch.float32, logits.device)
     _check("target", target, logits.shape[:1], torch.int64, logits.device)

@@ -46,6 +46,14 @@ class RowGrad(NamedTuple):
     target: Any
 
 
+class TargetTerms(NamedTuple):
+    """What a row's class brings to the effective logits of the others: target_scale_g, class_mitigation_g and x_g."""
+
+    scale: Any
+    mitigation: Any
+    reference: Any  # 0 in the place of -inf
+
+
 class Vectors(NamedTuple):
     """Optional constants, float32: per class [C], per row [N], and the sum of the class weights (0-d)."""
 
@@ -101,6 +109,18 @@ def empty_stats(u_g, LANES: tl.constexpr):
 def finite_max(m):
     """m as a number that can be subtracted: -inf (nothing but -inf seen so far) stands in as 0."""
     return tl.where(m == float("-inf"), 0.0, m)
+
+
+@triton.jit
+def mitigated(mitigation, terms):
+    """min(0, class_mitigation_j - class_mitigation_g); two of -inf are equal."""
+    return tl.where(mitigation < terms.mitigation, mitigation - terms.mitigation, 0.0)
+
+
+@triton.jit
+def compensated(x, terms, compensation):
+    """compensation * max(0, x_j - x_g)"""
+    return compensation * tl.maximum(x - terms.reference, 0.0)
 
 
 @triton.jit

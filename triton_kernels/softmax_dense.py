@@ -24,9 +24,10 @@ from .dense_math import (
     empty_dense,
     finish_dense,
 )
+from .effective import load_block, store_grad
 from .launching import COMPILE, aligned, on
 from .loss_math import Vectors, exp_cut, loss_options
-from .softmax_rows import edges, load_block, store_grad
+from .softmax_rows import edges
 
 INTEGERS = ["stride", "target_stride", "grad_stride", "grad_loss_stride", "rows", "classes"]
 UNALIGNED = ["grad_loss", "loss", "stats"]
@@ -51,7 +52,7 @@ def load_weighted(target, u, cols, first, mask, classes, x, o, EVICT: tl.constex
 @triton.jit
 def add_block(s, z, y, cols, first, mask, classes, x, o, LANES: tl.constexpr, RUN: tl.constexpr):
     """Adds a block to stats [LANES]. A lane takes runs of RUN neighbours, as a thread of the load does."""
-    _, u = load_block(z, cols, first, mask, mask, x, o, "")
+    _, u = load_block(z, cols, first, mask, mask, None, x, o, "")
     q = load_weighted(y, u, cols, first, mask, classes, x, o, "")
     GROUPS: tl.constexpr = u.numel // (LANES * RUN)
     return accumulate_dense(s, u.reshape(GROUPS, LANES, RUN), q.reshape(GROUPS, LANES, RUN))
@@ -60,13 +61,13 @@ def add_block(s, z, y, cols, first, mask, classes, x, o, LANES: tl.constexpr, RU
 @triton.jit
 def store_block(grad, z, y, cols, first, mask, g, classes, x, o):
     """Writes the gradient of a block."""
-    capped, u = load_block(z, cols, first, mask, mask, x, o, "evict_first")
+    capped, u = load_block(z, cols, first, mask, mask, None, x, o, "evict_first")
     q = load_weighted(y, u, cols, first, mask, classes, x, o, "evict_first")
     e, _ = exp_cut(u - g.m)
     du = g.v * (g.mass * e - q)
     if o.z_loss is not None:
         du += g.z * e
-    store_grad(grad, mask, du, capped, o)
+    store_grad(grad, cols, first, mask, mask, du, capped, None, x, o)
 
 
 @triton.jit
@@ -109,7 +110,7 @@ def dense_tile_kernel(
 
     grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
     reads: logits and target [N, C] once; per row the sample weight and, with `grad`, the upstream gradient and the
-      stats [N, 5]; class_bias and weight [C] per row, from cache.
+      stats [N, 5]; class_bias, class_scale and weight [C] per row, from cache.
     writes: loss [N] and stats [N, 5], or grad [N, C].
     bytes: one pass over each of the matrices named above, about 30 per row.
     Bodies and edges of rows, VEC: as dense_sweep_kernel.
@@ -206,7 +207,7 @@ def launch_dense(
             loss.zero_()
             stats.zero_()
         return
-    x = Vectors(options.weight, options.class_bias, None, options.sample_weight, None)
+    x = Vectors(*options.parted()[0])
     n, c = logits.shape
     strides = tuple(t.stride(0) for t in (logits, target, grad) if t is not None)
     arguments: tuple[Any, ...] = (

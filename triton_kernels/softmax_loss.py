@@ -2,7 +2,8 @@
 
 What a kernel computes follows from its outputs: `loss` asks for losses and statistics, `grad` for the gradient, both
 for the two in one launch. Of a SHARD of the classes `stats` alone asks for its statistics, `grad` with `row_grad` for
-its gradient; targets may then be -1, in another shard. An argument or option that is None is compiled out; numbers are
+its gradient; targets may then be -1, in another shard, and `target_terms` say what a row's class brings to the others.
+An argument or option that is None is compiled out; numbers are
 read at run time.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -19,6 +20,7 @@ from longtail.options import SoftmaxOptions
 
 from . import tuning
 from .checks import check_loss
+from .effective import load_block
 from .launching import COMPILE, aligned, on
 from .loss_math import LossOptions, RowStats, Vectors, combine, empty_stats, loss_options, vectors
 from .softmax_dense import launch_dense
@@ -27,10 +29,9 @@ from .softmax_rows import (
     add_block,
     edges,
     finish_row,
-    load_block,
-    load_reference,
     load_row,
     load_row_grad,
+    load_shard_row,
     load_shard_target,
     load_stats,
     load_target,
@@ -41,21 +42,22 @@ from .softmax_rows import (
 )
 
 INTEGERS = ["stride", "grad_stride", "target_stride", "grad_loss_stride", "rows", "classes", "ignore_index"]
-UNALIGNED = ["target", "grad_loss", "row_grad", "loss", "stats"]
+UNALIGNED = ["target", "grad_loss", "target_terms", "row_grad", "loss", "stats"]
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def tile_kernel(
-    logits, target, grad_loss, row_grad, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
-    rows, classes, ignore_index, x, o,
+    logits, target, grad_loss, target_terms, row_grad, loss, stats, grad, stride, grad_stride, target_stride,
+    grad_loss_stride, rows, classes, ignore_index, x, o,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr, SHARD: tl.constexpr,
 ):  # fmt: skip
     """Short rows, held in registers: C <= BLOCK.
 
     grid: ceil(N / ROWS) programs of ROWS whole rows. Sweeps: one.
-    reads: logits [N, C] once, ignored rows never; target; per row the target's logit, weight, bias, margin, the
-      sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`), or of a SHARD row_grad
-      [N, 5] in the place of all these; class_bias and, with label smoothing, weight [C] per row, from cache.
+    reads: logits [N, C] once, ignored rows never; target; per row the target's logit and its number of each
+      class vector, the sample weight, the upstream gradient (with `grad`), the stats [N, 5] (without `loss`), or of a
+      SHARD row_grad [N, 5] and target_terms [N, 3] in the place of all these; class_bias, class_scale, class_mitigation
+      and, with label smoothing, weight [C] per row, from cache.
     writes: loss [N] (with `loss`) and stats [N, 5] (with `loss`, or without `grad`); grad [N, C] (with `grad`; may be
       the logits' own memory).
     bytes: one pass over the logits, one over the gradient, about 40 per row.
@@ -66,11 +68,10 @@ def tile_kernel(
     z_row = logits + row * stride
     if SHARD:
         g, counted = load_shard_target(target + row * target_stride, exists, classes, ignore_index)
-        if row_grad is None:
-            u_g, w_g = load_reference(z_row, g, row, counted, x, o)
+        u_g, w_g, terms = load_shard_row(z_row, g, row, counted, target_terms, x, o, row_grad is not None)
     else:
         g, counted = load_target(target + row * target_stride, exists, classes, ignore_index)
-        u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
+        u_g, w_g, v, terms = load_row(z_row + g, g, row, counted, x, o)
     head = tl.zeros([ROWS, 1], tl.int32)
     if EDGES:
         head += ((VEC - row * stride % VEC) % VEC).to(tl.int32)
@@ -78,11 +79,11 @@ def tile_kernel(
     cols = tl.arange(0, BLOCK)[None, :]
     mask = (cols < body) & counted
     z_body = logits + (row * stride + head) // VEC * VEC
-    capped, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "")
+    capped, u = load_block(z_body + cols, cols, head, mask, mask, terms, x, o, "")
     if EDGES:
         edge = edges(head, body, classes, VEC)
         at_edge = (edge < classes) & counted
-        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
+        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, terms, x, o, "")
     if loss is not None or grad is None:
         s = add_block(empty_stats(u_g, ROWS), u, cols, head, mask, mask, g, True, x, o, ROWS, BLOCK)
         if EDGES:
@@ -102,16 +103,16 @@ def tile_kernel(
     if grad is not None:
         written = (cols < body) & exists
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
-        store_block(grad_body + cols, cols, head, written, written, grads, capped, u, g, x, o)
+        store_block(grad_body + cols, cols, head, written, written, grads, capped, u, g, terms, x, o)
         if EDGES:
             written_edge, to = (edge < classes) & exists, grad + row * grad_stride + edge
-            store_block(to, edge, 0, written_edge, written_edge, grads, capped_edge, u_edge, g, x, o)
+            store_block(to, edge, 0, written_edge, written_edge, grads, capped_edge, u_edge, g, terms, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def sweep_kernel(
-    logits, target, grad_loss, row_grad, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
-    rows, classes, ignore_index, x, o,
+    logits, target, grad_loss, target_terms, row_grad, loss, stats, grad, stride, grad_stride, target_stride,
+    grad_loss_stride, rows, classes, ignore_index, x, o,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr, SHARD: tl.constexpr,
 ):  # fmt: skip
     """Long rows, in blocks of BLOCK classes.
@@ -131,18 +132,17 @@ def sweep_kernel(
     z_row = logits + row * stride
     if SHARD:
         g, counted = load_shard_target(target + row * target_stride, row < rows, classes, ignore_index)
-        if row_grad is None:
-            u_g, w_g = load_reference(z_row, g, row, counted, x, o)
+        u_g, w_g, terms = load_shard_row(z_row, g, row, counted, target_terms, x, o, row_grad is not None)
     else:
         g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
-        u_g, w_g, v = load_row(z_row + g, g, row, counted, x, o)
+        u_g, w_g, v, terms = load_row(z_row + g, g, row, counted, x, o)
     head = 0
     if EDGES:
         head = ((VEC - row * stride % VEC) % VEC).to(tl.int32)
     body = (classes - head) // VEC * VEC
     z_body = logits + (row * stride + head) // VEC * VEC
     if loss is not None or grad is None:
-        s = sweep_stats(z_row, z_body, head, body, g, counted, u_g, classes, x, o, BLOCK, LANES, VEC, EDGES)
+        s = sweep_stats(z_row, z_body, head, body, g, counted, u_g, classes, terms, x, o, BLOCK, LANES, VEC, EDGES)
     elif not SHARD:
         s = load_stats(stats + row * 5, 1, counted)
     if not SHARD:
@@ -156,7 +156,9 @@ def sweep_kernel(
     if grad is not None:
         grad_row = grad + row * grad_stride
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
-        sweep_grad(z_row, z_body, grad_row, grad_body, head, body, g, counted, grads, classes, x, o, BLOCK, VEC, EDGES)
+        sweep_grad(
+            z_row, z_body, grad_row, grad_body, head, body, g, counted, grads, classes, terms, x, o, BLOCK, VEC, EDGES
+        )  # fmt: skip
 
 
 def _launch(
@@ -167,20 +169,20 @@ def _launch(
     if target.numel() == 0:
         return
     x, o = vectors(options), loss_options(options)
-    tensors = (logits, target, grad_loss, None, loss, stats, grad)
-    heavy = x.class_bias is not None or o.label_smoothing is not None or o.softcap is not None
+    tensors = (logits, target, grad_loss, None, None, loss, stats, grad)
+    heavy = tuning.is_heavy(options)
     with on(logits.device):
         if logits.dim() == 2:
             launch_rows(tensors, options.ignore_index, x, o, heavy)
         else:
-            _launch_pixels(tensors[:3] + tensors[4:], options.ignore_index, x, o, heavy)
+            _launch_pixels(tensors[:3] + tensors[5:], options.ignore_index, x, o, heavy)
 
 
 def launch_rows(
     tensors: tuple[Any, ...], ignore_index: int, x: Vectors, o: LossOptions, heavy: bool, shard: bool = False
 ) -> None:
     """``tensors``: logits [N, C] and what else the kernels take first."""
-    logits, target, grad_loss, _, loss, _, grad = tensors
+    logits, target, grad_loss, _, _, loss, _, grad = tensors
     n, c = logits.shape
     strides = (logits.stride(0),) if grad is None else (logits.stride(0), grad.stride(0))
     arguments = (

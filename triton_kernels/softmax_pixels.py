@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .effective import load_block
 from .loss_math import RowStats, combine_lanes, empty_stats
-from .softmax_rows import add_block, finish_row, load_block, load_row, load_stats, load_target, store_block
+from .softmax_rows import add_block, finish_row, load_row, load_stats, load_target, store_block
 
 INTEGERS = ["stride", "class_stride", "grad_stride", "grad_class_stride", "target_stride", "grad_loss_stride",
             "rows", "classes", "pixels", "ignore_index"]  # fmt: skip
@@ -60,9 +61,9 @@ def pixel_tile_kernel(
     """Few classes, held in registers: C <= CLASSES.
 
     grid: ceil(N * P / PIXELS) programs of PIXELS whole pixels. Sweeps: one.
-    reads: logits [N, C, P] once; target; per pixel the target's logit, weight, bias, margin, the sample weight, the
-      upstream gradient (with `grad`), the stats [5, N * P] (without `loss`); class_bias and, with label smoothing,
-      weight [C] per program.
+    reads: logits [N, C, P] once; target; per pixel the target's logit and its number of each class vector, the sample
+      weight, the upstream gradient (with `grad`), the stats [5, N * P] (without `loss`); class_bias, class_scale,
+      class_mitigation and, with label smoothing, weight [C] per program.
     writes: loss [N * P] and stats [5, N * P] (with `loss`); grad [N, C, P] (with `grad`; may be the logits' memory).
     bytes: one pass over the logits, one over the gradient, about 40 per pixel.
     VEC: elements of an access, 4 if P, all strides and all pointers are multiples of 16 bytes, else 1.
@@ -70,11 +71,11 @@ def pixel_tile_kernel(
     at, apart = place(rows, pixels, PIXELS, VEC), rows.to(tl.int64)
     g, counted = load_target(target + at.row * target_stride, at.exists, classes, ignore_index)
     z = first_class(logits, at, stride, VEC)
-    u_g, w_g, v = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
+    u_g, w_g, v, terms = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
     cls = tl.arange(0, CLASSES)[:, None]
     real = cls < classes
     written = real & at.exists
-    capped, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, written, real, x, o, "")
+    capped, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, written, real, terms, x, o, "")
     if loss is not None:
         s = add_block(empty_stats(u_g, PIXELS), u, cls, 0, written, real, g, True, x, o, PIXELS, 1)
         s = as_row(s, u_g)
@@ -87,7 +88,7 @@ def pixel_tile_kernel(
         u = tl.where(counted, u, float("-inf"))
         capped = tl.where(counted, capped, 0.0)
         to = of_class(first_class(grad, at, grad_stride, VEC), cls, grad_class_stride, VEC)
-        store_block(to, cls, 0, written, real, row_grad, capped, u, g, x, o)
+        store_block(to, cls, 0, written, real, row_grad, capped, u, g, terms, x, o)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -109,14 +110,14 @@ def pixel_sweep_kernel(
     at, apart = place(rows, pixels, PIXELS, VEC), rows.to(tl.int64)
     g, counted = load_target(target + at.row * target_stride, at.exists, classes, ignore_index)
     z = first_class(logits, at, stride, VEC)
-    u_g, w_g, v = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
+    u_g, w_g, v, terms = load_row(of_class(z, g, class_stride, 1), g, at.row, counted, x, o)
     if loss is not None:
         s = empty_stats(u_g, GROUPS * PIXELS)
         for start in range(0, classes, CLASSES):
             cls = start + tl.arange(0, CLASSES)[:, None]
             real = cls < classes
             mask = real & at.exists
-            _, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, mask, real, x, o, "")
+            _, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, mask, real, terms, x, o, "")
             s = add_block(s, u, cls, 0, mask, real, g, True, x, o, GROUPS * PIXELS, 1)
         groups = RowStats(s.m.reshape(GROUPS, PIXELS), s.d.reshape(GROUPS, PIXELS), s.t.reshape(GROUPS, PIXELS),
                           u_g, s.U.reshape(GROUPS, PIXELS))  # fmt: skip
@@ -133,8 +134,10 @@ def pixel_sweep_kernel(
             cls = last - done + tl.arange(0, CLASSES)[:, None]
             real = cls < classes
             written = real & at.exists
-            capped, u = load_block(of_class(z, cls, class_stride, VEC), cls, 0, written, real, x, o, "evict_first")
+            capped, u = load_block(
+                of_class(z, cls, class_stride, VEC), cls, 0, written, real, terms, x, o, "evict_first"
+            )
             u = tl.where(counted, u, float("-inf"))
             capped = tl.where(counted, capped, 0.0)
             to = of_class(first, cls, grad_class_stride, VEC)
-            store_block(to, cls, 0, written, real, row_grad, capped, u, g, x, o)
+            store_block(to, cls, 0, written, real, row_grad, capped, u, g, terms, x, o)

@@ -3,17 +3,25 @@
 Conventions: `row` is an int64 scalar, [ROWS, 1], or for images [1, PIXELS]; per-row values have its shape. `cols` are
 classes counted from class `first`, [BLOCK], [1, BLOCK], or [CLASSES, 1]; a block's `mask` is on for classes that exist
 in rows that count. Class vectors are loaded under a mask `real`: over images of the classes, else the block's whole
-mask, lest their own layout become the block's. x: Vectors; o: LossOptions.
+mask, lest their own layout become the block's. x: Vectors; o: LossOptions; terms: TargetTerms.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
 import triton.language as tl
 
+from .effective import (
+    capped_logits,
+    class_logits,
+    effective_logits,
+    load_block,
+    load_shard_terms,
+    load_terms,
+    store_grad,
+)
 from .loss_math import (
     RowGrad,
     RowStats,
-    Vectors,
     accumulate,
     apply,
     combine,
@@ -23,19 +31,7 @@ from .loss_math import (
     finite_max,
     over_lanes_sum,
     scale_grad,
-    tanh,
 )
-
-
-@triton.jit
-def capped_logits(z, o):
-    """softcap(scale * z) in float32."""
-    s = z.to(tl.float32)
-    if o.scale is not None:
-        s = s * o.scale
-    if o.softcap is not None:
-        s = o.softcap * tanh(s / o.softcap)
-    return s
 
 
 @triton.jit
@@ -62,42 +58,43 @@ def load_shard_target(target, mask, classes, ignore_index):
 
 @triton.jit
 def load_row(z_target, g, row, counted, x, o):
-    """u_g, w_g and v; 1 where there are no weights."""
-    u_g = capped_logits(tl.load(z_target, mask=counted, other=0.0), o)
+    """u_g, w_g and v; 1 where there are no weights. And what g brings to the other classes."""
+    capped = capped_logits(tl.load(z_target, mask=counted, other=0.0), o)
+    terms = load_terms(capped, g, counted, x)
+    u_g = class_logits(capped, g, 0, counted, terms, x)
     w_g, v = tl.zeros_like(u_g) + 1.0, tl.zeros_like(u_g) + 1.0
-    if x.class_bias is not None:
-        u_g += tl.load(x.class_bias + g, mask=counted, other=0.0)
     if x.class_margin is not None:
         u_g -= tl.load(x.class_margin + g, mask=counted, other=0.0)
     if x.weight is not None:
         w_g = tl.load(x.weight + g, mask=counted, other=0.0)
     if x.sample_weight is not None:
         v = tl.load(x.sample_weight + row, mask=counted, other=0.0)
-    return u_g, w_g, v
+    return u_g, w_g, v, terms
 
 
 @triton.jit
-def load_reference(z_row, g, row, counted, x, o):
-    """u_g and w_g of the target; where it lies in another shard u_0, which U is relative to, without a margin."""
+def load_reference(z_row, g, counted, terms, x, o):
+    """u_g and w_g of the target; where it lies in another shard u_0, which U is relative to."""
     first = tl.where(g < 0, 0, g)
-    # Spelled out: a default would be Python's None, and no constant of Triton's.
-    without_margin = Vectors(x.weight, x.class_bias, None, None, None)
-    u_g, w_g, _ = load_row(z_row + first, first, row, counted, without_margin, o)
+    capped = capped_logits(tl.load(z_row + first, mask=counted, other=0.0), o)
+    own = class_logits(capped, first, 0, counted, terms, x)
+    u_g = tl.where(g < 0, effective_logits(own, first, 0, counted, terms, x, o), own)
+    w_g = tl.zeros_like(u_g) + 1.0
     if x.class_margin is not None:
         u_g -= tl.load(x.class_margin + first, mask=counted & (g >= 0), other=0.0)
+    if x.weight is not None:
+        w_g = tl.load(x.weight + first, mask=counted, other=0.0)
     return u_g, w_g
 
 
 @triton.jit
-def load_block(z, cols, first, mask, real, x, o, EVICT: tl.constexpr):
-    """Capped and effective logits of a block; the latter -inf where the mask is off."""
-    capped = capped_logits(tl.load(z, mask=mask, other=float("-inf"), eviction_policy=EVICT), o)
-    u = capped
-    if x.class_bias is not None:
-        u = u + tl.load(x.class_bias + first + cols, mask=real, other=0.0)
-    if o.scale is not None or o.softcap is not None:
-        u = tl.where(mask, u, float("-inf"))
-    return capped, u
+def load_shard_row(z_row, g, row, counted, target_terms, x, o, GRAD: tl.constexpr):
+    """u_g, w_g and the TargetTerms of a row of a shard. GRAD: its gradient may be written over its logits."""
+    terms = load_shard_terms(z_row, g, row, counted, target_terms, x, o)
+    u_g, w_g = load_reference(z_row, g, counted, terms, x, o)
+    if GRAD and target_terms is None and o.compensation is not None:
+        tl.debug_barrier()  # before one warp writes over the target's logit, all have read it
+    return u_g, w_g, terms
 
 
 @triton.jit
@@ -192,18 +189,7 @@ def finish_row(s, w_g, v, row, mask, counted, grad_loss, loss, stats, apart, gra
 
 
 @triton.jit
-def store_grad(grad, mask, du, capped, o):
-    """Writes dloss/dlogits from dloss/du."""
-    if o.softcap is not None:
-        y = capped / o.softcap
-        du = du * (1.0 - y * y)
-    if o.scale is not None:
-        du = du * o.scale
-    tl.store(grad, du.to(grad.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, x, o):
+def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, terms, x, o):
     """Writes the gradient of a block from its capped and effective logits."""
     du = apply(row_grad, u)
     if o.label_smoothing is not None:
@@ -212,7 +198,7 @@ def store_block(grad, cols, first, mask, real, row_grad, capped, u, g, x, o):
         else:
             du += row_grad.S
     du = tl.where(cols == g - first, row_grad.target, du)
-    store_grad(grad, mask, du, capped, o)
+    store_grad(grad, cols, first, mask, real, du, capped, terms, x, o)
 
 
 @triton.jit
@@ -224,7 +210,7 @@ def edges(head, body, classes, VEC: tl.constexpr):
 
 @triton.jit
 def sweep_stats(
-    z_row, z_body, head, body, g, counted, u_g, classes, x, o,
+    z_row, z_body, head, body, g, counted, u_g, classes, terms, x, o,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
     """The stats of one row; every lane keeps its own until the end, so that the loop needs no barrier."""
@@ -233,14 +219,14 @@ def sweep_stats(
     for start in range(0, end, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         mask = cols < end
-        _, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "")
+        _, u = load_block(z_body + cols, cols, head, mask, mask, terms, x, o, "")
         holds_target = (g >= head + start) & (g < head + start + BLOCK)  # the others skip a comparison per element
         s = add_block(s, u, cols, head, mask, mask, g, holds_target, x, o, LANES, VEC)
     s = combine_lanes(s)
     if EDGES:
         edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
-        _, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
+        _, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, terms, x, o, "")
         ends = add_block(empty_stats(u_g, 1), u_edge, edge, 0, at_edge, at_edge, g, True, x, o, 1, 2 * VEC)
         s = combine(s, combine_lanes(ends))
     return s
@@ -248,7 +234,7 @@ def sweep_stats(
 
 @triton.jit
 def sweep_grad(
-    z_row, z_body, grad_row, grad_body, head, body, g, counted, row_grad, classes, x, o,
+    z_row, z_body, grad_row, grad_body, head, body, g, counted, row_grad, classes, terms, x, o,
     BLOCK: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of one row, last block first."""
@@ -257,11 +243,11 @@ def sweep_grad(
     for done in range(0, body, BLOCK):
         cols = last - done + tl.arange(0, BLOCK)
         mask, written = cols < end, cols < body
-        capped, u = load_block(z_body + cols, cols, head, mask, mask, x, o, "evict_first")
-        store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, x, o)
+        capped, u = load_block(z_body + cols, cols, head, mask, mask, terms, x, o, "evict_first")
+        store_block(grad_body + cols, cols, head, written, written, row_grad, capped, u, g, terms, x, o)
     if EDGES:
         edge = edges(head, body, classes, VEC)
         at_edge = edge < tl.where(counted, classes, 0)
         written_edge = edge < classes
-        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, x, o, "")
-        store_block(grad_row + edge, edge, 0, written_edge, written_edge, row_grad, capped_edge, u_edge, g, x, o)
+        capped_edge, u_edge = load_block(z_row + edge, edge, 0, at_edge, at_edge, terms, x, o, "")
+        store_block(grad_row + edge, edge, 0, written_edge, written_edge, row_grad, capped_edge, u_edge, g, terms, x, o)

@@ -17,48 +17,61 @@ from .softmax_loss import launch_rows
 
 
 def _launch(
-    logits: Tensor, target: Tensor, row_grad: Tensor | None, stats: Tensor | None, grad: Tensor | None,
-    options: SoftmaxOptions,
+    logits: Tensor, target: Tensor, target_terms: Tensor | None, row_grad: Tensor | None, stats: Tensor | None,
+    grad: Tensor | None, options: SoftmaxOptions,
 ) -> None:  # fmt: skip
-    check_shard(logits, target, row_grad, options)
-    if logits.shape[0] == 0:
+    check_shard(logits, target, target_terms, row_grad, options)
+    if logits.numel() == 0:  # no rows, or none of the classes
+        if stats is not None:
+            stats.zero_()[:, 0] = torch.where(target == options.ignore_index, 0.0, -torch.inf)
         return
-    x = Vectors(options.weight, options.class_bias, options.class_margin)
-    tensors = (logits, target, None, None if row_grad is None else row_grad.contiguous(), None, stats, grad)
+    row_grad = None if row_grad is None else row_grad.contiguous()
+    tensors = (logits, target, None, target_terms, row_grad, None, stats, grad)
+    x, o = Vectors(*options.parted()[0]), loss_options(options)
     with on(logits.device):
-        launch_rows(tensors, options.ignore_index, x, loss_options(options), heavy=False, shard=True)
+        launch_rows(tensors, options.ignore_index, x, o, heavy=False, shard=True)
 
 
 def softmax_loss_accumulate(
     logits: Tensor, target: Tensor, weight: Tensor | None, class_bias: Tensor | None, class_margin: Tensor | None,
-    ignore_index: int, label_smoothing: bool, scale: float, softcap: float,
+    class_scale: Tensor | None, target_scale: Tensor | None, class_mitigation: Tensor | None,
+    target_terms: Tensor | None, ignore_index: int, label_smoothing: bool, scale: float, softcap: float,
+    compensation: float,
 ) -> Tensor:  # fmt: skip
     options = SoftmaxOptions(
-        *(weight, class_bias, class_margin),
+        *(weight, class_bias, class_margin, class_scale, target_scale, class_mitigation),
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
         scale=scale,
         softcap=softcap,
+        compensation=compensation,
     )
     stats = logits.new_empty((logits.shape[0], 5), dtype=torch.float32)
-    _launch(logits, target, None, stats, None, options)
+    _launch(logits, target, target_terms, None, stats, None, options)
     return stats
 
 
-def _apply_options(
-    weight: Tensor | None, class_bias: Tensor | None, ignore_index: int, scale: float, softcap: float
-) -> SoftmaxOptions:
-    """With label smoothing: a row's S says whether there is some."""
-    return SoftmaxOptions(
-        weight, class_bias, ignore_index=ignore_index, label_smoothing=1.0, scale=scale, softcap=softcap
+def _apply(
+    logits: Tensor, grad: Tensor, target: Tensor, row_grad: Tensor, weight: Tensor | None, class_bias: Tensor | None,
+    class_scale: Tensor | None, target_scale: Tensor | None, class_mitigation: Tensor | None,
+    target_terms: Tensor | None, ignore_index: int, scale: float, softcap: float, compensation: float,
+) -> None:  # fmt: skip
+    options = SoftmaxOptions(
+        *(weight, class_bias, None, class_scale, target_scale, class_mitigation),
+        ignore_index=ignore_index,
+        label_smoothing=1.0,  # a row's S says whether there is some
+        scale=scale,
+        softcap=softcap,
+        compensation=compensation,
     )
+    _launch(logits, target, target_terms, row_grad, None, grad, options)
 
 
-def softmax_loss_apply(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> Tensor:
+def softmax_loss_apply(logits: Tensor, *rest: Any) -> Tensor:
     grad = logits.new_empty(logits.shape)
-    _launch(logits, target, row_grad, None, grad, _apply_options(*options))
+    _apply(logits, grad, *rest)
     return grad
 
 
-def softmax_loss_apply_(logits: Tensor, target: Tensor, row_grad: Tensor, *options: Any) -> None:
-    _launch(logits, target, row_grad, None, logits, _apply_options(*options))
+def softmax_loss_apply_(logits: Tensor, *rest: Any) -> None:
+    _apply(logits, logits, *rest)

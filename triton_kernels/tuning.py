@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from longtail.options import SoftmaxOptions
+
 WARP = 32
 # Elements of a block per thread. 16 are two 16-byte loads of bfloat16 or four of float32 in flight; 32 take some 80
 # registers in a sweep for the loss, which halves the warps per multiprocessor, and 150 in a tile.
@@ -149,6 +151,12 @@ def whole_tile(classes: int, itemsize: int, strides: tuple[int, ...], aligned: b
     return Tile(*_whole_rows(classes, vec), vec, False)
 
 
+def is_heavy(o: SoftmaxOptions) -> bool:
+    """Whether options take registers per element."""
+    vectors = (o.class_bias, o.class_scale, o.class_mitigation)
+    return any(x is not None for x in vectors) or any((o.label_smoothing, o.softcap, o.compensation))
+
+
 def sweep(
     classes: int,
     itemsize: int,
@@ -161,8 +169,7 @@ def sweep(
     """For longer rows.
 
     ``strides``: of the logits and, if it is written, the gradient; ``twice``: the row is read twice, the second time
-    from ``cache`` bytes per multiprocessor as far as possible; ``heavy``: with options that take registers per element
-    (class_bias, label smoothing, softcap).
+    from ``cache`` bytes per multiprocessor as far as possible; ``heavy``: as is_heavy().
     """
     warps, per_thread = SWEEP_WARPS, PER_THREAD
     if twice:

@@ -1,17 +1,22 @@
 """Fused losses for long-tailed and large-vocabulary training in PyTorch.
 
 ``longtail.cross_entropy`` is a superset of ``torch.nn.functional.cross_entropy``: class-balanced and focal weighting,
-complement entropy, logit adjustment, margins, softcap and z-loss in the same sweeps over the logits.
+complement entropy, logit adjustment, temperatures, margins, Seesaw, softcap and z-loss in the same sweeps.
 """
 
 from . import reference, training
 from .class_balance import (
+    adjusted_logits,
+    cdt_scale,
     class_counts,
     effective_number,
     effective_number_weight,
+    immax_scale,
     inverse_frequency_weight,
     ldam_margin,
     logit_adjustment,
+    seesaw_mitigation,
+    vector_scaling,
 )
 from .functional import (
     binary_focal_loss,
@@ -25,6 +30,7 @@ from .functional import (
     linear_row_statistics,
     poly_cross_entropy,
     row_statistics,
+    seesaw_loss,
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
     token_weighting,
@@ -43,6 +49,7 @@ from .modules import (
     GeneralizedCrossEntropyLoss,
     LinearCrossEntropyLoss,
     PolyCrossEntropyLoss,
+    SeesawLoss,
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
 )
@@ -62,10 +69,13 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
     "RowStatistics",
+    "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "adjusted_logits",
     "backends",
     "binary_focal_loss",
+    "cdt_scale",
     "class_balanced_loss",
     "class_counts",
     "complement_cross_entropy",
@@ -75,6 +85,7 @@ __all__ = [
     "effective_number_weight",
     "focal_loss",
     "generalized_cross_entropy",
+    "immax_scale",
     "inverse_frequency_weight",
     "ldam_margin",
     "linear_cross_entropy",
@@ -83,11 +94,14 @@ __all__ = [
     "poly_cross_entropy",
     "reference",
     "row_statistics",
+    "seesaw_loss",
+    "seesaw_mitigation",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
     "token_weighting",
     "training",
     "use_backend",
+    "vector_scaling",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
     "vocab_parallel_linear_row_statistics",

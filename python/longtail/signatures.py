@@ -30,6 +30,15 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "linear_bias": (("bias",), ""),
     "class_bias": (("tau", "prior", "priors", "log_prior", "bias"), _ADJUSTMENT),
     "class_margin": (("max_m", "m_list"), "class_margin=longtail.ldam_margin(samples_per_class)"),
+    "class_scale": (
+        ("delta", "delta_list", "temperatures"),
+        "class_scale=longtail.cdt_scale(samples_per_class, gamma)",
+    ),
+    "target_scale": (("rho", "rhos", "margins"), "target_scale=longtail.immax_scale(samples_per_class)"),
+    "class_mitigation": (
+        ("mitigation", "cum_samples"),
+        "class_mitigation=longtail.seesaw_mitigation(samples_per_class)",
+    ),
 }
 _COUNTS = ("beta", "samples_per_class", *_ELSEWHERE["samples_per_class"][0])
 _NAMES_OF_WEIGHT = ("weight", "weights", "class_weight", "class_weights")

@@ -19,6 +19,8 @@ from emulation.plans import SIGMOID_REGIMES, emulated
 from interpreted import HALVES, INTERPRETED, refuse_copies
 from kernels import CPU, GPU, TRITON, over
 from longtail.ops import fallback
+from longtail.options import SoftmaxOptions
+from shard_cases import accumulate_tail
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -247,7 +249,8 @@ def test_a_row_has_the_same_bits_alone_and_on_any_threads(classes: int) -> None:
     tail, up = cases.operator_options(classes, cases.options(LINEAR, classes, y[:, 0])), torch.randn(70)
 
     def outcome(part: slice) -> list[Tensor]:
-        of = [x[part] if isinstance(x, Tensor) and i == 3 else x for i, x in enumerate(tail)]
+        of = SoftmaxOptions(*tail)
+        of = of._replace(sample_weight=of.sample_weight[part])
         loss, stats = ops.softmax_loss(z[part], y[part], *of)
         return [loss, stats, ops.softmax_loss_backward(up[part], z[part], y[part], stats, *of)]
 
@@ -292,7 +295,7 @@ def test_wrong_arguments_are_refused(name: str) -> None:
     coefficient = options.pop("cross_entropy_coefficient", 1.0)
     tail = cases.operator_options(5, options, cross_entropy_coefficient=coefficient)
     if op == "softmax_loss_accumulate":
-        tail = (None, None, None, -100, False, 1.0, 0.0)
+        tail = accumulate_tail({})
     with pytest.raises(RuntimeError, match=text):
         getattr(ops, op)(*data, *tail)
     if name not in (

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import cases
 import longtail
+from longtail.options import SOFTMAX_VECTORS
 
 X, T = cases.random_case(4, 5, ignore=False)
 P = X.softmax(1)
@@ -86,6 +87,15 @@ OPTION_ERRORS: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exce
     "class_bias_list": ({"class_bias": [0.0] * 5}, TypeError, "class_bias"),
     "class_margin_rank": ({"class_margin": torch.ones(5, 1)}, (ValueError, RuntimeError), "class_margin"),
     "class_margin_integer": ({"class_margin": torch.ones(5, dtype=torch.long)}, TypeError, "class_margin"),
+    "class_scale_length": ({"class_scale": torch.ones(4)}, ValueError, r"class_scale has shape \[4\], expected \[5\]"),
+    "class_scale_list": ({"class_scale": [1.0] * 5}, TypeError, "class_scale"),
+    "target_scale_rank": ({"target_scale": torch.ones(5, 1)}, ValueError, "target_scale"),
+    "target_scale_of_rows": ({"target_scale": torch.ones(1)}, ValueError, "target_scale"),
+    "class_mitigation_integer": ({"class_mitigation": torch.ones(5, dtype=torch.long)}, TypeError, "class_mitigation"),
+    "class_mitigation_length": ({"class_mitigation": torch.ones(6)}, ValueError, "class_mitigation"),
+    "compensation_negative": ({"compensation": -0.5}, ValueError, "compensation is -0.5, expected"),
+    "compensation_nan": ({"compensation": float("nan")}, ValueError, "compensation is nan"),
+    "compensation_tensor": ({"compensation": torch.tensor(1.0)}, TypeError, "compensation is a Tensor"),
     "sample_weight_length": ({"sample_weight": torch.ones(3)}, (ValueError, RuntimeError), "sample_weight"),
     "sample_weight_integer": ({"sample_weight": torch.ones(4, dtype=torch.long)}, TypeError, "sample_weight"),
     "scale_string": ({"scale": "big"}, TypeError, "scale"),
@@ -101,7 +111,7 @@ def test_wrong_option(case: str) -> None:
         longtail.cross_entropy(X, T, **options)
 
 
-@pytest.mark.parametrize("option", ["weight", "class_bias", "class_margin", "sample_weight"])
+@pytest.mark.parametrize("option", SOFTMAX_VECTORS)
 @pytest.mark.parametrize("gradient", cases.MODES)
 def test_constants_that_require_grad_are_refused(option: str, gradient: str) -> None:
     vector = torch.ones(4 if option == "sample_weight" else 5, requires_grad=True)
@@ -116,11 +126,14 @@ def test_constants_that_require_grad_are_refused(option: str, gradient: str) -> 
         {"focal_gamma": 2.0},
         {"complement_gamma": -1.0},
         {"class_margin": torch.ones(5)},
+        {"target_scale": torch.ones(5)},
+        {"class_mitigation": torch.ones(5)},
+        {"compensation": 2.0},
         {"return_stats": True},
         {"gradient": "forward"},
         {"gradient": "inplace"},
     ],
-    ids=lambda o: "_".join(map(str, next(iter(o.items())))) if "class_margin" not in o else "class_margin",
+    ids=lambda o: "_".join(str(x) for x in next(iter(o.items())) if not isinstance(x, torch.Tensor)),
 )
 def test_probability_targets_refuse_what_needs_one_class(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -62,7 +62,7 @@ def test_equals_chunks_of_rows(option_set: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
+@pytest.mark.parametrize("option_set", ["plain", "mixed", "seesaw"])
 @pytest.mark.parametrize("amx", [False, True])
 def test_bfloat16(amx: bool, option_set: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_classes, "has_amx", lambda: amx)
@@ -76,6 +76,38 @@ def test_bfloat16(amx: bool, option_set: str, reduction: str, monkeypatch: pytes
     assert_results(actual, expected, eager, factor=2)
     choose(monkeypatch, False)
     assert any(not torch.equal(a, b) for a, b in zip(fused(data, up, **options), actual, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
+@pytest.mark.parametrize("option_set", ["target_scale", "seesaw", "mixed_tail"])
+def test_saturated_rows(option_set: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets tens and thousands above or below the others, by what the targets bring, ahead of the first chunk."""
+    choose(monkeypatch, True)
+    x, weight, bias, target = problem(CLASSES, dtype, rows=40)
+    for row, gap in enumerate((20.0, -20.0, 100.0, -100.0, 1e4, -1e4)):
+        own = weight[target[row]].double()
+        x[row] = gap * own / own.square().sum()
+    bias[:] = 0.0
+    options = cases.options(option_set, CLASSES, target, dtype) | {"reduction": "none"}
+    up = cases.upstreams((40,), torch.float32)["random"]
+    data = (x, weight, bias, target)
+    assert_results(fused(data, up, **options), truth(data, up, **options), plain(data, up, **options), factor=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=cases.name)
+def test_logits_of_targets_are_those_of_the_product(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the order of a sum, and in whatever pieces."""
+    x, weight, bias, _ = problem(CLASSES, dtype, rows=40)
+    target = torch.arange(40) * 5
+    for pieces in (1, 100, 1 << 18):
+        monkeypatch.setattr(linear_classes, "_GATHERED", pieces)
+        for b in (None, bias):
+            found = linear_classes._target_logits(x, weight, b, target)
+            assert found.dtype == dtype
+            wanted = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+            wanted = wanted.gather(1, target[:, None])[:, 0]
+            bound = (16 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps * wanted.abs().clamp(min=1)
+            assert ((found.double() - wanted).abs() <= bound).all()
 
 
 def test_autocast_makes_float32_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

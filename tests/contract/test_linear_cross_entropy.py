@@ -20,7 +20,7 @@ CHUNKS = (1, 7, N, N + 1)
 
 
 @pytest.mark.parametrize("gradient", ["forward", "backward", "none"])
-@pytest.mark.parametrize("option_set", cases.OPTION_SETS)
+@pytest.mark.parametrize("option_set", cases.DERIVED_SETS)
 def test_gradcheck(option_set: str, gradient: str) -> None:
     x, weight, bias, target = problem(6, torch.float64, rows=5)
     options = cases.options(option_set, 6, target, torch.float64)

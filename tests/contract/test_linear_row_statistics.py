@@ -55,7 +55,7 @@ def double(data: Data) -> Data:
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("name", ["plain", "mixed"])
+@pytest.mark.parametrize("name", ["plain", "mixed", "tail"])
 def test_equals_the_statistics_of_whole_logits(way: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     data = problem(CLASSES, dtype)
     given = options(name, CLASSES, dtype)

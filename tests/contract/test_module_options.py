@@ -85,6 +85,10 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "weight": (VECTOR, [1.0]),
     "class_bias": (VECTOR, torch.arange(CLASSES)),
     "class_margin": (VECTOR, "large"),
+    "class_scale": (VECTOR, [1.0] * CLASSES),
+    "target_scale": (VECTOR, 2.0),
+    "class_mitigation": (VECTOR, torch.arange(CLASSES)),
+    "compensation": (0.7, -1.0),
     "pos_weight": (VECTOR, 2.0),
     "sample_weight": (torch.rand(ROWS, generator=cases.generator(4)), [1.0] * ROWS),
     "ignore_index": (int(TARGET[0]), "none"),
@@ -311,7 +315,8 @@ def test_tensors_as_normalizers_are_checked_at_the_write(which: str) -> None:
 def test_class_vectors_that_checkpoints_do_not_hold(which: str) -> None:
     """Whatever is written later, in every copy, and whichever loss the checkpoint is of."""
     case = CASES[which]
-    names = [name for name in ("class_bias", "class_margin", "pos_weight") if takes(case, name)]
+    of_classes = ("class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation", "pos_weight")
+    names = [name for name in of_classes if takes(case, name)]
     given = {name: VECTOR[: CLASSES if case.input.dim() > 1 else 1].clone() for name in names}
     module = case.module(**given, persistent=False)
     vectors = {**given, "weight": torch.ones_like(given[names[0]])}

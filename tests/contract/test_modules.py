@@ -13,7 +13,16 @@ TARGET = torch.tensor([0, 1, 4, -100, 2, 2])
 WEIGHT = torch.tensor([0.2, 1.5, 1.0, 0.7, 3.0])
 BIAS = torch.tensor([0.1, -0.5, 0.0, 1.0, -2.0])
 MARGIN = torch.tensor([0.5, 0.1, 0.0, 0.2, 0.3])
-SHARED = {"class_bias": BIAS, "class_margin": MARGIN, "scale": 1.2, "softcap": 20.0}
+SHARED = {
+    "class_bias": BIAS,
+    "class_margin": MARGIN,
+    "scale": 1.2,
+    "softcap": 20.0,
+    "class_scale": MARGIN + 0.8,
+    "target_scale": 1.2 - MARGIN,
+    "class_mitigation": BIAS,
+    "compensation": 0.5,
+}
 
 PAIRS = {
     "cross_entropy": (
@@ -78,11 +87,13 @@ def test_module_equals_function(name):
 
 
 def test_vectors_are_buffers_that_follow_the_module():
-    module = longtail.CrossEntropyLoss(WEIGHT, class_bias=BIAS)
+    of_classes = ("class_bias", "class_scale", "target_scale", "class_mitigation")
+    module = longtail.CrossEntropyLoss(WEIGHT, **dict.fromkeys(of_classes, BIAS))
     assert list(module.parameters()) == []
-    assert set(module.state_dict()) == {"weight", "class_bias"}
+    assert set(module.state_dict()) == {"weight", *of_classes}
     assert module.to(torch.float64).weight.dtype == torch.float64
-    assert module.to("meta").class_bias.device.type == "meta"
+    module.to("meta")
+    assert {getattr(module, name).device.type for name in of_classes} == {"meta"}
 
 
 def test_state_dict_brings_the_weights_back():

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 import cases
 import longtail
+from longtail.options import SOFTMAX_VECTORS
 from tolerances import assert_close, assert_same
 
 N, C, D = 6, 5, 4
 SOFTMAX = {"label_smoothing", "focal_gamma", "complement_gamma", "scale", "softcap", "z_loss", "normalizer"}
-SOFTMAX |= {"ignore_index", "weight", "class_bias", "class_margin", "sample_weight"}
+SOFTMAX |= {"ignore_index", "compensation", *SOFTMAX_VECTORS}
 SIGMOID = {"gamma", "normalizer", "ignore_index", "weight", "pos_weight", "sample_weight"}
 LINEAR = SOFTMAX | {"chunk_size", "linear_weight", "linear_bias"}
 PARALLEL = {"class_start", "num_classes"}
+OF_CLASSES = (*SOFTMAX_VECTORS[:-1], "pos_weight")
 NOT_FOR_PROBABILITIES = {"focal_gamma", "complement_gamma", "class_margin", "ignore_index"}
+NOT_FOR_PROBABILITIES |= {"target_scale", "class_mitigation", "compensation"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +115,7 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "z_loss": (2e38, -1e300),
     "complement_gamma": (1e300, -1e39),
     "focal_gamma": (1e300,),
+    "compensation": (1e300, 1e39),
     "gamma": (1e300,),
     "normalizer": (1e300, 1e-50, 10**39),
 }
@@ -147,7 +151,7 @@ def test_numbers_that_fit(name: str) -> None:
     for option in sorted(options & BEYOND_FLOAT32.keys() - {"gamma"}):
         for value in BEYOND_FLOAT32[option]:
             assert not function(wide, **{option: value}).isnan(), (option, value)
-    for option in options & {"label_smoothing", "z_loss", "focal_gamma", "complement_gamma"}:
+    for option in options & {"label_smoothing", "z_loss", "focal_gamma", "complement_gamma", "compensation"}:
         assert torch.equal(function(single, **{option: 1e-50}), function(single, **{option: 0.0}))
     for option, value in (("softcap", 3.4e38), ("softcap", 1.2e-38), ("scale", 1.2e-38), ("scale", 0.0)):
         if option in options:
@@ -160,7 +164,7 @@ def test_numbers_that_fit(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_vectors_that_float32_does_not_hold(name: str) -> None:
     function, options = FUNCTIONS[name]
-    lengths = {**dict.fromkeys(("weight", "class_bias", "class_margin", "pos_weight"), C), "sample_weight": N}
+    lengths = {**dict.fromkeys(OF_CLASSES, C), "sample_weight": N}
     if "probabilities" in name:
         lengths.pop("weight")  # which is no constant there: torch's own conversion
     for option in sorted(options & lengths.keys()):
@@ -201,7 +205,7 @@ def odd(kind: str, like: Tensor) -> Tensor:
 def test_tensors_without_strides(name: str, kind: str) -> None:
     function, options = FUNCTIONS[name]
     data = tensors()
-    vectors = {k: torch.ones(C) for k in ("weight", "class_bias", "class_margin", "pos_weight")}
+    vectors = {k: torch.ones(C) for k in OF_CLASSES}
     vectors |= {"sample_weight": torch.ones(N), "linear_weight": data["w"], "linear_bias": data["b"]}
     given = {k: v for k, v in vectors.items() if k in options} | {"input": data["z"], "target": data["t"]}
     for argument, value in given.items():

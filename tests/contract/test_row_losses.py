@@ -16,6 +16,7 @@ import cases
 import longtail
 from kernels import CPU, GPU, Operators, over
 from naive import effective_logits
+from statistics_cases import OF_CLASSES
 from tolerances import assert_close, assert_same
 
 Loss = Callable[..., Tensor]
@@ -25,7 +26,7 @@ LOSSES: dict[str, tuple[Loss, str, tuple[float, ...]]] = {
     "generalized": (longtail.generalized_cross_entropy, "q", (0.7, 1.0, 1e-3, 0.0)),
 }
 EACH = [(name, value) for name, (_, _, values) in LOSSES.items() for value in values]
-MIXED: dict[str, Any] = {"temperature": 1.7, "scale": 1.3, "softcap": 8.0}
+MIXED: dict[str, Any] = {"temperature": 1.7, "scale": 1.3, "softcap": 8.0, "compensation": 0.8}
 
 
 def paper(name: str, value: float, p: Tensor) -> Tensor:
@@ -39,9 +40,10 @@ def rows(name: str, value: float, logits: Tensor, target: Tensor, temperature: f
     """Each row's loss in plain PyTorch, 0 where ignored; for moderate margins."""
     counted = target != cases.IGNORE
     g, z = target[counted], logits[counted]
-    vectors = {k: given.pop(k, None) for k in ("weight", "sample_weight", "class_bias", "class_margin")}
+    vectors = {k: given.pop(k, None) for k in ("weight", "sample_weight")}
+    of_classes = {k: given.pop(k) for k in OF_CLASSES if k in given}
     u = effective_logits(z, g, **given) / temperature
-    u = effective_logits(u, g, vectors["class_bias"], vectors["class_margin"])
+    u = effective_logits(u, g, **of_classes)
     loss = paper(name, value, u.softmax(1)[F.one_hot(g, u.shape[1]).bool()])
     if vectors["weight"] is not None:
         loss = loss * vectors["weight"][g]
@@ -52,7 +54,7 @@ def rows(name: str, value: float, logits: Tensor, target: Tensor, temperature: f
 
 def vectors(classes: int, target: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     g = cases.generator(2)
-    found = {name: torch.rand(classes, generator=g) for name in ("weight", "class_bias", "class_margin")}
+    found = {name: torch.rand(classes, generator=g) for name in ("weight", *OF_CLASSES[:-1])}
     found["sample_weight"] = torch.rand(target.shape, generator=g)
     return {name: x.to(cases.vector_dtype(dtype)) for name, x in found.items()}
 
@@ -224,7 +226,7 @@ def test_in_place() -> None:
 
 def test_gradcheck() -> None:
     logits, target = cases.random_case(3, 4, torch.float64)
-    given = {**MIXED, **vectors(4, target, torch.float64)}
+    given = {**MIXED, **vectors(4, target, torch.float64), "compensation": 0.0}  # which counts as a constant
     for ours, _, _ in LOSSES.values():
         assert torch.autograd.gradcheck(lambda z, ours=ours: ours(z, target, **given), logits.requires_grad_())
 

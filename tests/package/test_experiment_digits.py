@@ -42,6 +42,19 @@ def class_balanced_weight(beta):
     return weight / weight.sum() * 4
 
 
+def seesaw(z, target, n, p=0.8, q=2.0):
+    """Wang et al. 2021, pair by pair: S = M C, of probabilities."""
+    sigma, losses = z.softmax(1), []
+    for i, g in enumerate(target.tolist()):
+        below = z[i, g].exp()
+        for j in range(len(n)):
+            mitigation = (n[j] / n[g]) ** p if n[g] > n[j] else 1.0
+            compensation = (sigma[i, j] / sigma[i, g]) ** q if sigma[i, j] > sigma[i, g] else 1.0
+            below = below + (mitigation * compensation * z[i, j].exp() if j != g else 0.0)
+        losses.append(-(z[i, g].exp() / below).log())
+    return torch.stack(losses).mean()
+
+
 def published_loss(method, logits, target):
     """Each loss in plain float64 PyTorch, as its paper writes it."""
     z = logits.double()
@@ -54,8 +67,16 @@ def published_loss(method, logits, target):
     if method.margin:
         margins = COUNTS.double() ** -0.25
         z = 30 * (z - F.one_hot(target, 4) * (0.5 * margins / margins.max()))
+    n = COUNTS.double()
+    if method.scale_gamma:  # Ye et al. 2020: divided by the temperatures
+        z = z / (n.max() / n) ** method.scale_gamma
     if method.tau:
-        z = z + method.tau * (COUNTS / COUNTS.sum()).log()
+        z = z + method.tau * (n / n.sum()).log()
+    if method.immax:
+        rho = n ** (1 / 3) / (n ** (1 / 3)).mean()
+        z = torch.stack([row / rho[g] for row, g in zip(z, target, strict=True)])
+    if method.seesaw:
+        return seesaw(z, target, n)
     p = z.softmax(1)
     p_g = p.gather(1, target[:, None]).squeeze(1)
     loss = weight[target] * (1 - p_g) ** gamma * -p_g.log()
@@ -79,7 +100,7 @@ def test_loss_of_every_method_is_the_published_one(method):
 
 def test_the_grid_has_every_loss_of_the_papers_once():
     names = [method.name for method in methods.grid()]
-    assert len(names) == len(set(names)) == 32
+    assert len(names) == len(set(names)) == 37
     assert names[0] == "cross-entropy"
     assert sum("class-balanced sigmoid focal" in name for name in names) == 12
 
@@ -96,6 +117,20 @@ def test_ldam_has_cosines_and_weights_from_80_percent_of_the_epochs_on():
         z = 30 * (z - F.one_hot(target, 4) * (0.5 * margins / margins.max()))
         expected = F.cross_entropy(z, target, weight.double())
         torch.testing.assert_close(training.loss(training.model(x), target).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_label_over_smoothing_retrains_the_head_alone_from_90_percent_of_the_epochs_on():
+    torch.manual_seed(5)
+    model = methods.Classifier(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    training = methods.MethodTraining(methods.LABEL_OVER_SMOOTHING, model, COUNTS, 10, lambda _: 0.5, 0.01)
+    x, target = torch.randn(12, 6), torch.arange(12) % 4
+    for epoch, smoothing, moves in ((8, 0.0, True), (9, 0.98, False)):
+        training.start_epoch(epoch)
+        before = [p.clone() for p in model.parameters()]
+        expected = F.cross_entropy(model(x).double(), target, label_smoothing=smoothing)
+        torch.testing.assert_close(training.step(x, target).double(), expected, rtol=1e-5, atol=1e-6)
+        moved = [not torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
+        assert moved == [moves, moves, True, True]
 
 
 def test_sigmoid_methods_start_at_one_over_c_without_bias_decay():
@@ -216,7 +251,7 @@ def test_quick_command_writes_every_row_and_the_picture(tmp_path, capsys):
     main(["experiment", "digits", "--quick", "--seeds", "2", "--epochs", "1", "--jobs", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr()
     assert "100%" in printed.err
-    assert "Holm's correction for all 31 comparisons" in printed.out
+    assert "Holm's correction for all 36 comparisons" in printed.out
     assert (tmp_path / "experiment_digits.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "experiment_digits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

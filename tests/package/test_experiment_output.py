@@ -263,11 +263,11 @@ def test_an_interrupt_of_all_processes(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     kept = re.fullmatch(
-        r"longtail experiment digits: interrupted: (\d+) of 960 networks kept in experiment_digits_incomplete.csv\n",
+        r"longtail experiment digits: interrupted: (\d+) of 1110 networks kept in experiment_digits_incomplete.csv\n",
         said,
     )
     assert kept
     (path,) = tmp_path.iterdir()
     rows = output.read_csv(path)
     assert len(rows) == int(kept[1]) >= 1
-    assert {row["incomplete"] for row in rows} == {f"{len(rows)} of 960 networks"}
+    assert {row["incomplete"] for row in rows} == {f"{len(rows)} of 1110 networks"}

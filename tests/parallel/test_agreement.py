@@ -31,6 +31,13 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "option": ({"focal_gamma": 2.0}, "ArgumentValueError", "focal_gamma: 0.0 on rank 0, 2.0 on rank 1"),
     "sent_columns": ({"complement_gamma": -1.0}, "ArgumentValueError", "disagree on complement_gamma"),
     "gradient": ({"gradient": "backward", "reduction": "sum"}, "ArgumentValueError", "disagree on reduction"),
+    "compensation": ({"compensation": 2.0}, "ArgumentValueError", "compensation: 0.0 on rank 0, 2.0 on rank 1"),
+    "mitigation": (
+        {"class_mitigation": torch.ones(3)},
+        "ArgumentValueError",
+        "class_mitigation: None on rank 0, \"of the rank's own classes\" on rank 1",
+    ),
+    "target_scale": ({"target_scale": torch.ones(4)}, "ArgumentValueError", "rank 1: target_scale has 4 elements"),
     "sample_weight": ({"sample_weight": torch.ones(7)}, "ArgumentValueError", "whether sample_weight is given: False"),
     "weight": ({"weight": torch.ones(9)}, "ArgumentValueError", "weight: None on rank 0, 'of all classes' on rank 1"),
     "rows": ({"rows": 5}, "ArgumentValueError", "rows: 7 on rank 0, 5 on rank 1"),

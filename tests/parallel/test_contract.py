@@ -74,7 +74,9 @@ def test_every_type(
 MODES = [
     *(("vocab", 2, name, {"dtype": dtype, "reduction": reduction})
       for name in ("plain", "mixed") for dtype in (torch.float64, torch.float16) for reduction in ("mean", "none")),
-    *(("vocab", 2, "weight", {"dtype": dtype, "local_vectors": True}) for dtype in (torch.float64, torch.float16)),
+    *(("vocab", 2, name, {"dtype": dtype, "local_vectors": True})
+      for name in ("weight", "mixed_tail") for dtype in (torch.float64, torch.float16)),
+    ("vocab", 3, "seesaw", {"reduction": "none"}),
     *(("dtensor", placed, "mixed", {}) for placed in ("c", "r", "rc")),
 ]  # fmt: skip
 
@@ -91,7 +93,10 @@ LOCAL = [
     *(("vocab", world, name, {"reduction": reduction})
       for world in SHARDS for name in ("weight", "smoothing_weight", "mixed") for reduction in ("mean", "sum")),
     *(("linear", 3, name, {"dtype": dtype, "gradient": gradient}) for dtype in (torch.float64, torch.float16)
-      for gradient in ("auto", "backward") for name in ("weight", "smoothing_weight")),
+      for gradient in ("auto", "backward") for name in ("weight", "smoothing_weight", "mixed_tail")),
+    *(("vocab", world, name, {}) for world in SHARDS
+      for name in ("vector_scaling", "target_scale", "mitigation", "seesaw", "mixed_tail")),
+    *(("linear", 2, "mixed_tail", {"reduction": "none", "sequence_parallel": parallel}) for parallel in (False, True)),
 ]  # fmt: skip
 
 
@@ -118,3 +123,4 @@ FEW = [
 @pytest.mark.parametrize(("way", "rows", "how"), FEW)
 def test_few_rows(ranks: Ranks, way: str, rows: int, how: dict[str, Any]) -> None:
     check(ranks, way, 2, "mixed", rows=rows, **how)
+    check(ranks, way, 2, "mixed_tail", rows=rows, local_vectors=True, **how)

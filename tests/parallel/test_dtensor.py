@@ -68,6 +68,8 @@ def test_refused(ranks: Ranks, case: str) -> None:
 ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "bad_option": ({"label_smoothing": 2.0}, "cross_entropy", "label_smoothing is 2.0"),
     "option": ({"focal_gamma": 2.0}, "cross_entropy", "disagree on focal_gamma"),
+    "compensation": ({"compensation": 2.0}, "cross_entropy", "disagree on compensation"),
+    "target_scale": ({"target_scale": torch.ones(8)}, "cross_entropy", "disagree on whether target_scale is given"),
     "normalizer": ({"normalizer": "count"}, "cross_entropy", "disagree on normalizer"),
     "weight_alone": ({"weight": torch.ones(8)}, "cross_entropy", "disagree on whether weight is given"),
     "bias_dtype": (

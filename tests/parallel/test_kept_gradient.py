@@ -20,6 +20,14 @@ def test_float16_under_extreme_weights(ranks: Ranks, kind: str, mode: str, local
         ranks.run(2, case.extreme_weights, kind, mode, local, smoothing)
 
 
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("kind", case.KINDS)
+def test_float16_under_extreme_scales(ranks: Ranks, kind: str, mode: str, local: bool) -> None:
+    for name in ("class_scale", "target_scale"):
+        ranks.run(2, case.extreme_scales, kind, mode, local, name)
+
+
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("kind", case.KINDS)
 def test_upstream_that_is_not_finite_stays_out_of_ignored_rows(ranks: Ranks, kind: str, mode: str) -> None:

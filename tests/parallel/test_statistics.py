@@ -37,6 +37,8 @@ def test_of_local_logits(ranks: Ranks, gradient: str) -> None:
         check(ranks, case, sizes, dtype=dtype, gradient=gradient, own_vectors=own)
     check(ranks, case, [2, 3, 4, 5], order=[3, 0, 2, 1], gradient=gradient)
     check(ranks, case, [13], gradient=gradient)
+    check(ranks, case, [5, 8], gradient=gradient, tail=True)
+    check(ranks, case, [4, 0, 9], dtype=torch.float32, gradient=gradient, own_vectors=True, tail=True)
     check(ranks, case, [5, 8], rows=0, gradient=gradient)
 
 
@@ -48,6 +50,7 @@ def test_of_hidden_states(ranks: Ranks, sequence_parallel: bool) -> None:
         (2, {"shift": True, "chunk_size": None}),
         (2, {"trains": "w"}),
         (2, {"trains": ""}),
+        (2, {"tail": True, "shift": True}),
         (4, {"dtype": torch.bfloat16, "trains": "iw"}),
     ):
         check(ranks, case, SHARDS[world], sequence_parallel, **named)
@@ -57,6 +60,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": 2.0}, "ranks disagree on temperature: 1.0 on rank 0, 2.0 on rank 1"),
     "negative": ({"temperature": -2.0}, "rank 1: temperature is -2.0"),
     "scale": ({"scale": 2.0}, "ranks disagree on scale"),
+    "compensation": ({"compensation": 2.0}, "ranks disagree on compensation"),
     "num_classes": ({"class_bias": torch.zeros(3)}, "rank 1: class_bias has 3 elements"),
 }
 

@@ -32,6 +32,27 @@ def test_traffic_of_cross_entropy(ranks: Ranks, dtype: torch.dtype, option_set: 
         assert seen == [(first, []), ([("allgather_base", message(payload))], [])]
 
 
+# Whether a target's terms travel ahead, and how many scales with the statistics; of vectors of all classes, and own.
+TAIL = {
+    "vector_scaling": ((False, 0), (False, 1)),
+    "target_scale": ((False, 0), (True, 1)),
+    "mitigation": ((False, 0), (True, 0)),
+    "seesaw": ((True, 0), (True, 0)),
+}
+
+
+@pytest.mark.parametrize("local_vectors", [False, True], ids=["full", "local"])
+@pytest.mark.parametrize("option_set", TAIL)
+def test_traffic_of_what_the_target_brings(ranks: Ranks, option_set: str, local_vectors: bool) -> None:
+    ahead, scales = TAIL[option_set][local_vectors]
+    terms, statistics = ROWS * 3 * 4, (ROWS * 3 + scales + 1) * 4
+    compared, *rest = [terms, statistics] if ahead else [statistics]
+    rest = [("allgather_base", payload) for payload in rest]
+    first = [("allgather_base", HEADER), ("allgather_base", compared), *rest]
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_cross_entropy, option_set, torch.float32, local_vectors):
+        assert seen == [(first, []), ([("allgather_base", message(compared)), *rest], [])]
+
+
 def test_traffic_of_row_statistics(ranks: Ranks) -> None:
     payload = (ROWS * 4 + 1) * 4
     first = [("allgather_base", HEADER), ("allgather_base", payload)]

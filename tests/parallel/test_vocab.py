@@ -35,12 +35,30 @@ def test_a_weight_of_no_target_has_no_say(ranks: Ranks, gradient: str, odd: floa
 
 def test_ranges_in_any_order(ranks: Ranks) -> None:
     check(ranks, [4, 0, 9], "mixed", order=[2, 1, 0])
-    check(ranks, [2, 3, 4, 5], "smoothing_weight", order=[3, 0, 2, 1], local_vectors=True)
+    for option_set in ("smoothing_weight", "mixed_tail"):
+        check(ranks, [2, 3, 4, 5], option_set, order=[3, 0, 2, 1], local_vectors=True)
 
 
 def test_all_targets_on_one_rank(ranks: Ranks) -> None:
     for owner in (0, 2):
         check(ranks, SHARDS[3], "mixed", one_owner=owner)
+
+
+@pytest.mark.parametrize("option_set", ["vector_scaling", "target_scale", "mitigation", "seesaw"])
+def test_class_vectors_of_all_classes_and_of_a_ranks_own_make_the_same_bits(ranks: Ranks, option_set: str) -> None:
+    found = [
+        ranks.run(3, rank_cases.cross_entropy_case, SHARDS[3], option_set, dtype=torch.float32, local_vectors=local)
+        for local in (False, True)
+    ]
+    assert len(set(found[0] + found[1])) == 1, found
+
+
+@pytest.mark.parametrize("option_set", ["target_scale", "seesaw", "mixed_tail"])
+@pytest.mark.parametrize("local", [False, True], ids=["full", "local"])
+def test_infinite_and_saturated_logits(ranks: Ranks, local: bool, option_set: str) -> None:
+    for gradient in ("backward", "inplace"):
+        results = ranks.run(3, rank_cases.saturated_case, [3, 0, 4], option_set, local, gradient)
+        assert len(set(results)) == 1, results
 
 
 def test_one_rank(ranks: Ranks) -> None:

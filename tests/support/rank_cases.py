@@ -20,7 +20,7 @@ from longtail.linear import chunks as linear_chunks
 from longtail.parallel import sweep
 from tolerances import assert_close, assert_same
 
-VECTORS = ("weight", "class_bias", "class_margin")
+VECTORS = ("weight", "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation")
 
 
 def digest(*tensors: Tensor) -> str:
@@ -94,6 +94,32 @@ def cross_entropy_case(
     assert_close(stats.complement_entropy, whole.complement_entropy.double(), what="entropy", factor=8)
     assert torch.equal(stats.correct, whole.correct)
     return digest(got, *stats)
+
+
+def saturated_case(group: Any, sizes: list[int], option_set: str, local_vectors: bool, gradient: str) -> str:
+    """Targets far above and far below the others, at -inf, and ranks without mass, against the float64 reference."""
+    classes = sum(sizes)
+    logits, target = torch.randn(8, classes, generator=cases.generator(1)), torch.arange(8) % classes
+    for row, gap in ((0, 20.0), (1, -20.0), (2, 1e4), (3, -1e4), (4, -torch.inf)):
+        logits[row, target[row]] = gap
+    logits[5, : sizes[0]] = logits[6, sizes[0] :] = -torch.inf
+    target[6:] = torch.tensor([0, cases.IGNORE])
+    logits[7] = torch.nan
+    options = cases.options(option_set, classes, target)
+    loss, up, grad = truth_of(logits, target, "none", options)
+    x = logits.clone().requires_grad_()
+    eager = longtail.reference.cross_entropy(x, target, reduction="none", **options)
+    (eager_grad,) = torch.autograd.grad(eager, x, up.float())
+    begin, end = local_range(group, sizes)
+    local = logits[:, begin:end].clone().requires_grad_()
+    given = localised(options, begin, end) if local_vectors else options
+    got = longtail.vocab_parallel_cross_entropy(
+        local * 1.0, target, group=group, num_classes=classes, reduction="none", gradient=gradient, **given
+    )
+    assert_close(got.detach(), loss, eager.detach(), what="loss", factor=4)
+    (found,) = torch.autograd.grad(got, local, up.to(got.dtype))
+    assert_close(found, grad[:, begin:end], eager_grad[:, begin:end], what="gradient", factor=4)
+    return digest(got)
 
 
 def disagreeing(group: Any, odd: dict[str, Any], rank: int, target_value: int | None = None) -> tuple[str, str]:

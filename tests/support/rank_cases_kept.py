@@ -73,6 +73,16 @@ def extreme_weights(group: Any, kind: str, mode: str, local: bool, smoothing: fl
     assert_close(grad, truth[place].half().double(), eager=eager[place], factor=8)
 
 
+def extreme_scales(group: Any, kind: str, mode: str, local: bool, name: str) -> None:
+    """As :func:`extreme_weights`: one rank's scales are of order 1e-2, the other's of 30."""
+    mine = Problem(group, kind, torch.float16)
+    scale = torch.where(torch.arange(CLASSES) < SIZES[0], 0.02, 30.0) * torch.linspace(0.5, 1.0, CLASSES)
+    truth, eager = (Problem(None, kind, dtype).gradient(**{name: scale}) for dtype in (torch.float64, torch.float16))
+    grad = mine.gradient(gradient=mode, **{name: scale[mine.classes].clone() if local else scale})
+    place = (slice(None), mine.classes) if kind == "logits" else mine.rows
+    assert_close(grad, truth[place].half().double(), eager=eager[place], factor=8)
+
+
 def upstream_that_is_not_finite(group: Any, kind: str, mode: str, upstream: float) -> None:
     problem = Problem(group, kind, torch.float32)
     grad = problem.gradient(upstream, gradient=mode)

@@ -49,10 +49,12 @@ def leading_case(group: Any, sizes: list[int], sequence_parallel: bool, shift: b
     return digest(got, *stats)
 
 
-def statistics_options(classes: int) -> dict[str, Any]:
+def statistics_options(classes: int, tail: bool = False) -> dict[str, Any]:
+    """``tail``: with what the target brings to the logits of other classes."""
     g = cases.generator(2)
-    vectors = {name: torch.rand(classes, generator=g, dtype=torch.float64) for name in ("class_bias", "class_margin")}
-    return {"temperature": 1.7, "scale": 1.3, "softcap": 8.0, **vectors}
+    names = ("class_bias", "class_margin", *("class_scale", "target_scale", "class_mitigation") * tail)
+    vectors = {name: torch.rand(classes, generator=g, dtype=torch.float64) for name in names}
+    return {"temperature": 1.7, "scale": 1.3, "softcap": 8.0, "compensation": 0.8 * tail, **vectors}
 
 
 def assert_statistics(got: RowStatistics, want: RowStatistics) -> None:
@@ -69,6 +71,7 @@ def logits_case(
     own_vectors: bool = False,
     order: list[int] | None = None,
     rows: int = 7,
+    tail: bool = False,
 ) -> str:
     """Statistics and gradient of local logits against those of the whole; returns a digest of the statistics."""
     classes = sum(sizes)
@@ -76,7 +79,7 @@ def logits_case(
     if rows > 2:
         logits[0, target[0]] += 60  # saturated, and at another rank's classes
         logits[2, (target[2] + 1) % classes] = -torch.inf
-    options = statistics_options(classes)
+    options = statistics_options(classes, tail)
     whole = logits.clone().double().requires_grad_()
     want = longtail.row_statistics(whole, target, **options)
     (want_grad,) = torch.autograd.grad(weighted(want), whole)
@@ -105,6 +108,7 @@ def linear_case(
     dtype: torch.dtype = torch.float64,
     chunk_size: int | None = 7,
     trains: str = "iwb",
+    tail: bool = False,
 ) -> str:
     """Statistics and gradients of hidden states (B, L, D) against those of one process."""
     g, classes = cases.generator(4), sum(sizes)
@@ -112,7 +116,7 @@ def linear_case(
     x, w, b = (torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes)
     target = torch.randint(classes, DIMENSIONS, generator=g)
     target[1, 2] = cases.IGNORE
-    options: dict[str, Any] = {**statistics_options(classes), "shift": shift}
+    options: dict[str, Any] = {**statistics_options(classes, tail), "shift": shift}
     begin, end = local_range(group, sizes)
     share = DIMENSIONS[0] // dist.get_world_size(group)
     mine = slice(share * dist.get_rank(group), share * (dist.get_rank(group) + 1)) if sequence_parallel else slice(None)
@@ -176,7 +180,7 @@ def dtensor_case(group: Any, placed: str, plain_target: bool = False) -> str:
     """Statistics and gradient of a DTensor of logits; placements as in :mod:`rank_cases_dtensor`."""
     mesh, placements = mesh_of(group, len(placed)), placements_of(placed)
     logits, target = cases.random_case(9, 13, torch.float64)
-    options, up = statistics_options(13), torch.rand(9, generator=cases.generator(6), dtype=torch.float64)
+    options, up = statistics_options(13, tail=True), torch.rand(9, generator=cases.generator(6), dtype=torch.float64)
     whole = logits.clone().requires_grad_()
     want = longtail.row_statistics(whole, target, **options)
     (want_grad,) = torch.autograd.grad(loss_of(want, up), whole)
@@ -195,7 +199,7 @@ def dtensor_linear_case(group: Any, input_placed: str, weight_placed: str, shift
     x, w, b = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((12, 6), (13, 6), (13,)))
     _, target = cases.random_case(12, 13, torch.float64)
     v, up = (torch.rand(12, generator=g, dtype=torch.float64) for _ in range(2))
-    options: dict[str, Any] = {**statistics_options(13), "chunk_size": 5, "shift": shift}
+    options: dict[str, Any] = {**statistics_options(13, tail=True), "chunk_size": 5, "shift": shift}
     whole = [p.clone().requires_grad_() for p in (x, w, b)]
     want = longtail.linear_row_statistics(whole[0], whole[1], target, linear_bias=whole[2], **options)
     want_loss = longtail.linear_cross_entropy(*whole[:2], target, sample_weight=v, shift=shift)

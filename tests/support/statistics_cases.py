@@ -18,12 +18,16 @@ SETS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
     "bias": {"class_bias": True},
     "mixed": {"temperature": 1.7, "class_bias": True, "class_margin": True, "scale": 1.3, "softcap": 8.0},
-}
+    "tail": {"temperature": 1.7, "class_bias": True, "class_margin": True, "scale": 1.3, "softcap": 8.0,
+             "class_scale": True, "target_scale": True, "class_mitigation": True, "compensation": 0.8},
+}  # fmt: skip
+OF_CLASSES = ("class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation", "compensation")
 
 
 def options(name: str, classes: int, dtype: torch.dtype) -> dict[str, Any]:
     g = cases.generator(2)
-    vectors = {"class_bias": torch.randn(classes, generator=g), "class_margin": torch.rand(classes, generator=g)}
+    vectors = {"class_bias": torch.randn(classes, generator=g)}
+    vectors |= {name: torch.rand(classes, generator=g) for name in OF_CLASSES[1:-1]}
     return {
         key: vectors[key].to(cases.vector_dtype(dtype)) if value is True else value for key, value in SETS[name].items()
     }
@@ -33,9 +37,9 @@ def defined(logits: Tensor, target: Tensor, temperature: float = 1.0, **options:
     """The five statistics from their definitions, written apart from the reference: hit and miss by log1p."""
     counted = target != cases.IGNORE
     g, z = target.clamp(min=0), logits.masked_fill(~counted[:, None], 0.0)
-    bias, margin = options.pop("class_bias", None), options.pop("class_margin", None)
+    of_classes = {name: options.pop(name) for name in OF_CLASSES if name in options}
     u = effective_logits(z, g, **options) / temperature
-    u = effective_logits(u, g, bias, margin)
+    u = effective_logits(u, g, **of_classes)
     pick = F.one_hot(g, u.shape[1]).bool()
     u_g, others = u[pick], u.masked_fill(pick, -torch.inf)
     l, lse = others.logsumexp(1), u.logsumexp(1)  # noqa: E741

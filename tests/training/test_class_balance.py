@@ -23,9 +23,13 @@ FROM_COUNTS = {
     "inverse_frequency_weight": cb.inverse_frequency_weight,
     "logit_adjustment": cb.logit_adjustment,
     "ldam_margin": cb.ldam_margin,
+    "cdt_scale": lambda n, **kw: cb.cdt_scale(n, 0.3, **kw),
+    "immax_scale": cb.immax_scale,
+    "seesaw_mitigation": cb.seesaw_mitigation,
+    "vector_scaling": lambda n, **kw: cb.vector_scaling(n, 0.2, 0.0, **kw)["class_scale"],
 }
 ALL = {"effective_number": lambda n, **kw: cb.effective_number(n, 0.999, **kw), **FROM_COUNTS}
-WITH_ZERO = [name for name in FROM_COUNTS if name != "logit_adjustment"]
+WITH_ZERO = ["effective_number_weight", "inverse_frequency_weight", "ldam_margin"]
 
 
 @pytest.fixture(params=ALL.values(), ids=ALL.keys())
@@ -314,6 +318,12 @@ def test_wrong_dtype(function, dtype):
         (lambda value: cb.inverse_frequency_weight([1, 2], value), "power"),
         (lambda value: cb.logit_adjustment([1, 2], value), "tau"),
         (lambda value: cb.ldam_margin([1, 2], value), "max_margin"),
+        (lambda value: cb.cdt_scale([1, 2], value), "gamma"),
+        (lambda value: cb.vector_scaling([1, 2], value), "gamma"),
+        (lambda value: cb.vector_scaling([1, 2], 0.1, value), "tau"),
+        (lambda value: cb.immax_scale([1, 2], value), "margin"),
+        (lambda value: cb.immax_scale([1, 2], 1.0, value), "power"),
+        (lambda value: cb.seesaw_mitigation([1, 2], value), "p"),
     ],
 )
 def test_wrong_options(call, name):

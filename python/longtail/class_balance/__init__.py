@@ -1,6 +1,7 @@
-"""What follows from the number of training samples per class: weights, biases and margins; and counting them."""
+"""What follows from the number of training samples per class: weights, biases, margins, scales; and counting them."""
 
 from .counting import class_counts
+from .scales import adjusted_logits, cdt_scale, immax_scale, seesaw_mitigation, vector_scaling
 from .weights import (
     effective_number,
     effective_number_weight,
@@ -10,10 +11,15 @@ from .weights import (
 )
 
 __all__ = [
+    "adjusted_logits",
+    "cdt_scale",
     "class_counts",
     "effective_number",
     "effective_number_weight",
+    "immax_scale",
     "inverse_frequency_weight",
     "ldam_margin",
     "logit_adjustment",
+    "seesaw_mitigation",
+    "vector_scaling",
 ]

@@ -54,7 +54,7 @@ def effective_number(
             another length; both of them are given, or neither; beta or volume requires grad.
     """
     counts, device = checked_counts(samples_per_class)
-    return _finish("effective_number", _effective_number(counts, beta, volume), dtype, device, counts > 0)
+    return finished("effective_number", _effective_number(counts, beta, volume), dtype, device, counts > 0)
 
 
 def effective_number_weight(
@@ -80,9 +80,9 @@ def effective_number_weight(
         TypeError, ValueError: as :func:`effective_number`; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
-    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    counts = without_empty(counts, empty, ("zero", "clamp"))
     weight = _balanced(_effective_number(counts, beta, volume), 1.0)
-    return _finish("effective_number_weight", weight, dtype, device, counts > 0)
+    return finished("effective_number_weight", weight, dtype, device, counts > 0)
 
 
 def inverse_frequency_weight(
@@ -105,9 +105,9 @@ def inverse_frequency_weight(
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; power is out of range; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
-    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    counts = without_empty(counts, empty, ("zero", "clamp"))
     weight = _balanced(counts, check_number("power", power, 0.0))
-    return _finish("inverse_frequency_weight", weight, dtype, device, counts > 0)
+    return finished("inverse_frequency_weight", weight, dtype, device, counts > 0)
 
 
 def logit_adjustment(
@@ -132,10 +132,10 @@ def logit_adjustment(
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; tau is no finite number; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
-    counts = _without_empty(counts, empty, ("clamp",))
+    counts = without_empty(counts, empty, ("clamp",))
     largest = counts.max()  # of which the sum has no more than C: of the counts themselves it could overflow
     log_prior = counts.log() - largest.log() - (counts / largest).sum().log()
-    return _finish("logit_adjustment", check_number("tau", tau) * log_prior, dtype, device)
+    return finished("logit_adjustment", check_number("tau", tau) * log_prior, dtype, device)
 
 
 def ldam_margin(
@@ -160,9 +160,9 @@ def ldam_margin(
         TypeError, ValueError: the counts are no numbers >= 0 of shape [C]; max_margin is negative; a class is empty.
     """
     counts, device = checked_counts(samples_per_class)
-    counts = _without_empty(counts, empty, ("zero", "clamp"))
+    counts = without_empty(counts, empty, ("zero", "clamp"))
     margin = check_number("max_margin", max_margin, 0.0) * _relative(counts, 0.25)
-    return _finish("ldam_margin", margin, dtype, device)
+    return finished("ldam_margin", margin, dtype, device)
 
 
 def checked_counts(samples_per_class: Counts) -> tuple[Tensor, torch.device]:
@@ -226,7 +226,7 @@ def _per_class(name: str, value: PerClass, counts: Tensor, low: float, high: flo
     return values
 
 
-def _without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tensor:
+def without_empty(counts: Tensor, empty: str, choices: tuple[str, ...]) -> Tensor:
     """Counts with their zeros dealt with: 0 for "zero" (not all of them, though), 1 for "clamp"."""
     check_choice("empty", empty, ("error", *choices))
     absent = counts == 0
@@ -279,7 +279,7 @@ def _balanced(numbers_per_class: Tensor, power: float) -> Tensor:
     return weight * ((numbers_per_class > 0).sum() / weight.sum())
 
 
-def _finish(
+def finished(
     name: str, values: Tensor, dtype: torch.dtype, device: torch.device, positive: Tensor | None = None
 ) -> Tensor:
     """Rounded to ``dtype``, which has to hold them, and has to tell the ``positive`` ones from 0."""

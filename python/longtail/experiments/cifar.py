@@ -159,8 +159,8 @@ class Run:
 
     def epoch(self) -> None:
         """Trains for one epoch, then tests."""
-        self.training.start_epoch(len(self.history.test_error))
         self.model.train()
+        self.training.start_epoch(len(self.history.test_error))
         total = 0.0
         order = torch.randperm(self.train_labels.numel(), generator=self.generator)
         for batch in order.split(BATCH_SIZE):

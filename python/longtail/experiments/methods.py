@@ -7,16 +7,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..class_balance import effective_number_weight, ldam_margin, logit_adjustment
+from ..class_balance import (
+    effective_number_weight,
+    immax_scale,
+    ldam_margin,
+    seesaw_mitigation,
+    vector_scaling,
+)
 from ..functional import cross_entropy
 from ..functional.class_balanced import balanced
 from ..training import (
     ComplementObjectiveTraining,
     DeferredReweighting,
+    NormalizedLinear,
     init_sigmoid_bias_,
     parameter_groups_without_bias_decay,
 )
@@ -25,6 +31,10 @@ BETAS = (0.9, 0.99, 0.999, 0.9999)  # Cui et al. 2019, section 5.2
 GAMMAS = (0.5, 1.0, 2.0)  # as before, and Lin et al. 2017
 LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0  # Cao et al. 2019, as their code has them
 DRW_BETA, DRW_START = 0.9999, 0.8  # Cao et al. 2019: from epoch 160 of 200 on
+VS_GAMMA, VS_TAU = 0.2, 1.2  # Kini et al. 2021: the example of their code, for CIFAR-10-LT
+CDT_GAMMA = 0.2  # Ye et al. 2020 search 0 to 0.4 on CIFAR-10
+SEESAW_P, SEESAW_Q = 0.8, 2.0  # Wang et al. 2021
+LOS_SMOOTHING, LOS_START = 0.98, 0.9  # Sun et al. 2025: for CIFAR-100-LT; 20 epochs after 200, here within them
 MOMENTUM = 0.9
 
 
@@ -37,7 +47,11 @@ class Method(NamedTuple):
     sigmoid: bool = False  # C binary problems instead of a softmax
     complement_gamma: float = 0.0
     complement_step: bool = False  # complement objective training: a second step per batch
-    tau: float = 0.0  # logit adjustment
+    tau: float = 0.0  # logit adjustment, vector scaling
+    scale_gamma: float = 0.0  # of the temperatures of the classes: CDT, vector scaling
+    immax: bool = False  # a temperature of the target's class
+    seesaw: bool = False
+    retraining: bool = False  # label over-smoothing: at last the head alone, under large label smoothing
     margin: bool = False  # LDAM with deferred re-weighting, and a normalized last layer
 
     @property
@@ -51,6 +65,11 @@ CROSS_ENTROPY = Method("cross-entropy")
 COMPLEMENT_OBJECTIVE = Method("complement objective training", complement_step=True)
 COMPLEMENT_CROSS_ENTROPY = Method("complement cross-entropy", complement_gamma=-1.0)
 LOGIT_ADJUSTMENT = Method("logit adjustment", tau=1.0)
+VECTOR_SCALING = Method("vector scaling", tau=VS_TAU, scale_gamma=VS_GAMMA)
+CDT = Method("CDT", scale_gamma=CDT_GAMMA)
+IMMAX = Method("IMMAX", immax=True)
+SEESAW = Method("Seesaw", seesaw=True)
+LABEL_OVER_SMOOTHING = Method("label over-smoothing", retraining=True)
 LDAM_DRW = Method("LDAM-DRW", margin=True)
 SIGMOID = Method("sigmoid", sigmoid=True)
 
@@ -79,6 +98,7 @@ def grid() -> list[Method]:
     """Every method, and beta and gamma over the values that the papers try; cross-entropy first."""
     return [
         *(CROSS_ENTROPY, COMPLEMENT_OBJECTIVE, COMPLEMENT_CROSS_ENTROPY, LOGIT_ADJUSTMENT, LDAM_DRW),
+        *(VECTOR_SCALING, CDT, IMMAX, SEESAW, LABEL_OVER_SMOOTHING),
         *map(softmax_focal, GAMMAS),
         *map(class_balanced_softmax, BETAS),
         SIGMOID,
@@ -86,21 +106,6 @@ def grid() -> list[Method]:
         *map(sigmoid_focal, GAMMAS),
         *(class_balanced_sigmoid_focal(beta, gamma) for beta in BETAS for gamma in GAMMAS),
     ]
-
-
-class NormalizedLinear(nn.Module):
-    """Cosines between features and class vectors, the last layer of LDAM (Cao et al. 2019); [N, D] to [N, C].
-
-    Args:
-        linear: whose weight it takes over; its bias is dropped.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(F.normalize(input, dim=1), F.normalize(self.weight, dim=1))
 
 
 class Classifier(nn.Module):
@@ -150,7 +155,7 @@ class MethodTraining:
             groups = parameter_groups_without_bias_decay(model, model.head, weight_decay)
         elif method.margin:
             assert isinstance(model.head, nn.Linear)
-            model.head = NormalizedLinear(model.head)
+            model.head = NormalizedLinear.of(model.head)
             groups[0]["params"] = [*model.parameters()]
         # Copies: an optimizer keeps its groups' dictionaries, learning rate and all.
         self.optimizers = [
@@ -160,6 +165,7 @@ class MethodTraining:
         self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
         self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
         self.loss = _loss_function(method, counts)
+        self.retraining_start = round(LOS_START * epochs) if method.retraining else epochs
         self.go_on_from(0)
 
     def go_on_from(self, epoch: int) -> None:
@@ -167,9 +173,12 @@ class MethodTraining:
         self.learning_rates = [LambdaLR(optimizer, self.learning_rate, epoch - 1) for optimizer in self.optimizers]
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets the weights of a schedule."""
+        """Sets the weights of a schedule; in the last epochs of label over-smoothing the features stay as they are."""
         if self.schedule is not None:
             self.loss = functools.partial(self.loss, weight=self.schedule(epoch))
+        if epoch >= self.retraining_start:
+            self.model.features.requires_grad_(False).eval()
+            self.loss = functools.partial(self.loss, label_smoothing=LOS_SMOOTHING)
 
     def end_epoch(self) -> None:
         """Sets the learning rate of the next epoch."""
@@ -196,8 +205,12 @@ def _loss_function(method: Method, counts: Tensor) -> Callable[..., Tensor]:
     options: dict[str, Any] = {"focal_gamma": method.gamma or 0.0, "complement_gamma": method.complement_gamma}
     if method.beta is not None:
         options |= {"weight": weight, "normalizer": "count"}
-    if method.tau:
-        options["class_bias"] = logit_adjustment(counts, method.tau)
+    if method.tau or method.scale_gamma:
+        options |= vector_scaling(counts, method.scale_gamma, method.tau)
+    if method.immax:
+        options["target_scale"] = immax_scale(counts)
+    if method.seesaw:
+        options |= {"class_mitigation": seesaw_mitigation(counts, SEESAW_P), "compensation": SEESAW_Q}
     if method.margin:
         # The published loss scales logit and margin together; here the margin is taken off the scaled logit.
         options |= {"class_margin": LDAM_SCALE * ldam_margin(counts, LDAM_MAX_MARGIN), "scale": LDAM_SCALE}

@@ -14,6 +14,11 @@ COLOURS = {
     "logit adjustment": "#009E73",
     "complement cross-entropy": "#CC79A7",
     "complement objective training": "#7B3294",
+    "vector scaling": "#00C49A",
+    "CDT": "#7FD6B8",
+    "IMMAX": "#B5651D",
+    "Seesaw": "#A00050",
+    "label over-smoothing": "#5B7F95",
     "LDAM-DRW": "#9A9A00",
     "class-balanced softmax focal + complement": "#F0E442",
 }

@@ -3,6 +3,7 @@
 from .class_balanced import class_balanced_loss
 from .linear import linear_cross_entropy
 from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
+from .seesaw import seesaw_loss
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .statistics import linear_row_statistics, row_statistics
@@ -25,6 +26,7 @@ __all__ = [
     "linear_row_statistics",
     "poly_cross_entropy",
     "row_statistics",
+    "seesaw_loss",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
     "token_weighting",

@@ -22,7 +22,7 @@ CLASS_BALANCED = ("softmax", "sigmoid", "focal", "softmax_focal")
 R = TypeVar("R")
 
 
-def _checked_on_every_rank(input: Tensor, check: Callable[[], R]) -> R:
+def checked_on_every_rank(input: Tensor, check: Callable[[], R]) -> R:
     """What ``check`` finds; with a DTensor its error is raised on every rank, where all compare what they compute."""
     if not is_dtensor(input):
         return check()
@@ -80,7 +80,7 @@ def class_balanced_loss(
     """
     refuse_unknown(class_balanced_loss, options)
     weights = partial(effective_number_weight, samples_per_class, beta, empty, volume=volume)  # type: ignore[arg-type]
-    weight = _checked_on_every_rank(input, weights)
+    weight = checked_on_every_rank(input, weights)
     return balanced(
         *(input, target, weight.to(input.device), loss, gamma), reduction=reduction, normalizer=normalizer, **options
     )
@@ -98,7 +98,7 @@ def balanced(
     **options: Any,
 ) -> Any:
     """:func:`class_balanced_loss` for given class weights [C]."""
-    gamma = _checked_on_every_rank(input, partial(_check_balanced, input, target, loss, gamma))
+    gamma = checked_on_every_rank(input, partial(_check_balanced, input, target, loss, gamma))
     focal_gamma = gamma if loss in ("focal", "softmax_focal") else 0.0
     softmax = loss in ("softmax", "softmax_focal")
     if isinstance(normalizer, str) and normalizer == "rows":

@@ -64,8 +64,8 @@ def poly_cross_entropy(
         weight: class weights w, [C]; constants.
         ignore_index, reduction, sample_weight, normalizer: as in :func:`longtail.cross_entropy`; "mean" divides by the
             sum of w_g over counted rows.
-        temperature, class_bias, class_margin, scale, softcap, gradient: as in :func:`longtail.row_statistics`, of whose
-            three passes this is made.
+        temperature, scale, softcap, gradient: as in :func:`longtail.row_statistics`, of whose three passes this is
+            made; so are the options of classes and targets.
 
     Returns:
         The loss, 0-d or of the target's shape; float32 (float64 for float64 logits).

@@ -146,13 +146,13 @@ def cross_entropy(
         class_bias: [C], added to the logits: logit adjustment (Menon et al. 2021), balanced softmax (Ren et al. 2020).
         class_margin: [C], taken off the target's logit: LDAM (Cao et al. 2019, eq. 13).
         class_scale: [C], multiplies the logits: the temperatures of vector scaling (Kini et al. 2021) and CDT (Ye et
-            al. 2020), see :func:`longtail.vector_scaling`. Positive numbers.
+            al. 2020), see :func:`longtail.vector_scaling`. Positive.
         target_scale: [C], that of the row's target multiplies all logits of the row: one over the confidence margin of
-            IMMAX (Cortes et al. 2025), see :func:`longtail.immax_scale`. Positive numbers.
+            IMMAX (Cortes et al. 2025), see :func:`longtail.immax_scale`. Positive.
         class_mitigation: [C], finite: where that of a class is below that of the target, the difference is added to its
-            logit, which spares rare classes (Wang et al. 2021, eq. 4, of p times the logarithms of the counts).
-        compensation: q >= 0, which raises the logits above the target's, as constants (Wang et al. 2021, eq. 5); see
-            :func:`longtail.seesaw_loss`.
+            logit: Seesaw's mitigation factor (Wang et al. 2021), see :func:`longtail.seesaw_mitigation`.
+        compensation: q >= 0, times what a logit is above the target's is added to it, as a constant: Seesaw's
+            compensation factor (Wang et al. 2021), see :func:`longtail.seesaw_loss`.
         scale: multiplies the logits.
         softcap: cap > 0 of ``cap * tanh(x / cap)``, or None.
         z_loss: coefficient of the squared log-sum-exp (added after weights and focal factor).

@@ -67,9 +67,9 @@ def row_statistics(
     r"""Differentiable log-probability, entropy and their kin of every row, in three passes over the logits in all.
 
     For losses that are yours: written in plain PyTorch of these numbers, one a row, any of them costs one read of the
-    logits forward, and one read and one write backward. With the row's effective logits
-    :math:`u_j = \mathrm{softcap}(\mathrm{scale}\, z_j) / \mathrm{temperature} + \mathrm{bias}_j - [j = g]\,
-    \mathrm{margin}_g` and p their softmax:
+    logits forward, and one read and one write backward. With the row's effective logits u, those of
+    :func:`longtail.cross_entropy` with :math:`\mathrm{softcap}(\mathrm{scale}\, z_j) / \mathrm{temperature}` in the
+    place of the capped ones, and p their softmax:
 
     .. math::
         \mathrm{log\_prob} = \log p_g, \quad \mathrm{log\_miss} = \log(1 - p_g), \quad
@@ -84,8 +84,10 @@ def row_statistics(
             ``input.flatten(0, 1)``, a view.
         target: class indices of any integer dtype, (), (N,) or (N, d1, ...).
         temperature: divides the logits after scale and softcap, before ``class_bias``; positive.
-        class_bias, class_margin, scale, softcap, ignore_index: as in :func:`longtail.cross_entropy`. Rows that
-            ``ignore_index`` names hold zeros and False, and have a gradient of exactly 0.
+        class_bias, class_margin, class_scale, target_scale, class_mitigation, compensation: as in
+            :func:`longtail.cross_entropy`.
+        scale, softcap, ignore_index: as there. Rows that ``ignore_index`` names hold zeros and False, and have a
+            gradient of exactly 0.
         gradient: "backward" (memory for the gradient of the logits is made in backward), or "inplace": backward writes
             it over ``input``, which holds the logits until then, or over the copy that a strided layout needs. One
             backward then; refused of a leaf that requires grad.
@@ -134,7 +136,7 @@ def linear_row_statistics(
         linear_weight: (C, D).
         target: class indices of any integer dtype, of the input's leading shape, which is that of the statistics.
         linear_bias: (C,). Input, weight and bias are what the statistics are differentiable in.
-        temperature, class_bias, class_margin, scale, softcap: as in :func:`longtail.row_statistics`.
+        temperature, scale, softcap: as in :func:`longtail.row_statistics`; so are the options of classes and targets.
         ignore_index: rows with this target hold zeros and False; what their input holds, NaN included, reaches no
             gradient.
         shift: targets are those of the next position, as in :func:`longtail.linear_cross_entropy`: the statistics at

@@ -46,12 +46,17 @@ def vocab_parallel_cross_entropy(
     gradient and exchanges nothing. The gradient is that of the local logits: a row-parallel layer before them has to
     sum the gradients of its input over the group, as tensor parallelism does.
 
+    One more all-gather, of 3 numbers per row, comes before with ``compensation``, and where ranks are given
+    ``target_scale`` or ``class_mitigation`` of their own classes alone: the rank of a row's target says what that
+    brings to the logits of all classes.
+
     Args:
         local_logits: (N, C_local), this rank's classes, any number of them, 0 included; float64, float32, bfloat16 or
             float16, the same on every rank.
         target: class indices in [0, C) or ``ignore_index``, (N,), of any integer dtype; the same on every rank.
-        weight, class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,); each vector is given the
-            same way on every rank (and of all classes where one rank holds them all).
+        weight, class_bias, class_margin, class_scale, target_scale, class_mitigation: of all classes, (C,), or of this
+            rank's, (C_local,); each vector is given the same way on every rank (and of all classes where one rank holds
+            them all).
         group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.
         class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
         num_classes: C, the sum of the C_local. Required where the group has more than one rank: ranks that each pass
@@ -110,8 +115,9 @@ def vocab_parallel_linear_cross_entropy(
     r""":func:`longtail.linear_cross_entropy` with the rows of the weight shared out over the ranks of a process group.
 
     Every rank passes the same input and targets and its own classes, and gets the same loss, bit for bit. A rank holds
-    one chunk of local logits. Each chunk exchanges 3 to 6 numbers per row, and sums the gradient of its input over the
-    ranks once, while the next chunk is computed.
+    one chunk of local logits. Each chunk exchanges 3 to 6 numbers per row (3 more where
+    :func:`longtail.vocab_parallel_cross_entropy` does), and sums the gradient of its input over the ranks once, while
+    the next chunk is computed.
 
     Args:
         input: (N, D), the same on every rank; with ``sequence_parallel``, this rank's N / P of the N rows. Or states
@@ -171,9 +177,10 @@ def vocab_parallel_row_statistics(
         target: class indices in [0, C) or ``ignore_index``, (N,); the same on every rank.
         group, class_start, num_classes: as in :func:`longtail.vocab_parallel_cross_entropy`; so is what ranks compare,
             and how one rank's mistake is raised on every rank.
-        class_bias, class_margin: of all classes, (C,), or of this rank's, (C_local,).
-        temperature, scale, softcap, ignore_index, gradient: as in :func:`longtail.row_statistics`, the same on every
-            rank.
+        class_bias, class_margin, class_scale, target_scale, class_mitigation: of all classes, (C,), or of this rank's,
+            (C_local,); what they add to the traffic: as in :func:`longtail.vocab_parallel_cross_entropy`.
+        temperature, compensation, scale, softcap, ignore_index, gradient: as in :func:`longtail.row_statistics`, the
+            same on every rank.
 
     torch.compile breaks its graph at this call. Differentiable once.
 
@@ -214,8 +221,8 @@ def vocab_parallel_linear_row_statistics(
     Args:
         input, linear_weight, target, sequence_parallel, linear_bias, shift, chunk_size, accumulate_dtype: as in
             :func:`longtail.vocab_parallel_linear_cross_entropy`; the statistics have the shape of ``target``.
-        group, class_start, num_classes, class_bias, class_margin, temperature, scale, softcap, ignore_index: as in
-            :func:`longtail.vocab_parallel_row_statistics`.
+        group, class_start, num_classes, temperature, scale, softcap, ignore_index: as in
+            :func:`longtail.vocab_parallel_row_statistics`; so are the options of classes and targets.
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`longtail.vocab_parallel_cross_entropy`, on every rank; temperature

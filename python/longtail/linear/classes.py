@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import arithmetic_dtype
 from ..options import SoftmaxOptions
 from ..reference import softmax
-from ..softmax.shards import accumulate, apply, combine_shards, local_target, packed
+from ..softmax.shards import accumulate, apply, combine_shards, local_target, packed, target_terms
 from .chunks import Plan, as_matrix, make_gradients, make_logits
 from .cost import has_amx
 
@@ -24,6 +24,7 @@ PLAN = Plan(share=36, least=64, budget=1 << 28)
 
 _ALIGNMENT = 64  # classes in a chunk are a multiple of this, for the GEMMs and for aligned rows
 _ROWS = 512  # whose statistics are combined at a time
+_GATHERED = 1 << 18  # elements of the weight's rows, gathered for targets at a time
 _PADDING = 32  # elements after each row of a chunk: rows a power of two apart fall on the same lines of the cache
 
 
@@ -44,10 +45,35 @@ class _Chunk(NamedTuple):
     options: SoftmaxOptions  # of these classes
     target: Tensor  # [N]
     logits: Tensor  # [N, c]
+    terms: Tensor | None  # [N, 3], of the targets' classes, where they bring anything to the logits of others
 
 
-def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions) -> list[_Chunk]:
+def _target_logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor) -> Tensor:
+    """[N], rounded as those of a GEMM are."""
+    wide = arithmetic_dtype(x.dtype)
+    found = x.new_empty(len(x), dtype=wide)
+    step = max(1, _GATHERED // max(x.shape[1], 1))
+    for begin in range(0, len(x), step):
+        rows = slice(begin, begin + step)
+        torch.sum(x[rows].to(wide) * linear_weight[target[rows]].to(wide), 1, out=found[rows])
+    return (found if linear_bias is None else found + linear_bias[target]).to(x.dtype)
+
+
+def _terms(
+    x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions
+) -> Tensor | None:
+    """Those of all chunks, before one has its logits."""
+    if not options.by_target:
+        return None
+    logits = _target_logits(x, linear_weight, linear_bias, target) if options.compensation else x.new_zeros(len(x))
+    return target_terms(logits, target, options, arithmetic_dtype(x.dtype))
+
+
+def _chunks(
+    x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions
+) -> list[_Chunk]:
     """Chunks whose logits are yet to be made: all in one buffer."""
+    terms = _terms(x, linear_weight, linear_bias, target, options)
     size = chunk_classes(len(target), len(linear_weight), linear_weight.dtype.itemsize)
     buffer = linear_weight.new_empty((len(target), size + _PADDING))
     chunks = []
@@ -56,7 +82,7 @@ def _chunks(linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, o
         part = slice(begin, begin + len(w))
         local = local_target(target, begin, len(w), options.ignore_index)
         bias = None if linear_bias is None else linear_bias[part]
-        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, buffer[:, : len(w)]))
+        chunks.append(_Chunk(part, w, bias, options.of_classes(part), local, buffer[:, : len(w)], terms))
     return chunks
 
 
@@ -65,7 +91,7 @@ def _stats(x: Tensor, chunks: list[_Chunk], target: Tensor, options: SoftmaxOpti
     found = x.new_empty((5, len(chunks), len(x)), dtype=arithmetic_dtype(x.dtype))
     for i, chunk in enumerate(chunks):
         make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
-        found[:, i] = accumulate(chunk.logits, chunk.target, chunk.options).t()
+        found[:, i] = accumulate(chunk.logits, chunk.target, chunk.options, chunk.terms).t()
     columns = dict(enumerate(found))
     if not (options.entropy or options.complement_coefficient):
         del columns[2]
@@ -92,8 +118,9 @@ def loss(
     """Losses and statistics as ``linear_softmax_loss`` returns them."""
     weight = as_matrix(linear_weight, dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
-    chunks = _chunks(weight, bias, target, options)
-    stats = _stats(as_matrix(input, dtype), chunks, target, options)
+    x = as_matrix(input, dtype)
+    chunks = _chunks(x, weight, bias, target, options)
+    stats = _stats(x, chunks, target, options)
     factors = softmax.Factors.of(target, weight.shape[0], options)
     return softmax.finish(stats, factors, options)[0], stats
 
@@ -173,7 +200,7 @@ def loss_and_grad(
     """
     x, weight = as_matrix(input, dtype), as_matrix(linear_weight, dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
-    chunks = _chunks(weight, bias, target, options)
+    chunks = _chunks(x, weight, bias, target, options)
     made = None if stats is not None else chunks[-1]
     if stats is None:
         stats = _stats(x, chunks, target, options)
@@ -197,7 +224,7 @@ def spend(
     """Gradients as ``linear_softmax_apply`` returns them; ``grad_dtypes``: as of :func:`loss_and_grad`."""
     x, weight = as_matrix(input, dtype), as_matrix(linear_weight, dtype)
     bias = None if linear_bias is None else linear_bias.to(dtype)
-    chunks = _chunks(weight, bias, target, options)
+    chunks = _chunks(x, weight, bias, target, options)
     sums = _Sums(input, x, linear_weight, len(chunks[0].linear_weight), grad_dtypes, needs)
     return _spent(x, chunks, None, row_grad, sums)
 
@@ -209,6 +236,6 @@ def _spent(
     for chunk in reversed(chunks):
         if chunk is not made:
             make_logits(x, chunk.linear_weight, chunk.linear_bias, chunk.logits)
-        apply(chunk.logits, chunk.target, coefficients, chunk.options, inplace=True)
+        apply(chunk.logits, chunk.target, coefficients, chunk.options, True, chunk.terms)
         sums.add(chunk, chunk is chunks[-1])
     return sums.finished()

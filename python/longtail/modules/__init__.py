@@ -2,6 +2,7 @@
 
 from .class_balanced import ClassBalancedLoss
 from .linear import LinearCrossEntropyLoss
+from .seesaw import SeesawLoss
 from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
 from .softmax import (
     ComplementCrossEntropyLoss,
@@ -22,6 +23,7 @@ __all__ = [
     "GeneralizedCrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
+    "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
 ]

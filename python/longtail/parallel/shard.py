@@ -12,6 +12,7 @@ from ..errors import ArgumentValueError
 from ..ops import operators
 from ..options import Request, SoftmaxOptions
 from ..reference import softmax
+from ..reference.effective import largest_scale
 from ..reference.sizes import Size
 from ..softmax import shards
 from ..softmax.loss import mean_denominator
@@ -186,16 +187,39 @@ class Shard(NamedTuple):
 
     def accumulate(self, logits: Tensor, target: Tensor) -> Gathered:
         """The statistics of whole rows, known to every rank."""
-        found = gather(lambda: self._local(logits, target), target, self.traffic, self.handshake)
+        terms = self._terms(logits, target) if self.options.by_target else None
+        found = gather(lambda: self._local(logits, target, terms), target, self.traffic, self.handshake)
+        found = found._replace(terms=terms)
         return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))
 
-    def _local(self, logits: Tensor, target: Tensor) -> Local:
+    def _terms(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What the targets bring to the effective logits of all classes, [N, 3], anything where they are ignored.
+
+        One more collective, but where every rank knows the vectors of all classes and the target's logit has no part.
+        """
+        if not self.traffic.terms:
+            index = target.masked_fill(target == self.options.ignore_index, ELSEWHERE)
+            return _target_terms(logits.new_zeros(()).expand(len(target), self.total), index, self.options)
+        return sum_in_rank_order(self.handshake.gather(lambda: self._local_terms(logits, target)))
+
+    def _local_terms(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[N, 3], 0 where another rank holds the target."""
+        local_target = self.local_target(target)
+        return _target_terms(logits, local_target, self.own).masked_fill((local_target < 0)[:, None], 0.0)
+
+    def _largest_scales(self) -> Tensor:
+        """Of this rank's classes, those that travel."""
+        vectors = self.options.vectors
+        return torch.cat([largest_scale(vectors[name])[None] for name in self.traffic.scales])
+
+    def _local(self, logits: Tensor, target: Tensor, terms: Tensor | None) -> Local:
         local_target, own = self.local_target(target), self.own
-        stats = shards.accumulate(logits, local_target, own)
+        stats = shards.accumulate(logits, local_target, own, terms)
         weight_sum = stats.new_full((), float(logits.shape[1]))
         if own.weight is not None and self.traffic.smoothing:
             weight_sum = own.weight.sum(dtype=torch.float64)
-        return Local(stats, self._local_weights(local_target) if self.traffic.weight else None, weight_sum)
+        w_g = self._local_weights(local_target) if self.traffic.weight else None
+        return Local(stats, w_g, weight_sum, self._largest_scales() if self.traffic.scales else stats.new_empty(0))
 
     def _whole_weights(self, target: Tensor) -> Tensor:
         """The class weight of each row's target, where this rank knows those of all classes."""
@@ -222,15 +246,23 @@ class Shard(NamedTuple):
         """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
         return softmax.finish(found.stats, self._factors(found.w_g, found.weight_sum), self.options)
 
-    def size(self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor) -> Size | None:
-        """A bound of the gradient's elements, for float16 logits alone; the same on every rank if the arguments are."""
+    def size(
+        self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, weight_sum: Tensor, scales: Tensor | None
+    ) -> Size | None:
+        """A bound of the gradient's elements, for float16 logits alone; the same on every rank if the arguments are.
+
+        ``w_g``, ``weight_sum``, ``scales``: as gathered.
+        """
         if dtype != torch.float16:
             return None
-        counted = target != self.options.ignore_index
-        return softmax.gradient_size(counted, self._factors(w_g, weight_sum), self.options)
+        counted, options = target != self.options.ignore_index, self.options
+        if scales is not None:
+            options = options._replace(**dict(zip(self.traffic.scales, scales.split(1), strict=True)))
+        return softmax.gradient_size(counted, self._factors(w_g, weight_sum), options)
 
     def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Size | None:
-        """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone."""
+        """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone, and
+        one where they do scales."""
         if dtype != torch.float16:
             return None
         w_g, weight_sum = None, torch.full((), float(self.total), device=target.device)
@@ -241,15 +273,28 @@ class Shard(NamedTuple):
             parts = self.handshake.gather(lambda: torch.cat([self._local_weights(self.local_target(target)), own]))
             packed = sum_in_rank_order(parts)
             w_g, weight_sum = packed[:-1], packed[-1]
-        return self.size(target, dtype, w_g, weight_sum)
+        scales = self.handshake.gather(self._largest_scales).amax(0) if self.traffic.scales else None
+        return self.size(target, dtype, w_g, weight_sum, scales)
 
-    def apply(self, logits: Tensor, target: Tensor, row_grad: Tensor, inplace: bool) -> Tensor:
-        """The gradient of the local logits, written over them where ``inplace``; ``row_grad`` [N, 5] packed."""
-        return shards.apply(logits, self.local_target(target), row_grad, self.own, inplace)
+    def apply(self, logits: Tensor, target: Tensor, row_grad: Tensor, terms: Tensor | None, inplace: bool) -> Tensor:
+        """The gradient of the local logits, written over them where ``inplace``.
+
+        ``row_grad`` [N, 5] packed, ``terms`` [N, 3] as gathered.
+        """
+        return shards.apply(logits, self.local_target(target), row_grad, self.own, inplace, terms)
+
+
+def _target_terms(logits: Tensor, target: Tensor, options: SoftmaxOptions) -> Tensor:
+    """[N, 3] of rows with targets among the classes of ``logits``, anything where they are not."""
+    dtype = arguments.arithmetic_dtype(logits.dtype)
+    if logits.shape[1] == 0:
+        return logits.new_zeros((len(target), 3), dtype=dtype)
+    own = logits.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    return shards.target_terms(own, target, options, dtype)
 
 
 def make_shard(handshake: Handshake, options: SoftmaxOptions, return_stats: bool) -> Shard:
     """This rank's part; ``options`` checked, with vectors."""
-    own_weights = dict(handshake.proposal.options)["weight"] == OWN
+    own = [name for name, given in handshake.proposal.options if given == OWN]
     options = options.for_classes(handshake.proposal.total)
-    return Shard(handshake, Traffic.of(options, return_stats, own_weights), options)
+    return Shard(handshake, Traffic.of(options, return_stats, own), options)

@@ -45,6 +45,10 @@ class _Chunk(NamedTuple):
         """The chunk's part of what has all rows first: in sequence parallelism, the same piece of every rank's rows."""
         return vector.unflatten(0, (self.blocks, vector.shape[0] // self.blocks))[:, self.begin : self.end]
 
+    def rows_of(self, matrix: Tensor) -> Tensor:
+        """The chunk's rows of a matrix of all rows, contiguous."""
+        return self.of(matrix).flatten(0, 1).contiguous()  # a view where a chunk has a row of each rank
+
 
 def _chunks(
     input: Tensor,
@@ -121,6 +125,15 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 """Of input, weight and bias."""
 
 
+class Spent(NamedTuple):
+    """What of rows makes the gradient of their logits."""
+
+    row_grad: Tensor
+    """[N, 5], times the upstream gradients of the rows."""
+    terms: Tensor | None
+    """[N, 3], as gathered."""
+
+
 class Swept(NamedTuple):
     loss: Tensor
     """[N], 0 where ignored."""
@@ -141,11 +154,12 @@ def sweep(
     rows, wide = len(target), arithmetic_dtype(setting.dtype)
     loss = input.new_empty((rows,), dtype=wide)
     w_g = loss.new_ones((rows,)) if shard.options.weight is not None else None
-    whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()))
+    terms = loss.new_empty((rows, 3)) if shard.options.by_target else None
+    whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()), terms)
     if rows == 0 and known is None:
         _gathered(linear_weight[:0], shard)  # ranks compare what they are about to compute all the same
 
-    def coefficients(chunk: _Chunk) -> Tensor | None:
+    def coefficients(chunk: _Chunk) -> Spent | None:
         nonlocal whole
         if known is None:
             found = chunk.shard.accumulate(chunk.logits, chunk.target)
@@ -153,10 +167,11 @@ def sweep(
             whole = whole._replace(weight_sum=found.weight_sum)
         else:
             part = None if known.w_g is None else chunk.of(known.w_g).reshape(-1)
-            found = Gathered(chunk.of(known.stats).flatten(0, 1), part, known.weight_sum)
+            terms = None if known.terms is None else chunk.rows_of(known.terms)
+            found = Gathered(chunk.rows_of(known.stats), part, known.weight_sum, terms)
         row_loss, row_grad = chunk.shard.loss_and_row_grad(found)
         chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
-        return None if upstream is None else packed(row_grad, chunk.of(upstream).reshape(-1))
+        return None if upstream is None else Spent(packed(row_grad, chunk.of(upstream).reshape(-1)), found.terms)
 
     grads = _pass(data, setting, shard, sequence_parallel, upstream is not None, coefficients)
     return Swept(loss.masked_fill_(target == shard.options.ignore_index, 0.0), whole, grads)
@@ -167,12 +182,13 @@ def gradients(
     setting: Setting,
     shard: Shard,
     sequence_parallel: bool,
-    row_grad: Tensor,  # [N, 5], times the upstream gradients of the rows
+    known: Spent,  # of all rows
 ) -> Gradients:
     """One pass over the chunks, from coefficients that are known."""
 
-    def coefficients(chunk: _Chunk) -> Tensor:
-        return chunk.of(row_grad).flatten(0, 1).contiguous()  # a view where a chunk has a row of each rank
+    def coefficients(chunk: _Chunk) -> Spent:
+        terms = None if known.terms is None else chunk.rows_of(known.terms)
+        return Spent(chunk.rows_of(known.row_grad), terms)
 
     grads = _pass(data, setting, shard, sequence_parallel, True, coefficients)
     assert grads is not None
@@ -185,18 +201,18 @@ def _pass(
     shard: Shard,
     sequence_parallel: bool,
     trains: bool,
-    coefficients: Callable[[_Chunk], Tensor | None],
+    coefficients: Callable[[_Chunk], Spent | None],
 ) -> Gradients | None:
-    """The chunks in turn: what ``coefficients`` says of each one's rows [n, 5] is spent where ``trains``."""
+    """The chunks in turn: what ``coefficients`` says of each one's rows is spent where ``trains``."""
     input, linear_weight, linear_bias, target = data
     with plain(input.device):
         weight = as_matrix(linear_weight, setting.dtype)
         bias = None if linear_bias is None else linear_bias.to(setting.dtype)
         sums = _Sums(data, setting, shard.handshake.group, sequence_parallel) if trains else None
         for chunk in _chunks(input, weight, bias, target, setting.chunk_size, shard, sequence_parallel):
-            row_grad = coefficients(chunk)
-            if sums is not None and row_grad is not None:
-                chunk.shard.apply(chunk.logits, chunk.target, row_grad, inplace=True)
+            spent = coefficients(chunk)
+            if sums is not None and spent is not None:
+                chunk.shard.apply(chunk.logits, chunk.target, *spent, inplace=True)
                 sums.add(chunk, weight)
         return None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
 
@@ -205,3 +221,5 @@ def _store(chunk: _Chunk, whole: Gathered, found: Gathered) -> None:
     chunk.of(whole.stats).copy_(found.stats.view(chunk.blocks, -1, 5))
     if whole.w_g is not None and found.w_g is not None:
         chunk.of(whole.w_g).copy_(found.w_g.view(chunk.blocks, -1))
+    if whole.terms is not None and found.terms is not None:
+        chunk.of(whole.terms).copy_(found.terms.view(chunk.blocks, -1, 3))

@@ -2,7 +2,8 @@
 
     local logits --accumulate--> stats --all-gather, combine--> stats of rows --finish--> RowGrad --apply--> dlogits
 
-Three passes over the local logits, one collective of a few numbers per row in forward, none in backward.
+Three passes over the local logits, one collective of a few numbers per row in forward, none in backward. Where only the
+rank of a row's target knows what that brings to the logits of all classes, it says so in a collective before.
 """
 
 from __future__ import annotations
@@ -83,12 +84,12 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         loss = reduce_loss(loss.masked_fill(ignored, 0.0), denominator, reduction)
         divisor = gradient_divisor(denominator)
         if gradient == "backward":
-            return loss, found.stats, divisor, found.w_g, found.weight_sum
-        size = shard.size(target, logits.dtype, found.w_g, found.weight_sum)
+            return loss, found.stats, divisor, found.w_g, found.weight_sum, found.terms
+        size = shard.size(target, logits.dtype, found.w_g, found.weight_sum, found.scales)
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
         upstream = factor.expand(logits.shape[0])
-        grad = shard.apply(logits, target, packed(row_grad, upstream), gradient == "inplace")
+        grad = shard.apply(logits, target, packed(row_grad, upstream), found.terms, gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             return loss, found.stats, divisor
@@ -113,11 +114,11 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
             return (None,) * 6
         if ctx.gradient != "backward":
             return (scaled_gradient(ctx, grad_output, ctx.shard.options.ignore_index), *(None,) * 5)
-        logits, target, divisor, stats, w_g, weight_sum, *constants = ctx.saved_tensors
+        logits, target, divisor, stats, w_g, weight_sum, terms, *constants = ctx.saved_tensors
         shard = ctx.shard.joined(constants)
         _, row_grad = shard.loss_and_row_grad(Gathered(stats, w_g, weight_sum))
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = shard.apply(logits, target, packed(row_grad, upstream), inplace=False)
+        grad = shard.apply(logits, target, packed(row_grad, upstream), terms, inplace=False)
         return (guarded(grad, grad_output, logits), *(None,) * 5)
 
 

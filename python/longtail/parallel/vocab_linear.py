@@ -184,7 +184,7 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
             assert late is not None
             divisor = late if divisor is None else divisor * late
         loss = reduce_loss(loss, denominator, setting.reduction)
-        kept = (found.w_g, found.weight_sum) if grads is None else grads
+        kept = (found.w_g, found.weight_sum, found.terms) if grads is None else grads
         return loss, found.stats, divisor, *kept
 
     @staticmethod
@@ -210,11 +210,11 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         if ctx.gradient == "forward":
             return (*kept_gradients(ctx, grad_output, ctx.shard.options.ignore_index), *rest)
         saved = ctx.saved_tensors  # of a checkpoint they are there once
-        *data, divisor, stats, w_g, weight_sum = saved[:8]
-        shard = ctx.shard.joined(saved[8:])
+        *data, divisor, stats, w_g, weight_sum, terms = saved[:9]
+        shard = ctx.shard.joined(saved[9:])
         shard.handshake.check_turn()
         upstream = rows_of(grad_output, divisor, ctx.setting.reduction, len(data[3]))
-        known = Gathered(stats, w_g, weight_sum)
+        known = Gathered(stats, w_g, weight_sum, terms)
         grads = sweep(data, ctx.setting, shard, ctx.sequence_parallel, upstream, known).grads
         assert grads is not None
         needs = ctx.needs_input_grad[:3]

@@ -26,7 +26,7 @@ from ..softmax.statistics import GRADIENTS, checked_options, record
 from .collectives import process_group, untraced
 from .handshake import refuse
 from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
-from .sweep import gradients, sweep
+from .sweep import Spent, gradients, sweep
 from .vocab_linear import begin_linear
 
 
@@ -57,37 +57,46 @@ def row_statistics(
         refuse(error, part.group, local_logits)
     with handshake:
         shard = make_shard(handshake, options, return_stats=True)
-        stats = VocabParallelRowStats.apply(laid_out(local_logits), g, gradient, shard)
+        stats, _ = VocabParallelRowStats.apply(laid_out(local_logits), g, gradient, shard)
     return record(stats, g, options.ignore_index, g.shape)
 
 
+def _keep(ctx: Any, data: tuple[Any, ...], terms: Tensor | None, constants: tuple[Any, ...]) -> None:
+    """For backward; ``terms``: the second output."""
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(x for x in (terms,) if x is not None))
+    ctx.save_for_backward(*data, terms, *constants)
+
+
 class VocabParallelRowStats(torch.autograd.Function):
-    """(logits, target, gradient, shard) -> stats [N, 5] of whole rows; "inplace": backward overwrites the logits."""
+    """(logits, target, gradient, shard) -> (stats [N, 5] of whole rows, terms), the latter for the context alone.
+
+    "inplace": backward overwrites the logits.
+    """
 
     vmap = staticmethod(refuse_vmap)
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor | None]:
         logits, target, _, shard = inputs
-        stats: Tensor = shard.accumulate(logits, target).stats
-        return stats
+        found = shard.accumulate(logits, target)
+        return found.stats, found.terms
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
         logits, target, ctx.gradient, shard = inputs
         ctx.shard, constants = shard.parted()
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, *constants)
+        _keep(ctx, (logits, target), output[1], constants)
 
     @staticmethod
-    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None, _: None) -> tuple[Any, ...]:
         nothing = (None,) * 3
         if row_grad is None or not ctx.needs_input_grad[0]:
             return (None, *nothing)
         inplace = ctx.gradient == "inplace"
-        logits, target, *constants = take(ctx) if inplace else ctx.saved_tensors
+        logits, target, terms, *constants = take(ctx) if inplace else ctx.saved_tensors
         shard = ctx.shard.joined(constants)
-        grad = shard.apply(logits.detach() if inplace else logits, target, row_grad.contiguous(), inplace)
+        grad = shard.apply(logits.detach() if inplace else logits, target, row_grad.contiguous(), terms, inplace)
         if inplace:
             torch.autograd.graph.increment_version(grad)
         return (guarded(grad, row_grad, logits), *nothing)
@@ -120,36 +129,39 @@ def linear_row_statistics(
     with handshake:
         shard = make_shard(handshake, work.options, return_stats=True)
         setting = work.setting(chunking, request, shard)
-        stats = VocabParallelLinearRowStats.apply(*work.data, setting, shard, sequence_parallel)
+        stats, _ = VocabParallelLinearRowStats.apply(*work.data, setting, shard, sequence_parallel)
     return record(stats, work.data[3], options.ignore_index, work.shape)
 
 
 class VocabParallelLinearRowStats(torch.autograd.Function):
-    """(input, linear_weight, linear_bias, target, setting, shard, sequence_parallel) -> stats [N, 5] of whole rows."""
+    """(input, linear_weight, linear_bias, target, setting, shard, sequence_parallel) -> (stats [N, 5], terms).
+
+    Of whole rows; terms are for the context alone.
+    """
 
     vmap = staticmethod(refuse_vmap)
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor | None]:
         *data, setting, shard, sequence_parallel = inputs
-        return sweep(data, setting, shard, sequence_parallel, None, None).found.stats
+        found = sweep(data, setting, shard, sequence_parallel, None, None).found
+        return found.stats, found.terms
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
         *data, ctx.setting, shard, ctx.sequence_parallel = inputs
         ctx.shard, constants = shard.parted()
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*data, *constants)
+        _keep(ctx, (*data,), output[1], constants)
 
     @staticmethod
-    def backward(ctx: Any, row_grad: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, row_grad: Tensor | None, _: None) -> tuple[Any, ...]:
         nothing, needs = (None,) * 4, ctx.needs_input_grad[:3]
         if row_grad is None or not any(needs):
             return (None, None, None, *nothing)
         saved = ctx.saved_tensors
-        data, shard = saved[:4], ctx.shard.joined(saved[4:])
+        data, terms, shard = saved[:4], saved[4], ctx.shard.joined(saved[5:])
         shard.handshake.check_turn()
-        grads = gradients(data, ctx.setting, shard, ctx.sequence_parallel, row_grad.contiguous())
+        grads = gradients(data, ctx.setting, shard, ctx.sequence_parallel, Spent(row_grad, terms))
         found = [guarded(x, row_grad, *data[:3]) if need else None for x, need in zip(grads, needs, strict=True)]
         return (*found, *nothing)
 

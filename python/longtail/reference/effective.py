@@ -110,5 +110,10 @@ def stretch(options: SoftmaxOptions) -> Size:
     size: Size = 1.0
     for scale in (options.class_scale, options.target_scale):
         if scale is not None and scale.numel():
-            size = size * scale.abs().nan_to_num(0.0, 0.0).amax()
+            size = size * largest_scale(scale)
     return size
+
+
+def largest_scale(scale: Tensor) -> Tensor:
+    """The largest finite size of scales [C], 0-d; 0 of none."""
+    return scale.abs().nan_to_num(0.0, 0.0).amax() if scale.numel() else scale.new_zeros(())

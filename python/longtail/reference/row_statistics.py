@@ -5,7 +5,7 @@ stats (m, d, t, u_g, U) --row_statistics_of--> RowStatistics --any loss--> upstr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,14 +98,19 @@ def row_statistics(
     temperature: float = 1.0,
     class_bias: Tensor | None = None,
     class_margin: Tensor | None = None,
+    class_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    class_mitigation: Tensor | None = None,
+    compensation: float = 0.0,
     scale: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> RowStatistics:
     """:func:`longtail.row_statistics` for input [N, C], C > 0, and target [N], in plain PyTorch."""
     dtype = arithmetic_dtype(input.dtype)
-    bias, margin = (None if x is None else x.to(dtype) for x in (class_bias, class_margin))
-    options = SoftmaxOptions(class_bias=bias, class_margin=margin, ignore_index=ignore_index)
+    given = (None, class_bias, class_margin, class_scale, target_scale, class_mitigation)
+    vectors: list[Any] = [None if x is None else x.to(dtype) for x in given]
+    options = SoftmaxOptions(*vectors)._replace(ignore_index=ignore_index, compensation=compensation)
     options = options._replace(scale=scale / temperature, softcap=softcap and softcap / temperature)
     rows = Rows.of(input, target, options)
     *numbers, correct = row_statistics_of(rows.stats())

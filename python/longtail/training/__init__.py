@@ -9,6 +9,7 @@ from .complement_objective import (
     SingleForwardComplementObjectiveTraining,
 )
 from .long_tail import long_tailed_counts, long_tailed_indices
+from .normalized_linear import NormalizedLinear
 from .sampler import ClassBalancedSampler
 from .schedules import ComplementGammaSchedule, DeferredReweighting
 from .scores import LongTailScores
@@ -25,6 +26,7 @@ __all__ = [
     "DeferredReweighting",
     "LongTailAccuracy",
     "LongTailScores",
+    "NormalizedLinear",
     "SingleForwardComplementObjectiveTraining",
     "StreamingClassFrequency",
     "init_sigmoid_bias_",

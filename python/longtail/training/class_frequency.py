@@ -16,6 +16,7 @@ from ..class_balance.counting import (
     integer_labels,
     options_of_ranks,
 )
+from ..class_balance.scales import cdt_scale, immax_scale, seesaw_mitigation
 from ..class_balance.weights import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
 from ..parallel.ranks import checked_sum, group_or_alone
 
@@ -146,6 +147,27 @@ class StreamingClassFrequency(nn.Module):
     ) -> Tensor:
         """The ``class_bias``, tau times the log-priors: :func:`longtail.logit_adjustment` of :meth:`counts`, [C]."""
         return self._made_by(logit_adjustment, num_samples, min_count, tau=tau, **options)
+
+    def cdt_scale(
+        self, gamma: float, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """The ``class_scale`` :func:`longtail.cdt_scale` of :meth:`counts`, [C]."""
+        return self._made_by(cdt_scale, num_samples, min_count, gamma=gamma, **options)
+
+    def immax_scale(
+        self, margin: float = 1.0, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """The ``target_scale`` :func:`longtail.immax_scale` of :meth:`counts`, [C]. ``options``: power, dtype."""
+        return self._made_by(immax_scale, num_samples, min_count, margin=margin, **options)
+
+    def seesaw_mitigation(
+        self, p: float = 0.8, num_samples: float | None = None, min_count: float = 1.0, **options: Any
+    ) -> Tensor:
+        """The ``class_mitigation`` :func:`longtail.seesaw_mitigation` of :meth:`counts`, [C].
+
+        Of the counts themselves, as in the paper, with ``decay=1``.
+        """
+        return self._made_by(seesaw_mitigation, num_samples, min_count, p=p, **options)
 
     def reset(self) -> None:
         """Forgets everything seen."""
