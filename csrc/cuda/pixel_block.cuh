@@ -24,8 +24,9 @@ struct PixelBlock {
   const int lanes, parts, lane, part, pixels, groups;
   // Shared memory, indexed by slot_of(pixel); `slots` for each part.
   float4* const slots;  // m, d, t, U of a thread's classes; then of the first part: coefficients m, a, b, S
+  float4* const terms;  // of the target; only where Elements::by_target
   Z* const kept;        // [C, lanes] vectors, null if none are kept
-  float* const given;   // the target's logit, or with label smoothing its u_g; then coefficient `target`
+  float* const given;   // the target's logit, or where it is wanted early its u_g; then coefficient `target`
   int* const target;    // -1 where a pixel does not count or does not exist
   int64_t first_row = 0;
   bool exists = false;  // whether this thread's vector does, of which the addresses are, of class 0
@@ -43,8 +44,9 @@ struct PixelBlock {
         pixels(lanes_ * kCount),
         groups(static_cast<int>((args.num_classes + kGroup - 1) / kGroup)),
         slots(dynamic_shared<float4>()),
-        kept(keeps ? reinterpret_cast<Z*>(slots + parts * slot_of(pixels)) : nullptr),
-        given(reinterpret_cast<float*>(slots + parts * slot_of(pixels)) + kept_floats(keeps)),
+        terms(slots + parts * slot_of(pixels)),
+        kept(keeps ? reinterpret_cast<Z*>(terms + (elements.by_target ? slot_of(pixels) : 0)) : nullptr),
+        given(reinterpret_cast<float*>(terms + (elements.by_target ? slot_of(pixels) : 0)) + kept_floats(keeps)),
         target(reinterpret_cast<int*>(given + slot_of(pixels))) {}
 
   LONGTAIL_DEVICE int kept_floats(bool keeps) const {
@@ -65,7 +67,24 @@ struct PixelBlock {
     return {a.stats + row * a.stats_stride, a.stats_column_stride};
   }
 
-  LONGTAIL_DEVICE bool smoothing() const { return kExtras && elements.smoothing; }
+  // Whether the sweep for the stats needs what the target's logit becomes.
+  LONGTAIL_DEVICE bool early() const { return kExtras && (elements.smoothing || elements.by_target); }
+
+  LONGTAIL_DEVICE float logit_of(int64_t row, int g) const {
+    const int64_t image = row / a.pixels;
+    const Z* z = static_cast<const Z*>(a.logits) + image * a.logits_stride + (row - image * a.pixels);
+    return to_float(z[g * a.logits_class_stride]);
+  }
+
+  LONGTAIL_DEVICE void put_terms(int slot, const Terms& t) const {
+    if (elements.by_target) terms[slot] = float4{t.scale, t.mitigation, t.reference, 0.0f};
+  }
+
+  LONGTAIL_DEVICE Terms terms_at(int slot) const {
+    if (!elements.by_target) return no_terms();
+    const float4 t = terms[slot];
+    return {t.x, t.y, t.z};
+  }
 
   // The group's logits; 0 for classes that do not exist.
   LONGTAIL_DEVICE void load(Held& held, int group) const {
@@ -103,7 +122,7 @@ struct PixelBlock {
     for (int k = 0; k + 1 < kGroup; ++k) held[k] = held[k + 1];
   }
 
-  // Before the sweep for the stats: the targets, and the reference of U.
+  // Before the sweep for the stats: the targets, and what of them it needs early.
   LONGTAIL_DEVICE void load_targets() const {
     for (int pixel = thread; pixel < pixels; pixel += threads) {
       const int64_t row = first_row + pixel;
@@ -111,28 +130,23 @@ struct PixelBlock {
       found.target = -1;
       if (row < a.rows) found = load_target(a, row, pass);
       const int g = target[slot_of(pixel)] = found.target;
-      if (!smoothing()) continue;
-      float u_g = 0.0f;
-      if (g >= 0) {
-        const int64_t image = row / a.pixels;
-        const Z* z = static_cast<const Z*>(a.logits) + image * a.logits_stride + (row - image * a.pixels);
-        add_scalars<kExtras>(a, found, to_float(z[g * a.logits_class_stride]), Pass::loss);
-        u_g = found.u_g;
-      }
-      given[slot_of(pixel)] = u_g;
+      if (!early()) continue;
+      if (g >= 0) add_scalars<kExtras>(a, found, logit_of(row, g), Pass::loss);
+      given[slot_of(pixel)] = found.u_g;
+      put_terms(slot_of(pixel), found.terms);
     }
   }
 
   // kClasses classes of one pixel from class `cls` on; whoever meets the target takes its logit down.
   template <int kClasses>
   LONGTAIL_DEVICE void add_classes(Stats& s, float (&u)[kClasses], int cls, int g, int slot) const {
-    if (!smoothing() && static_cast<unsigned>(g - cls) < static_cast<unsigned>(kClasses)) {
+    if (!early() && static_cast<unsigned>(g - cls) < static_cast<unsigned>(kClasses)) {
       float logit = u[0];
 #pragma unroll
       for (int k = 1; k < kClasses; ++k) logit = select(g - cls == k, u[k], logit);
       given[slot] = logit;
     }
-    elements.effective(u, cls, g, s);
+    elements.effective(u, cls, g, terms_at(slot), s);
     elements.replace(u, g - cls, -INFINITY);
     add(s, u);
   }
@@ -183,7 +197,7 @@ struct PixelBlock {
     for (int i = 0; i < kCount; ++i) {
       const int slot = slot_of(lane * kCount + i);
       g[i] = target[slot];
-      s[i] = empty_stats(smoothing() ? given[slot] : 0.0f);
+      s[i] = empty_stats(early() ? given[slot] : 0.0f);
     }
     bool more = false;
     int summed = 0;
@@ -223,10 +237,12 @@ struct PixelBlock {
       const StatsPlace place = stats_of(index);
       Grad c = {};
       if (g >= 0) {
-        const float found = pass == Pass::backward ? 0.0f : given[slot];
+        const bool again = pass == Pass::backward && elements.by_target;
+        const float found = again ? logit_of(index, g) : pass == Pass::backward ? 0.0f : given[slot];
         Row row = {index, true, g, 0.0f, 0.0f, 0.0f, 0.0f};
         add_scalars<kExtras>(a, row, found, pass);
-        if (smoothing()) row.u_g = found;
+        if (again) put_terms(slot, row.terms);
+        if (early()) row.u_g = found;
         const Stats s = pass == Pass::backward ? Stats{} : joined(slot, row.u_g);
         c = finish_at(a, row, s, pass, true, place);
       } else {
@@ -250,7 +266,7 @@ struct PixelBlock {
         float u[kClasses];
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) u[k] = x[k][j];
-        elements.gradient(u, cls, g[i + j], c[i + j]);
+        elements.gradient(u, cls, g[i + j], terms_at(slot_of(lane * kCount + i + j)), c[i + j]);
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) x[k][j] = g[i + j] < 0 ? 0.0f : u[k];
       }
