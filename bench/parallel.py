@@ -28,8 +28,9 @@ from torch.multiprocessing.spawn import spawn
 
 import longtail
 from longtail.experiments.command_line import Parser, positive_int
-from longtail.ops import operators
+from longtail.options import SoftmaxOptions
 from longtail.parallel.collectives import all_gather
+from longtail.softmax import shards
 
 from . import results
 from .measure import TOLERANCE, Mismatch
@@ -114,10 +115,9 @@ def contenders(logits: Tensor, target: Tensor, classes: int) -> list[Contender]:
         return step
 
     def sweeps() -> tuple[None, Tensor]:
-        here = target - rank * width
-        here = here.masked_fill((here < 0) | (here >= width), -1)
-        stats = operators.softmax_loss_accumulate(logits, here, None, None, None, -100, False, 1.0, 0.0)
-        return None, operators.softmax_loss_apply(logits, here, stats, None, None, -100, 1.0, 0.0)
+        here = shards.local_target(target, rank * width, width, -100)
+        stats = shards.accumulate(logits, here, SoftmaxOptions())
+        return None, shards.apply(logits, here, stats, SoftmaxOptions(), inplace=False)
 
     # The paper's -1 moves the result by 1/C, which no check could tell from rounding; the work is the same.
     family: dict[str, Any] = {"focal_gamma": 2.0, "complement_gamma": -(classes - 1) / 100, "label_smoothing": 0.1}

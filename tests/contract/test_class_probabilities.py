@@ -19,6 +19,7 @@ from emulation.plans import SIGMOID_REGIMES, emulated
 from interpreted import HALVES, INTERPRETED, refuse_copies
 from kernels import CPU, GPU, TRITON, over
 from longtail.ops import fallback
+from shard_cases import accumulate_tail
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -292,7 +293,7 @@ def test_wrong_arguments_are_refused(name: str) -> None:
     coefficient = options.pop("cross_entropy_coefficient", 1.0)
     tail = cases.operator_options(5, options, cross_entropy_coefficient=coefficient)
     if op == "softmax_loss_accumulate":
-        tail = (None, None, None, -100, False, 1.0, 0.0)
+        tail = accumulate_tail({})
     with pytest.raises(RuntimeError, match=text):
         getattr(ops, op)(*data, *tail)
     if name not in (

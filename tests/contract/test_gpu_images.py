@@ -141,7 +141,7 @@ def test_shards_of_the_classes() -> None:
 
     logits, target = cases.random_case(9, 6000, ignore=False)
     logits, target = logits.cuda(), target.cuda()
-    tail = (None, None, None, cases.IGNORE, False, 1.0, 0.0)
+    tail = shard_cases.accumulate_tail({})
     whole = softmax_shard.softmax_loss_accumulate(logits, target, *tail)
     pieces = []
     for first in (0, 3000):
@@ -151,7 +151,7 @@ def test_shards_of_the_classes() -> None:
     assert_close(shard_cases.joined(*pieces)[:, :3].float(), whole[:, :3].double(), factor=4)
     row_grad = torch.randn(9, 5, device="cuda")
     row_grad[:, 0] = logits.amax(1)
-    grad = softmax_shard.softmax_loss_apply(logits, target, row_grad, None, None, cases.IGNORE, 1.0, 0.0)
+    grad = softmax_shard.softmax_loss_apply(logits, target, row_grad, *shard_cases.apply_tail({}))
     shift = logits.double() - row_grad[:, :1]
     truth = shift.exp() * (row_grad[:, 1:2] + row_grad[:, 2:3] * shift) + row_grad[:, 3:4]
     truth.scatter_(1, target[:, None], row_grad[:, 4:].double())

@@ -19,7 +19,7 @@ from emulation.plans import REGIMES, emulated, over_pixels
 from interpreted import FACTOR, HALVES
 from kernels import CPU, TRITON, Operators, over
 from linear_cases import fused, problem
-from shard_cases import run_shards
+from shard_cases import apply_tail, run_shards
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -187,7 +187,7 @@ def in_place_calls(shape: tuple[int, ...], dtype: torch.dtype, bad: int) -> list
         if len(shape) == 2 and bad != -1:
             z = z.clone()
             row_grad = torch.ones(rows, 5, dtype=up.dtype)
-            found.append(("softmax_loss_apply_", z, (z, g, row_grad, None, None, cases.IGNORE, 1.0, 0.0)))
+            found.append(("softmax_loss_apply_", z, (z, g, row_grad, *apply_tail({}))))
     return found
 
 

@@ -9,7 +9,7 @@ import cases
 import longtail
 import naive
 from operator_arguments import SHARD, shard
-from shard_cases import ELSEWHERE, run_shards
+from shard_cases import ELSEWHERE, accumulate_tail, apply_tail, run_shards
 from tolerances import assert_close, assert_same
 
 ops = torch.ops.longtail
@@ -125,12 +125,12 @@ def test_no_classes_and_no_rows(backend: str, classes: int) -> None:
     with longtail.use_backend(backend):
         for target in (torch.tensor([ELSEWHERE, cases.IGNORE]), torch.zeros(0, dtype=torch.int64)):
             z = torch.randn(len(target), classes)
-            stats = ops.softmax_loss_accumulate(z, target, None, None, None, cases.IGNORE, True, 1.0, 0.0)
+            stats = ops.softmax_loss_accumulate(z, target, *accumulate_tail({}, smoothing=True))
             assert stats.shape == (len(target), 5)
             if classes == 0 and len(target):
                 empty = torch.tensor([[-torch.inf, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
                 assert_same(stats, empty)
-            grad = ops.softmax_loss_apply(z, target, stats, None, None, cases.IGNORE, 1.0, 0.0)
+            grad = ops.softmax_loss_apply(z, target, stats, *apply_tail({}))
             assert grad.shape == z.shape
 
 

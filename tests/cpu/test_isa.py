@@ -134,9 +134,10 @@ for dtype in OWN_DTYPES:
                 loss, stats = torch.ops.longtail.softmax_loss(of, z, *tail)
                 torch.ops.longtail.softmax_loss_backward(up, of, z, stats, *tail)
         z.copy_(values)
-        vectors = (*tail[:3], -100)
-        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *vectors, True, 1.3, 8.0)
-        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tail[:2], -100, 1.3, 8.0)
+        options = cases.options("mixed", classes, target, dtype)
+        tails = shard_cases.accumulate_tail(options, smoothing=True), shard_cases.apply_tail(options)
+        stats = torch.ops.longtail.softmax_loss_accumulate(z, target - 1, *tails[0])
+        torch.ops.longtail.softmax_loss_apply_(z, target - 1, stats, *tails[1])
         torch.ops.longtail.scale_grad_(z, up, None, -100)
 print("within bounds")
 """

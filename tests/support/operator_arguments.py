@@ -8,7 +8,7 @@ import torch
 
 import cases
 import sigmoid_cases
-from shard_cases import ELSEWHERE, VECTORS
+from shard_cases import ELSEWHERE, accumulate_tail, apply_tail
 
 ops = torch.ops.longtail
 SOFTMAX = ("softmax_loss", "softmax_loss_backward", "softmax_loss_and_grad", "softmax_loss_and_grad_")
@@ -69,10 +69,7 @@ def shard(name: str, dtype: torch.dtype = torch.float32) -> list[Any]:
     target[0] = ELSEWHERE
     wide = cases.vector_dtype(dtype)
     options = cases.options("mixed_tail", 11, target, dtype)
-    vectors = {k: options[k] for k in VECTORS}
-    numbers = (1.3, 8.0, 0.6)
     if name == "softmax_loss_accumulate":
-        return [logits, target, *vectors.values(), None, cases.IGNORE, True, *numbers]
+        return [logits, target, *accumulate_tail(options, smoothing=True)]
     row_grad = torch.randn(7, 5, generator=cases.generator(5)).to(wide)
-    del vectors["class_margin"]
-    return [logits, target, row_grad, *vectors.values(), None, cases.IGNORE, *numbers]
+    return [logits, target, row_grad, *apply_tail(options)]

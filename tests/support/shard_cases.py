@@ -28,6 +28,21 @@ def shard_arguments(
     return logits[:, begin:end].clone(), local, vectors
 
 
+def accumulate_tail(options: cases.Options, smoothing: bool = False, terms: Tensor | None = None) -> tuple[Any, ...]:
+    """What the operator takes after logits and targets; ``options`` with the vectors of the shard's classes."""
+    return (*map(options.get, VECTORS), terms, cases.IGNORE, smoothing, *_numbers(options))
+
+
+def apply_tail(options: cases.Options, terms: Tensor | None = None) -> tuple[Any, ...]:
+    """What the operators take after the coefficients; ``options`` as of :func:`accumulate_tail`."""
+    vectors = [options.get(name) for name in VECTORS if name != "class_margin"]
+    return (*vectors, terms, cases.IGNORE, *_numbers(options))
+
+
+def _numbers(options: cases.Options) -> tuple[float, float, float]:
+    return options.get("scale", 1.0), options.get("softcap") or 0.0, options.get("compensation", 0.0)
+
+
 def joined(*pieces: Tensor) -> Tensor:
     """The statistics [N, 5] of rows from those of pieces, each of which knows the logit that U is relative to."""
     columns = dict(enumerate(torch.stack(pieces).permute(2, 0, 1)))
@@ -40,7 +55,6 @@ def run_shards(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stats, losses and gradient of the rows by accumulate, combine, finish and apply."""
     classes, smoothing = logits.shape[1], bool(options.get("label_smoothing"))
-    numbers = (options.get("scale", 1.0), options.get("softcap", 0.0), options.get("compensation", 0.0))
     terms = target_terms(logits, target, options)
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     shards = [
@@ -48,8 +62,7 @@ def run_shards(
     ]
     pieces, omegas = [], []
     for z, local, vectors in shards:
-        tail = (*vectors.values(), terms, cases.IGNORE, smoothing, *numbers)
-        pieces.append(ops.softmax_loss_accumulate(z, local, *tail))
+        pieces.append(ops.softmax_loss_accumulate(z, local, *accumulate_tail(options | vectors, smoothing, terms)))
         omegas.append(vectors["weight"].sum() if "weight" in options else pieces[-1].new_tensor(float(z.shape[1])))
     owner = sum((target >= start + size).long() for start, size in zip(starts, sizes, strict=True))
     columns = dict(enumerate(torch.stack(pieces).permute(2, 0, 1)))
@@ -65,9 +78,8 @@ def run_shards(
     packed = torch.stack(row_grad.times(up), 1)
     grads = []
     for z, local, vectors in shards:
-        del vectors["class_margin"]
-        vectors["weight"] = vectors["weight"] if smoothing else None
-        args = (z, local, packed, *vectors.values(), terms, cases.IGNORE, *numbers)
+        own = options | vectors if smoothing else options | vectors | {"weight": None}
+        args = (z, local, packed, *apply_tail(own, terms))
         if inplace:
             ops.softmax_loss_apply_(*args)
             grads.append(z)
