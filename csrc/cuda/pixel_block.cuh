@@ -17,6 +17,7 @@ struct PixelBlock {
   static constexpr int kGroup = classes_of(kCount);
   static constexpr int kPerWord = Vector<Z, kCount>::kPerWord;
   using Held = Vector<Z, kCount>[kGroup];
+  using Options = Elements<kExtras>;
   const SoftmaxLossArgs& a;
   const Pass pass;
   const Elements<kExtras> elements;
@@ -45,9 +46,13 @@ struct PixelBlock {
         groups(static_cast<int>((args.num_classes + kGroup - 1) / kGroup)),
         slots(dynamic_shared<float4>()),
         terms(slots + parts * slot_of(pixels)),
-        kept(keeps ? reinterpret_cast<Z*>(terms + (elements.by_target ? slot_of(pixels) : 0)) : nullptr),
-        given(reinterpret_cast<float*>(terms + (elements.by_target ? slot_of(pixels) : 0)) + kept_floats(keeps)),
+        kept(keeps ? reinterpret_cast<Z*>(behind_terms()) : nullptr),
+        given(reinterpret_cast<float*>(behind_terms()) + kept_floats(keeps)),
         target(reinterpret_cast<int*>(given + slot_of(pixels))) {}
+
+  LONGTAIL_DEVICE float4* behind_terms() const {
+    return slots + (kExtras && elements.by_target ? parts + 1 : parts) * slot_of(pixels);
+  }
 
   LONGTAIL_DEVICE int kept_floats(bool keeps) const {
     return keeps ? static_cast<int>(a.num_classes) * pixels * static_cast<int>(sizeof(Z)) / 4 : 0;
@@ -77,11 +82,11 @@ struct PixelBlock {
   }
 
   LONGTAIL_DEVICE void put_terms(int slot, const Terms& t) const {
-    if (elements.by_target) terms[slot] = float4{t.scale, t.mitigation, t.reference, 0.0f};
+    if (kExtras && elements.by_target) terms[slot] = float4{t.scale, t.mitigation, t.reference, 0.0f};
   }
 
-  LONGTAIL_DEVICE Terms terms_at(int slot) const {
-    if (!elements.by_target) return no_terms();
+  LONGTAIL_DEVICE Terms terms_at(int slot, const Options& options) const {
+    if (!kExtras || !options.by_target) return no_terms();
     const float4 t = terms[slot];
     return {t.x, t.y, t.z};
   }
@@ -139,21 +144,23 @@ struct PixelBlock {
 
   // kClasses classes of one pixel from class `cls` on; whoever meets the target takes its logit down.
   template <int kClasses>
-  LONGTAIL_DEVICE void add_classes(Stats& s, float (&u)[kClasses], int cls, int g, int slot) const {
+  LONGTAIL_DEVICE void add_classes(Stats& s, float (&u)[kClasses], int cls, int g, int slot,
+                                   const Options& options) const {
     if (!early() && static_cast<unsigned>(g - cls) < static_cast<unsigned>(kClasses)) {
       float logit = u[0];
 #pragma unroll
       for (int k = 1; k < kClasses; ++k) logit = select(g - cls == k, u[k], logit);
       given[slot] = logit;
     }
-    elements.effective(u, cls, g, terms_at(slot), s);
-    elements.replace(u, g - cls, -INFINITY);
+    options.effective(u, cls, g, terms_at(slot, options), s);
+    options.replace(u, g - cls, -INFINITY);
     add(s, u);
   }
 
   // The first kClasses of `held`, of all its pixels.
   template <int kClasses>
-  LONGTAIL_DEVICE void add_vectors(Stats (&s)[kCount], const int (&g)[kCount], const Held& held, int cls) const {
+  LONGTAIL_DEVICE void add_vectors(Stats (&s)[kCount], const int (&g)[kCount], const Held& held, int cls,
+                                   const Options& options) const {
 #pragma unroll
     for (int i = 0; i < kCount; i += kPerWord) {
       float x[kClasses][kPerWord];
@@ -164,16 +171,17 @@ struct PixelBlock {
         float u[kClasses];
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) u[k] = x[k][j];
-        add_classes(s[i + j], u, cls, g[i + j], slot_of(lane * kCount + i + j));
+        add_classes(s[i + j], u, cls, g[i + j], slot_of(lane * kCount + i + j), options);
       }
     }
   }
 
-  LONGTAIL_DEVICE void add_group(Stats (&s)[kCount], const int (&g)[kCount], Held& held, int group) const {
+  LONGTAIL_DEVICE void add_group(Stats (&s)[kCount], const int (&g)[kCount], Held& held, int group,
+                                 const Options& options) const {
     const int cls = group * kGroup, left = static_cast<int>(a.num_classes) - cls;
-    if (left >= kGroup) return add_vectors<kGroup>(s, g, held, cls);
+    if (left >= kGroup) return add_vectors<kGroup>(s, g, held, cls, options);
     for (int k = 0; k < left; ++k) {
-      add_vectors<1>(s, g, held, cls + k);
+      add_vectors<1>(s, g, held, cls + k, options);
       advance(held);
     }
   }
@@ -191,6 +199,10 @@ struct PixelBlock {
 
   // The stats of this thread's classes; the next group is on its way while one is added. `held`: its first group.
   LONGTAIL_DEVICE void sweep_stats(Held& held) const {
+    elements.shaped() ? sweep_stats(held, elements) : sweep_stats(held, elements.unshaped());
+  }
+
+  LONGTAIL_DEVICE void sweep_stats(Held& held, const Options& options) const {
     Stats s[kCount];
     int g[kCount];
 #pragma unroll
@@ -205,7 +217,7 @@ struct PixelBlock {
       Held next;
       load(next, group + parts);
       if (kept != nullptr) keep(held, group);
-      add_group(s, g, held, group);
+      add_group(s, g, held, group, options);
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) held[k] = next[k];
       if (++summed == kSummedApart / kGroup) {
@@ -237,7 +249,7 @@ struct PixelBlock {
       const StatsPlace place = stats_of(index);
       Grad c = {};
       if (g >= 0) {
-        const bool again = pass == Pass::backward && elements.by_target;
+        const bool again = kExtras && pass == Pass::backward && elements.by_target;
         const float found = again ? logit_of(index, g) : pass == Pass::backward ? 0.0f : given[slot];
         Row row = {index, true, g, 0.0f, 0.0f, 0.0f, 0.0f};
         add_scalars<kExtras>(a, row, found, pass);
@@ -255,7 +267,8 @@ struct PixelBlock {
 
   // The gradient of the first kClasses of `held`, in place.
   template <int kClasses>
-  LONGTAIL_DEVICE void gradient(Held& held, const Grad (&c)[kCount], const int (&g)[kCount], int cls) const {
+  LONGTAIL_DEVICE void gradient(Held& held, const Grad (&c)[kCount], const int (&g)[kCount], int cls,
+                                const Options& options) const {
 #pragma unroll
     for (int i = 0; i < kCount; i += kPerWord) {
       float x[kClasses][kPerWord];
@@ -266,7 +279,7 @@ struct PixelBlock {
         float u[kClasses];
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) u[k] = x[k][j];
-        elements.gradient(u, cls, g[i + j], terms_at(slot_of(lane * kCount + i + j)), c[i + j]);
+        options.gradient(u, cls, g[i + j], terms_at(slot_of(lane * kCount + i + j), options), c[i + j]);
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) x[k][j] = g[i + j] < 0 ? 0.0f : u[k];
       }
@@ -275,17 +288,18 @@ struct PixelBlock {
     }
   }
 
-  LONGTAIL_DEVICE void store_group(Held& held, const Grad (&c)[kCount], const int (&g)[kCount], int group) const {
+  LONGTAIL_DEVICE void store_group(Held& held, const Grad (&c)[kCount], const int (&g)[kCount], int group,
+                                   const Options& options) const {
     const int cls = group * kGroup, left = static_cast<int>(a.num_classes) - cls;
     Z* to = grad + cls * a.grad_class_stride;
     if (left >= kGroup) {
-      gradient<kGroup>(held, c, g, cls);
+      gradient<kGroup>(held, c, g, cls, options);
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) held[k].store(to + k * a.grad_class_stride);
       return;
     }
     for (int k = 0; k < left; ++k) {
-      gradient<1>(held, c, g, cls + k);
+      gradient<1>(held, c, g, cls + k, options);
       held[0].store(to + k * a.grad_class_stride);
       advance(held);
     }
@@ -293,6 +307,10 @@ struct PixelBlock {
 
   // The gradient of this thread's classes, last group first: what a sweep for the stats read last is still in cache.
   LONGTAIL_DEVICE void sweep_grad() const {
+    elements.shaped() ? sweep_grad(elements) : sweep_grad(elements.unshaped());
+  }
+
+  LONGTAIL_DEVICE void sweep_grad(const Options& options) const {
     if (!exists) return;
     Grad c[kCount];
     int g[kCount];
@@ -310,7 +328,7 @@ struct PixelBlock {
       } else {
         load(held, group);
       }
-      store_group(held, c, g, group);
+      store_group(held, c, g, group, options);
     }
   }
 };

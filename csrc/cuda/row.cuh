@@ -116,6 +116,18 @@ struct Elements {
                (reinterpret_cast<uintptr_t>(a.class_scale) % 16 == 0) &&
                (reinterpret_cast<uintptr_t>(a.class_mitigation) % 16 == 0)) {}
 
+  // Whether classes or targets scale or shift logits by more than class_bias.
+  LONGTAIL_DEVICE bool shaped() const { return kExtras && (stretching || by_target); }
+
+  // The same where they do not, of which the compiler knows it.
+  LONGTAIL_DEVICE Elements unshaped() const {
+    Elements same = *this;
+    same.class_scale = same.mitigation = nullptr;
+    same.compensation = 0.0f;
+    same.stretching = same.by_target = false;
+    return same;
+  }
+
   // softcap(scale * x), in place.
   template <int kCount>
   LONGTAIL_DEVICE void cap(float (&x)[kCount]) const {
@@ -244,7 +256,7 @@ struct Elements {
 
   // Whether a logit is its own effective logit.
   LONGTAIL_DEVICE bool plain() const {
-    return !kExtras || (scale == 1.0f && softcap == 0.0f && bias == nullptr && !stretching && !by_target);
+    return !kExtras || (scale == 1.0f && softcap == 0.0f && bias == nullptr && !shaped());
   }
 
   // u[place] = value where there is such a place: a comparison per vector, not per element.
