@@ -155,7 +155,7 @@ def test_one_shard_of_the_classes(rows: int, classes: int, option_set: str, dtyp
     assert_close(stats.cpu(), truth, eager, what="stats", factor=4)
     tail = shard_cases.apply_tail(there, told)
     grad = ops.softmax_loss_apply(z, g, coefficients, *tail)
-    assert_close(grad.cpu(), *shard_cases.told_gradient(logits, target, row_grad, terms, options), factor=2)
+    assert_close(grad.cpu(), *shard_cases.told_gradient(logits, target, row_grad, terms, options), factor=4)
     ops.softmax_loss_apply_(z, g, coefficients, *tail)
     assert_same(z, grad)
 

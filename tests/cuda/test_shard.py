@@ -98,7 +98,7 @@ def test_terms_that_others_tell(classes: int, option_set: str, dtype: torch.dtyp
     tail = cases.operator_options(classes, apply_options(options))
     grad = harness.poisoned(logits.shape, dtype)
     over_plans(softmax_launch(APPLY, plan, logits, target, tail, grad=grad, row_grad=row_grad, target_terms=terms))
-    assert_close(grad, *told_gradient(logits, target, row_grad, terms, options), what="gradient", factor=2)
+    assert_close(grad, *told_gradient(logits, target, row_grad, terms, options), what="gradient", factor=4)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
