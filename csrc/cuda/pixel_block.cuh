@@ -81,13 +81,16 @@ struct PixelBlock {
     return to_float(z[g * a.logits_class_stride]);
   }
 
+  // Of pixel i of this thread's vector, whose slots are neighbours.
+  LONGTAIL_DEVICE int own_slot(int i) const { return slot_of(lane * kCount) + i; }
+
   LONGTAIL_DEVICE void put_terms(int slot, const Terms& t) const {
     if (kExtras && elements.by_target) terms[slot] = float4{t.scale, t.mitigation, t.reference, 0.0f};
   }
 
-  LONGTAIL_DEVICE Terms terms_at(int slot, const Options& options) const {
+  LONGTAIL_DEVICE Terms terms_of(int i, const Options& options) const {
     if (!kExtras || !options.by_target) return no_terms();
-    const float4 t = terms[slot];
+    const float4 t = terms[own_slot(i)];
     return {t.x, t.y, t.z};
   }
 
@@ -144,15 +147,15 @@ struct PixelBlock {
 
   // kClasses classes of one pixel from class `cls` on; whoever meets the target takes its logit down.
   template <int kClasses>
-  LONGTAIL_DEVICE void add_classes(Stats& s, float (&u)[kClasses], int cls, int g, int slot,
+  LONGTAIL_DEVICE void add_classes(Stats& s, float (&u)[kClasses], int cls, int g, int i,
                                    const Options& options) const {
     if (!early() && static_cast<unsigned>(g - cls) < static_cast<unsigned>(kClasses)) {
       float logit = u[0];
 #pragma unroll
       for (int k = 1; k < kClasses; ++k) logit = select(g - cls == k, u[k], logit);
-      given[slot] = logit;
+      given[own_slot(i)] = logit;
     }
-    options.effective(u, cls, g, terms_at(slot, options), s);
+    options.effective(u, cls, g, terms_of(i, options), s);
     options.replace(u, g - cls, -INFINITY);
     add(s, u);
   }
@@ -171,7 +174,7 @@ struct PixelBlock {
         float u[kClasses];
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) u[k] = x[k][j];
-        add_classes(s[i + j], u, cls, g[i + j], slot_of(lane * kCount + i + j), options);
+        add_classes(s[i + j], u, cls, g[i + j], i + j, options);
       }
     }
   }
@@ -190,7 +193,7 @@ struct PixelBlock {
   LONGTAIL_DEVICE void put_down(Stats (&s)[kCount], bool more) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      float4& slot = slots[part * slot_of(pixels) + slot_of(lane * kCount + i)];
+      float4& slot = slots[part * slot_of(pixels) + own_slot(i)];
       if (more) s[i] = combine({slot.x, slot.y, slot.z, s[i].u_g, slot.w}, s[i]);
       slot = float4{s[i].m, s[i].d, s[i].t, s[i].U};
       s[i] = empty_stats(s[i].u_g);
@@ -207,7 +210,7 @@ struct PixelBlock {
     int g[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int slot = slot_of(lane * kCount + i);
+      const int slot = own_slot(i);
       g[i] = target[slot];
       s[i] = empty_stats(early() ? given[slot] : 0.0f);
     }
@@ -279,7 +282,7 @@ struct PixelBlock {
         float u[kClasses];
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) u[k] = x[k][j];
-        options.gradient(u, cls, g[i + j], terms_at(slot_of(lane * kCount + i + j), options), c[i + j]);
+        options.gradient(u, cls, g[i + j], terms_of(i + j, options), c[i + j]);
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) x[k][j] = g[i + j] < 0 ? 0.0f : u[k];
       }
@@ -316,7 +319,7 @@ struct PixelBlock {
     int g[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int slot = slot_of(lane * kCount + i);
+      const int slot = own_slot(i);
       const float4 first = slots[slot];
       c[i] = Grad{first.x, first.y, first.z, first.w, given[slot]};
       g[i] = target[slot];
