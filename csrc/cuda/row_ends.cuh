@@ -50,6 +50,7 @@ LONGTAIL_DEVICE void add_reference(const SoftmaxLossArgs& a, const Elements<kExt
     if (a.target_terms == nullptr) row.terms.reference = finite_max(row.u_g);
     return;
   }
+  if (a.num_classes == 0) return;
   float u[1] = {row.u_g};
   elements.shift(u, 0, row.terms);
   row.u_g = u[0];

@@ -101,16 +101,19 @@ def test_terms_that_others_tell(classes: int, option_set: str, dtype: torch.dtyp
     assert_close(grad, *told_gradient(logits, target, row_grad, terms, options), what="gradient", factor=4)
 
 
+@pytest.mark.parametrize("option_set", ["plain", "mixed_tail"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_a_shard_without_classes(plan: Plan) -> None:
+def test_a_shard_without_classes(plan: Plan, option_set: str) -> None:
     logits, target = torch.empty(6, 0), torch.tensor([-1, cases.IGNORE, -1, -1, -1, -1])
-    stats = harness.poisoned((6, 5))
-    over_plans(softmax_launch(ACCUMULATE, plan, logits, target, cases.operator_options(0, {}), stats=stats))
+    stats, terms = harness.poisoned((6, 5)), torch.tensor([0.5, 0.0, -3.0]).expand(6, 3).contiguous()
+    options = apply_options(cases.options(option_set, 0, target))
+    tail = cases.operator_options(0, options)
+    over_plans(softmax_launch(ACCUMULATE, plan, logits, target, tail, stats=stats, target_terms=terms))
     expected = torch.tensor([-torch.inf, 0.0, 0.0, 0.0, 0.0]).expand(6, 5).clone()
     expected[1] = 0.0
     assert_same(stats, expected)
-    tail = cases.operator_options(0, {"label_smoothing": 1.0})
-    harness.run([softmax_launch(APPLY, plan, logits, target, tail, grad=logits.clone(), row_grad=torch.randn(6, 5))])
+    grad, row_grad = logits.clone(), torch.randn(6, 5)
+    harness.run([softmax_launch(APPLY, plan, logits, target, tail, grad=grad, row_grad=row_grad, target_terms=terms)])
 
 
 @pytest.mark.parametrize("flavour", ["address", "thread"])
