@@ -81,8 +81,10 @@ struct PixelBlock {
     return to_float(z[g * a.logits_class_stride]);
   }
 
-  // Of pixel i of this thread's vector, whose slots are neighbours.
-  LONGTAIL_DEVICE int own_slot(int i) const { return slot_of(lane * kCount) + i; }
+  // Of pixel i of this thread's vector. Neighbours, which saves registers; without extras loops are shorter otherwise.
+  LONGTAIL_DEVICE int own_slot(int i) const {
+    return kExtras ? slot_of(lane * kCount) + i : slot_of(lane * kCount + i);
+  }
 
   LONGTAIL_DEVICE void put_terms(int slot, const Terms& t) const {
     if (kExtras && elements.by_target) terms[slot] = float4{t.scale, t.mitigation, t.reference, 0.0f};
