@@ -80,7 +80,8 @@ struct BlockRow {
   }
 
   LONGTAIL_DEVICE void add_chunk(Stats& s, const Vector<Z, kCount> (&held)[kGroup], int chunk) const {
-    add_vectors(s, held, first_of<kGroup>(chunk), kWarpSize, part.vectors, part.origin, row.target, elements);
+    add_vectors(s, held, first_of<kGroup>(chunk), kWarpSize, part.vectors, part.origin, row.target, row.terms,
+                elements);
   }
 
   // Vectors beyond the part are not stored. Without extras they are computed all the same: a branch would keep the
@@ -92,7 +93,7 @@ struct BlockRow {
       const int i = first_of<kGroup>(chunk) + k * kWarpSize;
       if (kExtras && i >= part.vectors) break;
       held[k].get(x[k]);
-      elements.gradient(x[k], part.origin + i * kCount, row.target, g);
+      elements.gradient(x[k], part.origin + i * kCount, row.target, row.terms, g);
     }
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
@@ -111,7 +112,7 @@ struct BlockRow {
   LONGTAIL_DEVICE void add_edge(Stats& s) const {
     if (part.edge < 0) return;
     float u[1] = {edge_logit};
-    elements.effective(u, part.edge, row.target, s);
+    elements.effective(u, part.edge, row.target, row.terms, s);
     elements.replace(u, row.target - part.edge, -INFINITY);
     add(s, u);
   }
@@ -119,7 +120,7 @@ struct BlockRow {
   LONGTAIL_DEVICE void store_edge(const Grad& g) const {
     if (part.edge < 0) return;
     float x[1] = {edge_logit};
-    if (row.counted) elements.gradient(x, part.edge, row.target, g);
+    if (row.counted) elements.gradient(x, part.edge, row.target, row.terms, g);
     Vector<Z, 1>::store(grad + (part.edge - part.origin), x);
   }
 

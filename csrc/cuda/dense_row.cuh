@@ -130,6 +130,7 @@ class DenseRow {
         const float e = exp_of(u[i] - g.m);
         u[i] = g.v * (g.mass * e - q[i]) + g.z * e;
       }
+      elements_.stretch(u, column, 1.0f);
       elements_.uncap(x, u);
       Vector<Z, kWidth>::store(grad + column, u);
     });
@@ -173,7 +174,7 @@ class DenseRow {
       float x[kWidth];
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) x[i] = u[i];
-      elements_.add_bias(x, column, u);
+      elements_.to_effective(x, column, no_terms(), u);
       elements_.load_omega(column, x);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)

@@ -27,11 +27,13 @@ LONGTAIL_INLINE constexpr int slot_of(int pixel) { return pixel + pixel / 8; }
 
 inline int count_of(const Problem& p) { return p.aligned ? 16 / p.element_size : 1; }
 
-// A float4 for each pixel of each thread, a float and an int for each pixel, and the logits that are kept.
+// A float4 for each pixel of each thread, a float and an int for each pixel, and the logits that are kept; one more
+// float4 for each pixel whose target changes the effective logits of the other classes.
 inline int64_t pixel_shared_bytes(const Plan& plan, const Problem& p) {
-  const int pixels = plan.lanes * (plan.vector ? 16 / p.element_size : 1), parts = plan.threads / plan.lanes;
+  const int pixels = plan.lanes * (plan.vector ? 16 / p.element_size : 1);
+  const int each = plan.threads / plan.lanes + (p.by_target ? 1 : 0);
   const int64_t kept = plan.regime == Regime::shared ? pixels * p.num_classes * p.element_size : 0;
-  return slot_of(pixels) * (16 * parts + 8) + kept;
+  return slot_of(pixels) * (16 * each + 8) + kept;
 }
 
 inline int resident_blocks(const Plan& plan, const Problem& p, const Device& device) {

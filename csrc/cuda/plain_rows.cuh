@@ -136,7 +136,7 @@ struct PlainRow {
       held.load(Block::vector_at(from, i));
       float x[kCount];
       held.get(x);
-      block.elements.gradient(x, block.part.origin + i * kCount, block.row.target, g);
+      block.elements.gradient(x, block.part.origin + i * kCount, block.row.target, block.row.terms, g);
       V::store(Block::vector_at(block.grad, i), x);
     }
   }

@@ -25,11 +25,12 @@ struct Problem {
   Pass pass;
   int element_size;  // bytes
   int64_t rows, num_classes;
-  bool aligned;         // every row of logits, and of grad, begins and ends at a 16-byte boundary
-  bool alike;           // each row of grad lies as that of logits with regard to 16-byte boundaries
-  bool extras;          // with options that touch every element: class_bias, label smoothing, scale, softcap
-  bool images = false;  // [N, C, P], rows being pixels: pixel_plan.h
-  bool dense = false;   // of class probabilities; then `alike` is for their rows too
+  bool aligned;            // every row of logits, and of grad, begins and ends at a 16-byte boundary
+  bool alike;              // each row of grad lies as that of logits with regard to 16-byte boundaries
+  bool extras;             // with options that touch every element: kExtras of row.cuh
+  bool images = false;     // [N, C, P], rows being pixels: pixel_plan.h
+  bool dense = false;      // of class probabilities; then `alike` is for their rows too
+  bool by_target = false;  // extras with which the target's class changes the effective logits of the others
 };
 
 struct Plan {

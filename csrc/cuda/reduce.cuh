@@ -105,6 +105,14 @@ class Joint {
 
   LONGTAIL_DEVICE void next_row() { turn_ ^= 1; }
 
+  // After it, no thread of another block is before it.
+  LONGTAIL_DEVICE void wait_for_blocks() {
+    if (cluster_ == 1) return;
+    meet();
+    cluster_arrive();
+    cluster_wait();
+  }
+
   // To be called by every thread, at the end.
   LONGTAIL_DEVICE void meet() {
     if (cluster_ > 1 && !met_) cluster_wait();

@@ -1,7 +1,7 @@
 // What the threads of one row do, whichever of them there are: loss_math.h over vectors of logits.
 //
-// kExtras: whether any option touches every element: class_bias, label smoothing, scale, softcap. Without, a logit is
-// its own effective logit.
+// kExtras: whether any option touches every element: class_bias, label smoothing, scale, softcap, scales of classes and
+// targets, mitigation, compensation. Without, a logit is its own effective logit.
 #pragma once
 
 #include "../loss_math.h"
@@ -18,15 +18,23 @@ using longtail::generic::RowStats;
 using longtail::generic::select;
 using Stats = RowStats<float>;
 using Grad = RowGrad<float>;
+using Terms = longtail::generic::TargetTerms<float>;
+
+LONGTAIL_DEVICE Terms no_terms() { return longtail::generic::no_terms<float>(); }
 
 // Whether t is needed: by complement entropy, or by whom the stats are for.
 LONGTAIL_DEVICE bool wants_entropy(const SoftmaxLossArgs& a, Pass pass) {
   return a.entropy || a.options.complement_coefficient != 0.0f || pass == Pass::accumulate;
 }
 
+// Whether the target's class changes the effective logits of the others.
+LONGTAIL_INLINE bool is_by_target(const SoftmaxLossArgs& a) {
+  return a.target_scale != nullptr || a.class_mitigation != nullptr || a.options.compensation != 0.0f;
+}
+
 inline bool has_extras(const SoftmaxLossArgs& a) {
   return a.class_bias != nullptr || a.options.label_smoothing != 0.0f || a.options.scale != 1.0f ||
-         a.options.softcap != 0.0f;
+         a.options.softcap != 0.0f || a.class_scale != nullptr || is_by_target(a);
 }
 
 // Moves the sums to a new maximum m >= s.m.
@@ -82,21 +90,43 @@ LONGTAIL_DEVICE float tanh_fast(float x) {
 // The options that touch every element, and how a row's columns lie towards the class constants.
 template <bool kExtras>
 struct Elements {
-  float scale, softcap, inverse_softcap;
+  float scale, softcap, inverse_softcap, compensation;
   const float* bias;
   const float* omega;  // null: ones
+  const float *class_scale, *mitigation;
   bool smoothing;
+  bool stretching;  // by scales of classes or of targets
+  bool by_target;
   bool vector;  // a vector's constants lie at 16-byte boundaries
 
   LONGTAIL_DEVICE Elements(const SoftmaxLossArgs& a, int first_column)
       : scale(a.options.scale),
         softcap(a.options.softcap),
         inverse_softcap(1.0f / a.options.softcap),
+        compensation(a.options.compensation),
         bias(a.class_bias),
         omega(a.weight),
+        class_scale(a.class_scale),
+        mitigation(a.class_mitigation),
         smoothing(a.options.label_smoothing != 0.0f),
+        stretching(a.class_scale != nullptr || a.target_scale != nullptr),
+        by_target(kExtras && is_by_target(a)),
         vector(first_column % 4 == 0 && (reinterpret_cast<uintptr_t>(a.class_bias) % 16 == 0) &&
-               (reinterpret_cast<uintptr_t>(a.weight) % 16 == 0)) {}
+               (reinterpret_cast<uintptr_t>(a.weight) % 16 == 0) &&
+               (reinterpret_cast<uintptr_t>(a.class_scale) % 16 == 0) &&
+               (reinterpret_cast<uintptr_t>(a.class_mitigation) % 16 == 0)) {}
+
+  // Whether classes or targets scale or shift logits by more than class_bias.
+  LONGTAIL_DEVICE bool shaped() const { return kExtras && (stretching || by_target); }
+
+  // The same where they do not, of which the compiler knows it.
+  LONGTAIL_DEVICE Elements unshaped() const {
+    Elements same = *this;
+    same.class_scale = same.mitigation = nullptr;
+    same.compensation = 0.0f;
+    same.stretching = same.by_target = false;
+    return same;
+  }
 
   // softcap(scale * x), in place.
   template <int kCount>
@@ -110,14 +140,50 @@ struct Elements {
     }
   }
 
-  // From capped to effective logits, without any margin.
+  // Capped logits, or a gradient on its way back, times class_scale_j target_scale_g, in place.
   template <int kCount>
-  LONGTAIL_DEVICE void add_bias(const float (&capped)[kCount], int column, float (&u)[kCount]) const {
-    float b[kCount];
-    const bool biased = kExtras && bias != nullptr;
-    if (biased) load_constants(bias, column, vector, b);
+  LONGTAIL_DEVICE void stretch(float (&x)[kCount], int column, float target_scale) const {
+    if (!kExtras || !stretching) return;
+    float c[kCount];
+    const bool each = class_scale != nullptr;
+    if (each) load_constants(class_scale, column, vector, c);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) u[i] = biased ? capped[i] + b[i] : capped[i];
+    for (int i = 0; i < kCount; ++i) x[i] *= each ? c[i] * target_scale : target_scale;
+  }
+
+  // From capped logits to u_j of other classes than the target.
+  template <int kCount>
+  LONGTAIL_DEVICE void to_effective(const float (&capped)[kCount], int column, const Terms& terms,
+                                    float (&u)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = capped[i];
+    if constexpr (kExtras) {
+      stretch(u, column, terms.scale);
+      if (bias != nullptr) add_constants(u, bias, column);
+      if (by_target) shift(u, column, terms);
+    }
+  }
+
+  template <int kCount>
+  LONGTAIL_DEVICE void add_constants(float (&x)[kCount], const float* constants, int column) const {
+    float b[kCount];
+    load_constants(constants, column, vector, b);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] += b[i];
+  }
+
+  // From x_j to u_j, in place: compensation and mitigation.
+  template <int kCount>
+  LONGTAIL_DEVICE void shift(float (&x)[kCount], int column, const Terms& terms) const {
+    if (compensation != 0.0f) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] += longtail::generic::compensated(x[i], terms, compensation);
+    }
+    if (mitigation == nullptr) return;
+    float m[kCount];
+    load_constants(mitigation, column, vector, m);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] += longtail::generic::mitigated(m[i], terms);
   }
 
   template <int kCount>
@@ -132,13 +198,13 @@ struct Elements {
 
   // Effective logits; their share of U goes to `s`.
   template <int kCount>
-  LONGTAIL_DEVICE void effective(float (&u)[kCount], int column, int target, Stats& s) const {
+  LONGTAIL_DEVICE void effective(float (&u)[kCount], int column, int target, const Terms& terms, Stats& s) const {
     if constexpr (!kExtras) return;
     cap(u);
     float x[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] = u[i];
-    add_bias(x, column, u);
+    to_effective(x, column, terms, u);
     if (!smoothing) return;
     load_omega(column, x);
     const float reference = finite_max(s.u_g);
@@ -148,10 +214,10 @@ struct Elements {
 
   // dloss/dlogits of neighbouring classes, from their logits, in place.
   template <int kCount>
-  LONGTAIL_DEVICE void gradient(float (&x)[kCount], int column, int target, const Grad& g) const {
+  LONGTAIL_DEVICE void gradient(float (&x)[kCount], int column, int target, const Terms& terms, const Grad& g) const {
     float u[kCount];
     cap(x);
-    add_bias(x, column, u);
+    to_effective(x, column, terms, u);
     if (g.b == 0.0f) {  // no complement entropy
 #pragma unroll
       for (int i = 0; i < kCount; ++i) u[i] = exp_of(u[i] - g.m) * g.a;
@@ -170,12 +236,13 @@ struct Elements {
       for (int i = 0; i < kCount; ++i) u[i] += g.S * w[i];
     }
     replace(u, target - column, g.target);
+    stretch(u, column, terms.scale);
     uncap(x, u);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] = u[i];
   }
 
-  // From dloss/du to dloss/dlogits of capped logits x, in place.
+  // From a gradient by capped logits x to one by logits, in place.
   template <int kCount>
   LONGTAIL_DEVICE void uncap(const float (&x)[kCount], float (&u)[kCount]) const {
     if constexpr (kExtras) {
@@ -188,7 +255,9 @@ struct Elements {
   }
 
   // Whether a logit is its own effective logit.
-  LONGTAIL_DEVICE bool plain() const { return !kExtras || (scale == 1.0f && softcap == 0.0f && bias == nullptr); }
+  LONGTAIL_DEVICE bool plain() const {
+    return !kExtras || (scale == 1.0f && softcap == 0.0f && bias == nullptr && !shaped());
+  }
 
   // u[place] = value where there is such a place: a comparison per vector, not per element.
   template <int kCount>
@@ -214,7 +283,7 @@ LONGTAIL_DEVICE void add_from_memory(Stats& s, const Z* from, int place) {
 // that there are none. Vector 0 begins at class `origin`.
 template <bool kWhole, typename Z, int kCount, int kVectors, bool kExtras>
 LONGTAIL_DEVICE void add_some(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
-                              int origin, int target, const Elements<kExtras>& elements) {
+                              int origin, int target, const Terms& terms, const Elements<kExtras>& elements) {
   float u[kVectors * kCount];
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
@@ -222,7 +291,7 @@ LONGTAIL_DEVICE void add_some(Stats& s, const Vector<Z, kCount> (&held)[kVectors
     float x[kCount];
     if (kWhole || i < vectors) {
       held[k].get(x);
-      elements.effective(x, column, target, s);
+      elements.effective(x, column, target, terms, s);
       elements.replace(x, target - column, -INFINITY);
     } else {
 #pragma unroll
@@ -236,11 +305,11 @@ LONGTAIL_DEVICE void add_some(Stats& s, const Vector<Z, kCount> (&held)[kVectors
 
 template <typename Z, int kCount, int kVectors, bool kExtras>
 LONGTAIL_DEVICE void add_vectors(Stats& s, const Vector<Z, kCount> (&held)[kVectors], int first, int step, int vectors,
-                                 int origin, int target, const Elements<kExtras>& elements) {
+                                 int origin, int target, const Terms& terms, const Elements<kExtras>& elements) {
   if (first + (kVectors - 1) * step < vectors) {
-    add_some<true>(s, held, first, step, vectors, origin, target, elements);
+    add_some<true>(s, held, first, step, vectors, origin, target, terms, elements);
   } else if (first < vectors) {
-    add_some<false>(s, held, first, step, vectors, origin, target, elements);
+    add_some<false>(s, held, first, step, vectors, origin, target, terms, elements);
   }
 }
 

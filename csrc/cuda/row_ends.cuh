@@ -10,9 +10,10 @@ namespace gpu {
 struct Row {
   int64_t index;
   bool counted;
-  int target;              // -1 also where another shard has it
-  float u_g;               // with the margin; of class 0, without, where another shard has the target
-  float w_g, v, upstream;  // class weight of the target, sample weight, dL/dloss
+  int target;                // -1 also where another shard has it
+  float u_g;                 // with the margin; of class 0, without, where another shard has the target
+  float w_g, v, upstream;    // class weight of the target, sample weight, dL/dloss
+  Terms terms = no_terms();  // of the target, where Elements::by_target
 };
 
 // The target of a row, and whether the row counts. Passes of a shard know -1: a class of another shard.
@@ -24,15 +25,50 @@ LONGTAIL_DEVICE Row load_target(const SoftmaxLossArgs& a, int64_t index, Pass pa
   return {index, valid && !ignored, inside && !ignored ? static_cast<int>(g) : -1, 0.0f, 0.0f, 0.0f, 0.0f};
 }
 
+// What the target of a counted row brings, but for an x_g that nobody has told.
+LONGTAIL_DEVICE Terms load_terms(const SoftmaxLossArgs& a, const Row& row) {
+  Terms terms = no_terms();
+  if (a.target_terms != nullptr) {
+    const float* const told = a.target_terms + 3 * row.index;
+    return {a.target_scale != nullptr ? told[0] : terms.scale, told[1], told[2]};
+  }
+  if (row.target < 0) return terms;
+  if (a.target_scale != nullptr) terms.scale = load_constant(a.target_scale + row.target);
+  if (a.class_mitigation != nullptr) terms.mitigation = load_constant(a.class_mitigation + row.target);
+  return terms;
+}
+
+// Whether x_g is wanted, and to be found here.
+LONGTAIL_DEVICE bool wants_reference(const SoftmaxLossArgs& a) {
+  return a.options.compensation != 0.0f && a.target_terms == nullptr;
+}
+
+// u_g is x_g so far: it joins the terms, or, of a class of another shard, is shifted by them.
+template <bool kExtras>
+LONGTAIL_DEVICE void add_reference(const SoftmaxLossArgs& a, const Elements<kExtras>& elements, Row& row) {
+  if (row.target >= 0) {
+    if (a.target_terms == nullptr) row.terms.reference = finite_max(row.u_g);
+    return;
+  }
+  if (a.num_classes == 0) return;
+  float u[1] = {row.u_g};
+  elements.shift(u, 0, row.terms);
+  row.u_g = u[0];
+}
+
 // What belongs to the target of a counted row, from its logit; that of class 0 where another shard has the target.
 template <bool kExtras>
 LONGTAIL_DEVICE void add_scalars(const SoftmaxLossArgs& a, Row& row, float logit, Pass pass) {
   float x[1] = {logit};
-  Elements<kExtras>(a, 1).cap(x);
+  const Elements<kExtras> elements(a, 1);
+  elements.cap(x);
   const int g = row.target < 0 ? 0 : row.target;
+  if (elements.by_target) row.terms = load_terms(a, row);
+  elements.stretch(x, g, row.terms.scale);
   row.u_g = x[0];
   row.w_g = row.v = 1.0f;
   if (a.class_bias != nullptr) row.u_g += load_constant(a.class_bias + g);
+  if (elements.by_target) add_reference(a, elements, row);
   if (a.class_margin != nullptr && row.target >= 0) row.u_g -= load_constant(a.class_margin + g);
   if (a.weight != nullptr) row.w_g = load_constant(a.weight + g);
   if (of_shard(pass)) return;
@@ -43,10 +79,12 @@ LONGTAIL_DEVICE void add_scalars(const SoftmaxLossArgs& a, Row& row, float logit
 // All of it but the target, for rows [N, C].
 template <typename Z, bool kExtras>
 LONGTAIL_DEVICE void load_scalars(const SoftmaxLossArgs& a, Row& row, Pass pass) {
-  if (!row.counted || pass == Pass::apply) return;
+  if (!row.counted || (pass == Pass::apply && !(kExtras && is_by_target(a)))) return;
   const int g = row.target < 0 ? 0 : row.target;
-  // Backward finds u_g in the stats; a shard may have no classes.
-  const bool found = pass == Pass::backward || a.num_classes == 0;
+  // Backward finds u_g in the stats, but not x_g; a shard may have no classes.
+  const bool finished = pass == Pass::backward || (kExtras && pass == Pass::apply);
+  const bool untold = kExtras && wants_reference(a) && row.target >= 0;
+  const bool found = (finished && !untold) || a.num_classes == 0;
   const float logit = found ? 0.0f : to_float(static_cast<const Z*>(a.logits)[row.index * a.logits_stride + g]);
   add_scalars<kExtras>(a, row, logit, pass);
 }

@@ -12,7 +12,7 @@ inline bool has_dense_extras(const SoftmaxLossArgs& a) { return has_extras(a) ||
 
 // lanes: threads of a warp per row, or 0 for all threads of a cluster.
 // reads: logits and dense_target [N, C] once; per row the sample weight and, for `backward`, the upstream gradient and
-//   the stats [N, 5]; class_bias and weight [C] per row, from cache.
+//   the stats [N, 5]; class_bias, class_scale and weight [C] per row, from cache.
 // writes: loss [N] and stats [N, 5], or, for `backward`, grad [N, C].
 // bytes: one pass over each of the matrices named here, and some 30 N: the least there is.
 template <typename Z, int kCount, bool kExtras, typename PassOf>

@@ -10,9 +10,10 @@ namespace gpu {
 // `lanes` vectors of pixels per block, of which blockDim.x / lanes threads share the classes.
 // grid: a block for each, at most 2^30, which go on to the pixels beyond.
 // Sweeps: one for the stats (unless `backward`), one for the gradient (unless `loss`), in reverse.
-// reads: logits [N, C, P] once per sweep, or once where they are kept; target; per pixel weight and margin of its
-//   target, the sample weight, the upstream gradient (unless `loss`), the stats (`backward`); class_bias and, with
-//   label smoothing, weight [C] per thread, from cache; with label smoothing, the target's logit once more.
+// reads: logits [N, C, P] once per sweep, or once where they are kept; target; per pixel its target's entries
+//   of the vectors [C], the sample weight, the upstream gradient (unless `loss`), the stats (`backward`); the vectors
+//   [C] of what touches every element, weight with label smoothing, per thread, from cache; with label smoothing, or
+//   where it changes the other classes, the target's logit once more.
 // writes: loss [N * P] and the stats, 5 columns of N * P (unless `backward`); grad [N, C, P] (unless `loss`; may be the
 //   logits' own memory).
 // bytes: N C P s (loss) or 2 N C P s (backward, or both where logits are kept) for elements of s bytes, the least there
@@ -49,7 +50,7 @@ inline Problem pixel_problem_of(const SoftmaxLossArgs& a, Pass pass) {
   const bool aligned = aligned_pixels(a.logits, size, images, c, p, a.logits_stride, a.logits_class_stride);
   const bool also =
       pass == Pass::loss || aligned_pixels(a.grad, size, images, c, p, a.grad_stride, a.grad_class_stride);
-  return {pass, size, a.rows, c, aligned && also, aligned && also, has_extras(a), true};
+  return {pass, size, a.rows, c, aligned && also, aligned && also, has_extras(a), true, false, is_by_target(a)};
 }
 
 template <typename Z, int kCount, bool kExtras, typename PassOf>

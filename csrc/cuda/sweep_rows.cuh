@@ -53,9 +53,9 @@ struct SweptPlainRow {
 };
 
 // reads: logits [N, C] once per sweep, ignored rows never; target;
-//   per row the target's logit, weight, bias, margin, the sample weight, the upstream gradient (unless `loss`), the
-//   stats [N, 5] (`backward`) or row_grad [N, 5] (`apply`); class_bias and, with label smoothing, weight [C] per row,
-//   from cache.
+//   per row the target's logit and entries of the vectors [C], or target_terms [N, 3], the sample weight, the upstream
+//   gradient (unless `loss`), the stats [N, 5] (`backward`) or row_grad [N, 5] (`apply`); the vectors [C] of what
+//   touches every element, weight with label smoothing, per row, from cache.
 // writes: loss [N] (but for shards) and stats [N, 5]; grad [N, C] (may be the logits' own memory but for `backward`).
 // bytes: N C s (loss, accumulate) or 2 N C s (backward, apply) for elements of s bytes, the least there is;
 //   3 N C s with both sweeps, of which the rows in flight find as much in the L2 cache as fits there; some 40 N.
@@ -78,6 +78,8 @@ sweep_rows_kernel(LONGTAIL_PARAMETER SoftmaxLossArgs a, PassOf fixed) {
     std::conditional_t<kPlain, SweptPlainRow<Z, kExtras>, SweptRow<Z, kCount, kExtras>> swept{block_row};
     Stats s = empty_stats(row.u_g);
     if (makes_stats(pass)) s = swept.stats(pass);
+    // The gradient may take the place of the target's logit, which every block has read.
+    if (kExtras && pass == Pass::apply && wants_reference(a)) joint.wait_for_blocks();
     if (!makes_stats(pass)) swept.begin_grad();  // the first chunk is on its way while the row is finished
     const Grad g = finish_in_block(a, row, joint, s, pass);
     if (makes_stats(pass) && makes_grad(pass)) swept.begin_grad();

@@ -45,6 +45,11 @@ struct WarpTeam {
     return __shfl_sync(kAllLanes, x, (static_cast<int>(threadIdx.x) & (kWarpSize - lanes)) + j);
   }
 
+  LONGTAIL_DEVICE Terms terms_of_row(const Row& mine, int j) const {
+    if (!elements.by_target) return no_terms();
+    return {of_row(mine.terms.scale, j), of_row(mine.terms.mitigation, j), of_row(mine.terms.reference, j)};
+  }
+
   LONGTAIL_DEVICE const Z* logits_of(int j) const {
     return static_cast<const Z*>(a.logits) + row_at(a, begin + j, pass) * a.logits_stride;
   }
@@ -58,7 +63,7 @@ struct WarpTeam {
 
   // The stats of the row that is held, in every lane. `next(k)` is called when vector k has been read.
   template <bool kEntropy, typename Next>
-  LONGTAIL_DEVICE Stats stats(const Z* row, int target, float u_g, const Next& next) {
+  LONGTAIL_DEVICE Stats stats(const Z* row, int target, float u_g, const Terms& terms, const Next& next) {
     if constexpr (kPlain) {
       if (target >= 0 && holds(target)) {
 #pragma unroll
@@ -80,7 +85,7 @@ struct WarpTeam {
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const int first = group * kGroup * lanes;
-        if (first < vectors) add_vectors(s, held[group], first + lane, lanes, vectors, 0, target, elements);
+        if (first < vectors) add_vectors(s, held[group], first + lane, lanes, vectors, 0, target, terms, elements);
       }
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) next(k);
@@ -106,12 +111,13 @@ struct WarpTeam {
     for (int j = 0; j < batch; ++j) {
       const int target = of_row(mine.target, j), following = of_row(mine.target, min(j + 1, batch - 1));
       const float u_g = kExtras ? of_row(mine.u_g, j) : 0.0f;
+      const Terms terms = terms_of_row(mine, j);
       if (lanes == kWarpSize && target < 0) continue;
       const Z* const row = logits_of(j);
       load(row, target >= 0);
       const bool more = j + 1 < batch && following >= 0;
       const Z* const after = logits_of(j + 1);
-      const Stats s = stats<kEntropy>(row, target, u_g, [&](int k) {
+      const Stats s = stats<kEntropy>(row, target, u_g, terms, [&](int k) {
         if (more) load_vector(after, k);
       });
       loaded = more;
@@ -135,17 +141,18 @@ struct WarpTeam {
       const int target = of_row(mine.target, j), following = of_row(mine.target, max(j - 1, 0));
       const Grad c = {of_row(g.m, j), of_row(g.a, j), of_row(g.b, j), kExtras ? of_row(g.S, j) : 0.0f,
                       of_row(g.target, j)};
+      const Terms terms = terms_of_row(mine, j);
       if (begin + j >= a.rows) continue;
       Z* const grad = static_cast<Z*>(a.grad) + row_at(a, begin + j, pass) * a.grad_stride;
       load(logits_of(j), target >= 0);
       loaded = j > 0 && following >= 0;
-      store_row(grad, target, c, logits_of(j - 1));
+      store_row(grad, target, terms, c, logits_of(j - 1));
     }
     loaded = false;
   }
 
   // The gradient of the row that is held, 0 where it does not count; loads those of the row `after` if they are wanted.
-  LONGTAIL_DEVICE void store_row(Z* grad, int target, const Grad& c, const Z* after) {
+  LONGTAIL_DEVICE void store_row(Z* grad, int target, const Terms& terms, const Grad& c, const Z* after) {
     const bool plain = kPlain && is_moderate(c.m, float());
     if (target < 0) {
       store_each(grad, after, [](float (&x)[kCount], int) {
@@ -159,7 +166,7 @@ struct WarpTeam {
       const PlainGrad<true> g(c.m, c.a, c.b);
       store_each(grad, after, [&](float (&x)[kCount], int) { g.apply(x); });
     } else {
-      store_each(grad, after, [&](float (&x)[kCount], int column) { elements.gradient(x, column, target, c); });
+      store_each(grad, after, [&](float (&x)[kCount], int column) { elements.gradient(x, column, target, terms, c); });
     }
     if (!plain || target < 0 || !holds(target)) return;
     const float x[1] = {c.target};
@@ -185,7 +192,8 @@ struct WarpTeam {
 // reads: logits [N, C] once for the stats and once for the gradient (with both, from cache), ignored rows never;
 // target;
 //   per row the target's logit, weight, bias, margin, the sample weight, the upstream gradient (unless `loss`), the
-//   stats [N, 5] (`backward`); class_bias and, with label smoothing, weight [C] per row, from cache.
+//   stats [N, 5] (`backward`); the vectors [C] of what touches every element, weight with label smoothing, per row,
+//   from cache.
 // writes: loss [N] and stats [N, 5] (unless `backward`); grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: N C s (loss) or 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, int kCount, bool kExtras, typename PassOf>

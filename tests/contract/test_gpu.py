@@ -43,7 +43,7 @@ def test_the_backend_serves_the_gpu(backend: str) -> None:
 @pytest.mark.parametrize("classes", [11, 5000])
 def test_opcheck_softmax(classes: int, name: str) -> None:
     logits, target = cases.random_case(7, classes)
-    tail = cases.operator_options(classes, cuda(cases.options("mixed", classes, target)))
+    tail = cases.operator_options(classes, cuda(cases.options("mixed_tail", classes, target)))
     logits, target = logits.cuda(), target.cuda()
     up = torch.randn(7, device="cuda")
     arguments = {
@@ -86,7 +86,7 @@ def test_opcheck_sigmoid(shape: tuple[int, ...], kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [9, 5003])
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
+@pytest.mark.parametrize("option_set", ["plain", "mixed", "target_scale", "mitigation"])
 def test_gradient_is_the_slope_of_the_float64_loss(option_set: str, classes: int) -> None:
     """Central differences of the reference, in random directions."""
     logits, target = cases.random_case(6, classes, ignore=False)

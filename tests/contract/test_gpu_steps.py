@@ -24,7 +24,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def options_of(classes: int, target: Tensor, mode: str) -> cases.Options:
-    options = cases.options("mixed", classes, target.cpu()) | {"gradient": mode}
+    options = cases.options("mixed_tail", classes, target.cpu()) | {"gradient": mode}
     return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
 
 

@@ -16,6 +16,7 @@ from emulation.plans import PIXELS, REGIMES, emulated, warps
 from interpreted import HALVES, INTERPRETED, refuse_copies
 from kernels import CPU, GPU, TRITON, over
 from longtail.ops.layout import to_images
+from longtail.options import SOFTMAX_VECTORS
 
 FEW = ("plain", "smoothing_weight", "mixed")
 FLOATS = (torch.float32, *HALVES)
@@ -102,7 +103,7 @@ def regimes() -> Iterator[object]:
         for (rows, classes), dtype in product(EMULATED_ROWS, STORAGES):
             if name not in IN_BETWEEN or (classes in (31, 1000, 5000) and dtype != torch.float16):
                 shape = (3 if name in SHARED else rows, classes)
-                yield from over(emulated(REGIMES, name), [shape], ("plain", "mixed"), [dtype])
+                yield from over(emulated(REGIMES, name), [shape], ("plain", "mixed_tail"), [dtype])
     for rows, classes, dtype in product((1, 33), (1, 2, 3, 24, 31, 127, 128, 256, 512, 1000, 1024), STORAGES):
         yield from over(lanes(rows, classes, dtype), [(rows, classes)], FEW, [dtype])
 
@@ -116,6 +117,8 @@ def regimes() -> Iterator[object]:
         *regimes(),
         *over(emulated(PIXELS, *list(PIXELS)[:4]), WHOLE, ("plain", "mixed"), STORAGES),
         *over(emulated(PIXELS, *list(PIXELS)[4:]), RAGGED, ("plain", "mixed"), STORAGES),
+        *over(emulated(PIXELS, "shared_classes", "kept"), WHOLE, ["mixed_tail"], STORAGES),
+        *over(emulated(PIXELS, "single", "single_kept"), RAGGED, ["mixed_tail"], STORAGES),
         *over(GPU, GPU_ROWS, (*FEW, "complement"), HALVES),
     ],
 )
@@ -131,14 +134,15 @@ def test_every_size_and_type(kernels: Kernels, shape: tuple[int, ...], option_se
             for s, dtype in product(((5, 127), (3, 1000)), HALVES)
             for x in over(
                 lanes(*s, dtype) | emulated(REGIMES, "cluster_2", "kept_2"),
-                *([s], ("weight", "class_bias", "softcap", "mixed_linear"), [dtype]),
+                *([s], ("weight", "class_bias", "softcap", "mixed_linear", "tail_linear"), [dtype]),
             )
         ),
         *(
             x
             for name, s in (("shared_classes", (2, 19, 16)), ("kept", (1, 127, 8)), ("single", (3, 30, 5)))
             for x in over(
-                emulated(PIXELS, name), [s], ("smoothing_weight", "class_bias", "softcap", "mixed_linear"), HALVES
+                emulated(PIXELS, name),
+                *([s], ("smoothing_weight", "class_bias", "softcap", "mixed_linear", "tail_linear"), HALVES),
             )
         ),
     ],
@@ -210,7 +214,7 @@ SINGLE_APART = [("offset", "offset"), ("contiguous", "offset")]
 def test_layouts(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype, layouts: tuple[str, ...]) -> None:
     """Rows and pixels that begin anywhere within 16 bytes, with the gradient's alike, and otherwise."""
     how = dict(zip(("layout", "grad_layout"), layouts, strict=False))
-    check(batch(kernels, shape, "mixed", dtype, **how))
+    check(batch(kernels, shape, "mixed_tail", dtype, **how))
 
 
 @pytest.mark.parametrize(
@@ -243,12 +247,12 @@ def test_offsets_of_64_bits(kernels: Kernels, shape: tuple[int, ...], layouts: t
     ],
 )
 def test_class_vectors_anywhere(kernels: Kernels, shape: tuple[int, ...]) -> None:
-    """Weights and biases that begin at no 16-byte boundary."""
+    """Vectors that begin at no 16-byte boundary: all of them, and each among others that do."""
     case = random_case(shape)
-    options = cases.options("mixed", shape[1], case[1])
-    for name in ("weight", "class_bias", "class_margin"):
-        options[name] = cases.LAYOUTS["offset"](options[name])
-    check(SoftmaxBatch(kernels, case, options))
+    options = cases.options("mixed_tail", shape[1], case[1])
+    moved = {name: cases.LAYOUTS["offset"](options[name]) for name in SOFTMAX_VECTORS if name != "sample_weight"}
+    for some in (moved, *({name: vector} for name, vector in moved.items())):
+        check(SoftmaxBatch(kernels, case, options | some))
 
 
 @pytest.mark.parametrize("upstream", ["stride0", "strided"])
@@ -308,7 +312,10 @@ def test_infinite_and_undefined_logits(kernels: Kernels, shape: tuple[int, ...])
     rows[4, 4] = torch.nan
     rows[5, 3] = torch.inf
     rows[6, 1] = torch.inf  # of the target
-    for options in ({}, {"focal_gamma": 2.0, "complement_gamma": -1.0}):
+    mitigation = torch.linspace(0.0, 1.0, shape[1])
+    mitigation[:3] = -torch.inf  # of classes that nobody has counted, targets among them
+    seesaw = {"class_mitigation": mitigation, "compensation": 2.0}
+    for options in ({}, {"focal_gamma": 2.0, "complement_gamma": -1.0}, seesaw):
         one = SoftmaxBatch(kernels, (shaped(rows, shape), target), options)
         check(one, factor=2)
         assert one.losses[0][2] == torch.inf

@@ -10,11 +10,13 @@ from torch import Tensor
 
 import cases
 import longtail
+import shard_cases
 import sigmoid_cases
 from batches import SigmoidBatch, check
 from emulation import harness
 from kernels import Operators
 from longtail.ops import cuda, operators
+from longtail.options import SoftmaxOptions
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -77,8 +79,9 @@ def truth(up: Tensor, logits: Tensor, target: Tensor, tail: tuple[object, ...]) 
     vectors = [x.double() if isinstance(x, Tensor) else x for x in tail]
     losses, grads = [], []
     few = max(8, 2**20 // logits.shape[1])
-    for z, g, v, u in zip(*(x.split(few) for x in (logits, target, vectors[3], up)), strict=True):
-        options = (*vectors[:3], v, *vectors[4:])
+    given = SoftmaxOptions(*vectors)
+    for z, g, v, u in zip(*(x.split(few) for x in (logits, target, given.sample_weight, up)), strict=True):
+        options = given._replace(sample_weight=v)
         with longtail.use_backend("reference"):
             loss, _, grad = ops.softmax_loss_and_grad(u.double(), z.double(), g, *options)
         losses.append(loss)
@@ -86,11 +89,11 @@ def truth(up: Tensor, logits: Tensor, target: Tensor, tail: tuple[object, ...]) 
     return [torch.cat(losses), torch.cat(grads)]
 
 
-@pytest.mark.parametrize("option_set", ["plain", "mixed"])
+@pytest.mark.parametrize("option_set", ["plain", "mixed", "mixed_tail"])
 @pytest.mark.parametrize(("rows", "classes", "dtype"), SHAPES, ids=IDS)
 def test_every_way_to_take_a_row(rows: int, classes: int, dtype: torch.dtype, option_set: str) -> None:
     logits, target, tail = problem(rows, classes, dtype, option_set)
-    tail = (*tail[:3], torch.rand(rows, device="cuda") + 0.5, *tail[4:])
+    tail = tuple(SoftmaxOptions(*tail)._replace(sample_weight=torch.rand(rows, device="cuda") + 0.5))
     up = torch.randn(rows, device="cuda")
     loss, grad = truth(up, logits, target, tail)
     first = results(up, logits, target, tail)
@@ -136,12 +139,46 @@ def test_agreement_with_triton(classes: int, option_set: str) -> None:
         assert_close(one, other.double(), one * (1 + 1e-5), factor=4)
 
 
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
+@pytest.mark.parametrize("option_set", ["mixed", "seesaw", "mixed_tail"])
+@pytest.mark.parametrize(("rows", "classes"), [(40, 100), (200, 5003), (4, 128256)])
+def test_one_shard_of_the_classes(rows: int, classes: int, option_set: str, dtype: torch.dtype) -> None:
+    """Told what the targets bring, in one block a row or several; in place, too."""
+    options = cases.options(option_set, classes, torch.zeros(rows))
+    logits, target, terms = shard_cases.told_case(rows, classes, dtype)
+    truth, eager = shard_cases.told_stats(logits, target, terms, options)
+    row_grad = torch.randn(rows, 5)
+    row_grad[:, 0] = truth[:, 0]
+    there = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
+    z, g, told, coefficients = logits.cuda(), target.cuda(), terms.cuda(), row_grad.cuda()
+    stats = ops.softmax_loss_accumulate(z, g, *shard_cases.accumulate_tail(there, True, told))
+    assert_close(stats.cpu(), truth, eager, what="stats", factor=4)
+    tail = shard_cases.apply_tail(there, told)
+    grad = ops.softmax_loss_apply(z, g, coefficients, *tail)
+    assert_close(grad.cpu(), *shard_cases.told_gradient(logits, target, row_grad, terms, options), factor=4)
+    ops.softmax_loss_apply_(z, g, coefficients, *tail)
+    assert_same(z, grad)
+
+
+@pytest.mark.parametrize("classes", [100, 5003, 128256])
+def test_a_shard_in_place_reads_its_targets_first(classes: int) -> None:
+    """Where nobody has told their logits, which any block of a row may overwrite."""
+    logits, target, tail = problem(16, classes, torch.bfloat16, "seesaw")
+    options = {"class_mitigation": SoftmaxOptions(*tail).class_mitigation, "compensation": 2.0}
+    row_grad = torch.randn(16, 5, device="cuda")
+    expected = ops.softmax_loss_apply(logits, target, row_grad, *shard_cases.apply_tail(options))
+    for _ in range(20):
+        z = logits.clone()
+        ops.softmax_loss_apply_(z, target, row_grad, *shard_cases.apply_tail(options))
+        assert_same(z, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)
 @pytest.mark.parametrize("classes", [1000, 50257])
 @pytest.mark.parametrize("start", [0, 1])
 def test_rows_of_a_wider_matrix(start: int, classes: int, dtype: torch.dtype) -> None:
     """A padded vocabulary: the gradient's rows lie otherwise towards 16-byte boundaries than the logits'."""
-    logits, target, tail = problem(60, classes, dtype, "mixed")
+    logits, target, tail = problem(60, classes, dtype, "mixed_tail")
     wide = torch.full((60, classes + 47), torch.nan, device="cuda", dtype=dtype)
     wide[:, start : start + classes] = logits
     up = torch.randn(60, device="cuda")

@@ -79,7 +79,8 @@ def image_problems() -> Iterator[Any]:
         for classes in (0, 1, 2, 5, 19, 21, 80, 150, 1203, 5000, 128256, 2**24 - 1):
             for rows in (1, 64, 4096, 2**20, 2**33):
                 for size, aligned in ((2, True), (4, True), (2, False), (4, False)):
-                    yield Problem(pass_, size, rows, classes, aligned, aligned, False, True)
+                    for by_target in (False, True):
+                        yield Problem(pass_, size, rows, classes, aligned, aligned, by_target, True, False, by_target)
 
 
 @pytest.mark.parametrize("device", ["A100", "H200", "RTX 5090"])
@@ -162,11 +163,13 @@ SOFTMAX_ROWS += [((2, 1003), "offset", "offset"), ((2, 1003), "offset", "contigu
 def softmax_batches(dtype: torch.dtype) -> Iterator[Batch]:
     for shape, layout, grad_layout in SOFTMAX_ROWS:
         case = random_case(shape, dtype)
-        options = cases.options("mixed", shape[1], case[1], dtype)
+        options = cases.options("mixed_tail", shape[1], case[1], dtype)
         yield SoftmaxBatch(swept(), case, options, layout=layout, grad_layout=grad_layout)
     for shape in ((2, 21, 16), (1, 100, 9), (1, 1203, 8)):
         case = random_case(shape, dtype)
-        yield SoftmaxBatch(over_pixels(32, 128), case, cases.options("mixed", shape[1], case[1], dtype))
+        for option_set in ("mixed", "mixed_tail"):
+            options = cases.options(option_set, shape[1], case[1], dtype)
+            yield SoftmaxBatch(over_pixels(32, 128), case, options)
 
 
 def sigmoid_batches(kind: str) -> Iterator[Batch]:

@@ -43,7 +43,7 @@ def batch(
     dtype: torch.dtype = torch.float32,
     layout: str = "contiguous",
     rows: int = 6,
-    option_set: str = "mixed",
+    option_set: str = "mixed_tail",
 ) -> Batch:
     logits, target = random_case((rows, classes), dtype)
     return SoftmaxBatch(plans, (logits, target), cases.options(option_set, classes, target, dtype), layout=layout)
@@ -58,7 +58,7 @@ def image_batch(
 
 def image_batches() -> Iterable[Batch]:
     for dtype in harness.STORAGES:
-        for option_set in ("plain", "mixed"):
+        for option_set in ("plain", "mixed", "mixed_tail"):
             for plans in (over_pixels(8), over_pixels(16, kept=True)):
                 for shape in ((2, 1, 8), (3, 7, 16), (1, 70, 24)):
                     yield image_batch(plans, shape, dtype, option_set)
@@ -84,7 +84,7 @@ def address_batches() -> Iterable[Batch]:
             for dtype in harness.STORAGES:
                 yield batch(plans, classes, dtype, "offset", 3, "plain")
     for dtype in harness.STORAGES:
-        for option_set in ("plain", "mixed"):
+        for option_set in ("plain", "mixed_tail"):
             yield batch(in_warp(32, vector=True, batch=4), 128, dtype, option_set=option_set)
             yield batch(in_warp(8, batch=8), 101, dtype, "offset", option_set=option_set)
         yield batch(in_warp(32), 1, dtype, "row_stride")
@@ -104,7 +104,7 @@ THREAD_BATCHES = {
     "plain": lambda: batch(swept(2, threads=32), 5001, torch.bfloat16, "offset", option_set="plain"),
     "plain_kept": lambda: batch(kept(2, threads=32), 3001, layout="offset", option_set="plain"),
     "plain_warp": lambda: batch(in_warp(8, vector=True, batch=2), 64, torch.float16, option_set="plain"),
-    "images": lambda: image_batch(over_pixels(8), (2, 19, 72), option_set="mixed"),
+    "images": lambda: image_batch(over_pixels(8), (2, 19, 72), option_set="mixed_tail"),
     "images_kept": lambda: image_batch(over_pixels(8, kept=True), (2, 19, 72), torch.bfloat16),
     "single_pixels": lambda: image_batch(over_pixels(32, vector=False), (3, 19, 35), torch.float16),
 }

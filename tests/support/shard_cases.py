@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import cases
+from longtail.ops import fallback
 from longtail.options import SoftmaxOptions
 from longtail.reference import softmax
 from longtail.softmax.shards import combine_shards
@@ -108,6 +109,32 @@ def shard_case(classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor
     target[1] = target[4] = ELSEWHERE
     target[2] = cases.IGNORE
     return cases.poison_ignored(logits, target), target
+
+
+def told_case(rows: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one shard: logits, targets of it and of others, and what those who have the targets' classes tell of them."""
+    logits, target = cases.random_case(rows, classes, dtype)
+    target[::3] = ELSEWHERE
+    terms = torch.rand(rows, 3, generator=cases.generator(9)) + 0.3
+    terms[:, 2] *= -1.0  # many logits above the target's
+    return cases.poison_ignored(logits, target), target, terms
+
+
+def told_stats(
+    logits: Tensor, target: Tensor, terms: Tensor, options: cases.Options, smoothing: bool = True
+) -> list[Tensor]:
+    """In float64, and in the arithmetic of the logits."""
+    each = ((logits.double(), cases.to_float64(options), terms.double()), (logits, options, terms))
+    return [fallback.softmax_loss_accumulate(z, target, *accumulate_tail(o, smoothing, t)) for z, o, t in each]
+
+
+def told_gradient(
+    logits: Tensor, target: Tensor, row_grad: Tensor, terms: Tensor | None, options: cases.Options
+) -> list[Tensor]:
+    """In float64, and in the arithmetic of the logits."""
+    wide = None if terms is None else terms.double()
+    each = ((logits.double(), row_grad.double(), cases.to_float64(options), wide), (logits, row_grad, options, terms))
+    return [fallback.softmax_loss_apply(z, target, c, *apply_tail(o, t)) for z, c, o, t in each]
 
 
 def effective_row(row: Tensor, g: int, options: dict[str, Any]) -> Tensor:

@@ -153,6 +153,10 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(a.weight, buffers);
   resolve(a.class_bias, buffers);
   resolve(a.class_margin, buffers);
+  resolve(a.class_scale, buffers);
+  resolve(a.target_scale, buffers);
+  resolve(a.class_mitigation, buffers);
+  resolve(a.target_terms, buffers);
   resolve(a.sample_weight, buffers);
   resolve(a.weight_sum, buffers);
   resolve(a.grad_loss, buffers);

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.options import SOFTMAX_NUMBERS
+from longtail.options import SOFTMAX_NUMBERS, SOFTMAX_VECTORS
 
 from . import build
 
@@ -24,7 +24,7 @@ STORAGES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS, BACKWARD, LOSS_AND_GRAD, ACCUMULATE, APPLY = range(5)
 WARP, SHARED, SWEEP = range(3)
 EVEN, SKEWED = range(2)
-NUMBERS = " ".join(SOFTMAX_NUMBERS)  # in the order of LossOptions
+VECTORS, NUMBERS = " ".join(SOFTMAX_VECTORS), " ".join(SOFTMAX_NUMBERS)  # in the order of the C++ fields
 
 
 def _structure(name: str, fields: str, **others: Any) -> type[ctypes.Structure]:
@@ -44,9 +44,9 @@ _LOGITS = (
 Args = _structure(
     "Args",
     f"{_LOGITS} bool dense, pointer dense_target, int64 dense_stride, bool dense_is_wide,"
-    f"pointer weight class_bias class_margin sample_weight, int64 ignore_index, float {NUMBERS},"
-    "bool entropy,"
-    "pointer grad_loss, int64 grad_loss_stride, pointer row_grad loss stats, int64 stats_stride stats_column_stride,"
+    f"pointer {VECTORS}, int64 ignore_index, float {NUMBERS}, bool entropy,"
+    "pointer grad_loss, int64 grad_loss_stride, pointer target_terms row_grad loss stats,"
+    "int64 stats_stride stats_column_stride,"
     "pointer grad, int64 grad_stride grad_class_stride, pointer weight_sum, float smooth",
 )
 SigmoidArgs = _structure(
@@ -73,7 +73,7 @@ Mean = _structure(
 )
 PlanFields = _structure("PlanFields", "int regime, bool vector, int threads lanes cluster batch shared")
 Problem = _structure(
-    "Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images dense"
+    "Problem", "int pass_ element_size, int64 rows num_classes, bool aligned alike extras images dense by_target"
 )
 Device = _structure("Device", "int capability processors shared_per_block shared_per_processor")
 Request = _structure(

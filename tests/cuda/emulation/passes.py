@@ -24,6 +24,7 @@ def softmax_launch(
     grad: Tensor | None = None,
     up: Tensor | None = None,
     row_grad: Tensor | None = None,
+    target_terms: Tensor | None = None,
 ) -> Launch:
     """options: those of the operators (cases.operator_options), in schema order."""
     fields = SoftmaxOptions(*options)._asdict()
@@ -42,6 +43,7 @@ def softmax_launch(
         grad=grad,
         grad_stride=0 if grad is None else grad.stride(0),
         row_grad=row_grad,
+        target_terms=target_terms,
     )
     if target.is_floating_point():
         wide = target.dtype != logits.dtype
