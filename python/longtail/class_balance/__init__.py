@@ -1,6 +1,7 @@
-"""What follows from the number of training samples per class: weights, biases and margins; and counting them."""
+"""What is known of the classes: weights, biases and margins from their training samples, counting; a tree over them."""
 
 from .counting import class_counts
+from .hierarchy import Hierarchy, HierarchyTables
 from .weights import (
     effective_number,
     effective_number_weight,
@@ -10,6 +11,8 @@ from .weights import (
 )
 
 __all__ = [
+    "Hierarchy",
+    "HierarchyTables",
     "class_counts",
     "effective_number",
     "effective_number_weight",
