@@ -1,6 +1,7 @@
 // The loops of each instruction set, what they are given, and which of them runs here.
 #pragma once
 
+#include "../hierarchical_args.h"
 #include "../row_args.h"
 #include "../sigmoid_args.h"
 #include "../softmax_args.h"
@@ -24,6 +25,10 @@ struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   int64_t stretch;    // pixels taken through all classes together, a multiple of 16
 };
 struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};
+struct HierarchicalLossArgs : HierarchicalLossFields<Storage, void> {
+  const void* ordered_bias;  // class_bias by position, where there is an order
+  bool stream;               // as of SoftmaxLossArgs
+};
 struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
 // Rows [begin, end). Losses return the first row whose target is neither a class nor ignore_index, or -1; the passes of
@@ -32,6 +37,8 @@ struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 // stretch] of T with pixels, else null. T is double for float64 logits, else float.
 using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
+// `scratch`: a row of the logits' type where there is an order, else null. Also returns a row whose path does not nest.
+using HierarchicalLossRows = int64_t (*)(const HierarchicalLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
 // How many are not ignored, and the first of these that is no class, or -1.
@@ -58,6 +65,7 @@ struct Kernels {
   ScaleGradRows scale_grad_rows;
   CountTargets count_targets;
   DenseTargetsFit dense_targets_fit;
+  HierarchicalLossRows hierarchical_loss_rows;
 };
 
 extern const Kernels kernels_baseline;
