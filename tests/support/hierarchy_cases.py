@@ -30,11 +30,11 @@ TREES = {
 def paths(name: str, seed: int = 0) -> list[Path]:
     """Ragged: of any length up to the depth, below nodes of one class to nearly all of them; some chains."""
     classes, depth, ordered = TREES[name]
-    g = cases.generator(seed)
+    g, names = cases.generator(seed), max(8, classes // 15)
 
     def path(number: int) -> Path:
         length = depth if number == classes - 1 else int(torch.randint(1, depth + 1, (1,), generator=g))
-        above = (20 * torch.rand(length - 1, generator=g) ** 3).int().tolist()
+        above = (names * torch.rand(length - 1, generator=g) ** 3).int().tolist()
         return (*(f"node {x}" for x in above), number)
 
     found = [path(number) for number in range(classes)]
