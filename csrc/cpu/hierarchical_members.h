@@ -19,24 +19,25 @@ class MembersOfNodes {
     find_nodes(args);
     int64_t total = 0;
     for (const Members& each : nodes_) total += each.count;
-    classes_.resize(total);
-    places_.resize(total);
+    offsets_.resize(total);
+    const int64_t words = args.mask_bytes / 8, few = static_cast<int64_t>(nodes_.size());
+    counts_.resize(few * (words + 1));
     const int64_t bytes = args.storage == Storage::float64 ? 8 : 4;
     if (args.class_bias) bias_.resize(total * bytes);
-    bits_.assign(nodes_.size() * args.mask_bytes, 0);
+    bits_.assign(few * words, 0);
     int64_t first = 0;
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-      nodes_[i].bits = bits_.data() + i * args.mask_bytes;
-      nodes_[i].classes = classes_.data() + first;
-      nodes_[i].places = places_.data() + first;
+    for (int64_t i = 0; i < few; ++i) {
+      nodes_[i].bits = bits_.data() + i * words;
+      nodes_[i].counts = counts_.data() + i * (words + 1);
+      nodes_[i].offsets = offsets_.data() + first;
       nodes_[i].bias = args.class_bias ? bias_.data() + first * bytes : nullptr;
       first += nodes_[i].count;
     }
-    torch::stable::parallel_for(0, static_cast<int64_t>(nodes_.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) fill(args, nodes_[i]);
+    torch::stable::parallel_for(0, few, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) fill(args, i);
     });
     args.members = nodes_.data();
-    args.members_count = static_cast<int64_t>(nodes_.size());
+    args.members_count = few;
   }
 
  private:
@@ -58,22 +59,23 @@ class MembersOfNodes {
   }
 
   // By way of the bits, which sort the classes.
-  void fill(const HierarchicalLossArgs& args, const Members& node) {
-    const int64_t first = args.node_begin[node.node];
-    uint8_t* bits = bits_.data() + (node.bits - bits_.data());
-    for (int64_t p = first; p < first + node.count; ++p) {
-      bits[args.order[p] / 8] |= static_cast<uint8_t>(1 << args.order[p] % 8);
-    }
-    int64_t k = node.classes - classes_.data();
-    for (int64_t byte = 0; byte < args.mask_bytes; ++byte) {
-      for (unsigned left = bits[byte]; left != 0; left &= left - 1) {
-        const int64_t j = byte * 8 + __builtin_ctz(left);
-        classes_[k] = static_cast<int32_t>(j);
-        places_[k] = static_cast<int32_t>(args.position[j] - first);
+  void fill(const HierarchicalLossArgs& args, int64_t i) {
+    const Members& node = nodes_[i];
+    const int64_t words = args.mask_bytes / 8, first = args.node_begin[node.node];
+    uint64_t* bits = bits_.data() + i * words;
+    for (int64_t p = first; p < first + node.count; ++p) bits[args.order[p] / 64] |= uint64_t(1) << args.order[p] % 64;
+    int32_t* counts = counts_.data() + i * (words + 1);
+    const int64_t start = node.offsets - offsets_.data();
+    int64_t k = start;
+    for (int64_t word = 0; word < words; ++word) {
+      counts[word] = static_cast<int32_t>(k - start);
+      for (uint64_t left = bits[word]; left != 0 && k < start + node.count; left &= left - 1, ++k) {
+        const int64_t j = word * 64 + __builtin_ctzll(left);
+        offsets_[k] = static_cast<uint16_t>(j % Members::kBlock);
         if (args.class_bias) copy_bias(args, j, k);
-        ++k;
       }
     }
+    counts[words] = static_cast<int32_t>(k - start);
   }
 
   void copy_bias(const HierarchicalLossArgs& args, int64_t j, int64_t k) {
@@ -83,8 +85,9 @@ class MembersOfNodes {
 
   std::vector<Members> nodes_;
   std::vector<char> bias_;
-  std::vector<uint8_t> bits_;
-  std::vector<int32_t> classes_, places_;
+  std::vector<uint64_t> bits_;
+  std::vector<int32_t> counts_;
+  std::vector<uint16_t> offsets_;
 };
 
 }  // namespace longtail

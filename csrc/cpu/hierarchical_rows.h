@@ -61,33 +61,6 @@ struct MaskedLogits {
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
 };
 
-// What `u` gives, -inf in the place of those whose place is in [begin, begin + size).
-template <typename Source>
-struct MaskedByPlace {
-  using T = typename Source::T;
-  using Places = typename Vec<T>::Unsigned;
-  typedef int32_t Loaded __attribute__((vector_size(Vec<T>::kLanes * sizeof(int32_t))));
-  Source u;
-  const int32_t* places;
-  uint32_t begin, size;
-
-  LONGTAIL_INLINE Vec<T> masked(Vec<T> x, Loaded at) const {
-    const Places beyond = __builtin_convertvector(at, Places) - begin;
-    return select(Mask<T>{beyond < size}, Vec<T>(T(-INFINITY)), x);
-  }
-  LONGTAIL_INLINE Vec<T> whole(int64_t j) const {
-    Loaded at;
-    memcpy(&at, places + j, sizeof(at));
-    return masked(u.whole(j), at);
-  }
-  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
-    Loaded at = {};
-    memcpy(&at, places + j, count * sizeof(int32_t));
-    return masked(u.some(j, count), at);
-  }
-  LONGTAIL_INLINE void prefetch(int64_t) const {}
-};
-
 // Z: storage type of the logits; T: type of the arithmetic.
 template <typename Z, typename T>
 class HierarchicalRows {
@@ -189,19 +162,37 @@ class HierarchicalRows {
 
   int64_t size_of(int k) const { return end_[k] - begin_[k]; }
 
-  // The members of A_origin, by position.
+  // Members by position: of A_1, or, where those are in memory order, of A_2, in whose place -inf is left there.
   void gather(const Z* z) {
     const int32_t* order = args_.order + begin_[origin_];
-    Z* inner = made_ ? inner_ : members_;
-    for (int64_t k = 0; k < size_of(origin_); ++k) inner[k] = z[order[k]];
+    const int64_t count = size_of(origin_);
+    if (!made_) {
+      for (int64_t k = 0; k < count; ++k) members_[k] = z[order[k]];
+      return;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t place = made_->place_of(order[k]);
+      inner_[k] = members_[place];
+      write_number(T(-INFINITY), members_ + place);
+    }
   }
 
-  // Those of A_1 in memory order, from the k-th on, that are below class `end`; returns the next.
-  int64_t gather_members(const Z* z, int64_t k, int64_t end) {
-    const int64_t count = made_ ? made_->count : 0;
-    const int32_t* classes = made_ ? made_->classes : nullptr;
-    for (; k < count && classes[k] < end; ++k) members_[k] = z[classes[k]];
-    return k;
+  // Those of A_1 in memory order, of one block of classes.
+  void gather_block(const Z* z, int64_t begin, int64_t end) {
+    static_assert(kBlock == Members::kBlock, "offsets are within a block");
+    const int64_t last = made_->before(end);
+    const uint16_t* offsets = made_->offsets;
+    for (int64_t k = made_->before(begin); k < last; ++k) members_[k] = z[begin + offsets[k]];
+  }
+
+  void gather_blocks(const Z* z) {
+    for (int64_t begin = 0; made_ && begin < args_.num_classes; begin += kBlock) {
+      gather_block(z, begin, end_of_block(begin));
+    }
+  }
+
+  int64_t end_of_block(int64_t begin) const {
+    return args_.num_classes - begin < kBlock ? args_.num_classes : begin + kBlock;
   }
 
   void find_stats(const Z* z, int64_t g, T* stats) {
@@ -213,7 +204,7 @@ class HierarchicalRows {
       Running ring;
       if (!only_child()) add_outer(z, ring);
       write_stats(ring, stats);
-      if (only_child()) gather_members(z, 0, args_.num_classes);
+      if (only_child()) gather_blocks(z);
       gather(z);
       if (made_ && depth_ > 1) add_members(stats + 2);
       z = made_ ? inner_ : members_;
@@ -248,7 +239,7 @@ class HierarchicalRows {
   // Ring 0, in memory order.
   void add_outer(const Z* z, Running& ring) {
     if (!made_) mark_members();
-    const uint8_t* bits = made_ ? made_->bits : own_mask_;
+    const auto* bits = made_ ? reinterpret_cast<const uint8_t*>(made_->bits) : own_mask_;
     if (bias_) {
       add_masked(MaskedLogits<Z, true>{z, bias_, bits}, ring);
     } else {
@@ -260,12 +251,10 @@ class HierarchicalRows {
   // Ring 1, of members in memory order.
   void add_members(T* stats) {
     Running ring;
-    const uint32_t begin = static_cast<uint32_t>(begin_[2] - begin_[1]), size = static_cast<uint32_t>(size_of(2));
     if (bias_) {
-      const BiasedLogits<Z> u = {members_, static_cast<const T*>(made_->bias)};
-      add_stretch(MaskedByPlace<BiasedLogits<Z>>{u, made_->places, begin, size}, made_->count, ring);
+      add_stretch(BiasedLogits<Z>{members_, static_cast<const T*>(made_->bias)}, made_->count, ring);
     } else {
-      add_stretch(MaskedByPlace<Logits<Z>>{{members_}, made_->places, begin, size}, made_->count, ring);
+      add_stretch(Logits<Z>{members_}, made_->count, ring);
     }
     write_stats(ring, stats);
   }
@@ -288,12 +277,10 @@ class HierarchicalRows {
   // The whole row; members of A_1 are gathered on the way, while memory is waited for.
   template <bool kBiased>
   __attribute__((noinline)) void add_masked(const MaskedLogits<Z, kBiased> u, Running& ring) {
-    const int64_t count = args_.num_classes;
-    int64_t k = 0;
-    for (int64_t begin = 0; begin < count; begin += kBlock) {
-      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
+    for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
+      const int64_t end = end_of_block(begin);
       add_block(u, begin, end, ring);
-      k = gather_members(u.z, k, end);
+      if (made_) gather_block(u.z, begin, end);
     }
   }
 
@@ -316,24 +303,26 @@ class HierarchicalRows {
       return write_number(row.target, grad + g);
     }
     if (pass_ == Pass::backward) {
-      gather_members(z, 0, args_.num_classes);
+      gather_blocks(z);
       gather(z);
     }
     Z* inner = made_ ? inner_ : members_;
     for (int k = origin_; k < depth_; ++k) write_ring(inner, stats, row, k, inner);
     write_number(row.target, inner + offset(place_));
     if (made_ && depth_ > 1) write_members({finite_max(stats[2]), row.ring[1], T(0), T(0), T(0)});
+    const int32_t* order = args_.order + begin_[origin_];
+    const int64_t count = size_of(origin_);
+    for (int64_t k = 0; made_ && k < count; ++k) members_[made_->place_of(order[k])] = inner[k];
     const RowGrad<T> outer = {finite_max(stats[0]), row.ring[0], T(0), T(0), T(0)};
     if (bias_) {
       write_outer(BiasedLogits<Z>{z, bias_}, outer, grad);
     } else {
       write_outer(Logits<Z>{z}, outer, grad);
     }
-    const int32_t* order = args_.order + begin_[origin_];
-    for (int64_t k = 0; k < size_of(origin_); ++k) grad[order[k]] = inner[k];
+    for (int64_t k = 0; !made_ && k < count; ++k) grad[order[k]] = inner[k];
   }
 
-  // Ring 1, over the members of A_2, too, which are written last.
+  // Ring 1; over the members of A_2, too, which follow.
   void write_members(const RowGrad<T>& ring) {
     if (bias_) {
       write_stretch(BiasedLogits<Z>{members_, static_cast<const T*>(made_->bias)}, 0, made_->count, ring, members_);
@@ -346,15 +335,18 @@ class HierarchicalRows {
   template <typename Source>
   __attribute__((noinline)) void write_outer(const Source u, const RowGrad<T>& ring, Z* grad) {
     const RowGrad<V> row = {V(ring.m), V(ring.a), V(T(0)), V(T(0)), V(T(0))};
-    const int64_t count = args_.num_classes, written = made_ ? made_->count : 0;
-    const int32_t* classes = made_ ? made_->classes : nullptr;
-    int64_t k = 0;
-    for (int64_t begin = 0; begin < count; begin += kBlock) {
-      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
+    for (int64_t begin = 0; begin < args_.num_classes; begin += kBlock) {
+      const int64_t end = end_of_block(begin);
       if (!only_child()) write_gradient<false, false>(from(u, begin), end - begin, row, grad + begin);
-      for (; k < written && classes[k] < end; ++k) grad[classes[k]] = members_[k];
+      if (made_) scatter_block(begin, end, grad);
       prefetch_next(begin, end);
     }
+  }
+
+  void scatter_block(int64_t begin, int64_t end, Z* grad) const {
+    const int64_t last = made_->before(end);
+    const uint16_t* offsets = made_->offsets;
+    for (int64_t k = made_->before(begin); k < last; ++k) grad[begin + offsets[k]] = members_[k];
   }
 
   // While this row is written, the next one comes into the second-level cache, as far as that holds both.

@@ -25,16 +25,23 @@ struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   int64_t stretch;    // pixels taken through all classes together, a multiple of 16
 };
 struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};
-// The classes of a node in memory order: a bit for each of all classes; one after the other; their positions within the
-// node; and their class_bias, or null.
+// The classes of a node in memory order.
 struct Members {
+  static constexpr int64_t kBlock = 1024;  // classes at a time
   int32_t node;
   int64_t count;
-  const uint8_t* bits;
-  const int32_t *classes, *places;
-  const void* bias;
+  const uint64_t* bits;     // one for each of all classes
+  const int32_t* counts;    // how many are before each 64 classes, and after all
+  const uint16_t* offsets;  // of each from the begin of its block
+  const void* bias;         // class_bias of each, or null
 
   bool operator<(int32_t other) const { return node < other; }
+  // How many are before class j, a multiple of 64 or the number of classes.
+  int64_t before(int64_t j) const { return counts[(j + 63) / 64]; }
+  // Which one class j is.
+  int64_t place_of(int64_t j) const {
+    return counts[j / 64] + __builtin_popcountll(bits[j / 64] & ((uint64_t(1) << j % 64) - 1));
+  }
 };
 struct HierarchicalLossArgs : HierarchicalLossFields<Storage, void> {
   const void* ordered_bias;  // class_bias by position, where there is an order
