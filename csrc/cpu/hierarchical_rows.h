@@ -2,7 +2,7 @@
 //
 // A ring is two stretches of positions at most. Where classes are at their own positions, the stretches are read and
 // written where they lie. Elsewhere ring 0, nearly all of a row, is swept in memory order, the members of A_1 masked;
-// they are gathered by position for the rings within, and their gradients written over those of the sweep.
+// they are gathered on the way, those of A_2 then by position, and all are put back in the sweep that writes.
 #pragma once
 
 #include <algorithm>
