@@ -13,9 +13,11 @@
 #include <unistd.h>
 #endif
 
+#include "../hierarchical_ops.h"
 #include "../row_ops.h"
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
+#include "hierarchical_members.h"
 #include "kernels.h"
 #include "long_rows.h"
 
@@ -129,6 +131,7 @@ struct Cpu {
   using Pass = longtail::Pass;
   using SoftmaxLossArgs = longtail::SoftmaxLossArgs;
   using SigmoidLossArgs = longtail::SigmoidLossArgs;
+  using HierarchicalLossArgs = longtail::HierarchicalLossArgs;
   using ScaleGradArgs = longtail::ScaleGradArgs;
   using Element = void;
   using Number = double;
@@ -203,6 +206,46 @@ struct Cpu {
       return kernel.sigmoid_loss_rows(args, pass, begin, end);
     });
     check_target(bad, args, ignore_index);
+  }
+
+  static void hierarchical_loss(HierarchicalLossArgs& args, Pass pass, const Tensor&) {
+    const Kernels& kernel = kernels();
+    check_targets_first(args, args.ignore_index, 0);
+    const int64_t bytes = bytes_of(args.storage), numbers = args.storage == Storage::float64 ? 8 : 4;
+    std::unique_ptr<char[]> ordered_bias;
+    MembersOfNodes members;
+    if (args.order) {
+      check_order(args);
+      if (args.class_bias) ordered_bias.reset(new char[args.num_classes * numbers]);
+      args.ordered_bias = ordered_bias.get();
+      if (ordered_bias) (numbers == 8 ? put_in_order<double> : put_in_order<float>)(args, ordered_bias.get());
+      members.find(args);
+    } else {
+      args.stream = args.grad != args.logits && streamed(args.grad, args.rows * args.num_classes * bytes);
+    }
+    const int64_t bad = parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<char[]> scratch(args.order ? new char[2 * args.num_classes * bytes + args.mask_bytes]
+                                                       : nullptr);
+      return kernel.hierarchical_loss_rows(args, pass, begin, end, scratch.get());
+    });
+    if (bad < 0) return;
+    const int64_t g = args.target[bad * args.target_stride];
+    check(g < 0 || g >= args.num_classes, "path, node_begin and node_end of class ", g, " do not nest");
+    check_target(bad, args, args.ignore_index);
+  }
+
+  static void check_order(const HierarchicalLossArgs& args) {
+    uint32_t largest = 0;
+    for (int64_t j = 0; j < args.num_classes; ++j) largest = std::max(largest, static_cast<uint32_t>(args.order[j]));
+    check(args.num_classes == 0 || largest < args.num_classes, "order holds ", static_cast<int32_t>(largest),
+          ", expected classes in [0, ", args.num_classes, ")");
+  }
+
+  template <typename T>
+  static void put_in_order(const HierarchicalLossArgs& args, char* ordered) {
+    for (int64_t j = 0; j < args.num_classes; ++j) {
+      reinterpret_cast<T*>(ordered)[j] = static_cast<const T*>(args.class_bias)[args.order[j]];
+    }
   }
 
   static void scale_grad(const ScaleGradArgs& args, const Tensor&) {

@@ -1,6 +1,7 @@
 // The entry points of one instruction set: each picks the loop for the storage type and the layout.
 #pragma once
 
+#include "hierarchical_rows.h"
 #include "kernels.h"
 #include "sigmoid_rows.h"
 #include "softmax_dense.h"

@@ -76,6 +76,7 @@ std::tuple<Tensor, Tensor> sigmoid_mean(const Tensor& logits, const Tensor& targ
 STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, library) {
   longtail::SoftmaxOps<longtail::Cpu>::add_to(library);
   longtail::SigmoidOps<longtail::Cpu>::add_to(library);
+  longtail::HierarchicalOps<longtail::Cpu>::add_to(library);
   longtail::RowOps<longtail::Cpu>::add_to(library);
   library.impl("softmax_mean", TORCH_BOX(&longtail::softmax_mean));
   library.impl("sigmoid_mean", TORCH_BOX(&longtail::sigmoid_mean));

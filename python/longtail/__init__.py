@@ -6,6 +6,7 @@ complement entropy, logit adjustment, temperatures, margins, Seesaw, softcap and
 
 from . import reference, training
 from .class_balance import (
+    Hierarchy,
     adjusted_logits,
     cdt_scale,
     class_counts,
@@ -26,6 +27,7 @@ from .functional import (
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
+    hierarchical_cross_entropy,
     linear_cross_entropy,
     linear_row_statistics,
     poly_cross_entropy,
@@ -47,6 +49,7 @@ from .modules import (
     CrossEntropyLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
+    HierarchicalCrossEntropyLoss,
     LinearCrossEntropyLoss,
     PolyCrossEntropyLoss,
     SeesawLoss,
@@ -66,6 +69,8 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "HierarchicalCrossEntropyLoss",
+    "Hierarchy",
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
     "RowStatistics",
@@ -85,6 +90,7 @@ __all__ = [
     "effective_number_weight",
     "focal_loss",
     "generalized_cross_entropy",
+    "hierarchical_cross_entropy",
     "immax_scale",
     "inverse_frequency_weight",
     "ldam_margin",

@@ -1,4 +1,4 @@
-"""The options of the two families of losses, written once: names, types, defaults, ranges, and what says "off".
+"""The options of the families of losses, written once: names, types, defaults, ranges, and what says "off".
 
 The rest follows from the records: the operators' schemas, what is checked, what ranks compare, what functions take.
 """
@@ -212,6 +212,49 @@ class SigmoidOptions(NamedTuple):
         return SigmoidOptions(*found)
 
 
+class HierarchicalOptions(NamedTuple):
+    """What the operators of hierarchical cross-entropy take after the data, in their order.
+
+    The first six describe the tree, see :meth:`longtail.Hierarchy.tables`; those after mean what they mean in
+    :func:`longtail.hierarchical_cross_entropy`. V nodes, all but the root; L is the depth.
+    """
+
+    path: Tensor
+    """int32 [C, L]: the nodes from below the root down to each class, shorter paths padded by their last node."""
+    node_begin: Tensor
+    """int32 [V]: the classes of a node are at the positions [node_begin, node_end)."""
+    node_end: Tensor
+    node_weight: Tensor
+    """[V], of T: lambda of each node."""
+    order: Tensor | None = None
+    """int32 [C]: the class at each position; None, as ``position``, where each class is at its own."""
+    position: Tensor | None = None
+    """int32 [C]: the position of each class."""
+    weight: Tensor | None = None
+    class_bias: Tensor | None = None
+    sample_weight: Tensor | None = None
+    ignore_index: int = -100
+
+    def parted(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The tensors, which autograd has to see, and the rest; one after the other they are the whole."""
+        return self[:-1], self[-1:]
+
+    def prepared(self, input: Tensor, rows: torch.Size, num_classes: int, dtype: torch.dtype) -> HierarchicalOptions:
+        """As the operators take them: vectors that are checked, flat and in ``dtype``.
+
+        Args:
+            rows: the shape of the targets.
+
+        Raises:
+            TypeError, ValueError: a vector is wrong.
+        """
+        vectors = (self.weight, self.class_bias, self.sample_weight)
+        if not [x for x in vectors if x is not None]:  # at most calls
+            return self
+        found = _checked_vectors(HIERARCHICAL_VECTORS, vectors, input, rows, num_classes, dtype)
+        return self._replace(**dict(zip(HIERARCHICAL_VECTORS, found, strict=True)))
+
+
 def _checked_vectors(
     names: tuple[str, ...],
     vectors: tuple[Any, ...],
@@ -238,6 +281,9 @@ SOFTMAX_VECTORS = (
     "sample_weight",
 )
 SIGMOID_VECTORS = ("weight", "pos_weight", "sample_weight")
+HIERARCHICAL_VECTORS = ("weight", "class_bias", "sample_weight")
+HIERARCHY_DEPTH = 8
+"""The deepest tree that kernels of hierarchical cross-entropy know."""
 _SOFTMAX_VECTORS, _SIGMOID_VECTORS = len(SOFTMAX_VECTORS), len(SIGMOID_VECTORS)
 # By the field of SoftmaxOptions.
 SOFTMAX_NUMBERS = {
@@ -256,7 +302,7 @@ _CHECKS = tuple((i, rule.off, rule) for i, rule in enumerate(_RULES) if rule is 
 _FIELDS = {number.name: field for field, number in SOFTMAX_NUMBERS.items()}
 
 
-def schema(options: type[SoftmaxOptions] | type[SigmoidOptions]) -> str:
+def schema(options: type[SoftmaxOptions] | type[SigmoidOptions] | type[HierarchicalOptions]) -> str:
     """The arguments of operators, as torch.library writes them."""
     parts = []
     for name, annotation in options.__annotations__.items():

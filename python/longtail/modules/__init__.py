@@ -1,6 +1,7 @@
 """The losses as modules, made from the functions."""
 
 from .class_balanced import ClassBalancedLoss
+from .hierarchical import HierarchicalCrossEntropyLoss
 from .linear import LinearCrossEntropyLoss
 from .seesaw import SeesawLoss
 from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
@@ -21,6 +22,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "HierarchicalCrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
     "SeesawLoss",

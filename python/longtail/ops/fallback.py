@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import arithmetic_dtype
-from ..options import SigmoidOptions, SoftmaxOptions
-from ..reference import sigmoid, softmax
+from ..options import HierarchicalOptions, SigmoidOptions, SoftmaxOptions
+from ..reference import hierarchical, sigmoid, softmax
 from ..reference.effective import Effective, TargetTerms
 from ..reference.softmax_dense import DenseRows, refuse_class_options
 from ..reference.softmax_rows import Rows
@@ -275,3 +275,56 @@ def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *o
     loss, grad = sigmoid_loss_and_grad(grad_loss, logits, target, *options)
     logits.copy_(grad)
     return loss
+
+
+def _hierarchical_rows(logits: Tensor, target: Tensor, *values: Any) -> hierarchical.Rows | None:
+    """None: of no logits."""
+    options, (n, num_classes) = HierarchicalOptions(*values), (logits.shape[0], logits.shape[-1])
+    per_class = {name: (getattr(options, name), num_classes) for name in ("order", "position", "weight", "class_bias")}
+    nodes = options.node_begin.numel()
+    per_node = {name: (getattr(options, name), nodes) for name in ("node_begin", "node_end", "node_weight")}
+    _check_shapes(logits, target, per_class | per_node | {"sample_weight": (options.sample_weight, n)})
+    if options.path.dim() != 2 or options.path.shape[0] != num_classes or options.path.shape[1] == 0:
+        raise RuntimeError(f"longtail: path has shape {list(options.path.shape)}, expected [{num_classes}, L]")
+    if (options.order is None) != (options.position is None):
+        raise RuntimeError("longtail: one of order and position is None, expected both or none")
+    check_target(target, target != options.ignore_index, num_classes, options.ignore_index)
+    return hierarchical.Rows.of(logits, target, options) if logits.numel() else None
+
+
+def _hierarchical_loss(rows: hierarchical.Rows | None, logits: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+    if rows is None:
+        none = logits.new_zeros(logits.shape[:1], dtype=arithmetic_dtype(logits.dtype))
+        return none, none.new_zeros((*none.shape, 2 * path.shape[1] + 1))
+    stats = rows.stats()
+    return rows.losses(stats), stats.masked_fill(~rows.counted[:, None], 0.0)
+
+
+def _hierarchical_grad(rows: hierarchical.Rows | None, stats: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
+    return torch.zeros_like(logits) if rows is None else rows.grad(stats, grad_loss).to(logits.dtype)
+
+
+def hierarchical_loss(logits: Tensor, target: Tensor, path: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return _hierarchical_loss(_hierarchical_rows(logits, target, path, *options), logits, path)
+
+
+def hierarchical_loss_backward(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, path: Tensor, *options: Any
+) -> Tensor:
+    return _hierarchical_grad(_hierarchical_rows(logits, target, path, *options), stats, grad_loss, logits)
+
+
+def hierarchical_loss_and_grad(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, path: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _hierarchical_rows(logits, target, path, *options)
+    loss, stats = _hierarchical_loss(rows, logits, path)
+    return loss, stats, _hierarchical_grad(rows, stats, grad_loss, logits)
+
+
+def hierarchical_loss_and_grad_(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, path: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    loss, stats, grad = hierarchical_loss_and_grad(grad_loss, logits, target, path, *options)
+    logits.copy_(grad)
+    return loss, stats

@@ -2,7 +2,8 @@
 
 The public functions bring Functions of their own, which know the gradient modes and torch.func. Here every derivative
 is that of the operator's backward, made when it is asked for, any number of times, outside torch.func. softmax_loss,
-sigmoid_loss and their ``_and_grad`` have one here, by the logits; linear_softmax_loss has its own beside its Function.
+sigmoid_loss, hierarchical_loss and their ``_and_grad`` have one here, by the logits; linear_softmax_loss has its own
+beside its Function.
 """
 
 from __future__ import annotations
@@ -64,7 +65,15 @@ def _sigmoid(_needs: Any, grad_loss: Tensor, _stats: None, logits: Tensor, targe
     return [operators.sigmoid_loss_backward(upstream, logits, target, *options_)]
 
 
+def _hierarchical(
+    _needs: Any, grad_loss: Tensor, stats: Tensor, logits: Tensor, target: Tensor, *options: Any
+) -> Gradients:
+    return [operators.hierarchical_loss_backward(grad_loss, logits, target, stats, *options)]
+
+
 register("softmax_loss", 0, _softmax, statistics=True)
 register("softmax_loss_and_grad", 1, _softmax, statistics=True)
 register("sigmoid_loss", 0, _sigmoid)
 register("sigmoid_loss_and_grad", 1, _sigmoid)
+register("hierarchical_loss", 0, _hierarchical, statistics=True)
+register("hierarchical_loss_and_grad", 1, _hierarchical, statistics=True)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..arguments import arithmetic_dtype
-from ..options import SigmoidOptions, SoftmaxOptions, schema
-from . import cpu, dispatch
+from ..options import HIERARCHY_DEPTH, HierarchicalOptions, SigmoidOptions, SoftmaxOptions, schema
+from . import cpu, dispatch, plain
 from .backends import COMPILED
 from .layout import row_count, stats_like
 from .vmap import refuse_vmap
 
-SOFTMAX, SIGMOID = schema(SoftmaxOptions), schema(SigmoidOptions)
+SOFTMAX, SIGMOID, HIERARCHICAL = (schema(x) for x in (SoftmaxOptions, SigmoidOptions, HierarchicalOptions))
 _OF_LOGITS = "Tensor? class_scale, Tensor? target_scale, Tensor? class_mitigation, Tensor? target_terms"
 _APPLY_OPTIONS = (
     f"Tensor? weight, Tensor? class_bias, {_OF_LOGITS}, int ignore_index, float scale, float softcap, "
@@ -63,6 +63,18 @@ SCHEMAS = {
     "sigmoid_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID}, bool elementwise) -> Tensor loss"
     ),
+    # logits: [N, C] alone; target: int64 [N]. stats [N, 2 L + 1]: m and d of each ring, which of empty ones are -inf
+    # and 0, then u_g; see longtail.reference.hierarchical.
+    "hierarchical_loss": f"(Tensor logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats)",
+    "hierarchical_loss_backward": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {HIERARCHICAL}) -> Tensor grad"
+    ),
+    "hierarchical_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats, Tensor grad)"
+    ),
+    "hierarchical_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats)"
+    ),
     # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
     "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
@@ -71,9 +83,25 @@ SCHEMAS = {
 }
 
 
+# Where the operators of hierarchical cross-entropy have `path`.
+_PATH = {
+    "hierarchical_loss": 2,
+    "hierarchical_loss_backward": 4,
+    "hierarchical_loss_and_grad": 3,
+    "hierarchical_loss_and_grad_": 3,
+}
+
+
+def _too_deep(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a tree is too deep for any kernel."""
+    place = _PATH.get(name)
+    return place is not None and args[place].shape[-1] > HIERARCHY_DEPTH
+
+
 def _dispatcher(name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        return _run(dispatch.kernel(name, args[0].device), args)
+        deep = _too_deep(name, args)
+        return _run(plain.operator(name) if deep else dispatch.kernel(name, args[0].device), args)
 
     return call
 
@@ -97,6 +125,11 @@ def _fake_sigmoid_loss(logits: Tensor, _target: Tensor, *options: Any) -> Tensor
     *_, elementwise = options
     shape = logits.shape if elementwise else (row_count(logits),)
     return logits.new_empty(shape, dtype=arithmetic_dtype(logits.dtype))
+
+
+def _fake_hierarchical_loss(logits: Tensor, _target: Tensor, path: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    loss = logits.new_empty((logits.shape[0],), dtype=arithmetic_dtype(logits.dtype))
+    return loss, loss.new_empty((logits.shape[0], 2 * path.shape[1] + 1))
 
 
 def _fake_grad(logits: Tensor) -> Tensor:
@@ -125,6 +158,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
+    "hierarchical_loss": _fake_hierarchical_loss,
+    "hierarchical_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "hierarchical_loss_and_grad": lambda _grad_loss, logits, *rest: (
+        *_fake_hierarchical_loss(logits, *rest),
+        _fake_grad(logits),
+    ),
+    "hierarchical_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_hierarchical_loss(logits, *rest),
     "scale_grad_": lambda *_: None,
     "mean_denominator": _fake_mean_denominator,
     "mean_loss": lambda loss, _denominator: (loss.new_empty(()), loss.new_empty(())),
@@ -185,7 +225,7 @@ def _unobserved(args: tuple[Any, ...]) -> bool:
 
 def _cpu_kernel(name: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
     """The kernel of the CPU's library that operator ``name`` comes to, where nobody would know; None elsewhere."""
-    if not (args[0].is_cpu and _unobserved(args)):
+    if not (args[0].is_cpu and _unobserved(args)) or _too_deep(name, args):
         return None
     kernel = dispatch.kernel(name, args[0].device)
     # None in Python, which would see what the dispatcher resolves for a library: negative bits, zero tensors.
@@ -229,6 +269,10 @@ sigmoid_loss = _entry("sigmoid_loss")
 sigmoid_loss_backward = _entry("sigmoid_loss_backward")
 sigmoid_loss_and_grad = _entry("sigmoid_loss_and_grad")
 sigmoid_loss_and_grad_ = _entry("sigmoid_loss_and_grad_")
+hierarchical_loss = _entry("hierarchical_loss")
+hierarchical_loss_backward = _entry("hierarchical_loss_backward")
+hierarchical_loss_and_grad = _entry("hierarchical_loss_and_grad")
+hierarchical_loss_and_grad_ = _entry("hierarchical_loss_and_grad_")
 scale_grad_ = _entry("scale_grad_")
 mean_denominator = _entry("mean_denominator")
 mean_loss = _entry("mean_loss")

@@ -15,6 +15,7 @@ from . import fallback
 from .layout import DENSE_SOFTMAX, logits_position, to_images, to_rows
 
 DEVICE = None
+_OF_ROWS = ("softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_")
 serves = None  # whatever the operators take
 
 
@@ -33,7 +34,7 @@ def operator(op: str) -> Callable[..., Any]:
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of operator ``op``, made to accept [N, C, P] where it knows [N, C]."""
     position = logits_position(op)
-    if position is None or op in ("softmax_loss_accumulate", "softmax_loss_apply", "softmax_loss_apply_"):
+    if position is None or op.startswith("hierarchical_") or op in _OF_ROWS:
         return kernel  # knows no logits, or refuses images
 
     def call(*args: Any) -> Any:

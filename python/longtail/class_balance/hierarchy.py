@@ -1,0 +1,258 @@
+"""A tree over the classes, as tables that kernels read: the nodes above a class, and the classes below a node."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arguments import check_number
+from ..errors import ArgumentTypeError, ArgumentValueError
+from ..options import HIERARCHY_DEPTH
+
+
+class HierarchyTables(NamedTuple):
+    """What the operators take of a tree; V nodes, all but the root, and L, the depth."""
+
+    path: Tensor
+    """int32 [C, L]: the nodes from below the root down to each class, shorter paths padded by their last node."""
+    node_begin: Tensor
+    """int32 [V]: the classes of a node are at the positions [node_begin, node_end)."""
+    node_end: Tensor
+    order: Tensor | None
+    """int32 [C]: the class at each position; None, as ``position``, where each class is at its own."""
+    position: Tensor | None
+    """int32 [C]: the position of each class."""
+
+    def to(self, device: torch.device) -> HierarchyTables:
+        return HierarchyTables(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
+
+class Hierarchy:
+    """A tree whose leaves are the classes, for :func:`longtail.hierarchical_cross_entropy`.
+
+    Made by :meth:`from_parents` or :meth:`from_paths`; it does not change afterwards. The classes are laid out so that
+    those of every node are side by side, in the order of the smallest class of each: classes that are numbered along
+    the tree keep their place, and the loss is fastest then.
+
+    Attributes:
+        num_classes: C.
+        depth: L, the number of nodes from below the root down to the deepest class. Kernels know trees up to depth 8;
+            the losses of deeper ones are computed in plain PyTorch.
+        order: int32 [C], the class at each position, on the CPU.
+        position: int32 [C], the position of each class, on the CPU.
+    """
+
+    def __init__(self, children: Sequence[Sequence[int]], root: int, class_of: dict[int, int]) -> None:
+        """Of the children of each node, without circles, and the class of each leaf; for the methods below."""
+        smallest = _smallest_class(children, root, class_of)
+        num_classes = len(class_of)
+        order: list[int] = []
+        begin: list[int] = []
+        end: list[int] = []
+        paths: list[tuple[int, ...]] = [()] * num_classes
+        stack: list[tuple[int, tuple[int, ...], bool]] = [(root, (), False)]
+        while stack:
+            node, path, done = stack.pop()
+            if done:
+                end[path[-1]] = len(order)
+                continue
+            if node != root:
+                path = (*path, len(begin))
+                begin.append(len(order))
+                end.append(0)
+                stack.append((node, path, True))
+            if node in class_of:
+                order.append(class_of[node])
+                paths[class_of[node]] = path
+            below = (child for child in children[node] if child in smallest)  # without those that hold no class
+            stack += [(child, path, False) for child in sorted(below, key=smallest.__getitem__, reverse=True)]
+        self.num_classes = num_classes
+        self.depth = max(map(len, paths))
+        padded = [path + path[-1:] * (self.depth - len(path)) for path in paths]
+        self.order = torch.tensor(order, dtype=torch.int32)
+        self.position = torch.empty_like(self.order)
+        self.position[self.order.long()] = torch.arange(num_classes, dtype=torch.int32)
+        in_place = order == list(range(num_classes))
+        tables = [torch.tensor(x, dtype=torch.int32) for x in (padded, begin, end)]
+        moved = (None, None) if in_place else (self.order, self.position)
+        self._tables = {torch.device("cpu"): HierarchyTables(*tables, *moved)}
+        depths = torch.zeros(len(begin), dtype=torch.float64)
+        for path in paths:
+            depths[list(path)] = torch.arange(1, len(path) + 1, dtype=torch.float64)
+        self._depths = {torch.device("cpu"): depths}
+
+    @classmethod
+    def from_parents(cls, parents: Sequence[int] | Tensor, leaves: Sequence[int] | Tensor | None = None) -> Hierarchy:
+        """Of the parent of every node.
+
+        Args:
+            parents: the index of the parent of each node; -1, or its own index, for the root. A sequence of ints, or an
+                integer tensor [nodes].
+            leaves: the node of each class, [C]; None: the nodes without children, in order. Nodes that hold none of the
+                classes are left out.
+
+        Raises:
+            TypeError: an index is no integer.
+            ValueError: there is no root, or more than one; an index is out of bounds; nodes form a circle; a class has
+                nodes below it, is the root, or is named twice; there are no classes.
+
+        >>> tree = Hierarchy.from_parents([-1, 0, 0, 1, 1, 2])  # classes: nodes 3, 4 and 5
+        """
+        found = _integers("parents", parents)
+        children, root = _children(found)
+        if leaves is None:
+            nodes = [node for node, below in enumerate(children) if not below]
+        else:
+            nodes = _integers("leaves", leaves)
+        class_of: dict[int, int] = {}
+        for number, node in enumerate(nodes):
+            if not 0 <= node < len(found):
+                raise ArgumentValueError(f"leaves[{number}] is {node}, expected a node in [0, {len(found)})")
+            if node in class_of:
+                raise ArgumentValueError(f"node {node} is the leaf of the classes {class_of[node]} and {number}")
+            if children[node]:
+                raise ArgumentValueError(
+                    f"class {number} is node {node}, which has nodes below it ({children[node][0]}), expected a leaf"
+                )
+            class_of[node] = number
+        if not class_of or root in class_of:
+            raise ArgumentValueError(f"the tree of {len(found)} nodes has no class below its root")
+        return cls(children, root, class_of)
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[str | Sequence[Hashable]]) -> Hierarchy:
+        """Of the names from the top down to each class, its own the last.
+
+        Args:
+            paths: for each class a sequence of names, such as ("animal", "dog", "poodle"), or a string of them,
+                "animal/dog/poodle". The root has no name: what all begin with is a node below it.
+
+        Raises:
+            TypeError: a path is neither, or a name is not hashable.
+            ValueError: there are no classes; a path or a name is empty; two classes have the same path, or that of one
+                begins with that of another, which would have classes below it.
+        """
+        children: list[list[int]] = [[]]
+        nodes: dict[tuple[int, Hashable], int] = {}
+        class_of: dict[int, int] = {}
+        for number, path in enumerate(paths):
+            node = 0
+            for name in _names(number, path):
+                if node in class_of:
+                    raise ArgumentValueError(f"path {number}, {path!r}, begins with that of class {class_of[node]}")
+                key = (node, name)
+                if key not in nodes:
+                    nodes[key] = len(children)
+                    children[node].append(len(children))
+                    children.append([])
+                node = nodes[key]
+            if node in class_of:
+                raise ArgumentValueError(f"the classes {class_of[node]} and {number} have the same path, {path!r}")
+            if children[node]:
+                raise ArgumentValueError(f"path {number}, {path!r}, is the beginning of that of another class")
+            class_of[node] = number
+        if not class_of:
+            raise ArgumentValueError("paths is empty, expected one for each class")
+        return cls(children, 0, class_of)
+
+    def tables(self, device: torch.device | str = "cpu") -> HierarchyTables:
+        """What the operators take of the tree, on ``device``; moved there once."""
+        place = torch.device(device)
+        found = self._tables.get(place)
+        if found is None:
+            found = self._tables[torch.device("cpu")].to(place)
+            if not torch.compiler.is_compiling():  # whose tensors have no values
+                self._tables[place] = found
+        return found
+
+    def node_weight(
+        self, alpha: float, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """lambda of each node, exp(-alpha depth), [V] (Bertinetto et al. 2020, section 3.1).
+
+        The depth of the nodes below the root is 1, as in the authors' code.
+
+        Raises:
+            TypeError, ValueError: alpha is no finite number >= 0.
+        """
+        alpha, place = check_number("alpha", alpha, 0.0), torch.device(device)
+        depths = self._depths.get(place)
+        if depths is None:
+            depths = self._depths[torch.device("cpu")].to(place)
+            if not torch.compiler.is_compiling():
+                self._depths[place] = depths
+        return torch.exp(depths * -alpha).to(dtype)
+
+    def __repr__(self) -> str:
+        deep = "" if self.depth <= HIERARCHY_DEPTH else ", in plain PyTorch"
+        return f"Hierarchy(num_classes={self.num_classes}, depth={self.depth}{deep})"
+
+
+def _integers(name: str, values: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(values, Tensor):
+        if values.dim() != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ArgumentTypeError(
+                f"{name} has shape {list(values.shape)} and dtype {values.dtype}, expected integers, 1-dimensional"
+            )
+        return [int(x) for x in values.tolist()]
+    found = list(values)
+    for i, x in enumerate(found):
+        if isinstance(x, bool) or not hasattr(x, "__index__"):
+            raise ArgumentTypeError(f"{name}[{i}] is a {type(x).__name__}, expected an int")
+    return [int(x) for x in found]
+
+
+def _children(parents: list[int]) -> tuple[list[list[int]], int]:
+    """The children of each node, and the root."""
+    children: list[list[int]] = [[] for _ in parents]
+    roots = []
+    for node, parent in enumerate(parents):
+        if parent in (-1, node):
+            roots.append(node)
+        elif 0 <= parent < len(parents):
+            children[parent].append(node)
+        else:
+            raise ArgumentValueError(f"parents[{node}] is {parent}, expected -1 or a node in [0, {len(parents)})")
+    if len(roots) != 1:
+        named = "no root" if not roots else f"the roots {', '.join(map(str, roots[:5]))}"
+        raise ArgumentValueError(f"parents of {len(parents)} nodes name {named}, expected one root, whose parent is -1")
+    reached, stack = {roots[0]}, [roots[0]]
+    while stack:
+        below = children[stack.pop()]
+        reached.update(below)
+        stack += below
+    if len(reached) < len(parents):
+        lost = next(node for node in range(len(parents)) if node not in reached)
+        raise ArgumentValueError(f"node {lost} is not below the root {roots[0]}: its parents form a circle")
+    return children, roots[0]
+
+
+def _smallest_class(children: Sequence[Sequence[int]], root: int, class_of: dict[int, int]) -> dict[int, int]:
+    """The smallest class at or below each node, of those that have one."""
+    smallest = dict(class_of)
+    visited, stack = [], [root]
+    while stack:
+        visited.append(stack.pop())
+        stack += children[visited[-1]]
+    for node in reversed(visited):
+        below = [smallest[child] for child in children[node] if child in smallest]
+        if below:
+            smallest[node] = min(below)
+    return smallest
+
+
+def _names(number: int, path: str | Sequence[Hashable]) -> list[Hashable]:
+    if not isinstance(path, str | Sequence):
+        raise ArgumentTypeError(f"path {number} is a {type(path).__name__}, expected a string or a sequence of names")
+    names: list[Hashable] = list(path.split("/") if isinstance(path, str) else path)
+    if not names:
+        raise ArgumentValueError(f"path {number} is empty, expected at least the name of the class")
+    for name in names:
+        if not isinstance(name, Hashable):
+            raise ArgumentTypeError(f"path {number} holds a {type(name).__name__}, expected hashable names")
+        if isinstance(name, str) and not name:
+            raise ArgumentValueError(f"path {number}, {path!r}, holds an empty name")
+    return names
