@@ -171,9 +171,9 @@ class HierarchicalRows {
   void add_masked(const Z* z, Running& ring) {
     const uint32_t begin = static_cast<uint32_t>(begin_[1]), size = static_cast<uint32_t>(end_[1] - begin_[1]);
     if (bias_) {
-      add_stretch(MaskedLogits<Z, true>{z, bias_, args_.position, begin, size}, args_.num_classes, ring);
+      add_masked_row(MaskedLogits<Z, true>{z, bias_, args_.position, begin, size}, args_.num_classes, ring);
     } else {
-      add_stretch(MaskedLogits<Z, false>{z, nullptr, args_.position, begin, size}, args_.num_classes, ring);
+      add_masked_row(MaskedLogits<Z, false>{z, nullptr, args_.position, begin, size}, args_.num_classes, ring);
     }
   }
 
@@ -182,16 +182,54 @@ class HierarchicalRows {
   __attribute__((noinline)) static void add_stretch(const Source u, int64_t count, Running& ring) {
     for (int64_t begin = 0; begin < count; begin += kBlock) {
       const int64_t end = count - begin < kBlock ? count : begin + kBlock;
-      const T m = horizontal_max(largest_of(u, begin, end, V(T(-INFINITY))));
-      if (m > ring.m) {
-        V factor = V(ring.m) - V(m);
-        ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
-        ring.m = m;
-      }
-      Sums<T> block;  // apart: long rows would lose digits in one running sum
-      sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
-      ring.d = ring.d + block.d;
+      add_block(u, begin, end, largest_of(u, begin, end, V(T(-INFINITY))), ring);
     }
+  }
+
+  // What is masked is kept from the maximum to the sum.
+  template <bool kBiased>
+  __attribute__((noinline)) static void add_masked_row(const MaskedLogits<Z, kBiased> u, int64_t count, Running& ring) {
+    T kept[kBlock];
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+      add_block(Computed<T>{kept}, 0, n, mask_block(u, begin, n, kept), ring);
+    }
+  }
+
+  // Of n masked logits from the begin-th on: their maximum.
+  template <bool kBiased>
+  static LONGTAIL_INLINE V mask_block(const MaskedLogits<Z, kBiased> u, int64_t begin, int64_t n, T* kept) {
+    constexpr int kLanes = V::kLanes;
+    V largest = T(-INFINITY), other = T(-INFINITY);
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
+      u.prefetch(begin + j);
+      const V first = u.whole(begin + j), second = u.whole(begin + j + kLanes);
+      largest = maximum(largest, first);
+      other = maximum(other, second);
+      store(kept + j, first);
+      store(kept + j + kLanes, second);
+    }
+    for (; j < n; j += kLanes) {
+      const int64_t left = n - j;
+      const V x = left < kLanes ? u.some(begin + j, left) : u.whole(begin + j);
+      largest = maximum(largest, x);
+      store_some(kept + j, x, left);
+    }
+    return maximum(largest, other);
+  }
+
+  template <typename Source>
+  static LONGTAIL_INLINE void add_block(const Source u, int64_t begin, int64_t end, V largest, Running& ring) {
+    const T m = horizontal_max(largest);
+    if (m > ring.m) {
+      V factor = V(ring.m) - V(m);
+      ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
+      ring.m = m;
+    }
+    Sums<T> block;  // apart: long rows would lose digits in one running sum
+    sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
+    ring.d = ring.d + block.d;
   }
 
   void write_row(const Z* z, const T* stats, const HierarchicalRow<T>& row, int64_t g, Z* grad) {

@@ -6,6 +6,7 @@ complement entropy, logit adjustment, margins, softcap and z-loss in the same sw
 
 from . import reference, training
 from .class_balance import (
+    Hierarchy,
     class_counts,
     effective_number,
     effective_number_weight,
@@ -21,6 +22,7 @@ from .functional import (
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
+    hierarchical_cross_entropy,
     linear_cross_entropy,
     linear_row_statistics,
     poly_cross_entropy,
@@ -41,6 +43,7 @@ from .modules import (
     CrossEntropyLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
+    HierarchicalCrossEntropyLoss,
     LinearCrossEntropyLoss,
     PolyCrossEntropyLoss,
     SigmoidCrossEntropyLoss,
@@ -59,6 +62,8 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "HierarchicalCrossEntropyLoss",
+    "Hierarchy",
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
     "RowStatistics",
@@ -75,6 +80,7 @@ __all__ = [
     "effective_number_weight",
     "focal_loss",
     "generalized_cross_entropy",
+    "hierarchical_cross_entropy",
     "inverse_frequency_weight",
     "ldam_margin",
     "linear_cross_entropy",

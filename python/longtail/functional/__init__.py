@@ -1,6 +1,7 @@
 """The losses as functions: what users call, and what it means. The work is done in the rooms below."""
 
 from .class_balanced import class_balanced_loss
+from .hierarchical import hierarchical_cross_entropy
 from .linear import linear_cross_entropy
 from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
@@ -21,6 +22,7 @@ __all__ = [
     "cross_entropy",
     "focal_loss",
     "generalized_cross_entropy",
+    "hierarchical_cross_entropy",
     "linear_cross_entropy",
     "linear_row_statistics",
     "poly_cross_entropy",

@@ -1,6 +1,7 @@
 """The losses as modules, made from the functions."""
 
 from .class_balanced import ClassBalancedLoss
+from .hierarchical import HierarchicalCrossEntropyLoss
 from .linear import LinearCrossEntropyLoss
 from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
 from .softmax import (
@@ -20,6 +21,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
+    "HierarchicalCrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "PolyCrossEntropyLoss",
     "SigmoidCrossEntropyLoss",

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import arithmetic_dtype, is_exporting
-from ..options import SigmoidOptions, SoftmaxOptions
+from ..options import HierarchicalOptions, SigmoidOptions, SoftmaxOptions
 from ..reference.sizes import Size
 from . import operators
 from .gradient import (
@@ -49,8 +49,11 @@ class Family(NamedTuple):
     loss_and_grad: Callable[..., Any]
     loss_and_grad_: Callable[..., Any]
     backward: Callable[..., Tensor]
-    mean: Callable[..., Any]
-    """Loss, statistics and what divides the gradient, where :func:`longtail.ops.operators.direct` says so."""
+    mean: Callable[..., Any] | None
+    """Loss, statistics and what divides the gradient, where :func:`longtail.ops.operators.direct` says so.
+
+    None of a family whose mean always comes with its denominator.
+    """
     statistics: int
     """How many outputs, of the first two, stand between losses and gradient; backward takes them after the target."""
 
@@ -114,13 +117,14 @@ def _direct_loss(
     family: Family,
     logits: Tensor,
     target: Tensor,
-    options: SoftmaxOptions | SigmoidOptions,
+    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
     reduction: str,
     denominator: Tensor | None,
     outputs: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The loss, what a mean's gradient is divided by and the statistics, of arguments that are direct."""
     if reduction == "mean" and denominator is None:
+        assert family.mean is not None
         mean, *statistics, divisor = family.mean(logits, target, *options, *outputs)
         return mean, divisor, statistics
     found = family.loss(logits, target, *options, *outputs)
@@ -160,7 +164,7 @@ def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any)
 def direct_loss(
     family: Family,
     data: tuple[Tensor, Tensor],
-    options: SoftmaxOptions | SigmoidOptions,
+    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
     reduction: str,
     denominator: Tensor | None,
     divisor: Tensor | None,
@@ -182,7 +186,7 @@ def differentiable_loss(
     family: Family,
     input: Tensor,
     data: tuple[Tensor, Tensor],
-    options: SoftmaxOptions | SigmoidOptions,
+    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
     reduction: str,
     gradient: str,
     denominator: Tensor | None,

@@ -1,0 +1,1 @@
+"""Hierarchical cross-entropy: from options to the operators, and its autograd."""
