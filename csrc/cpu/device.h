@@ -17,6 +17,7 @@
 #include "../row_ops.h"
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
+#include "hierarchical_members.h"
 #include "kernels.h"
 #include "long_rows.h"
 
@@ -202,16 +203,19 @@ struct Cpu {
     check_targets_first(args, args.ignore_index, 0);
     const int64_t bytes = bytes_of(args.storage), numbers = args.storage == Storage::float64 ? 8 : 4;
     std::unique_ptr<char[]> ordered_bias;
+    MembersOfNodes members;
     if (args.order) {
       check_order(args);
       if (args.class_bias) ordered_bias.reset(new char[args.num_classes * numbers]);
       args.ordered_bias = ordered_bias.get();
       if (ordered_bias) (numbers == 8 ? put_in_order<double> : put_in_order<float>)(args, ordered_bias.get());
+      members.find(args);
     } else {
       args.stream = args.grad != args.logits && streamed(args.grad, args.rows * args.num_classes * bytes);
     }
     const int64_t bad = parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<char[]> scratch(args.order ? new char[args.num_classes * bytes] : nullptr);
+      const std::unique_ptr<char[]> scratch(args.order ? new char[2 * args.num_classes * bytes + args.mask_bytes]
+                                                       : nullptr);
       return kernel.hierarchical_loss_rows(args, pass, begin, end, scratch.get());
     });
     if (bad < 0) return;

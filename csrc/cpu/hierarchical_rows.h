@@ -5,6 +5,8 @@
 // they are gathered by position for the rings within, and their gradients written over those of the sweep.
 #pragma once
 
+#include <algorithm>
+
 #include "../hierarchical_math.h"
 #include "kernels.h"
 #include "softmax_block.h"
@@ -12,40 +14,85 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
-// Logits, -inf in the place of those at the positions [begin, begin + size).
+// `yes` in the lanes whose bits are set, from bit j on, a multiple of the lanes.
+LONGTAIL_INLINE uint32_t bits_at(const uint8_t* bits, int64_t j, int lanes) {
+  uint32_t found = bits[j / 8];
+  if (lanes > 8) found |= static_cast<uint32_t>(bits[j / 8 + 1]) << 8;
+  return lanes < 8 ? found >> (j % 8) : found;
+}
+
+#if defined(__AVX512F__)
+LONGTAIL_INLINE Vec<float> select_bits(const uint8_t* bits, int64_t j, Vec<float> yes, Vec<float> no) {
+  const __mmask16 mask = static_cast<__mmask16>(bits_at(bits, j, 16));
+  return (Vec<float>::Value)_mm512_mask_blend_ps(mask, (__m512)no.v, (__m512)yes.v);
+}
+LONGTAIL_INLINE Vec<double> select_bits(const uint8_t* bits, int64_t j, Vec<double> yes, Vec<double> no) {
+  const __mmask8 mask = static_cast<__mmask8>(bits_at(bits, j, 8));
+  return (Vec<double>::Value)_mm512_mask_blend_pd(mask, (__m512d)no.v, (__m512d)yes.v);
+}
+#else
+template <typename T>
+LONGTAIL_INLINE Vec<T> select_bits(const uint8_t* bits, int64_t j, Vec<T> yes, Vec<T> no) {
+  using Bits = typename Vec<T>::Bits;
+  constexpr int kLanes = Vec<T>::kLanes;
+  Bits lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
+  const Bits found = Bits{} + static_cast<int32_t>(bits_at(bits, j, kLanes));
+  return select(Mask<T>{(found & lane) != Bits{}}, yes, no);
+}
+#endif
+
+// Logits, -inf in the place of those whose bit is set.
 template <typename Z, bool kBiased>
 struct MaskedLogits {
   using T = typename Stored<Z>::Arithmetic;
-  using Places = typename Vec<T>::Unsigned;
-  typedef int32_t Positions __attribute__((vector_size(Vec<T>::kLanes * sizeof(int32_t))));
   const Z* z;
   const T* bias;
-  const int32_t* position;
-  uint32_t begin, size;
+  const uint8_t* bits;
 
-  LONGTAIL_INLINE Vec<T> masked(Vec<T> u, Positions at) const {
-    const Places beyond = __builtin_convertvector(at, Places) - begin;
-    return select(Mask<T>{beyond < size}, Vec<T>(T(-INFINITY)), u);
-  }
   LONGTAIL_INLINE Vec<T> whole(int64_t j) const {
-    Positions at;
-    memcpy(&at, position + j, sizeof(at));
     const Vec<T> u = load(z + j);
-    return masked(kBiased ? u + load(bias + j) : u, at);
+    return select_bits(bits, j, Vec<T>(T(-INFINITY)), kBiased ? u + load(bias + j) : u);
   }
   LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
-    Positions at = {};
-    memcpy(&at, position + j, count * sizeof(int32_t));
     const Vec<T> u = padded(z + j, count, T(-INFINITY));
-    return masked(kBiased ? u + widen(bias + j, load_raw(bias + j, count)) : u, at);
+    return select_bits(bits, j, Vec<T>(T(-INFINITY)), kBiased ? u + widen(bias + j, load_raw(bias + j, count)) : u);
   }
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+};
+
+// What `u` gives, -inf in the place of those whose place is in [begin, begin + size).
+template <typename Source>
+struct MaskedByPlace {
+  using T = typename Source::T;
+  using Places = typename Vec<T>::Unsigned;
+  typedef int32_t Loaded __attribute__((vector_size(Vec<T>::kLanes * sizeof(int32_t))));
+  Source u;
+  const int32_t* places;
+  uint32_t begin, size;
+
+  LONGTAIL_INLINE Vec<T> masked(Vec<T> x, Loaded at) const {
+    const Places beyond = __builtin_convertvector(at, Places) - begin;
+    return select(Mask<T>{beyond < size}, Vec<T>(T(-INFINITY)), x);
+  }
+  LONGTAIL_INLINE Vec<T> whole(int64_t j) const {
+    Loaded at;
+    memcpy(&at, places + j, sizeof(at));
+    return masked(u.whole(j), at);
+  }
+  LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const {
+    Loaded at = {};
+    memcpy(&at, places + j, count * sizeof(int32_t));
+    return masked(u.some(j, count), at);
+  }
+  LONGTAIL_INLINE void prefetch(int64_t) const {}
 };
 
 // Z: storage type of the logits; T: type of the arithmetic.
 template <typename Z, typename T>
 class HierarchicalRows {
  public:
+  // scratch: see HierarchicalLossRows.
   HierarchicalRows(const HierarchicalLossArgs& args, Pass pass, void* scratch)
       : args_(args),
         pass_(pass),
@@ -53,7 +100,11 @@ class HierarchicalRows {
         columns_(2 * args.depth + 1),
         bias_(static_cast<const T*>(args.class_bias)),
         ordered_bias_(static_cast<const T*>(args.ordered_bias)),
-        members_(static_cast<Z*>(scratch)) {}
+        members_(static_cast<Z*>(scratch)),
+        inner_(members_ + args.num_classes),
+        own_mask_(reinterpret_cast<uint8_t*>(inner_ + args.num_classes)) {
+    if (scratch) memset(own_mask_, 0, args.mask_bytes);
+  }
 
   // Returns the first row whose target, or its path, is wrong, or -1.
   int64_t run(int64_t begin, int64_t end) {
@@ -92,7 +143,18 @@ class HierarchicalRows {
       lambda_[k] = static_cast<const T*>(args_.node_weight)[node];
     }
     place_ = args_.position ? args_.position[g] : g;
+    begin_[depth_ + 1] = place_;
+    end_[depth_ + 1] = place_ + 1;
+    if (args_.order) find_members(args_.path[g * depth_]);
     return begin_[depth_] == place_ && end_[depth_] == place_ + 1;
+  }
+
+  // Whether those of A_1 were found for all rows, in memory order; else they are taken by position.
+  void find_members(int32_t top) {
+    const Members *first = args_.members, *last = first + args_.members_count;
+    const Members* found = std::lower_bound(first, last, top);
+    made_ = found == last || found->node != top ? nullptr : found;
+    origin_ = made_ ? 2 : 1;
   }
 
   void run_row(int64_t i, int64_t g) {
@@ -123,10 +185,16 @@ class HierarchicalRows {
   // Whether all classes are below A_1: ring 0 is empty.
   bool only_child() const { return end_[1] - begin_[1] == args_.num_classes; }
 
+  int64_t size_of(int k) const { return end_[k] - begin_[k]; }
+
+  // The members of A_1, and by position those of A_origin.
   void gather(const Z* z) {
-    const int32_t* order = args_.order + begin_[1];
-    const int64_t count = end_[1] - begin_[1];
-    for (int64_t k = 0; k < count; ++k) members_[k] = z[order[k]];
+    const int32_t* order = args_.order + begin_[origin_];
+    Z* inner = made_ ? inner_ : members_;
+    for (int64_t k = 0; k < size_of(origin_); ++k) inner[k] = z[order[k]];
+    if (!made_) return;
+    const int32_t* classes = made_->classes;
+    for (int64_t k = 0; k < made_->count; ++k) members_[k] = z[classes[k]];
   }
 
   void find_stats(const Z* z, int64_t g, T* stats) {
@@ -136,11 +204,12 @@ class HierarchicalRows {
     int first = 0;
     if (args_.order) {
       Running ring;
-      if (!only_child()) add_masked(z, ring);
+      if (!only_child()) add_outer(z, ring);
       write_stats(ring, stats);
       gather(z);
-      z = members_;
-      first = 1;
+      if (made_ && depth_ > 1) add_members(stats + 2);
+      z = made_ ? inner_ : members_;
+      first = origin_;
     }
     for (int k = first; k < depth_; ++k) {
       Running ring;
@@ -155,8 +224,8 @@ class HierarchicalRows {
     stats[1] = horizontal_sum(ring.d);
   }
 
-  // Where position p of what z points to lies: that of the row, or the members of A_1.
-  int64_t offset(int64_t p) const { return args_.order ? p - begin_[1] : p; }
+  // Where position p lies in what is taken by position: the row, or the members of A_origin.
+  int64_t offset(int64_t p) const { return args_.order ? p - begin_[origin_] : p; }
   const T* bias_at(int64_t p) const { return (args_.order ? ordered_bias_ : bias_) + p; }
 
   void add(const Z* z, int64_t begin, int64_t end, Running& ring) {
@@ -168,13 +237,36 @@ class HierarchicalRows {
     }
   }
 
-  void add_masked(const Z* z, Running& ring) {
-    const uint32_t begin = static_cast<uint32_t>(begin_[1]), size = static_cast<uint32_t>(end_[1] - begin_[1]);
+  // Ring 0, in memory order.
+  void add_outer(const Z* z, Running& ring) {
+    if (!made_) mark_members();
+    const uint8_t* bits = made_ ? made_->bits : own_mask_;
     if (bias_) {
-      add_masked_row(MaskedLogits<Z, true>{z, bias_, args_.position, begin, size}, args_.num_classes, ring);
+      add_stretch(MaskedLogits<Z, true>{z, bias_, bits}, args_.num_classes, ring);
     } else {
-      add_masked_row(MaskedLogits<Z, false>{z, nullptr, args_.position, begin, size}, args_.num_classes, ring);
+      add_stretch(MaskedLogits<Z, false>{z, nullptr, bits}, args_.num_classes, ring);
     }
+    if (!made_) unmark_members();
+  }
+
+  // Ring 1, of members in memory order.
+  void add_members(T* stats) {
+    Running ring;
+    const uint32_t begin = static_cast<uint32_t>(begin_[2] - begin_[1]), size = static_cast<uint32_t>(size_of(2));
+    if (bias_) {
+      const BiasedLogits<Z> u = {members_, static_cast<const T*>(made_->bias)};
+      add_stretch(MaskedByPlace<BiasedLogits<Z>>{u, made_->places, begin, size}, made_->count, ring);
+    } else {
+      add_stretch(MaskedByPlace<Logits<Z>>{{members_}, made_->places, begin, size}, made_->count, ring);
+    }
+    write_stats(ring, stats);
+  }
+
+  void mark_members() {
+    for (int64_t p = begin_[1]; p < end_[1]; ++p) own_mask_[args_.order[p] / 8] |= 1 << args_.order[p] % 8;
+  }
+  void unmark_members() {
+    for (int64_t p = begin_[1]; p < end_[1]; ++p) own_mask_[args_.order[p] / 8] = 0;
   }
 
   // A function of its own for each source, as those of SoftmaxRows.
@@ -182,54 +274,16 @@ class HierarchicalRows {
   __attribute__((noinline)) static void add_stretch(const Source u, int64_t count, Running& ring) {
     for (int64_t begin = 0; begin < count; begin += kBlock) {
       const int64_t end = count - begin < kBlock ? count : begin + kBlock;
-      add_block(u, begin, end, largest_of(u, begin, end, V(T(-INFINITY))), ring);
+      const T m = horizontal_max(largest_of(u, begin, end, V(T(-INFINITY))));
+      if (m > ring.m) {
+        V factor = V(ring.m) - V(m);
+        ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
+        ring.m = m;
+      }
+      Sums<T> block;  // apart: long rows would lose digits in one running sum
+      sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
+      ring.d = ring.d + block.d;
     }
-  }
-
-  // What is masked is kept from the maximum to the sum.
-  template <bool kBiased>
-  __attribute__((noinline)) static void add_masked_row(const MaskedLogits<Z, kBiased> u, int64_t count, Running& ring) {
-    T kept[kBlock];
-    for (int64_t begin = 0; begin < count; begin += kBlock) {
-      const int64_t n = count - begin < kBlock ? count - begin : kBlock;
-      add_block(Computed<T>{kept}, 0, n, mask_block(u, begin, n, kept), ring);
-    }
-  }
-
-  // Of n masked logits from the begin-th on: their maximum.
-  template <bool kBiased>
-  static LONGTAIL_INLINE V mask_block(const MaskedLogits<Z, kBiased> u, int64_t begin, int64_t n, T* kept) {
-    constexpr int kLanes = V::kLanes;
-    V largest = T(-INFINITY), other = T(-INFINITY);
-    int64_t j = 0;
-    for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
-      u.prefetch(begin + j);
-      const V first = u.whole(begin + j), second = u.whole(begin + j + kLanes);
-      largest = maximum(largest, first);
-      other = maximum(other, second);
-      store(kept + j, first);
-      store(kept + j + kLanes, second);
-    }
-    for (; j < n; j += kLanes) {
-      const int64_t left = n - j;
-      const V x = left < kLanes ? u.some(begin + j, left) : u.whole(begin + j);
-      largest = maximum(largest, x);
-      store_some(kept + j, x, left);
-    }
-    return maximum(largest, other);
-  }
-
-  template <typename Source>
-  static LONGTAIL_INLINE void add_block(const Source u, int64_t begin, int64_t end, V largest, Running& ring) {
-    const T m = horizontal_max(largest);
-    if (m > ring.m) {
-      V factor = V(ring.m) - V(m);
-      ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
-      ring.m = m;
-    }
-    Sums<T> block;  // apart: long rows would lose digits in one running sum
-    sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
-    ring.d = ring.d + block.d;
   }
 
   void write_row(const Z* z, const T* stats, const HierarchicalRow<T>& row, int64_t g, Z* grad) {
@@ -237,15 +291,46 @@ class HierarchicalRows {
       for (int k = 0; k < depth_; ++k) write_ring(z, stats, row, k, grad);
       return write_number(row.target, grad + g);
     }
-    const bool gathered = pass_ == Pass::loss_and_grad;
-    if (!only_child()) write_all(z, {finite_max(stats[0]), row.ring[0], T(0), T(0), T(0)}, grad);
-    if (!gathered) gather(z);  // after the sweep, which has brought the row into the cache
-    for (int k = 1; k < depth_; ++k) write_ring(members_, stats, row, k, members_);
-    write_number(row.target, members_ + offset(place_));
-    const int32_t* order = args_.order + begin_[1];
-    const int64_t count = end_[1] - begin_[1];
-    for (int64_t k = 0; k < count; ++k) grad[order[k]] = members_[k];
+    if (pass_ == Pass::backward) gather(z);
+    Z* inner = made_ ? inner_ : members_;
+    for (int k = origin_; k < depth_; ++k) write_ring(inner, stats, row, k, inner);
+    write_number(row.target, inner + offset(place_));
+    if (made_ && depth_ > 1) write_members({finite_max(stats[2]), row.ring[1], T(0), T(0), T(0)});
+    const RowGrad<T> outer = {finite_max(stats[0]), row.ring[0], T(0), T(0), T(0)};
+    if (bias_) {
+      write_outer(BiasedLogits<Z>{z, bias_}, outer, grad);
+    } else {
+      write_outer(Logits<Z>{z}, outer, grad);
+    }
+    const int32_t* order = args_.order + begin_[origin_];
+    for (int64_t k = 0; k < size_of(origin_); ++k) grad[order[k]] = inner[k];
   }
+
+  // Ring 1, over the members of A_2, too, which are written last.
+  void write_members(const RowGrad<T>& ring) {
+    if (bias_) {
+      write_stretch(BiasedLogits<Z>{members_, static_cast<const T*>(made_->bias)}, made_->count, ring, members_);
+    } else {
+      write_stretch(Logits<Z>{members_}, made_->count, ring, members_);
+    }
+  }
+
+  // Ring 0, in memory order; over the members of A_1, too, whose own gradients follow while a block is in the cache.
+  template <typename Source>
+  __attribute__((noinline)) void write_outer(const Source u, const RowGrad<T>& ring, Z* grad) {
+    const RowGrad<V> row = {V(ring.m), V(ring.a), V(T(0)), V(T(0)), V(T(0))};
+    const int64_t count = args_.num_classes, written = made_ ? made_->count : 0;
+    const int32_t* classes = made_ ? made_->classes : nullptr;
+    int64_t k = 0;
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
+      if (!only_child()) write_gradient<false, false>(from(u, begin), end - begin, row, grad + begin);
+      for (; k < written && classes[k] < end; ++k) grad[classes[k]] = members_[k];
+    }
+  }
+
+  static LONGTAIL_INLINE Logits<Z> from(const Logits<Z> u, int64_t j) { return {u.z + j}; }
+  static LONGTAIL_INLINE BiasedLogits<Z> from(const BiasedLogits<Z> u, int64_t j) { return {u.z + j, u.bias + j}; }
 
   static void write_number(T x, Z* grad) { store_raw(grad, narrow(grad, V(x)), 1); }
 
@@ -265,14 +350,6 @@ class HierarchicalRows {
     }
   }
 
-  void write_all(const Z* z, const RowGrad<T>& ring, Z* grad) {
-    if (bias_) {
-      write_stretch(BiasedLogits<Z>{z, bias_}, args_.num_classes, ring, grad);
-    } else {
-      write_stretch(Logits<Z>{z}, args_.num_classes, ring, grad);
-    }
-  }
-
   template <typename Source>
   __attribute__((noinline)) void write_stretch(const Source u, int64_t count, const RowGrad<T>& ring, Z* grad) {
     const RowGrad<V> row = {V(ring.m), V(ring.a), V(T(0)), V(T(0)), V(T(0))};
@@ -289,11 +366,15 @@ class HierarchicalRows {
   const int64_t columns_;
   const T* const bias_;
   const T* const ordered_bias_;
-  Z* const members_;  // of A_1, by position: logits, then gradients
-  // Of the row at hand: the positions of A_0, A_1, ..., the weights of A_1, A_2, ..., the position of the target.
-  int64_t begin_[kDeepestTree + 1], end_[kDeepestTree + 1];
+  // Logits, then gradients: of A_1, in memory order or by position, and then of A_2 by position.
+  Z *const members_, *const inner_;
+  uint8_t* const own_mask_;  // all zeros between rows
+  // Of the row at hand: the positions of A_0, A_1, ... A_L, {g}, the weights of A_1, A_2, ..., that of the target.
+  int64_t begin_[kDeepestTree + 2], end_[kDeepestTree + 2];
   T lambda_[kDeepestTree];
   int64_t place_ = 0;
+  const Members* made_ = nullptr;
+  int origin_ = 1;  // the node whose members are taken by position: 2 where those of A_1 are in memory order
 };
 
 inline int64_t hierarchical_loss_rows(const HierarchicalLossArgs& args, Pass pass, int64_t begin, int64_t end,

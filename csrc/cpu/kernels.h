@@ -25,9 +25,24 @@ struct SoftmaxLossArgs : SoftmaxLossFields<Storage, void, double> {
   int64_t stretch;    // pixels taken through all classes together, a multiple of 16
 };
 struct SigmoidLossArgs : SigmoidLossFields<Storage, void, double> {};
+// The classes of a node in memory order: a bit for each of all classes; one after the other; their positions within the
+// node; and their class_bias, or null.
+struct Members {
+  int32_t node;
+  int64_t count;
+  const uint8_t* bits;
+  const int32_t *classes, *places;
+  const void* bias;
+
+  bool operator<(int32_t other) const { return node < other; }
+};
 struct HierarchicalLossArgs : HierarchicalLossFields<Storage, void> {
   const void* ordered_bias;  // class_bias by position, where there is an order
-  bool stream;               // as of SoftmaxLossArgs
+  // Where there is an order: of the large ones of the nodes A_1 of these rows, sorted by node.
+  const Members* members;
+  int64_t members_count;
+  int64_t mask_bytes;  // of a mask over all classes, with all that registers read
+  bool stream;         // as of SoftmaxLossArgs
 };
 struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
@@ -37,7 +52,8 @@ struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 // stretch] of T with pixels, else null. T is double for float64 logits, else float.
 using SoftmaxLossRows = int64_t (*)(const SoftmaxLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin, int64_t end);
-// `scratch`: a row of the logits' type where there is an order, else null. Also returns a row whose path does not nest.
+// `scratch`: where there is an order two rows of the logits' type, and mask_bytes, else null. Also returns a row whose
+// path does not nest.
 using HierarchicalLossRows = int64_t (*)(const HierarchicalLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);

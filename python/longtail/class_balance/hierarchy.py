@@ -159,7 +159,7 @@ class Hierarchy:
         return cls(children, 0, class_of)
 
     def tables(self, device: torch.device | str = "cpu") -> HierarchyTables:
-        """The tables of :class:`longtail.options.HierarchicalOptions` on ``device``, moved there once."""
+        """What the operators take of the tree, on ``device``; moved there once."""
         place = torch.device(device)
         found = self._tables.get(place)
         if found is None:
