@@ -153,3 +153,22 @@ def test_targets_out_of_bounds(kernels: HierarchicalKernels, wrong: int) -> None
     )
     with pytest.raises((IndexError, LaunchFailed), match="out of bounds"):
         batch.run()
+
+
+# Table of the tail, place, what stands there, what is said.
+FAULTS = [
+    (0, -1, 10**6, "path is out of bounds"),
+    (0, -1, 0, "path does not end at its class"),
+    (2, 0, 10**6, "nodes do not nest"),
+    (4, slice(None), -1, "order is out of bounds"),
+]
+
+
+@pytest.mark.parametrize(("kernels", "fault"), over(emulated(HIERARCHICAL_REGIMES, "block"), FAULTS))
+def test_wrong_tables_trap_on_a_gpu(kernels: HierarchicalKernels, fault: tuple[int, int | slice, int, str]) -> None:
+    table, place, wrong, said = fault
+    batch = HierarchicalBatch.of(kernels, (6, 60), 3, True)
+    batch.tail[table] = batch.tail[table].clone()
+    batch.tail[table][..., place] = wrong
+    with pytest.raises(LaunchFailed, match=said):
+        batch.run()

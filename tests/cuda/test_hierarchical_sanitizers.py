@@ -11,7 +11,7 @@ import torch
 from batches import one_thread
 from emulation import build, harness
 from emulation.plans import HIERARCHICAL_REGIMES, launches
-from hierarchical_batches import HierarchicalBatch, tree
+from hierarchical_batches import HierarchicalBatch
 
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
 
@@ -58,21 +58,3 @@ def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:
     for barrier in met:
         with pytest.raises(harness.LaunchFailed, match="data race"):
             harness.run_apart(build.linked("thread"), requests, tmp_path, EMULATION_UNORDERED=barrier)
-
-
-@pytest.mark.parametrize(
-    ("table", "place", "wrong", "said"),
-    [
-        (0, -1, 10**6, "path is out of bounds"),
-        (0, -1, 0, "path does not end at its class"),
-        (2, 0, 10**6, "nodes do not nest"),
-        (4, slice(None), -1, "order is out of bounds"),
-    ],
-)
-def test_wrong_tables_trap(table: int, place: int | slice, wrong: int, said: str) -> None:
-    chosen = batch("block", (6, 60), 3, True)
-    assert len(chosen.tail[1]) > 8, tree(60, 3)
-    chosen.tail[table] = chosen.tail[table].clone()
-    chosen.tail[table][..., place] = wrong
-    with pytest.raises(harness.LaunchFailed, match=said):
-        chosen.run()
