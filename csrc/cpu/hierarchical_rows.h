@@ -115,6 +115,8 @@ class HierarchicalRows {
       } else if (g < 0 || g >= args_.num_classes || !find_path(g)) {
         return i;
       } else {
+        next_ =
+            i + 1 < end ? static_cast<const char*>(args_.logits) + (i + 1) * args_.logits_stride * sizeof(Z) : nullptr;
         run_row(i, g);
       }
     }
@@ -187,14 +189,19 @@ class HierarchicalRows {
 
   int64_t size_of(int k) const { return end_[k] - begin_[k]; }
 
-  // The members of A_1, and by position those of A_origin.
+  // The members of A_origin, by position.
   void gather(const Z* z) {
     const int32_t* order = args_.order + begin_[origin_];
     Z* inner = made_ ? inner_ : members_;
     for (int64_t k = 0; k < size_of(origin_); ++k) inner[k] = z[order[k]];
-    if (!made_) return;
-    const int32_t* classes = made_->classes;
-    for (int64_t k = 0; k < made_->count; ++k) members_[k] = z[classes[k]];
+  }
+
+  // Those of A_1 in memory order, from the k-th on, that are below class `end`; returns the next.
+  int64_t gather_members(const Z* z, int64_t k, int64_t end) {
+    const int64_t count = made_ ? made_->count : 0;
+    const int32_t* classes = made_ ? made_->classes : nullptr;
+    for (; k < count && classes[k] < end; ++k) members_[k] = z[classes[k]];
+    return k;
   }
 
   void find_stats(const Z* z, int64_t g, T* stats) {
@@ -206,6 +213,7 @@ class HierarchicalRows {
       Running ring;
       if (!only_child()) add_outer(z, ring);
       write_stats(ring, stats);
+      if (only_child()) gather_members(z, 0, args_.num_classes);
       gather(z);
       if (made_ && depth_ > 1) add_members(stats + 2);
       z = made_ ? inner_ : members_;
@@ -242,9 +250,9 @@ class HierarchicalRows {
     if (!made_) mark_members();
     const uint8_t* bits = made_ ? made_->bits : own_mask_;
     if (bias_) {
-      add_stretch(MaskedLogits<Z, true>{z, bias_, bits}, args_.num_classes, ring);
+      add_masked(MaskedLogits<Z, true>{z, bias_, bits}, ring);
     } else {
-      add_stretch(MaskedLogits<Z, false>{z, nullptr, bits}, args_.num_classes, ring);
+      add_masked(MaskedLogits<Z, false>{z, nullptr, bits}, ring);
     }
     if (!made_) unmark_members();
   }
@@ -273,17 +281,33 @@ class HierarchicalRows {
   template <typename Source>
   __attribute__((noinline)) static void add_stretch(const Source u, int64_t count, Running& ring) {
     for (int64_t begin = 0; begin < count; begin += kBlock) {
-      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
-      const T m = horizontal_max(largest_of(u, begin, end, V(T(-INFINITY))));
-      if (m > ring.m) {
-        V factor = V(ring.m) - V(m);
-        ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
-        ring.m = m;
-      }
-      Sums<T> block;  // apart: long rows would lose digits in one running sum
-      sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
-      ring.d = ring.d + block.d;
+      add_block(u, begin, count - begin < kBlock ? count : begin + kBlock, ring);
     }
+  }
+
+  // The whole row; members of A_1 are gathered on the way, while memory is waited for.
+  template <bool kBiased>
+  __attribute__((noinline)) void add_masked(const MaskedLogits<Z, kBiased> u, Running& ring) {
+    const int64_t count = args_.num_classes;
+    int64_t k = 0;
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
+      add_block(u, begin, end, ring);
+      k = gather_members(u.z, k, end);
+    }
+  }
+
+  template <typename Source>
+  static LONGTAIL_INLINE void add_block(const Source u, int64_t begin, int64_t end, Running& ring) {
+    const T m = horizontal_max(largest_of(u, begin, end, V(T(-INFINITY))));
+    if (m > ring.m) {
+      V factor = V(ring.m) - V(m);
+      ring.d = ring.d * exp_cut(factor, ExpRange<T>::kLowest);
+      ring.m = m;
+    }
+    Sums<T> block;  // apart: long rows would lose digits in one running sum
+    sum_of<false>(u, begin, end, V(finite_max(ring.m)), block);
+    ring.d = ring.d + block.d;
   }
 
   void write_row(const Z* z, const T* stats, const HierarchicalRow<T>& row, int64_t g, Z* grad) {
@@ -291,7 +315,10 @@ class HierarchicalRows {
       for (int k = 0; k < depth_; ++k) write_ring(z, stats, row, k, grad);
       return write_number(row.target, grad + g);
     }
-    if (pass_ == Pass::backward) gather(z);
+    if (pass_ == Pass::backward) {
+      gather_members(z, 0, args_.num_classes);
+      gather(z);
+    }
     Z* inner = made_ ? inner_ : members_;
     for (int k = origin_; k < depth_; ++k) write_ring(inner, stats, row, k, inner);
     write_number(row.target, inner + offset(place_));
@@ -309,9 +336,9 @@ class HierarchicalRows {
   // Ring 1, over the members of A_2, too, which are written last.
   void write_members(const RowGrad<T>& ring) {
     if (bias_) {
-      write_stretch(BiasedLogits<Z>{members_, static_cast<const T*>(made_->bias)}, made_->count, ring, members_);
+      write_stretch(BiasedLogits<Z>{members_, static_cast<const T*>(made_->bias)}, 0, made_->count, ring, members_);
     } else {
-      write_stretch(Logits<Z>{members_}, made_->count, ring, members_);
+      write_stretch(Logits<Z>{members_}, 0, made_->count, ring, members_);
     }
   }
 
@@ -326,7 +353,16 @@ class HierarchicalRows {
       const int64_t end = count - begin < kBlock ? count : begin + kBlock;
       if (!only_child()) write_gradient<false, false>(from(u, begin), end - begin, row, grad + begin);
       for (; k < written && classes[k] < end; ++k) grad[classes[k]] = members_[k];
+      prefetch_next(begin, end);
     }
+  }
+
+  // While this row is written, the next one comes into the second-level cache, as far as that holds both.
+  LONGTAIL_INLINE void prefetch_next(int64_t begin, int64_t end) const {
+    constexpr int64_t kLine = 64, kMost = 256 * 1024;
+    const int64_t first = begin * int64_t(sizeof(Z)), last = end * int64_t(sizeof(Z));
+    if (!next_ || last > kMost) return;
+    for (int64_t i = first; i < last; i += kLine) __builtin_prefetch(next_ + i, 0, 2);
   }
 
   static LONGTAIL_INLINE Logits<Z> from(const Logits<Z> u, int64_t j) { return {u.z + j}; }
@@ -344,20 +380,25 @@ class HierarchicalRows {
     if (begin >= end) return;
     const int64_t at = offset(begin);
     if (bias_) {
-      write_stretch(BiasedLogits<Z>{z + at, bias_at(begin)}, end - begin, ring, grad + at);
+      write_stretch(BiasedLogits<Z>{z + at, bias_at(begin)}, begin, end - begin, ring, grad + at);
     } else {
-      write_stretch(Logits<Z>{z + at}, end - begin, ring, grad + at);
+      write_stretch(Logits<Z>{z + at}, begin, end - begin, ring, grad + at);
     }
   }
 
   template <typename Source>
-  __attribute__((noinline)) void write_stretch(const Source u, int64_t count, const RowGrad<T>& ring, Z* grad) {
+  __attribute__((noinline)) void write_stretch(const Source u, int64_t at, int64_t count, const RowGrad<T>& ring,
+                                               Z* grad) {
     const RowGrad<V> row = {V(ring.m), V(ring.a), V(T(0)), V(T(0)), V(T(0))};
     if constexpr (kStreams<Z>) {
       constexpr int64_t kLong = 256;  // a short stretch would be pieces of lines
       if (args_.stream && count >= kLong) return write_gradient<false, true>(u, count, row, grad);
     }
-    write_gradient<false, false>(u, count, row, grad);
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t end = count - begin < kBlock ? count : begin + kBlock;
+      write_gradient<false, false>(from(u, begin), end - begin, row, grad + begin);
+      if (!args_.order) prefetch_next(at + begin, at + end);
+    }
   }
 
   const HierarchicalLossArgs& args_;
@@ -373,6 +414,7 @@ class HierarchicalRows {
   int64_t begin_[kDeepestTree + 2], end_[kDeepestTree + 2];
   T lambda_[kDeepestTree];
   int64_t place_ = 0;
+  const char* next_ = nullptr;  // the logits of the row that follows
   const Members* made_ = nullptr;
   int origin_ = 1;  // the node whose members are taken by position: 2 where those of A_1 are in memory order
 };
