@@ -94,6 +94,12 @@ FIRST = (
     _tests("sigmoid, dense targets", f"{CONTRACT}/test_sigmoid_operators.py", "cuda and soft", 110),
     _tests("sigmoid", f"{CONTRACT}/test_sigmoid_operators.py", "cuda and not soft", 110),
     _tests(
+        "hierarchical",
+        f"{CONTRACT}/test_hierarchical.py {CONTRACT}/test_hierarchical_operators.py",
+        "not reference",
+        110,
+    ),
+    _tests(
         "images and ranks",
         f"{CONTRACT}/test_gpu_images.py tests/parallel/test_gpu.py tests/training/test_class_balance.py "
         "tests/training/test_class_frequency.py",

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from longtail.arguments import arithmetic_dtype
 from longtail.ops import fallback, layout
-from longtail.options import SIGMOID_VECTORS, SigmoidOptions, SoftmaxOptions
+from longtail.options import (
+    HIERARCHICAL_VECTORS,
+    HIERARCHY_DEPTH,
+    SIGMOID_VECTORS,
+    HierarchicalOptions,
+    SigmoidOptions,
+    SoftmaxOptions,
+)
 
 
 def _check(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -147,3 +154,31 @@ def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None,
         _check_contiguous("grad_loss", grad_loss)
     else:
         check_factor("grad_loss", grad_loss, logits)
+
+
+def check_hierarchical_loss(
+    logits: Tensor, target: Tensor, grad_loss: Tensor | None, stats: Tensor, options: HierarchicalOptions
+) -> None:
+    """The tensors of a hierarchical loss of logits [N, C] or its backward, and those of its tree."""
+    if logits.dim() != 2:
+        raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
+    check_layout("logits", logits)
+    check_factor("grad_loss", grad_loss, logits)
+    _check_vectors(logits, {name: getattr(options, name) for name in HIERARCHICAL_VECTORS})
+    n, c = logits.shape
+    path, nodes = options.path, options.node_begin.shape[:1]
+    if path.dim() != 2 or not 1 <= path.shape[1] <= HIERARCHY_DEPTH:
+        raise RuntimeError(f"longtail: path has shape {list(path.shape)}, expected [{c}, 1 to {HIERARCHY_DEPTH}]")
+    if (options.order is None) != (options.position is None):
+        raise RuntimeError("longtail: one of order and position is None, expected both or none")
+    depth = path.shape[1]
+    _check("stats", stats, (n, 2 * depth + 1), torch.float32, logits.device)
+    tables = {"path": (c, depth), "node_begin": nodes, "node_end": nodes, "order": (c,), "position": (c,)}
+    for name, shape in tables.items():
+        table = getattr(options, name)
+        if table is not None:
+            _check(name, table, tuple(shape), torch.int32, logits.device)
+            _check_contiguous(name, table)
+    _check("node_weight", options.node_weight, tuple(nodes), torch.float32, logits.device)
+    _check_contiguous("node_weight", options.node_weight)
+    _check_classes(logits, target, options.ignore_index)

@@ -184,6 +184,17 @@ def dense_sweep(classes: int, itemsize: int, strides: tuple[int, ...], aligned: 
     return _sweep_by(SWEEP_WARPS, HEAVY_PER_THREAD, classes, itemsize, strides, aligned)
 
 
+def hierarchical(
+    classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, twice: bool, heavy: bool, cache: int
+) -> Sweep:
+    """As sweep(), of rows of any length with a program each: short ones have fewer warps."""
+    if classes > WARP * SWEEP_WARPS * PER_THREAD:
+        return sweep(classes, itemsize, strides, aligned, twice, heavy, cache)
+    warps = max(1, _power_of_two(classes) // (WARP * PER_THREAD))
+    found = _sweep_by(warps, HEAVY_PER_THREAD, classes, itemsize, strides, aligned)
+    return found._replace(vec=1, edges=False) if found.edges and classes < EDGE_CLASSES else found
+
+
 def _sweep_by(
     warps: int, per_thread: int, classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool
 ) -> Sweep:

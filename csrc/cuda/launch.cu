@@ -1,4 +1,5 @@
 // From the operators' arguments to launches, with what the device is like.
+#include "hierarchical_loss.cuh"
 #include "kernels.h"
 #include "means.cuh"
 #include "scale_grad.cuh"
@@ -37,6 +38,10 @@ void softmax_loss(const SoftmaxLossArgs& args, Pass pass, int device, void* stre
 
 void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stream) {
   sigmoid_loss_launch(args, pass, plan_of(args, pass, device_of(device)), stream);
+}
+
+void hierarchical_loss(const HierarchicalLossArgs& args, Pass pass, int device, void* stream) {
+  hierarchical_loss_launch(args, pass, hierarchical_plan_of(problem_of(args, pass), device_of(device)), stream);
 }
 
 void scale_grad(const ScaleGradArgs& args, int device, void* stream) {

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "../hierarchical_ops.h"
 #include "../row_ops.h"
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
@@ -29,6 +30,7 @@ struct Cuda {
   using Pass = gpu::Pass;
   using SoftmaxLossArgs = gpu::SoftmaxLossArgs;
   using SigmoidLossArgs = gpu::SigmoidLossArgs;
+  using HierarchicalLossArgs = gpu::HierarchicalLossArgs;
   using ScaleGradArgs = gpu::ScaleGradArgs;
   using Element = float;
   using Number = float;
@@ -70,6 +72,12 @@ struct Cuda {
     gpu::sigmoid_loss(args, pass, on.device, on.stream);
   }
 
+  static void hierarchical_loss(const HierarchicalLossArgs& args, Pass pass, const Tensor& logits) {
+    if (args.rows == 0) return;
+    const Launch on(logits);
+    gpu::hierarchical_loss(args, pass, on.device, on.stream);
+  }
+
   static void scale_grad(const ScaleGradArgs& args, const Tensor& grad) {
     const Launch on(grad);
     gpu::scale_grad(args, on.device, on.stream);
@@ -93,6 +101,7 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(longtail_cuda, CUDA, library) {
   longtail::SoftmaxOps<longtail::gpu::Cuda>::add_to(library);
   longtail::SigmoidOps<longtail::gpu::Cuda>::add_to(library);
+  longtail::HierarchicalOps<longtail::gpu::Cuda>::add_to(library);
   longtail::RowOps<longtail::gpu::Cuda>::add_to(library);
   // The CPU is quicker without.
   library.impl("mean_loss", TORCH_BOX(&longtail::RowOps<longtail::gpu::Cuda>::mean_loss));

@@ -221,6 +221,12 @@ inline Plan sigmoid_pixels_plan_of(const Problem& p, const Device& device) {
   return {Regime::sweep, p.alike, lanes * groups < kWarpSize ? kWarpSize : lanes * groups, lanes, 1};
 }
 
+// ---- Hierarchical cross-entropy: Regime::sweep, a block per row ----
+
+inline Plan hierarchical_plan_of(const Problem& p, const Device&) {
+  return {Regime::sweep, p.alike, power_of_two(ceil_div(p.num_classes, kPerThread), kWarpSize, kBlockThreads), 0, 1};
+}
+
 // ---- Every family ----
 
 // Blocks that a launch has, whole clusters; kernels go on to the rows beyond them.

@@ -53,6 +53,7 @@ LONGTAIL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, Float16) { return max_
 template <typename Z, int kCount>
 struct Vector {
   static_assert(kCount * sizeof(Z) == 16, "a vector is 16 bytes");
+  static constexpr int kWidth = kCount;
   uint4 bits;
 
   LONGTAIL_DEVICE void load(const Z* p) { bits = load_16(p); }
@@ -106,6 +107,7 @@ struct Vector {
 
 template <typename Z>
 struct Vector<Z, 1> {
+  static constexpr int kWidth = 1;
   Z value;
 
   LONGTAIL_DEVICE void load(const Z* p) { value = *p; }

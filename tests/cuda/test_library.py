@@ -181,6 +181,27 @@ def test_instructions_an_element_of_class_probabilities(pass_: int, most: float,
         assert min(way.count("LDG.E.128") for way in found) == 4, storage
 
 
+def hierarchical(storage: str, pass_: int) -> str:
+    """As mangled(), of hierarchical cross-entropy."""
+    element = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
+    return f"24hierarchical_rows_kernelI{element}Li{VECTORS[storage]}ENS0_5FixedILNS0_4PassE{pass_}EE"
+
+
+@needs_nvcc
+@pytest.mark.parametrize(("pass_", "least", "most"), [(LOSS, 10.0, 16.0), (BACKWARD, 8.0, 15.0)])
+def test_instructions_an_element_of_hierarchical_cross_entropy(
+    pass_: int, least: float, most: float, functions: dict[str, str]
+) -> None:
+    """Two vectors under way; least: where classes are at their own positions, most: where they are not."""
+    for storage, count in VECTORS.items():
+        (body,) = (body for name, body in functions.items() if hierarchical(storage, pass_) in name)
+        found = [len(way) / (2 * count) for way in loops(body, 2 * count)]
+        assert found[0] <= least, storage
+        assert found[-1] <= most, storage
+        assert "LDG.E.128" in body
+        assert bool(re.search(r"STG\.E(\.\w+)*\.128", body)) == (pass_ == BACKWARD)
+
+
 @needs_nvcc
 def test_bytes_under_way(library: Path, functions: dict[str, str]) -> None:
     """A multiprocessor of sm_90 reads 64 KiB at a time in the loops of long rows, by blocks of 256 threads."""

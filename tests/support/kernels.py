@@ -15,6 +15,7 @@ import cases
 import longtail
 from batches import Kernels, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from emulation.build import COMPILER
+from hierarchical_batches import HierarchicalBatch
 from interpreted import FACTOR, INTERPRETED, interpreted
 
 
@@ -64,6 +65,18 @@ class Operators:
             two, two_grad = ops.sigmoid_loss_and_grad(up, z, y, *tail, elementwise)
             three = ops.sigmoid_loss_and_grad_(up, written, y, *tail, elementwise)
         batch.z, batch.losses, batch.grads = z, [one, two, three], [one_grad, two_grad, written]
+
+    def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, written = batch.laid(batch.logits), batch.laid(batch.logits)
+        ops, up, target, tail = self.ops, batch.up, batch.target, batch.tail
+        with longtail.use_backend(self.backend):
+            one, one_stats = ops.hierarchical_loss(z, target, *tail)
+            one_grad = ops.hierarchical_loss_backward(up, z, target, one_stats, *tail)
+            two, two_stats, two_grad = ops.hierarchical_loss_and_grad(up, z, target, *tail)
+            three, three_stats = ops.hierarchical_loss_and_grad_(up, written, target, *tail)
+        batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
+        batch.grads = [one_grad, two_grad, written]
 
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         with longtail.use_backend(self.backend):

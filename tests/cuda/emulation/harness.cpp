@@ -8,6 +8,7 @@
 #include <sstream>
 #include <vector>
 
+#include "hierarchical_loss.cuh"
 #include "means.cuh"
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
@@ -21,7 +22,7 @@ using namespace longtail::gpu;
 using longtail::MeanDenominatorArgs;
 using longtail::MeanLossArgs;
 
-enum class Kind { softmax, sigmoid, scaling, denominator, mean };
+enum class Kind { softmax, sigmoid, scaling, denominator, mean, hierarchical };
 
 // In a file, addresses are numbers of buffers, from 1.
 struct Request {
@@ -30,7 +31,8 @@ struct Request {
   ScaleGradArgs scaling;
   MeanDenominatorArgs denominator;
   MeanLossArgs mean;
-  Kind kind;       // which of the four
+  HierarchicalLossArgs hierarchical;
+  Kind kind;       // which of them
   int processors;  // for `scaling`
   Plan plan;
   Pass pass;
@@ -42,16 +44,27 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(SigmoidLossArgs),
-                          sizeof(ScaleGradArgs),   sizeof(MeanDenominatorArgs),
-                          sizeof(MeanLossArgs),    sizeof(Plan),
-                          sizeof(Problem),         sizeof(Device),
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs),
+                          sizeof(SigmoidLossArgs),
+                          sizeof(ScaleGradArgs),
+                          sizeof(MeanDenominatorArgs),
+                          sizeof(MeanLossArgs),
+                          sizeof(HierarchicalLossArgs),
+                          sizeof(Plan),
+                          sizeof(Problem),
+                          sizeof(Device),
                           sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
 
 void describe(const SoftmaxLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
 void describe_sigmoid(const SigmoidLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
+void describe_hierarchical(const HierarchicalLossArgs* args, Pass pass, Problem* problem) {
+  *problem = problem_of(*args, pass);
+}
+void choose_hierarchical_plan(const Problem* problem, const Device* device, Plan* plan) {
+  *plan = hierarchical_plan_of(*problem, *device);
+}
 void choose_sigmoid_plan(const Problem* problem, const Device* device, Plan* plan) {
   *plan = sigmoid_plan_of(*problem, *device);
 }
@@ -83,6 +96,9 @@ const char* run_request(const Request* request) {
       }
       case Kind::sigmoid:
         sigmoid_loss_launch(request->sigmoid, request->pass, request->plan, nullptr);
+        break;
+      case Kind::hierarchical:
+        hierarchical_loss_launch(request->hierarchical, request->pass, request->plan, nullptr);
         break;
       case Kind::scaling:
         scale_grad_launch(request->scaling, request->processors, nullptr);
@@ -174,6 +190,22 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(b.grad_loss, buffers);
   resolve(b.loss, buffers);
   resolve(b.grad, buffers);
+  HierarchicalLossArgs& c = request.hierarchical;
+  resolve(c.logits, buffers);
+  resolve(c.target, buffers);
+  resolve(c.path, buffers);
+  resolve(c.node_begin, buffers);
+  resolve(c.node_end, buffers);
+  resolve(c.node_weight, buffers);
+  resolve(c.order, buffers);
+  resolve(c.position, buffers);
+  resolve(c.weight, buffers);
+  resolve(c.class_bias, buffers);
+  resolve(c.sample_weight, buffers);
+  resolve(c.grad_loss, buffers);
+  resolve(c.loss, buffers);
+  resolve(c.stats, buffers);
+  resolve(c.grad, buffers);
 }
 
 }  // namespace
@@ -215,9 +247,11 @@ int main(int count, char** arguments) {
     auto request = read<Request>(file);
     resolve_all(request, buffers);
     hide_ignored(request.args, true);
+    hide_ignored(request.hierarchical, true);
     if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, true);  // pixels share what is read at once
     const char* failure = run_request(&request);
     hide_ignored(request.args, false);
+    hide_ignored(request.hierarchical, false);
     if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, false);
     if (*failure != '\0') {
       fprintf(stderr, "launch failed: %s\n", failure);

@@ -57,6 +57,13 @@ SigmoidArgs = _structure(
     "bool dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
     "pointer loss grad, int64 grad_stride grad_class_stride",
 )
+HierarchicalArgs = _structure(
+    "HierarchicalArgs",
+    "int storage, int64 rows num_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
+    "pointer target, int64 target_stride ignore_index nodes, int depth,"
+    "pointer path node_begin node_end node_weight order position weight class_bias sample_weight grad_loss,"
+    "int64 grad_loss_stride, pointer loss stats grad, int64 grad_stride grad_class_stride",
+)
 Scaling = _structure(
     "Scaling",
     "int storage, int64 rows num_classes pixels, pointer grad, int64 grad_stride grad_class_stride,"
@@ -79,17 +86,18 @@ Device = _structure("Device", "int capability processors shared_per_block shared
 Request = _structure(
     "Request",
     "args args, sigmoid sigmoid, scaling scaling, denominator denominator, mean mean,"
-    "int kind processors, plan plan, int pass_ order, int64 most_blocks",
+    "hierarchical hierarchical, int kind processors, plan plan, int pass_ order, int64 most_blocks",
     args=Args,
     sigmoid=SigmoidArgs,
     scaling=Scaling,
     denominator=Denominator,
     mean=Mean,
+    hierarchical=HierarchicalArgs,
     plan=PlanFields,
 )
-STRUCTURES = (Args, SigmoidArgs, Scaling, Denominator, Mean, PlanFields, Problem, Device, Request)
-KINDS = (Args, SigmoidArgs, Scaling, Denominator, Mean)
-SOFTMAX, SIGMOID, SCALING, DENOMINATOR, MEAN = range(5)
+STRUCTURES = (Args, SigmoidArgs, Scaling, Denominator, Mean, HierarchicalArgs, PlanFields, Problem, Device, Request)
+KINDS = (Args, SigmoidArgs, Scaling, Denominator, Mean, HierarchicalArgs)
+SOFTMAX, SIGMOID, SCALING, DENOMINATOR, MEAN, HIERARCHICAL = range(6)
 POINTERS = {name for kind in KINDS for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
@@ -235,7 +243,7 @@ def run_apart(program: Path, launches: Iterable[Launch], folder: Path, **environ
 
 
 def plan_of(problem: Any, device: Any, family: str = "") -> Plan:
-    """The plan that csrc/cuda/plan.h chooses; family: "", "sigmoid_" or "sigmoid_pixels_"."""
+    """The plan that csrc/cuda/plan.h chooses; family: "", "sigmoid_", "sigmoid_pixels_" or "hierarchical_"."""
     fields = PlanFields()
     choose = getattr(library(), f"choose_{family}plan")
     choose(ctypes.byref(problem), ctypes.byref(device), ctypes.byref(fields))
@@ -257,6 +265,8 @@ def describe(launch: Launch) -> Any:
     problem, request = Problem(), _request(launch, Tensor.data_ptr)
     if launch.kind == SOFTMAX:
         library().describe(ctypes.byref(request.args), launch.pass_, ctypes.byref(problem))
+    elif launch.kind == HIERARCHICAL:
+        library().describe_hierarchical(ctypes.byref(request.hierarchical), launch.pass_, ctypes.byref(problem))
     else:
         library().describe_sigmoid(ctypes.byref(request.sigmoid), launch.pass_, ctypes.byref(problem))
     return problem
@@ -268,5 +278,6 @@ def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor
 
 def planned(launch: Launch, device: Any) -> Launch:
     """With the plan that the operators would choose on the device."""
-    family = "sigmoid_pixels_" if launch.fields.get("pixels") else ["", "sigmoid_"][launch.kind]
+    families = {SOFTMAX: "", SIGMOID: "sigmoid_", HIERARCHICAL: "hierarchical_"}
+    family = "sigmoid_pixels_" if launch.fields.get("pixels") else families[launch.kind]
     return replace(launch, plan=plan_of(describe(launch), device, family))

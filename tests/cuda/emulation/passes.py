@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from longtail.ops.layout import row_count
-from longtail.options import SoftmaxOptions
+from longtail.options import HierarchicalOptions, SoftmaxOptions
 
-from .harness import SIGMOID, STORAGES, Launch, Plan
+from .harness import HIERARCHICAL, SIGMOID, STORAGES, Launch, Plan
 
 
 def softmax_launch(
@@ -106,3 +106,38 @@ def sigmoid_launch(
         "grad_class_stride": 0 if grad is None else grad.stride(1),
     }
     return Launch(fields, pass_, plan, kind=SIGMOID)
+
+
+def hierarchical_launch(
+    pass_: int,
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    options: list[Any],
+    *,
+    loss: Tensor | None = None,
+    stats: Tensor | None = None,
+    grad: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Launch:
+    """options: those of the operators (hierarchical_batches.operator_options), in schema order."""
+    o = HierarchicalOptions(*options)
+    fields = {
+        **o._asdict(),
+        "storage": STORAGES.index(logits.dtype),
+        "rows": len(target),
+        "num_classes": logits.shape[1],
+        "logits": logits,
+        "logits_stride": logits.stride(0),
+        "target": target,
+        "target_stride": target.stride(0),
+        "nodes": len(o.node_begin),
+        "depth": o.path.shape[1],
+        "grad_loss": up,
+        "grad_loss_stride": 0 if up is None else up.stride(0),
+        "loss": loss,
+        "stats": stats,
+        "grad": grad,
+        "grad_stride": 0 if grad is None else grad.stride(0),
+    }
+    return Launch(fields, pass_, plan, kind=HIERARCHICAL)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
+from hierarchical_batches import HierarchicalBatch
 from layouts import laid
 from longtail.ops.layout import row_count
 from tolerances import assert_same
 
 from . import harness
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Launch, Plan, describe, poisoned
-from .passes import sigmoid_launch, softmax_launch
+from .passes import hierarchical_launch, sigmoid_launch, softmax_launch
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Plans:
     def probabilities(self, batch: ProbabilityBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
+    def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
+
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         """On devices of one multiprocessor and of many, in both orders: to the same bits."""
         flat = torch.empty(0, dtype=grad.dtype).set_(grad.untyped_storage()).clone()
@@ -66,6 +70,8 @@ def launches(batch: Batch) -> list[Launch]:
     batch.z, batch.grads = z, [*grads, written]
     if isinstance(batch, SoftmaxBatch):
         return _softmax_launches(batch, plans, written)
+    if isinstance(batch, HierarchicalBatch):
+        return _hierarchical_launches(batch, plans, written)
     assert isinstance(batch, SigmoidBatch)
     return _sigmoid_launches(batch, plans, written)
 
@@ -112,6 +118,20 @@ def _sigmoid_launches(batch: SigmoidBatch, plans: Plans, written: Tensor) -> lis
         sigmoid_launch(BACKWARD, plans.backward, *inputs, grad=g0, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, grad=g1, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, grad=g2, up=up),
+    ])  # fmt: skip
+
+
+def _hierarchical_launches(batch: HierarchicalBatch, plans: Plans, written: Tensor) -> list[Launch]:
+    rows, columns = len(batch.target), 2 * batch.tail[0].shape[1] + 1
+    batch.losses = [poisoned((rows,)) for _ in range(3)]
+    batch.stats = [poisoned((rows, columns)) for _ in range(3)]
+    (l0, l1, l2), (s0, s1, s2), (g0, g1, g2), up = batch.losses, batch.stats, batch.grads, batch.up
+    inputs, in_place = (batch.z, batch.target, batch.tail), (written, batch.target, batch.tail)
+    return _fitting([
+        hierarchical_launch(LOSS, plans.loss, *inputs, loss=l0, stats=s0),
+        hierarchical_launch(BACKWARD, plans.backward, *inputs, stats=s0, grad=g0, up=up),
+        hierarchical_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, stats=s1, grad=g1, up=up),
+        hierarchical_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, stats=s2, grad=g2, up=up),
     ])  # fmt: skip
 
 
@@ -178,6 +198,14 @@ SIGMOID_PIXELS: dict[str, Plans] = {
     "widest": over_pixels(4, 256),
     "single_pixels": over_pixels(32, 32, vector=False),
     "single_pixels_spread": over_pixels(16, 64, vector=False),
+}
+
+# Of hierarchical cross-entropy: a block per row.
+HIERARCHICAL_REGIMES: dict[str, Plans] = {
+    "one_warp": swept(threads=32),
+    "block": swept(),
+    "widest": swept(threads=256),
+    "single_elements": swept(vector=False),
 }
 
 
