@@ -139,7 +139,7 @@ def test_seesaw_module_is_the_function_and_says_what_it_sets():
     assert "compensation=1.5" in repr(loss)
     with pytest.raises(TypeError, match="SeesawLoss sets compensation itself"):
         longtail.SeesawLoss(COUNTS, compensation=1.0)
-    with pytest.raises(ValueError, match="compensation is -1, expected a finite number in"):
+    with pytest.raises(ValueError, match="compensation is -1.0, expected a finite number in"):
         longtail.SeesawLoss(COUNTS, q=-1)
     with pytest.raises(ValueError, match="is 0 for class 1"):
         longtail.seesaw_loss(logits, target, [1, 0, 2, 3])

@@ -38,7 +38,7 @@ class Hierarchy:
     the tree keep their place, and the loss is fastest then.
 
     Attributes:
-        num_classes: C.
+        num_classes: the number of classes, C.
         depth: L, the number of nodes from below the root down to the deepest class. Kernels know trees up to depth 8;
             the losses of deeper ones are computed in plain PyTorch.
         order: int32 [C], the class at each position, on the CPU.
