@@ -43,8 +43,9 @@ LONGTAIL_INLINE Level<T> climb(Mass<T>& mass, T m, T d, Limit lowest) {
   return {nll, ring * inverse, child * inverse, of_ring * inverse};
 }
 
-// What is carried down the path. `kept` is lambda_{k+1} - sum_{l<=k} lambda_l miss_l hit_{l+1} ... hit_k, and never
-// computed from that sum, which may be next to lambda_{k+1}; `missed` is the sum to the end.
+// What is carried down the path. `missed` is sum_{l<=k} lambda_l miss_l hit_{l+1} ... hit_k, and `kept` is
+// lambda_{k+1} - missed, from that difference or from the step of lambda and what was kept above, whichever cancels
+// less: the one where lambda falls steeply, the other where all of it has been missed.
 template <typename T>
 struct Descent {
   T loss, kept, missed;
@@ -62,7 +63,9 @@ LONGTAIL_INLINE T descend(Descent<T>& s, const Level<T>& level, T weight, T next
   const T coefficient = level.unit * s.kept;
   s.loss = s.loss + weight * level.nll;
   s.missed = s.missed * level.hit + weight * level.miss;
-  s.kept = (next_weight - weight) + level.hit * s.kept;
+  const T step = next_weight - weight, carried = level.hit * s.kept;
+  const T size = -(minus_absolute(step) + minus_absolute(carried));
+  s.kept = select(size < next_weight + s.missed, step + carried, next_weight - s.missed);
   return coefficient;
 }
 

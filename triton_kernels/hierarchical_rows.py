@@ -61,6 +61,11 @@ def load_path(g, counted, classes, nodes, depth, tree, LEVELS: tl.constexpr):
     outer_begin = tl.load(tree.node_begin + above, mask=below & known, other=0)
     outer_end = tl.load(tree.node_end + above, mask=below & known, other=classes)
     tl.device_assert((begin >= outer_begin) & (end <= outer_end) & (begin <= end), "longtail: nodes do not nest")
+    own = g
+    if tree.position is not None:
+        own = tl.load(tree.position + g, mask=counted, other=0)
+    alone = (begin == own) & (end == own + 1) | (level != depth - 1) | (real == 0)
+    tl.device_assert(alone, "longtail: the last node of path is not its class alone")
     weight = tl.load(tree.node_weight + node, mask=real & known, other=0.0)
     return Path(begin, end, weight, tl.load(tree.node_weight + above, mask=below & known, other=0.0))
 

@@ -3,8 +3,7 @@
 What a kernel computes follows from its outputs: `loss` asks for losses and statistics, `grad` for the gradient, both
 for the two in one launch. Of a SHARD of the classes `stats` alone asks for its statistics, `grad` with `row_grad` for
 its gradient; targets may then be -1, in another shard, and `target_terms` say what a row's class brings to the others.
-An argument or option that is None is compiled out; numbers are
-read at run time.
+An argument or option that is None is compiled out; numbers are read at run time.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

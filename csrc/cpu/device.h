@@ -230,7 +230,8 @@ struct Cpu {
     });
     if (bad < 0) return;
     const int64_t g = args.target[bad * args.target_stride];
-    check(g < 0 || g >= args.num_classes, "path, node_begin and node_end of class ", g, " do not nest");
+    check(g < 0 || g >= args.num_classes, "path, node_begin and node_end of class ", g,
+          " do not nest, or do not end at its position");
     check_target(bad, args, args.ignore_index);
   }
 

@@ -17,7 +17,10 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "gamma": (("focal_gamma", "complement_gamma", "focusing_parameter"), ""),
     "alpha": (("focal_alpha",), ""),
     "weight": (("alpha", "class_weight", "class_weights", "cls_weight", "ce_weight"), "weight, a Tensor [C]"),
-    "samples_per_class": (("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class"), ""),
+    "samples_per_class": (
+        ("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class", "cum_samples"),
+        "",
+    ),
     "ignore_index": (("ignore_label", "ignored_index", "ignore_id", "pad_token_id", "padding_idx"), ""),
     "label_smoothing": (("smoothing", "smooth_factor", "eps", "epsilon"), ""),
     "epsilon": (("eps", "epsilon1", "epsilon_1", "poly_epsilon"), ""),

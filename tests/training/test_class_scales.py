@@ -126,6 +126,11 @@ def test_normalized_linear_gives_cosines():
     cosines = torch.nn.functional.cosine_similarity(x[:, :, None], layer.weight, dim=-1)
     torch.testing.assert_close(layer(7 * x), cosines, rtol=1e-12, atol=1e-12)
     assert layer(torch.zeros(1, 6, dtype=torch.float64)).eq(0).all()
+    half = NormalizedLinear(6, 4, dtype=torch.float16)
+    for features in (0.0, 1e-5, 3e4):  # of which a norm is none of float16's numbers
+        input = torch.full((1, 6), features, dtype=torch.float16)
+        expected = torch.nn.functional.cosine_similarity(input.float()[:, None], half.weight.float(), dim=-1)
+        torch.testing.assert_close(half(input).float(), expected, rtol=5e-3, atol=5e-3)
     linear = torch.nn.Linear(6, 4)
     assert NormalizedLinear.of(linear).weight is linear.weight
 
@@ -139,8 +144,13 @@ def test_seesaw_module_is_the_function_and_says_what_it_sets():
     assert "compensation=1.5" in repr(loss)
     with pytest.raises(TypeError, match="SeesawLoss sets compensation itself"):
         longtail.SeesawLoss(COUNTS, compensation=1.0)
-    with pytest.raises(ValueError, match="compensation is -1.0, expected a finite number in"):
-        longtail.SeesawLoss(COUNTS, q=-1)
+    for call in (lambda: longtail.SeesawLoss(COUNTS, q=-1), lambda: longtail.seesaw_loss(logits, target, COUNTS, q=-1)):
+        with pytest.raises(ValueError, match=r"^q is -1.0, expected a finite number in"):
+            call()
+    double = longtail.cross_entropy(
+        logits.double(), target, class_mitigation=cb.seesaw_mitigation(COUNTS, **DOUBLE), compensation=2.0
+    )
+    assert torch.equal(longtail.seesaw_loss(logits.double(), target, COUNTS), double)
     with pytest.raises(ValueError, match="is 0 for class 1"):
         longtail.seesaw_loss(logits, target, [1, 0, 2, 3])
     assert math.isfinite(longtail.seesaw_loss(logits, target, [1, 0, 2, 3], empty="clamp"))

@@ -85,12 +85,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Training: {first['epochs']} epochs, batches of {digits.BATCH_SIZE}, SGD with momentum, learning rate "
         f"{digits.LEARNING_RATE:g} (warm-up for {digits.WARM_UP:.0%} of the epochs, half cosine), weight decay "
         f"{digits.WEIGHT_DECAY:g}: the same for every method, chosen for cross-entropy alone on other seeds. Losses "
-        "keep their published hyperparameters; every one of the grid is shown, none was picked.",
+        "keep their published hyperparameters, where there are some; every one of the grid is shown, none was picked.",
         "Decision: the largest raw logit, for every method. Sigmoid methods start at probability 1/10, with no weight "
         "decay on that bias. LDAM-DRW: normalized last layer, margins up to 0.5, scale 30, re-weighted from 80 % of "
         "the epochs on. Vector scaling: gamma 0.2, tau 1.2; CDT: gamma 0.2; IMMAX: margins of mean 1, by the cube root "
-        "of the counts; Seesaw: p 0.8, q 2. Label over-smoothing: from 90 % of the epochs on the last "
-        "layer alone, label smoothing 0.98. train: accuracy on the training images at the end.",
+        "of the counts; Seesaw: p 0.8, q 2, a plain last layer. Label over-smoothing: from 90 % of the epochs "
+        "on the last layer alone, label smoothing 0.98. train: accuracy on the training images at the end.",
     ]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..arguments import check_number
 from ..class_balance.scales import Clamp, seesaw_mitigation
 from ..class_balance.weights import Counts
 from ..signatures import refuse_unknown, with_options_of
@@ -56,6 +57,11 @@ def seesaw_loss(
         TypeError, ValueError, IndexError: as :func:`longtail.seesaw_mitigation` and :func:`longtail.cross_entropy`.
     """
     refuse_unknown(seesaw_loss, options)
-    make = partial(seesaw_mitigation, samples_per_class, p, empty)
-    mitigation = checked_on_every_rank(input, make).to(getattr(input, "device", None))
+    dtype = torch.float64 if getattr(input, "dtype", None) == torch.float64 else torch.float32
+
+    def factors() -> tuple[Tensor, float]:
+        return seesaw_mitigation(samples_per_class, p, empty, dtype=dtype), check_number("q", q, 0.0)
+
+    mitigation, q = checked_on_every_rank(input, factors)
+    mitigation = mitigation.to(getattr(input, "device", None))
     return cross_entropy(input, target, class_mitigation=mitigation, compensation=q, **options)

@@ -149,8 +149,9 @@ def cross_entropy(
             al. 2020), see :func:`longtail.vector_scaling`. Positive.
         target_scale: [C], that of the row's target multiplies all logits of the row: one over the confidence margin of
             IMMAX (Cortes et al. 2025), see :func:`longtail.immax_scale`. Positive.
-        class_mitigation: [C], finite: where that of a class is below that of the target, the difference is added to its
-            logit: Seesaw's mitigation factor (Wang et al. 2021), see :func:`longtail.seesaw_mitigation`.
+        class_mitigation: [C], finite (NaN mitigates nothing): where that of a class is below that of the target, the
+            difference is added to its logit: Seesaw's mitigation factor (Wang et al. 2021), see
+            :func:`longtail.seesaw_mitigation`.
         compensation: q >= 0, times what a logit is above the target's is added to it, as a constant: Seesaw's
             compensation factor (Wang et al. 2021), see :func:`longtail.seesaw_loss`.
         scale: multiplies the logits.

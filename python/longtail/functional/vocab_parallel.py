@@ -56,7 +56,7 @@ def vocab_parallel_cross_entropy(
         target: class indices in [0, C) or ``ignore_index``, (N,), of any integer dtype; the same on every rank.
         weight, class_bias, class_margin, class_scale, target_scale, class_mitigation: of all classes, (C,), or of this
             rank's, (C_local,); each vector is given the same way on every rank (and of all classes where one rank holds
-            them all).
+            them all), those of all classes with the same values.
         group: a ``torch.distributed`` process group, or a 1-D DeviceMesh. Default: the default group.
         class_start: this rank's first class. Default: ranks hold consecutive classes in rank order.
         num_classes: C, the sum of the C_local. Required where the group has more than one rank: ranks that each pass

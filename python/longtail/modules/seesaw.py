@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..arguments import check_number
 from ..class_balance.scales import Clamp, seesaw_mitigation
 from ..class_balance.weights import Counts
 from ..functional.seesaw import SETS, seesaw_loss
@@ -40,5 +41,6 @@ class SeesawLoss(CrossEntropyLoss):
         for name in SETS:
             if name in options:
                 raise TypeError(f"SeesawLoss sets {name} itself (from samples_per_class, p and q)")
+        q = check_number("q", q, 0.0)
         made = {"class_mitigation": seesaw_mitigation(samples_per_class, p, empty), "compensation": q}
         super().__init__(persistent=persistent, **made, **options)

@@ -12,8 +12,9 @@ class CrossEntropyLoss(Loss):
     Takes the options of the function. Each is an attribute, of this and of every other loss module: written, it is
     checked, and holds from the next call on.
 
-    With ``class_bias`` or ``class_margin`` it is a loss for training: predict from the raw logits, and validate by a
-    plain one (``nn.CrossEntropyLoss()``, or ``loss(input, target, class_bias=None, class_margin=None)``).
+    With options of classes and targets (``class_bias``, ``class_margin``, ``class_scale``, ``target_scale``,
+    ``class_mitigation``, ``compensation``) it is a loss for training: predict from the raw logits, and validate by a
+    plain one (``nn.CrossEntropyLoss()``, or ``loss(input, target, class_bias=None)``).
 
     Class vectors are buffers. ``persistent=False``, of every loss module that has any, keeps them out of the
     ``state_dict``, and those of a checkpoint are not read: that of a model with :class:`torch.nn.CrossEntropyLoss`

@@ -261,8 +261,7 @@ class Shard(NamedTuple):
         return softmax.gradient_size(counted, self._factors(w_g, weight_sum), options)
 
     def size_ahead(self, target: Tensor, dtype: torch.dtype) -> Size | None:
-        """:meth:`size` before statistics are known: one more collective where ranks hold their own weights alone, and
-        one where they do scales."""
+        """:meth:`size` before statistics are known: a collective more for each of weights and scales that are own."""
         if dtype != torch.float16:
             return None
         w_g, weight_sum = None, torch.full((), float(self.total), device=target.device)

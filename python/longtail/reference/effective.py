@@ -46,8 +46,8 @@ class TargetTerms(NamedTuple):
         if options.class_mitigation is not None:
             mitigation = options.class_mitigation[index].masked_fill(elsewhere, -torch.inf)
         if options.compensation:
-            x = capped_logits(logits, options.scale, options.softcap) * scale
-            x = x if options.class_scale is None else x * options.class_scale[index]
+            x = capped_logits(logits, options.scale, options.softcap)
+            x = (x if options.class_scale is None else x * options.class_scale[index]) * scale
             x = x if options.class_bias is None else x + options.class_bias[index]
             reference = x.masked_fill(x == -torch.inf, 0.0).masked_fill(elsewhere, torch.inf).detach()
         return cls(scale, mitigation, reference)

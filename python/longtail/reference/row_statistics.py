@@ -19,8 +19,8 @@ from .softmax_rows import Rows
 class RowStatistics(NamedTuple):
     """What is known of each row after one pass over its logits; each of the target's shape.
 
-    Everything refers to the effective logits (scale, softcap, temperature, class_bias and class_margin applied), with
-    p the softmax over the classes, g the target. Nats; float32 (float64 for float64 logits). Exact where p_g rounds to
+    Everything refers to the effective logits of :func:`longtail.cross_entropy`, with temperature where there is one, p
+    the softmax over the classes, g the target. Nats; float32 (float64 for float64 logits). Exact where p_g rounds to
     0 or 1. Rows that ``ignore_index`` names hold zeros and False.
     """
 

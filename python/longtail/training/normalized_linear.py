@@ -37,4 +37,10 @@ class NormalizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., D) to (..., C)."""
-        return F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=1))
+        return F.linear(_unit(input), _unit(self.weight))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Over its norm along the last dimension; of half precision in float32, which holds every norm and its floor."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return F.normalize(x.float(), dim=-1).to(x.dtype) if half else F.normalize(x, dim=-1)
