@@ -184,10 +184,10 @@ struct Cpu {
       return LongRows<float>::run(args, pass, kernel, each);
     }
     size_t scratch_bytes = 0;
-    const bool keeps = args.num_classes > kFewClasses && pass == Pass::loss_and_grad;
-    args.keeps = keeps && keeps_effective(args);
+    const bool may_keep = args.num_classes > kFewClasses && pass == Pass::loss_and_grad;
+    args.keeps = may_keep && keeps_effective(args);
     const bool in_place = args.grad == args.logits && bytes_of(args.storage) == bytes;
-    if (keeps && (args.pixels > 0 || args.options.softcap != 0.0 || (args.keeps && !in_place))) {
+    if (may_keep && (args.pixels > 0 || args.options.softcap != 0.0 || (args.keeps && !in_place))) {
       scratch_bytes = args.num_classes * bytes * (args.pixels > 0 ? args.stretch : 1);
     }
     check_targets_first(args, args.ignore_index, pass == Pass::apply ? -1 : 0);

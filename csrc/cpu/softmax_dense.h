@@ -98,7 +98,7 @@ class SoftmaxDense {
         options_(convert<T>(args.options)),
         share_(static_cast<T>(args.options.label_smoothing / static_cast<double>(args.num_classes))),
         plain_(effect_of(args) == Effect::none && args.weight == nullptr),
-        scales_(args.class_scale != nullptr) {}
+        has_class_scale_(args.class_scale != nullptr) {}
 
   int64_t run(int64_t begin, int64_t end) const {
     if (args_.num_classes == 0) return clear(begin, end);
@@ -177,9 +177,9 @@ class SoftmaxDense {
     const std::integral_constant<Tail, Tail::none> none;
     const std::integral_constant<Tail, Tail::scales> scales;
     if (capping_.softcap != T(0)) {
-      scales_ ? body(std::true_type(), scales) : body(std::true_type(), none);
+      has_class_scale_ ? body(std::true_type(), scales) : body(std::true_type(), none);
     } else {
-      scales_ ? body(std::false_type(), scales) : body(std::false_type(), none);
+      has_class_scale_ ? body(std::false_type(), scales) : body(std::false_type(), none);
     }
   }
 
@@ -194,7 +194,7 @@ class SoftmaxDense {
       const int64_t left = args_.num_classes - begin, n = left < kBlock ? left : kBlock;
       if (plain_) {
         add_block(Logits<Z>{z + begin}, Probabilities<Y>{y + begin}, n, running);
-      } else if (capping_.softcap != T(0) || capping_.scale != T(1) || scales_) {
+      } else if (capping_.softcap != T(0) || capping_.scale != T(1) || has_class_scale_) {
         choose([&](auto capped, auto tail) { add_computed_block<capped.value, tail.value>(z, y, begin, n, running); });
       } else if (bias_) {
         add_block(BiasedLogits<Z>{z + begin, bias_ + begin}, weighted(y).from(begin), n, running);
@@ -283,7 +283,7 @@ class SoftmaxDense {
   const Capping<T> capping_;
   const LossOptions<T> options_;
   const T share_;
-  const bool plain_, scales_;
+  const bool plain_, has_class_scale_;
 };
 
 template <typename Z, typename T>

@@ -200,11 +200,11 @@ class SoftmaxLanes {
       store(kept.ratios + c * kLanes, x);
       z = x * V(softens() ? capping_.softcap : capping_.scale);
     }
-    if (scales()) z = z * stretch(c, target_scale);
+    if (scales()) z = z * factor_of(c, target_scale);
     return bias_ ? z + V(bias_[c]) : z;
   }
 
-  LONGTAIL_INLINE V stretch(int64_t c, V target_scale) const {
+  LONGTAIL_INLINE V factor_of(int64_t c, V target_scale) const {
     return class_scale_ ? V(class_scale_[c]) * target_scale : target_scale;
   }
 
@@ -267,7 +267,7 @@ class SoftmaxLanes {
         const V x = load(kept.ratios + at);
         du = du - du * (x * x);
       }
-      if (scales()) du = du * stretch(c, target_scale);
+      if (scales()) du = du * factor_of(c, target_scale);
       store(grad.at(c, k), du);
       number = number + 1;
     }

@@ -182,14 +182,14 @@ class SoftmaxPixels {
     }
   }
 
-  // What stretches capped logits of class j.
-  LONGTAIL_INLINE V stretch(int64_t j, V target_scale) const {
+  // What multiplies capped logits of class j.
+  LONGTAIL_INLINE V factor_of(int64_t j, V target_scale) const {
     return class_scale_ ? V(class_scale_[j]) * target_scale : target_scale;
   }
 
   // The effective logit of class j beside a target, from what softcap makes of its logit.
   LONGTAIL_INLINE V beside(V x, int64_t j, const TargetTerms<V>& terms) const {
-    if (tail_ != Tail::none) x = x * stretch(j, terms.scale);
+    if (tail_ != Tail::none) x = x * factor_of(j, terms.scale);
     if (bias_) x = x + V(bias_[j]);
     if (tail_ != Tail::all) return x;
     const V mitigation = mitigation_ ? mitigated(V(mitigation_[j]), terms) : V(T(0));
@@ -274,7 +274,7 @@ class SoftmaxPixels {
         V du = apply(grads, beside(x, j, terms), kLowest);
         if (smoothing) du = du + grads.S * omega;
         V dz = select(g == number, grads.target, du) * capped.slope(x);
-        if (tail_ != Tail::none) dz = dz * stretch(j, terms.scale);
+        if (tail_ != Tail::none) dz = dz * factor_of(j, terms.scale);
         if (any_ignored) dz = select(V(T(-1)) < g, dz, zero);
         store_some(grad + k, dz, left);
       }

@@ -34,7 +34,7 @@ class SoftmaxRows {
         weight_sum_(static_cast<T>(args.weight_sum)),
         effect_(effect_of(args)),
         tail_(tail_of(args)),
-        scales_(args.class_scale != nullptr),
+        has_class_scale_(args.class_scale != nullptr),
         keeps_(pass == Pass::loss_and_grad && args.keeps) {}
 
   int64_t run(int64_t begin, int64_t end) {
@@ -182,7 +182,7 @@ class SoftmaxRows {
     if (effect_ == Effect::bias) return body(BiasedLogits<Z>{from, bias_ + begin});
     if (effect_ == Effect::affine) {
       const T factor = capping_.scale * terms.scale;
-      const T* const scale = scales_ ? class_scale_.values + begin : nullptr;
+      const T* const scale = has_class_scale_ ? class_scale_.values + begin : nullptr;
       const T* const bias = bias_ ? bias_ + begin : nullptr;
       if (scale && bias) return body(AffineLogits<Z, true, true>{from, scale, bias, factor});
       if (scale) return body(AffineLogits<Z, true, false>{from, scale, bias, factor});
@@ -239,8 +239,8 @@ class SoftmaxRows {
     const bool plain = effect_ == Effect::none || effect_ == Effect::bias;
     if (keeps_) {
       const T *const u = effective(i), *const scale = class_scale_.values;
-      scales_ ? write_plain_grad(KeptLogits<T, true>{u, scale}, terms.scale * capping_.scale, row, grad)
-              : write_plain_grad(KeptLogits<T, false>{u, scale}, terms.scale * capping_.scale, row, grad);
+      has_class_scale_ ? write_plain_grad(KeptLogits<T, true>{u, scale}, terms.scale * capping_.scale, row, grad)
+                       : write_plain_grad(KeptLogits<T, false>{u, scale}, terms.scale * capping_.scale, row, grad);
     } else if (row.S != T(0) || effect_ == Effect::any || !(plain || row.b == T(0))) {
       const RowGrad<V> grads = {V(row.m), V(row.a), V(row.b), V(row.S), V(row.target)};
       choose(row.S != T(0), [&](auto capped, auto smoothing, auto tail) {
@@ -288,7 +288,7 @@ class SoftmaxRows {
   const T smooth_, weight_sum_;
   const Effect effect_;
   const Tail tail_;
-  const bool scales_;
+  const bool has_class_scale_;
   const bool keeps_;
 };
 
