@@ -42,7 +42,6 @@ LONGTAIL_INLINE Vec<T> largest_kept(const U u, int64_t begin, int64_t end, T* ke
   int64_t j = begin;
   for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
     const Two<T> x = {u.whole(j), u.whole(j + kLanes)};
-    u.prefetch(j);
     largest = maximum(largest, x.first);
     other = maximum(other, x.second);
     store(kept + j, x.first);

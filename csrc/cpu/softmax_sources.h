@@ -55,6 +55,7 @@ struct BiasedLogits {
 // Logits times a factor of the row and class_scale, plus class_bias.
 template <typename Z, bool kScale, bool kBias>
 struct AffineLogits {
+  using Element = Z;
   using T = typename Stored<Z>::Arithmetic;
   static constexpr bool kStored = true, kSloped = kScale, kComplements = false;
   const Z* z;
@@ -81,6 +82,7 @@ struct AffineLogits {
 // Logits, and what class_mitigation and compensation add.
 template <typename Z, bool kCompensated>
 struct SeesawLogits {
+  using Element = Z;
   using T = typename Stored<Z>::Arithmetic;
   static constexpr bool kStored = true, kSloped = false, kComplements = false;
   const Z* z;
@@ -110,6 +112,14 @@ struct Computed {
   LONGTAIL_INLINE Vec<T> whole(int64_t j) const { return load(u + j); }
   LONGTAIL_INLINE Vec<T> some(int64_t j, int64_t count) const { return padded(u + j, count, T(-INFINITY)); }
   LONGTAIL_INLINE void prefetch(int64_t) const {}
+};
+
+// The same of logits z, while memory works on those to come.
+template <typename Number, typename Z>
+struct ComputedAhead : Computed<Number> {
+  const Z* z;
+  LONGTAIL_INLINE ComputedAhead(const Number* u, const Z* logits) : Computed<Number>{u}, z(logits) {}
+  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<Number>::kLanes); }
 };
 
 // The same for the gradient.
