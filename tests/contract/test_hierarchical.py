@@ -144,8 +144,10 @@ def exact(u: list[float], alpha: float) -> tuple[float, list[float]]:
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 4e-6)])
 @pytest.mark.parametrize("kernels", over(CPU | TRITON | GPU))
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_saturation_at_each_level(kernels: Operators, shuffled: bool, dtype: torch.dtype, allowed: float) -> None:
+@pytest.mark.parametrize(("shuffled", "alpha"), [(False, ALPHA), (True, ALPHA), (False, 2.0), (True, 10.0)])
+def test_saturation_at_each_level(
+    kernels: Operators, shuffled: bool, alpha: float, dtype: torch.dtype, allowed: float
+) -> None:
     """Not to a share of the largest number: every loss and every gradient has its own digits."""
     order = [2, 0, 3, 1] if shuffled else [0, 1, 2, 3]  # the column of each
     names = ["t/g/x", "t/g/y", "t/z", "o"]
@@ -159,12 +161,12 @@ def test_saturation_at_each_level(kernels: Operators, shuffled: bool, dtype: tor
     logits, target = torch.empty_like(u), torch.full((len(rows),), order[0])
     logits[:, order] = u
     up = torch.ones(len(rows), dtype=dtype)
-    loss, grad = differentiated(kernels, "forward", logits, target, hierarchy, up, alpha=ALPHA)
+    loss, grad = differentiated(kernels, "forward", logits, target, hierarchy, up, alpha=alpha)
     smallest = torch.finfo(dtype).tiny * 16  # below, numbers lose their digits
     if kernels.backend == "triton" or dtype == torch.float32:
         smallest = max(smallest, 1e-36)
     for row, got_loss, got in zip(rows, loss.double(), grad[:, order].double(), strict=True):
-        want_loss, want = exact(row, ALPHA)
+        want_loss, want = exact(row, alpha)
         assert abs(got_loss.item() - want_loss) <= allowed * want_loss + smallest, (row, got_loss, want_loss)
         for x, y in zip(got.tolist(), want, strict=True):
             # lambda_{k+1} - sum ... cancels where both are of a size.
@@ -398,3 +400,46 @@ def test_kernels_trap_tables_that_are_no_tree(place: int) -> None:
         broken[place] = torch.full_like(args[place], value)
         with longtail.use_backend("cpu"), pytest.raises(RuntimeError, match=r"do not nest|order holds"):
             torch.ops.longtail.hierarchical_loss(*broken)
+
+
+@pytest.mark.parametrize("place", [2, 3, 4, 6, 7])
+def test_the_reference_refuses_tables_that_are_no_tree(place: int) -> None:
+    for value in (10**6, -5):
+        broken = arguments("hierarchical_loss", "small")
+        broken[place] = torch.full_like(broken[place], value)
+        with longtail.use_backend("reference"), pytest.raises(RuntimeError, match=r"longtail: .*(nest|order)"):
+            torch.ops.longtail.hierarchical_loss(*broken)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("place", "change", "text"),
+    [
+        (2, lambda x: x.flip(1), "do not nest"),
+        (2, lambda x: x.roll(1, 0), "do not nest"),
+        (2, lambda x: x.long(), "path has dtype"),
+        (3, lambda x: x.long(), "node_begin has dtype"),
+        (7, lambda x: x.long(), "position has dtype"),
+        (2, lambda x: x[0, 0], "path has shape"),
+        (2, lambda x: x.new_zeros(9), "path has shape"),
+    ],
+)
+def test_tables_of_another_tree(backend: str, place: int, change: Any, text: str) -> None:
+    args = arguments("hierarchical_loss", "small")
+    args[place] = change(args[place])
+    with longtail.use_backend(backend), pytest.raises(RuntimeError, match=text):
+        torch.ops.longtail.hierarchical_loss(*args)
+
+
+def test_a_compiled_loss_copies_no_tree_that_was_moved() -> None:
+    hierarchy, names = tree("small")
+    hierarchy.to("meta")
+    copies: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        copies.extend(n for n in graph.graph.nodes if any(isinstance(x, torch.device) for x in n.args))
+        return graph.forward
+
+    compiled = torch.compile(lambda x, y: hierarchical_cross_entropy(x, y, hierarchy), backend=backend, fullgraph=True)
+    compiled(torch.zeros(2, len(names), device="meta"), torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert not copies

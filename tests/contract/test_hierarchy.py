@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
+import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import cases
 import longtail
@@ -34,6 +38,93 @@ def test_tables_describe_the_tree() -> None:
     assert below[4] == [{4}, {4}, {4}]
     assert repr(hierarchy) == "Hierarchy(num_classes=5, depth=3)"
     assert hierarchy.tables("cpu") is hierarchy.tables(torch.device("cpu"))
+    hierarchy.order.zero_()
+    hierarchy.position.zero_()
+    assert hierarchy.tables().order.tolist() == [0, 2, 3, 1, 4]  # type: ignore[union-attr]
+    assert hierarchy.tables().position.tolist() == [0, 3, 1, 2, 4]  # type: ignore[union-attr]
+
+
+def test_two_classes_that_change_places_are_not_in_place() -> None:
+    hierarchy = Hierarchy.from_paths(["a/1", "b/2", "a/3", "c"])
+    assert hierarchy.order.tolist() == hierarchy.position.tolist() == [0, 2, 1, 3]
+    assert hierarchy.tables().order is not None
+
+
+def everything(hierarchy: Hierarchy, device: str = "cpu") -> list[torch.Tensor]:
+    found = [*hierarchy.tables(device), hierarchy.order, hierarchy.position, hierarchy._on(torch.device(device))[1]]
+    return [x for x in found if x is not None]
+
+
+def trains(hierarchy: Hierarchy, device: str = "cpu") -> None:
+    x = torch.zeros(2, hierarchy.num_classes, device=device, requires_grad=True)
+    target = torch.zeros(2, dtype=torch.int64, device=device)
+    hierarchical_cross_entropy(x, target, hierarchy).backward()
+    assert x.grad is not None
+
+
+def test_trees_of_inference_mode_train_later() -> None:
+    """Made there, copied there to a device, or unpickled there."""
+    kept = Hierarchy.from_paths(PATHS)
+    with torch.inference_mode():
+        made = Hierarchy.from_paths(PATHS)
+        hierarchical_cross_entropy(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), made)
+        kept.tables("meta")
+        kept.node_weight(0.1, device="meta")
+        copies = [pickle.loads(pickle.dumps(made)), copy.deepcopy(made)]
+    for hierarchy, device in ((made, "cpu"), (kept, "meta"), *((x, "cpu") for x in copies)):
+        assert not any(x.is_inference() for x in everything(hierarchy, device))
+        trains(hierarchy, device)
+
+
+def test_the_default_device_does_not_hold_the_tables() -> None:
+    with torch.device("meta"):
+        hierarchy = Hierarchy.from_paths(PATHS)
+    assert {x.device.type for x in everything(hierarchy)} == {"cpu"}
+    for x, y in zip(everything(hierarchy), everything(Hierarchy.from_paths(PATHS)), strict=True):
+        assert_same(x, y)
+
+
+def test_pickles_hold_the_cpu_alone() -> None:
+    hierarchy = Hierarchy.from_paths(PATHS)
+    before = len(pickle.dumps(hierarchy))
+    assert hierarchy.to("meta") is hierarchy
+    assert len(pickle.dumps(hierarchy)) == before
+    file = io.BytesIO()
+    torch.save(hierarchy, file)
+    file.seek(0)
+    for again in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(hierarchy))):
+        assert list(again._placed) == [torch.device("cpu")]
+        for x, y in zip(everything(again), everything(hierarchy), strict=True):
+            assert_same(x, y)
+        trains(again)
+
+
+def test_only_tensors_that_last_are_kept() -> None:
+    hierarchy = Hierarchy.from_paths(PATHS)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(hierarchy.tables("meta").path, FakeTensor)
+    assert list(hierarchy._placed) == [torch.device("cpu")]
+    torch.func.grad(lambda x: x * hierarchy.node_weight(0.1, device="meta").sum())(torch.zeros((), device="meta"))
+    for device in hierarchy._placed:
+        for x in everything(hierarchy, str(device)):
+            assert type(x) is torch.Tensor
+            assert not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def test_a_moved_tree_is_not_copied_again() -> None:
+    hierarchy = Hierarchy.from_paths(PATHS).to("meta")
+    path, depths = hierarchy.tables("meta").path, hierarchy._on(torch.device("meta"))[1]
+    trains(hierarchy, "meta")
+    assert hierarchy.to("meta").tables("meta").path is path
+    assert hierarchy._on(torch.device("meta"))[1] is depths
+
+
+def test_modules_take_their_tree_along() -> None:
+    hierarchy = Hierarchy.from_paths(PATHS)
+    module = HierarchicalCrossEntropyLoss(hierarchy, class_bias=torch.zeros(5))
+    hierarchy._placed.pop(torch.device("meta"), None)  # of the check of its options
+    assert torch.nn.Sequential(module).to("meta")[0] is module
+    assert torch.device("meta") in hierarchy._placed
 
 
 def test_node_weights() -> None:
@@ -115,6 +206,10 @@ def test_wrong_paths(paths: list[Any], text: str) -> None:
     [
         lambda: Hierarchy.from_paths([3]),  # type: ignore[list-item]
         lambda: Hierarchy.from_paths([[["a"], "b"]]),  # type: ignore[list-item]
+        lambda: Hierarchy.from_paths([["a", ("b", ["c"])]]),
+        lambda: Hierarchy.from_paths("a/b"),
+        lambda: Hierarchy.from_paths(b"ab"),  # type: ignore[arg-type]
+        lambda: Hierarchy.from_paths([b"ab", b"c"]),
         lambda: Hierarchy.from_parents([-1, 0.5]),  # type: ignore[list-item]
         lambda: Hierarchy.from_parents([-1, False]),
         lambda: Hierarchy.from_parents(torch.tensor([-1.0, 0.0])),
@@ -138,6 +233,8 @@ LOGITS, TARGET = torch.zeros(2, 5), torch.tensor([0, 4])
         ({"hierarchy": PATHS}, TypeError, "expected a longtail.Hierarchy"),
         ({"alpha": -0.1}, ValueError, "alpha is -0.1"),
         ({"alpha": torch.tensor(0.1)}, TypeError, "alpha.item"),
+        ({"alpha": 30.0}, ValueError, r"alpha is 30.0, expected at most 29\.1\d* for a tree of depth 3"),
+        ({"alpha": 237, "input": torch.zeros(2, 5).double()}, ValueError, r"at most 236\.1"),
         ({"alpha": float("nan")}, ValueError, "alpha is nan"),
         ({"weight": torch.ones(4)}, ValueError, "weight has shape"),
         ({"class_bias": torch.ones(5, dtype=torch.int64)}, TypeError, "class_bias has dtype"),
@@ -152,6 +249,16 @@ def test_wrong_arguments(changed: dict[str, Any], error: type[Exception], text: 
     given = {"input": LOGITS, "target": TARGET, "hierarchy": Hierarchy.from_paths(PATHS)} | changed
     with pytest.raises(error, match=text):
         hierarchical_cross_entropy(**given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_alpha_keeps_every_weight(dtype: torch.dtype) -> None:
+    hierarchy, largest = Hierarchy.from_paths(PATHS), -math.log(torch.finfo(dtype).tiny) / 3
+    assert hierarchy.node_weight(0.999 * largest, dtype).min() >= torch.finfo(dtype).tiny
+    loss = hierarchical_cross_entropy(LOGITS.to(dtype), TARGET, hierarchy, 0.999 * largest)
+    assert loss > 0
+    with pytest.raises(ValueError, match="alpha"):
+        hierarchical_cross_entropy(LOGITS.to(dtype), TARGET, hierarchy, 1.001 * largest)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

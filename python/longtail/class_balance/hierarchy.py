@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..arguments import check_number
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..options import HIERARCHY_DEPTH
+
+_CPU = torch.device("cpu")
 
 
 class HierarchyTables(NamedTuple):
@@ -37,6 +39,9 @@ class Hierarchy:
     those of every node are side by side, in the order of the smallest class of each: classes that are numbered along
     the tree keep their place, and the loss is fastest then.
 
+    The loss copies the tree to the device of its input once and keeps the copy. A compiled graph cannot: before
+    ``torch.compile`` on a GPU, call :meth:`to` once, or each call copies the tree again.
+
     Attributes:
         num_classes: the number of classes, C.
         depth: L, the number of nodes from below the root down to the deepest class. Kernels know trees up to depth 8;
@@ -52,6 +57,7 @@ class Hierarchy:
         order: list[int] = []
         begin: list[int] = []
         end: list[int] = []
+        depths: list[float] = []
         paths: list[tuple[int, ...]] = [()] * num_classes
         stack: list[tuple[int, tuple[int, ...], bool]] = [(root, (), False)]
         while stack:
@@ -63,6 +69,7 @@ class Hierarchy:
                 path = (*path, len(begin))
                 begin.append(len(order))
                 end.append(0)
+                depths.append(float(len(path)))
                 stack.append((node, path, True))
             if node in class_of:
                 order.append(class_of[node])
@@ -72,17 +79,14 @@ class Hierarchy:
         self.num_classes = num_classes
         self.depth = max(map(len, paths))
         padded = [path + path[-1:] * (self.depth - len(path)) for path in paths]
-        self.order = torch.tensor(order, dtype=torch.int32)
-        self.position = torch.empty_like(self.order)
-        self.position[self.order.long()] = torch.arange(num_classes, dtype=torch.int32)
-        in_place = order == list(range(num_classes))
-        tables = [torch.tensor(x, dtype=torch.int32) for x in (padded, begin, end)]
-        moved = (None, None) if in_place else (self.order, self.position)
-        self._tables = {torch.device("cpu"): HierarchyTables(*tables, *moved)}
-        depths = torch.zeros(len(begin), dtype=torch.float64)
-        for path in paths:
-            depths[list(path)] = torch.arange(1, len(path) + 1, dtype=torch.float64)
-        self._depths = {torch.device("cpu"): depths}
+        position = [0] * num_classes
+        for place, number in enumerate(order):
+            position[number] = place
+        with torch.inference_mode(False):  # else autograd could not save them, ever
+            self.order, self.position = _int32(order), _int32(position)
+            moved = (None, None) if order == list(range(num_classes)) else (_int32(order), _int32(position))
+            tables = HierarchyTables(_int32(padded), _int32(begin), _int32(end), *moved)
+            self._placed = {_CPU: (tables, torch.tensor(depths, dtype=torch.float64, device=_CPU))}
 
     @classmethod
     def from_parents(cls, parents: Sequence[int] | Tensor, leaves: Sequence[int] | Tensor | None = None) -> Hierarchy:
@@ -131,10 +135,12 @@ class Hierarchy:
                 "animal/dog/poodle". The root has no name: what all begin with is a node below it.
 
         Raises:
-            TypeError: a path is neither, or a name is not hashable.
+            TypeError: a path is neither, or a name is not hashable; paths is one string.
             ValueError: there are no classes; a path or a name is empty; two classes have the same path, or that of one
                 begins with that of another, which would have classes below it.
         """
+        if isinstance(paths, str | bytes):
+            raise ArgumentTypeError(f"paths is {paths!r}, expected a path for each class")
         children: list[list[int]] = [[]]
         nodes: dict[tuple[int, Hashable], int] = {}
         class_of: dict[int, int] = {}
@@ -160,13 +166,30 @@ class Hierarchy:
 
     def tables(self, device: torch.device | str = "cpu") -> HierarchyTables:
         """What the operators take of the tree, on ``device``; moved there once."""
-        place = torch.device(device)
-        found = self._tables.get(place)
-        if found is None:
-            found = self._tables[torch.device("cpu")].to(place)
-            if not torch.compiler.is_compiling():  # whose tensors have no values
-                self._tables[place] = found
-        return found
+        return self._on(torch.device(device))[0]
+
+    def to(self, device: torch.device | str) -> Hierarchy:
+        """This tree, whose tables are on ``device`` from now on, too: a compiled graph then copies none.
+
+        :class:`longtail.HierarchicalCrossEntropyLoss` does so when it is moved, if it has class vectors; without, a
+        module does not know its device.
+        """
+        self._on(torch.device(device))
+        return self
+
+    def _on(self, place: torch.device) -> tuple[HierarchyTables, Tensor]:
+        """The tables, and the depth of each node."""
+        found = self._placed.get(place)
+        if found is not None:
+            return found
+        tables, depths = self._placed[_CPU]
+        if torch.compiler.is_compiling():  # whose tensors have no values
+            return tables.to(place), depths.to(place)
+        with torch.inference_mode(False):
+            found = tables.to(place), depths.to(place)
+        if not _is_plain(found[1]):
+            return found
+        return self._placed.setdefault(found[1].device, found)  # "cuda" is another device after set_device
 
     def node_weight(
         self, alpha: float, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -178,17 +201,37 @@ class Hierarchy:
         Raises:
             TypeError, ValueError: alpha is no finite number >= 0.
         """
-        alpha, place = check_number("alpha", alpha, 0.0), torch.device(device)
-        depths = self._depths.get(place)
-        if depths is None:
-            depths = self._depths[torch.device("cpu")].to(place)
-            if not torch.compiler.is_compiling():
-                self._depths[place] = depths
-        return torch.exp(depths * -alpha).to(dtype)
+        alpha = check_number("alpha", alpha, 0.0)
+        return torch.exp(self._on(torch.device(device))[1] * -alpha).to(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed": {_CPU: self._placed[_CPU]}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Whatever map_location put the tensors on, and also in inference mode."""
+        tables, depths = state["_placed"][_CPU]
+        with torch.inference_mode(False):
+            self.__dict__.update(state, order=_lasting(state["order"]), position=_lasting(state["position"]))
+            kept = HierarchyTables(*(None if x is None else _lasting(x) for x in tables))  # type: ignore[arg-type]
+            self._placed = {_CPU: (kept, _lasting(depths))}
 
     def __repr__(self) -> str:
         deep = "" if self.depth <= HIERARCHY_DEPTH else ", in plain PyTorch"
         return f"Hierarchy(num_classes={self.num_classes}, depth={self.depth}{deep})"
+
+
+def _int32(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=_CPU)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it outlives the mode or transform that made it."""
+    return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _lasting(x: Tensor) -> Tensor:
+    """On the CPU, and for autograd to save."""
+    return x.to(_CPU, copy=True) if x.is_inference() or x.device != _CPU else x
 
 
 def _integers(name: str, values: Sequence[int] | Tensor) -> list[int]:
@@ -245,14 +288,16 @@ def _smallest_class(children: Sequence[Sequence[int]], root: int, class_of: dict
 
 
 def _names(number: int, path: str | Sequence[Hashable]) -> list[Hashable]:
-    if not isinstance(path, str | Sequence):
+    if not isinstance(path, str | Sequence) or isinstance(path, bytes | bytearray | memoryview):
         raise ArgumentTypeError(f"path {number} is a {type(path).__name__}, expected a string or a sequence of names")
     names: list[Hashable] = list(path.split("/") if isinstance(path, str) else path)
     if not names:
         raise ArgumentValueError(f"path {number} is empty, expected at least the name of the class")
     for name in names:
-        if not isinstance(name, Hashable):
-            raise ArgumentTypeError(f"path {number} holds a {type(name).__name__}, expected hashable names")
+        try:
+            hash(name)  # a tuple is Hashable whatever it holds
+        except TypeError:
+            raise ArgumentTypeError(f"path {number} holds {name!r}, expected hashable names") from None
         if isinstance(name, str) and not name:
             raise ArgumentValueError(f"path {number}, {path!r}, holds an empty name")
     return names

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..arguments import (
+    LIMITS,
     arithmetic_dtype,
     check_integer,
     check_local,
     check_logits,
     check_number,
     check_tensors,
+    is_exporting,
 )
 from ..class_balance.hierarchy import Hierarchy
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentTypeError, ArgumentValueError
 from ..hierarchical.loss import hierarchical_loss
 from ..options import HierarchicalOptions, Request
 from ..signatures import refuse_unknown, with_options_of
@@ -45,11 +49,11 @@ def hierarchical_cross_entropy(
         \mathrm{loss} = v\, w_g \sum_{l=1}^{D} e^{-\alpha l} \left(-\log P(A_l \mid A_{l-1})\right), \qquad
         P(A_l \mid A_{l-1}) = \frac{\sum_{j \in A_l} e^{u_j}}{\sum_{j \in A_{l-1}} e^{u_j}}
 
-    A mistake costs the less, the further up its path is one with the target's. ``alpha=0``, or a tree without inner
-    nodes up to the factor :math:`e^{-\alpha}`, is :func:`longtail.cross_entropy`. No probability is rounded on the
-    way: loss and gradient are exact however confident the model is at any level. The depth l counts from the root, as
-    in the authors' code (the paper says height); that code also divides all weights by their sum over the tree, one
-    constant, which is left out here.
+    A mistake costs the less, the further down from the root its path is one with the target's. ``alpha=0``, or a tree
+    without inner nodes up to the factor :math:`e^{-\alpha}`, is :func:`longtail.cross_entropy`. No probability is
+    rounded on the way: loss and gradient are exact however confident the model is at any level. The depth l counts from
+    the root, as in the authors' code (the paper says height); that code also divides all weights by their sum over the
+    tree, one constant, which is left out here.
 
     A node with one child, whose P is 1, contributes 0 exactly; paths may differ in length. In training it replaces the
     loss alone: predict by ``input.argmax(1)``.
@@ -58,10 +62,12 @@ def hierarchical_cross_entropy(
         input: logits, (C,), (N, C) or (N, C, d1, ...); float64, float32, bfloat16 or float16. Images are copied into
             rows.
         target: class indices of any integer dtype, (), (N,) or (N, d1, ...).
-        hierarchy: the tree, of C classes. Trees deeper than 8 nodes are computed in plain PyTorch, much slower. The
-            loss costs what cross-entropy costs where classes are numbered along the tree; of any other numbering the
-            classes that share their topmost node with the target are read and written twice.
-        alpha: at least 0; the paper tries 0.1 to 0.9. The higher, the less the lower nodes count.
+        hierarchy: the tree, of C classes, of depth L. Trees deeper than 8 nodes are computed in plain PyTorch, much
+            slower, and keep 2 L masks of [N, C] bytes and temporaries of the logits' size in memory. The loss costs
+            what cross-entropy costs where classes are numbered along the tree; of any other numbering the classes that
+            share their topmost node with the target are read and written twice.
+        alpha: at least 0; the paper tries 0.1 to 0.9. The higher, the less the lower nodes count. At most 87.3 / L
+            (float64: 708 / L), beyond which the lowest weight is no normal number.
         weight: class weights w, [C]. Constants, as every vector below.
         class_bias: [C], added to the logits, as :func:`longtail.logit_adjustment`.
         ignore_index: rows with this target have loss 0 and gradient exactly 0, whatever their logits hold.
@@ -89,8 +95,21 @@ def hierarchical_cross_entropy(
     request.check(dtype)
     check_integer("ignore_index", ignore_index)
     alpha = check_number("alpha", alpha, 0.0, dtype=dtype)
+    _check_weights(alpha, hierarchy.depth, dtype)
     tables = hierarchy.tables(input.device)
     node_weight = hierarchy.node_weight(alpha, dtype, input.device)
     tree = (tables.path, tables.node_begin, tables.node_end, node_weight, tables.order, tables.position)
     options = HierarchicalOptions(*tree, weight, class_bias, sample_weight, ignore_index)
     return hierarchical_loss(input, target, options, alpha, request)
+
+
+def _check_weights(alpha: float, depth: int, dtype: torch.dtype) -> None:
+    """That exp(-alpha depth) keeps its digits."""
+    if type(alpha) is not float or is_exporting():  # a symbol, which would have to prove it
+        return
+    largest = -math.log(LIMITS[dtype][1]) / depth
+    if alpha > largest:
+        raise ArgumentValueError(
+            f"alpha is {alpha}, expected at most {largest} for a tree of depth {depth}: {dtype} does not hold "
+            "exp(-alpha depth)"
+        )

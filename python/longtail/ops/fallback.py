@@ -288,8 +288,35 @@ def _hierarchical_rows(logits: Tensor, target: Tensor, *values: Any) -> hierarch
         raise RuntimeError(f"longtail: path has shape {list(options.path.shape)}, expected [{num_classes}, L]")
     if (options.order is None) != (options.position is None):
         raise RuntimeError("longtail: one of order and position is None, expected both or none")
-    check_target(target, target != options.ignore_index, num_classes, options.ignore_index)
-    return hierarchical.Rows.of(logits, target, options) if logits.numel() else None
+    for name in ("path", "node_begin", "node_end", "order", "position"):
+        table = getattr(options, name)
+        if table is not None and table.dtype != torch.int32:
+            raise RuntimeError(f"longtail: {name} has dtype {table.dtype}, expected torch.int32")
+    counted = target != options.ignore_index
+    check_target(target, counted, num_classes, options.ignore_index)
+    if not logits.numel():
+        return None
+    if logits.is_cpu:
+        _check_tree(target[counted], num_classes, options)
+    return hierarchical.Rows.of(logits, target, options)
+
+
+def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> None:
+    """That the nodes of the paths of classes g nest, and end at g."""
+    order, nodes = options.order, options.path[g].long()
+    if order is not None and bool(((order < 0) | (order >= num_classes)).any()):
+        bad = int(order[(order < 0) | (order >= num_classes)][0])
+        raise RuntimeError(f"longtail: order holds {bad}, expected classes in [0, {num_classes})")
+    fits = ((nodes >= 0) & (nodes < options.node_begin.numel())).all(1)
+    if bool(fits.all()):
+        place = g if options.position is None else options.position[g].long()
+        root = torch.zeros_like(nodes[:, :1])
+        begin = torch.cat([root, options.node_begin[nodes].long()], 1)
+        end = torch.cat([root + num_classes, options.node_end[nodes].long()], 1)
+        fits = ((begin.diff() >= 0) & (end.diff() <= 0)).all(1) & (begin[:, -1] == place) & (end[:, -1] == place + 1)
+    if not bool(fits.all()):
+        bad = int(g[~fits][0])
+        raise RuntimeError(f"longtail: path, node_begin and node_end of class {bad} do not nest")
 
 
 def _hierarchical_loss(rows: hierarchical.Rows | None, logits: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ _PATH = {
 def _too_deep(name: str, args: tuple[Any, ...]) -> bool:
     """Whether a tree is too deep for any kernel."""
     place = _PATH.get(name)
-    return place is not None and args[place].shape[-1] > HIERARCHY_DEPTH
+    return place is not None and args[place].dim() == 2 and args[place].shape[1] > HIERARCHY_DEPTH
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:

@@ -87,14 +87,15 @@ def losses(levels: list[Level], weights: Tensor, poison: Tensor) -> Tensor:
 def row_grad(levels: list[Level], weights: Tensor, poison: Tensor, upstream: Tensor) -> RowGrad:
     """The coefficients of the gradient. upstream: [N], what multiplies each row's.
 
-    c_k = (lambda_{k+1} - sum_{l<=k} lambda_l miss_l hit_{l+1} .. hit_k) / S(A_k); the difference is carried from ring
-    to ring, not computed from a sum near 1.
+    c_k = (lambda_{k+1} - sum_{l<=k} lambda_l miss_l hit_{l+1} .. hit_k) / S(A_k), from that difference, or from the
+    step of lambda and what is carried from ring to ring, whichever cancels less.
     """
     rings, kept, missed = [], weights[:, 0], torch.zeros_like(poison)
     for k, level in enumerate(levels):
         weight = weights[:, k]
         if k > 0:
-            kept = (weight - weights[:, k - 1]) + levels[k - 1].hit * kept
+            step, carried = weight - weights[:, k - 1], levels[k - 1].hit * kept
+            kept = torch.where(step.abs() + carried.abs() < weight + missed, step + carried, weight - missed)
         rings.append(upstream * (level.unit * kept + poison))
         missed = missed * level.hit + weight * level.miss
     return RowGrad(torch.stack(rings, 1), upstream * (poison - missed))
@@ -170,7 +171,7 @@ def hierarchical_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     ``options``: path, node_begin, node_end, order and position of :meth:`longtail.Hierarchy.tables`, node_weight of
     :meth:`longtail.Hierarchy.node_weight`, and weight, class_bias, sample_weight and ignore_index of
     :func:`longtail.hierarchical_cross_entropy`. Arithmetic is float64 for float64 logits, else float32. Differentiable,
-    twice.
+    twice; but where the target's logit is -inf, autograd gives it 0, and the operators what the formula tends to.
     """
     refuse_unknown(hierarchical_loss, options)
     if logits.numel() == 0:
