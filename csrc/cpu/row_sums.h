@@ -32,7 +32,7 @@ struct RowSums {
     if constexpr (Source::kStored) {
       const Vec<T> largest = largest_kept(u, 0, others.before, kept, none);
       raise(horizontal_max(largest_kept(u, others.after, others.count, kept, largest)));
-      add_sums<kEntropy>(ComputedAhead<T, typename Source::Element>(kept, u.z), others);
+      add_sums<kEntropy>(ComputedAhead<Source>(kept, u), others);
     } else {
       raise(horizontal_max(largest_of(u, others.after, others.count, largest_of(u, 0, others.before, none))));
       add_sums<kEntropy>(u, others);

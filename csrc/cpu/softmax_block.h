@@ -14,8 +14,6 @@ namespace LONGTAIL_ISA {
 // Rows up to this length are finished a register at a time; longer ones singly, while they are still in cache.
 constexpr int64_t kGroupedClasses = 1024;
 
-constexpr int64_t kBlock = 1024;  // logits whose maximum is taken before they are summed, from the first-level cache
-
 // `largest` and the elements [begin, end), lane by lane. May lose a NaN, which the sums keep.
 template <typename U, typename T>
 LONGTAIL_INLINE Vec<T> largest_of(const U u, int64_t begin, int64_t end, Vec<T> largest) {

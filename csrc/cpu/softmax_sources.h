@@ -27,6 +27,17 @@ LONGTAIL_INLINE void prefetch_ahead(const Z* z, int64_t count) {
   }
 }
 
+constexpr int64_t kBlock = 1024;  // logits whose maximum is taken before they are summed, from the first-level cache
+
+// What the next block reads, from the second-level cache into the first.
+template <typename T>
+LONGTAIL_INLINE void prefetch_next_block(const T* p, int64_t count) {
+  constexpr int64_t kLine = 64;
+  for (int64_t i = 0; i < count * int64_t(sizeof(T)); i += kLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p + kBlock) + i);
+  }
+}
+
 // The logits themselves.
 template <typename Z>
 struct Logits {
@@ -55,7 +66,6 @@ struct BiasedLogits {
 // Logits times a factor of the row and class_scale, plus class_bias.
 template <typename Z, bool kScale, bool kBias>
 struct AffineLogits {
-  using Element = Z;
   using T = typename Stored<Z>::Arithmetic;
   static constexpr bool kStored = true, kSloped = kScale, kComplements = false;
   const Z* z;
@@ -70,6 +80,10 @@ struct AffineLogits {
   // What the gradient is multiplied by besides.
   LONGTAIL_INLINE Vec<T> slope(int64_t j, int64_t count) const { return load_some(scale + j, count); }
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+  LONGTAIL_INLINE void prefetch_vectors(int64_t j) const {
+    if (kScale) prefetch_next_block(scale + j, 2 * Vec<T>::kLanes);
+    if (kBias) prefetch_next_block(bias + j, 2 * Vec<T>::kLanes);
+  }
 
  private:
   LONGTAIL_INLINE Vec<T> of(Vec<T> logits, int64_t count, int64_t j) const {
@@ -82,7 +96,6 @@ struct AffineLogits {
 // Logits, and what class_mitigation and compensation add.
 template <typename Z, bool kCompensated>
 struct SeesawLogits {
-  using Element = Z;
   using T = typename Stored<Z>::Arithmetic;
   static constexpr bool kStored = true, kSloped = false, kComplements = false;
   const Z* z;
@@ -95,6 +108,7 @@ struct SeesawLogits {
     return of(padded(z + j, count, T(-INFINITY)), load_some(mitigation + j, count));
   }
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
+  LONGTAIL_INLINE void prefetch_vectors(int64_t j) const { prefetch_next_block(mitigation + j, 2 * Vec<T>::kLanes); }
 
  private:
   LONGTAIL_INLINE Vec<T> of(Vec<T> x, Vec<T> m) const {
@@ -114,12 +128,16 @@ struct Computed {
   LONGTAIL_INLINE void prefetch(int64_t) const {}
 };
 
-// The same of logits z, while memory works on those to come.
-template <typename Number, typename Z>
-struct ComputedAhead : Computed<Number> {
-  const Z* z;
-  LONGTAIL_INLINE ComputedAhead(const Number* u, const Z* logits) : Computed<Number>{u}, z(logits) {}
-  LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<Number>::kLanes); }
+// The same of a source's logits, while memory works on those to come, and the caches on what the next block asks for.
+template <typename Source>
+struct ComputedAhead : Computed<typename Source::T> {
+  const Source source;
+  LONGTAIL_INLINE ComputedAhead(const typename Source::T* u, const Source& from)
+      : Computed<typename Source::T>{u}, source(from) {}
+  LONGTAIL_INLINE void prefetch(int64_t j) const {
+    source.prefetch(j);
+    source.prefetch_vectors(j);
+  }
 };
 
 // The same for the gradient.
