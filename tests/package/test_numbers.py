@@ -91,6 +91,13 @@ def test_times_of_row_statistics() -> None:
         check_times(name, stated, losses[loss], ("backward", "inplace"), **where)
 
 
+def test_times_of_losses_for_long_tails() -> None:
+    losses = {"cross-entropy": "plain", "vector scaling": "vector_scaling", "IMMAX": "immax", "Seesaw": "seesaw"}
+    for name, stated in table("numbers.md", "| loss of the tail, dtype | eager |"):
+        loss, dtype = name.split(", ")
+        check_times(name, stated, losses[loss], section="tail", N=2048, C=32768, dtype=dtype)
+
+
 def test_times_of_class_probabilities() -> None:
     for name, stated in table("numbers.md", "| logits, dtype | `F.cross_entropy` |"):
         shape, dtype = name.split(", ")
