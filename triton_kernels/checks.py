@@ -88,7 +88,7 @@ def check_dense_loss(
         raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C] with dense targets")
     _check_softmax(logits, grad_loss, stats, options)
     _check_dense(target, logits)
-    for name in options.of_one_class:
+    for name in options.of_one_class():
         raise RuntimeError(f"longtail: {name} needs class indices, got dense targets")
 
 

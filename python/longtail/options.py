@@ -89,12 +89,12 @@ class SoftmaxOptions(NamedTuple):
         public = {field: number for field, number in SOFTMAX_NUMBERS.items() if field not in _INTERNAL}
         return {number.name: number.given(getattr(self, field)) for field, number in public.items()}
 
-    @property
+    # Methods: properties the compiler of torch 2.10 does not see.
+
     def by_target(self) -> bool:
         """Whether the target's class changes the effective logits of the others."""
         return self.target_scale is not None or self.class_mitigation is not None or self.compensation != 0
 
-    @property
     def of_one_class(self) -> list[str]:
         """The fields given that mean something for one target class alone."""
         numbers = [field for field, rule in SOFTMAX_NUMBERS.items() if rule.needs_class]

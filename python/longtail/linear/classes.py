@@ -63,7 +63,7 @@ def _terms(
     x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, options: SoftmaxOptions
 ) -> Tensor | None:
     """Those of all chunks, before one has its logits."""
-    if not options.by_target:
+    if not options.by_target():
         return None
     logits = _target_logits(x, linear_weight, linear_bias, target) if options.compensation else x.new_zeros(len(x))
     return target_terms(logits, target, options, arithmetic_dtype(x.dtype))

@@ -187,7 +187,7 @@ class Shard(NamedTuple):
 
     def accumulate(self, logits: Tensor, target: Tensor) -> Gathered:
         """The statistics of whole rows, known to every rank."""
-        terms = self._terms(logits, target) if self.options.by_target else None
+        terms = self._terms(logits, target) if self.options.by_target() else None
         found = gather(lambda: self._local(logits, target, terms), target, self.traffic, self.handshake)
         found = found._replace(terms=terms)
         return found if self.whole_weight is None else found._replace(w_g=self._whole_weights(target))

@@ -154,7 +154,7 @@ def sweep(
     rows, wide = len(target), arithmetic_dtype(setting.dtype)
     loss = input.new_empty((rows,), dtype=wide)
     w_g = loss.new_ones((rows,)) if shard.options.weight is not None else None
-    terms = loss.new_empty((rows, 3)) if shard.options.by_target else None
+    terms = loss.new_empty((rows, 3)) if shard.options.by_target() else None
     whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()), terms)
     if rows == 0 and known is None:
         _gathered(linear_weight[:0], shard)  # ranks compare what they are about to compute all the same

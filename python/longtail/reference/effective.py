@@ -76,7 +76,7 @@ class Effective(NamedTuple):
 
         ``terms``: of the targets, where others know them.
         """
-        if logits.shape[1] == 0 or not (options.by_target or options.class_margin is not None):
+        if logits.shape[1] == 0 or not (options.by_target() or options.class_margin is not None):
             return cls.of_all(logits, options)
         index = target.clamp(min=0)
         if terms is None:

@@ -25,7 +25,7 @@ from .effective import Effective
 
 def refuse_class_options(options: SoftmaxOptions) -> None:
     """Those that mean something for one target class alone; ``options`` as the operators take them."""
-    for field in options.of_one_class:
+    for field in options.of_one_class():
         raise ArgumentValueError(f"longtail: {field} needs class indices as targets")
 
 

@@ -110,7 +110,9 @@ def _check_probabilities(input: Tensor, target: Tensor, options: SoftmaxOptions,
         raise ArgumentTypeError(
             f"target has the input's shape and dtype {target.dtype}, expected floating point class probabilities"
         )
-    needs_class = [SOFTMAX_NUMBERS[field].name if field in SOFTMAX_NUMBERS else field for field in options.of_one_class]
+    needs_class = [
+        SOFTMAX_NUMBERS[field].name if field in SOFTMAX_NUMBERS else field for field in options.of_one_class()
+    ]
     needs_class += ["return_stats"] * request.return_stats + ["gradient"] * (request.gradient != "backward")
     if needs_class:
         raise ValueError(f"{needs_class[0]} needs integer targets, got class probabilities")
