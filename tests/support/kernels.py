@@ -36,14 +36,24 @@ class Operators:
         return FACTOR[dtype] if INTERPRETED else 1.0
 
     def softmax(self, batch: SoftmaxBatch, otherwise: bool = False) -> None:
+        self._of_classes("softmax", batch, otherwise)
+
+    def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
+        self._of_classes("hierarchical", batch, otherwise)
+
+    def _of_classes(self, family: str, batch: SoftmaxBatch | HierarchicalBatch, otherwise: bool) -> None:
+        """The operators of a family of class targets and statistics."""
         assert not otherwise
         z, written = batch.laid(batch.logits), batch.laid(batch.logits)
-        ops, up, target, tail = self.ops, batch.up, batch.target, batch.tail
+        up, target, tail = batch.up, batch.target, batch.tail
+        loss, backward, loss_and_grad, loss_and_grad_ = (
+            getattr(self.ops, f"{family}_loss{step}") for step in ("", "_backward", "_and_grad", "_and_grad_")
+        )
         with longtail.use_backend(self.backend):
-            one, one_stats = ops.softmax_loss(z, target, *tail)
-            one_grad = ops.softmax_loss_backward(up, z, target, one_stats, *tail)
-            two, two_stats, two_grad = ops.softmax_loss_and_grad(up, z, target, *tail)
-            three, three_stats = ops.softmax_loss_and_grad_(up, written, target, *tail)
+            one, one_stats = loss(z, target, *tail)
+            one_grad = backward(up, z, target, one_stats, *tail)
+            two, two_stats, two_grad = loss_and_grad(up, z, target, *tail)
+            three, three_stats = loss_and_grad_(up, written, target, *tail)
         batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
         batch.grads = [one_grad, two_grad, written]
 
@@ -65,18 +75,6 @@ class Operators:
             two, two_grad = ops.sigmoid_loss_and_grad(up, z, y, *tail, elementwise)
             three = ops.sigmoid_loss_and_grad_(up, written, y, *tail, elementwise)
         batch.z, batch.losses, batch.grads = z, [one, two, three], [one_grad, two_grad, written]
-
-    def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
-        assert not otherwise
-        z, written = batch.laid(batch.logits), batch.laid(batch.logits)
-        ops, up, target, tail = self.ops, batch.up, batch.target, batch.tail
-        with longtail.use_backend(self.backend):
-            one, one_stats = ops.hierarchical_loss(z, target, *tail)
-            one_grad = ops.hierarchical_loss_backward(up, z, target, one_stats, *tail)
-            two, two_stats, two_grad = ops.hierarchical_loss_and_grad(up, z, target, *tail)
-            three, three_stats = ops.hierarchical_loss_and_grad_(up, written, target, *tail)
-        batch.z, batch.losses, batch.stats = z, [one, two, three], [one_stats, two_stats, three_stats]
-        batch.grads = [one_grad, two_grad, written]
 
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         with longtail.use_backend(self.backend):
