@@ -35,12 +35,13 @@ struct HierarchicalOps {
   }
 
   static void set_path(Args& args, const Tensor& path, const Tensor& logits) {
-    check(path.dim() == 2 && path.size(0) == args.num_classes && path.size(1) > 0, "path has shape ", shape_of(path),
-          ", expected [", args.num_classes, ", L]");
+    check(path.dim() == 2 && path.size(0) >= args.num_classes && path.size(1) > 0, "path has shape ", shape_of(path),
+          ", expected at least [", args.num_classes, ", 1]");
     check(path.size(1) <= kDeepestTree, "path has ", path.size(1), " nodes, expected at most ", kDeepestTree);
     check_dtype(path, "path", ScalarType::Int);
     check(path.is_contiguous(), "path is not contiguous");
     Device::check_device(path, "path", logits);
+    args.tree_classes = path.size(0);
     args.depth = static_cast<int>(path.size(1));
     args.path = static_cast<const int32_t*>(path.const_data_ptr());
   }
@@ -60,7 +61,7 @@ struct HierarchicalOps {
     args.order = table(o.order, "order", args.num_classes, logits);
     args.position = table(o.position, "position", args.num_classes, logits);
     check(o.order.has_value() == o.position.has_value(), "one of order and position is None, expected both or none");
-    args.weight = vector<Device>(o.weight, "weight", args.num_classes, logits);
+    args.weight = vector<Device>(o.weight, "weight", args.tree_classes, logits);
     args.class_bias = vector<Device>(o.class_bias, "class_bias", args.num_classes, logits);
     args.sample_weight = vector<Device>(o.sample_weight, "sample_weight", args.rows, logits);
     args.ignore_index = o.ignore_index;
@@ -84,9 +85,9 @@ struct HierarchicalOps {
     return outputs;
   }
 
-  static Tensor hierarchical_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
-                                           const Tensor& stats LONGTAIL_HIERARCHICAL_PARAMETERS) {
-    Args args = with_options(logits, target, LONGTAIL_HIERARCHICAL_VALUES);
+  static void backward_into(const Tensor& grad, const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                            const Tensor& stats, const HierarchicalOptions& options) {
+    Args args = with_options(logits, target, options);
     set_grad_loss<Device>(args, grad_loss, logits);
     check(stats.dim() == 2 && stats.size(0) == args.rows && stats.size(1) == 2 * args.depth + 1, "stats has shape ",
           shape_of(stats), ", expected [", args.rows, ", ", 2 * args.depth + 1, "]");
@@ -94,10 +95,21 @@ struct HierarchicalOps {
     check(stats.is_contiguous(), "stats is not contiguous");
     Device::check_device(stats, "stats", logits);
     args.stats = static_cast<Element*>(const_cast<void*>(stats.const_data_ptr()));
-    const Tensor grad = Device::new_gradient(logits);
     set_grad(args, grad);
     Device::hierarchical_loss(args, Pass::backward, logits);
+  }
+
+  static Tensor hierarchical_loss_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                                           const Tensor& stats LONGTAIL_HIERARCHICAL_PARAMETERS) {
+    check(logits.dim() == 2, "logits have shape ", shape_of(logits), ", expected [N, C]");
+    const Tensor grad = Device::new_gradient(logits);
+    backward_into(grad, grad_loss, logits, target, stats, LONGTAIL_HIERARCHICAL_VALUES);
     return grad;
+  }
+
+  static void hierarchical_loss_backward_(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                                          const Tensor& stats LONGTAIL_HIERARCHICAL_PARAMETERS) {
+    backward_into(logits, grad_loss, logits, target, stats, LONGTAIL_HIERARCHICAL_VALUES);
   }
 
   static std::tuple<Tensor, Tensor> loss_and_grad_into(const Tensor& grad, const Tensor& grad_loss,
@@ -128,6 +140,7 @@ struct HierarchicalOps {
   static void add_to(Library& library) {
     LONGTAIL_OPERATOR(HierarchicalOps, hierarchical_loss);
     LONGTAIL_OPERATOR(HierarchicalOps, hierarchical_loss_backward);
+    LONGTAIL_OPERATOR(HierarchicalOps, hierarchical_loss_backward_);
     LONGTAIL_OPERATOR(HierarchicalOps, hierarchical_loss_and_grad);
     LONGTAIL_OPERATOR(HierarchicalOps, hierarchical_loss_and_grad_);
   }

@@ -14,6 +14,7 @@ OPERATORS = {
     "sigmoid_loss_and_grad_": "sigmoid_loss",
     "hierarchical_loss": "hierarchical_loss",
     "hierarchical_loss_backward": "hierarchical_loss",
+    "hierarchical_loss_backward_": "hierarchical_loss",
     "hierarchical_loss_and_grad": "hierarchical_loss",
     "hierarchical_loss_and_grad_": "hierarchical_loss",
     "scale_grad_": "scale_grad",

@@ -8,7 +8,6 @@ from torch import Tensor
 from longtail.arguments import arithmetic_dtype
 from longtail.ops import fallback, layout
 from longtail.options import (
-    HIERARCHICAL_VECTORS,
     HIERARCHY_DEPTH,
     SIGMOID_VECTORS,
     HierarchicalOptions,
@@ -58,11 +57,11 @@ def check_target(target: Tensor, like: Tensor) -> None:
     _check("target", target, (layout.row_count(like),), torch.int64, like.device)
 
 
-def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
+def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None, num_classes: int | None = None) -> None:
     check_target(target, logits)
     if logits.device.type == "cpu":  # Triton's interpreter has no assertions
         counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-        fallback.check_target(target, counted, logits.shape[1], ignore_index)
+        fallback.check_target(target, counted, num_classes or logits.shape[1], ignore_index)
 
 
 def check_loss(
@@ -164,21 +163,21 @@ def check_hierarchical_loss(
         raise RuntimeError(f"longtail: logits have shape {list(logits.shape)}, expected [N, C]")
     check_layout("logits", logits)
     check_factor("grad_loss", grad_loss, logits)
-    _check_vectors(logits, {name: getattr(options, name) for name in HIERARCHICAL_VECTORS})
     n, c = logits.shape
     path, nodes = options.path, options.node_begin.shape[:1]
-    if path.dim() != 2 or not 1 <= path.shape[1] <= HIERARCHY_DEPTH:
-        raise RuntimeError(f"longtail: path has shape {list(path.shape)}, expected [{c}, 1 to {HIERARCHY_DEPTH}]")
+    if path.dim() != 2 or path.shape[0] < c or not 1 <= path.shape[1] <= HIERARCHY_DEPTH:
+        raise RuntimeError(
+            f"longtail: path has shape {list(path.shape)}, expected at least {c} by 1 to {HIERARCHY_DEPTH}"
+        )
     if (options.order is None) != (options.position is None):
         raise RuntimeError("longtail: one of order and position is None, expected both or none")
-    depth = path.shape[1]
+    tree_classes, depth = path.shape
     _check("stats", stats, (n, 2 * depth + 1), torch.float32, logits.device)
-    tables = {"path": (c, depth), "node_begin": nodes, "node_end": nodes, "order": (c,), "position": (c,)}
-    for name, shape in tables.items():
-        table = getattr(options, name)
-        if table is not None:
-            _check(name, table, tuple(shape), torch.int32, logits.device)
-            _check_contiguous(name, table)
-    _check("node_weight", options.node_weight, tuple(nodes), torch.float32, logits.device)
-    _check_contiguous("node_weight", options.node_weight)
-    _check_classes(logits, target, options.ignore_index)
+    tables = {"path": path.shape, "node_begin": nodes, "node_end": nodes, "order": (c,), "position": (c,)}
+    vectors = {"node_weight": nodes, "weight": (tree_classes,), "class_bias": (c,), "sample_weight": (n,)}
+    for name, shape in (tables | vectors).items():
+        given = getattr(options, name)
+        if given is not None:
+            _check(name, given, tuple(shape), torch.int32 if name in tables else torch.float32, logits.device)
+            _check_contiguous(name, given)
+    _check_classes(logits, target, options.ignore_index, tree_classes)

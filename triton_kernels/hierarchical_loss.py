@@ -31,7 +31,7 @@ from .hierarchical_rows import (
 from .launching import COMPILE, aligned, on
 from .softmax_rows import load_target
 
-INTEGERS = ["stride", "grad_stride", "target_stride", "grad_loss_stride", "rows", "classes",
+INTEGERS = ["stride", "grad_stride", "target_stride", "grad_loss_stride", "rows", "classes", "tree_classes",
             "nodes", "depth", "ignore_index"]  # fmt: skip
 UNALIGNED = ["target", "grad_loss", "loss", "stats"]
 
@@ -39,7 +39,7 @@ UNALIGNED = ["target", "grad_loss", "loss", "stats"]
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=UNALIGNED)
 def hierarchical_kernel(
     logits, target, grad_loss, loss, stats, grad, stride, grad_stride, target_stride, grad_loss_stride,
-    rows, classes, nodes, depth, ignore_index, tree, x,
+    rows, classes, tree_classes, nodes, depth, ignore_index, tree, x,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, EDGES: tl.constexpr, LEVELS: tl.constexpr,
     INPLACE: tl.constexpr,
 ):  # fmt: skip
@@ -59,10 +59,10 @@ def hierarchical_kernel(
     if loss is None:
         row = rows - 1 - row  # the rows that the forward pass read last may still be in the L2 cache
     z_row = logits + row * stride
-    g, counted = load_target(target + row * target_stride, row < rows, classes, ignore_index)
+    g, counted = load_target(target + row * target_stride, row < rows, tree_classes, ignore_index)
     level = tl.arange(0, LEVELS)
     real = level < tl.where(counted, depth, 0)
-    path = load_path(g, counted, classes, nodes, depth, tree, LEVELS)
+    path = load_path(g, counted, classes, tree_classes, nodes, depth, tree, LEVELS)
     first, last = of_level(path.begin, 0, LEVELS), of_level(path.end, 0, LEVELS)
     head = 0
     if EDGES:
@@ -71,7 +71,7 @@ def hierarchical_kernel(
     z_body = logits + (row * stride + head) // VEC * VEC
     at = stats + row * (2 * depth + 1)
     if loss is not None:
-        _, u_g = load_logits(z_row + g, g, counted, x.class_bias, "")
+        _, u_g = load_logits(z_row + path.target, path.target, path.here, x.class_bias, "")
         outer = sweep_beyond(z_row, z_body, head, body, counted, classes, first, last, tree, x.class_bias,
                              BLOCK, LANES, VEC, EDGES)  # fmt: skip
         rings = add_rings(outer, z_row, path, classes, depth, tree, x.class_bias, LEVELS, LANES)
@@ -99,13 +99,13 @@ def hierarchical_kernel(
         grad_body = grad + (row * grad_stride + head) // VEC * VEC
         if INPLACE:
             tl.debug_barrier()  # everything of A_1 has been read
-            store_rings(grad_row, z_row, grads, g, path, classes, depth, counted, tree, x.class_bias, LEVELS, LANES)
+            store_rings(grad_row, z_row, grads, path, classes, depth, tree, x.class_bias, LEVELS, LANES)
             tl.debug_barrier()
         sweep_grad(grad_row, grad_body, z_row, z_body, m, c, head, body, counted, classes, first, last, tree,
                    x.class_bias, BLOCK, VEC, EDGES, INPLACE)  # fmt: skip
         if not INPLACE:
             tl.debug_barrier()
-            store_rings(grad_row, z_row, grads, g, path, classes, depth, counted, tree, x.class_bias, LEVELS, LANES)
+            store_rings(grad_row, z_row, grads, path, classes, depth, tree, x.class_bias, LEVELS, LANES)
 
 
 def _launch(
@@ -125,7 +125,7 @@ def _launch(
         s = tuning.hierarchical(c, logits.itemsize, strides, aligned(logits, grad), twice, heavy, cache)
         hierarchical_kernel[(n,)](
             *(logits, target, grad_loss, loss, stats, grad, strides[0], strides[-1], target.stride(0)),
-            *(0 if grad_loss is None else grad_loss.stride(0), n, c, len(o.node_begin), o.path.shape[1]),
+            *(0 if grad_loss is None else grad_loss.stride(0), n, c, o.path.shape[0], len(o.node_begin), o.path.shape[1]),
             *(o.ignore_index, tree, Vectors(o.weight, o.class_bias, o.sample_weight)),
             BLOCK=s.block, LANES=s.lanes, VEC=s.vec, EDGES=s.edges,
             LEVELS=triton.next_power_of_2(o.path.shape[1]), INPLACE=grad is logits, num_warps=s.warps, **COMPILE,
@@ -151,6 +151,12 @@ def hierarchical_loss_backward(
     grad = logits.new_empty(logits.shape)
     _launch(logits, target, grad_loss, None, stats.contiguous(), grad, HierarchicalOptions(*values))
     return grad
+
+
+def hierarchical_loss_backward_(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *values: Any
+) -> None:  # fmt: skip
+    _launch(logits, target, grad_loss, None, stats.contiguous(), logits, HierarchicalOptions(*values))
 
 
 def hierarchical_loss_and_grad(

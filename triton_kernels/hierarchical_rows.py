@@ -21,7 +21,7 @@ class Tree(NamedTuple):
     order, position: class at a position, position of a class; None where they are the same.
     """
 
-    path: Any  # [C, depth], nodes from the top down to the class itself, which also fills the rest
+    path: Any  # [G, depth] of all classes of the tree, nodes from the top down to the class itself, which also fills the rest
     node_begin: Any
     node_end: Any
     node_weight: Any
@@ -36,6 +36,8 @@ class Path(NamedTuple):
     end: Any
     weight: Any
     weight_above: Any  # of A_k
+    target: Any  # the target's column
+    here: Any  # whether no other shard has the target, of rows that count
 
 
 class Vectors(NamedTuple):
@@ -47,8 +49,13 @@ class Vectors(NamedTuple):
 
 
 @triton.jit
-def load_path(g, counted, classes, nodes, depth, tree, LEVELS: tl.constexpr):
-    """The target's path. Nodes out of bounds, or not within each other, trap."""
+def of_level(x, k, LEVELS: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, LEVELS) == k, x, 0), 0)
+
+
+@triton.jit
+def load_path(g, counted, classes, tree_classes, nodes, depth, tree, LEVELS: tl.constexpr):
+    """The target's path. Nodes out of bounds, or not within each other, trap, and a path that ends elsewhere."""
     level = tl.arange(0, LEVELS)
     real = level < tl.where(counted, depth, 0)
     below = real & (level > 0)
@@ -61,13 +68,16 @@ def load_path(g, counted, classes, nodes, depth, tree, LEVELS: tl.constexpr):
     outer_begin = tl.load(tree.node_begin + above, mask=below & known, other=0)
     outer_end = tl.load(tree.node_end + above, mask=below & known, other=classes)
     tl.device_assert((begin >= outer_begin) & (end <= outer_end) & (begin <= end), "longtail: nodes do not nest")
-    own = g
-    if tree.position is not None:
-        own = tl.load(tree.position + g, mask=counted, other=0)
-    alone = (begin == own) & (end == own + 1) | (level != depth - 1) | (real == 0)
-    tl.device_assert(alone, "longtail: the last node of path is not its class alone")
+    own, count = of_level(begin, depth - 1, LEVELS), of_level(end - begin, depth - 1, LEVELS)
+    here = counted & (count == 1)
+    if tree.order is not None:
+        own = tl.load(tree.order + own, mask=here, other=0)
+        tl.device_assert((own >= 0) & (own < classes), "longtail: order is out of bounds")
+    alone = tl.where(classes < tree_classes, (count == 0) | (count == 1), (count == 1) & (own == g))
+    tl.device_assert(alone | (counted == 0), "longtail: the last node of path is not its class alone")
     weight = tl.load(tree.node_weight + node, mask=real & known, other=0.0)
-    return Path(begin, end, weight, tl.load(tree.node_weight + above, mask=below & known, other=0.0))
+    weight_above = tl.load(tree.node_weight + above, mask=below & known, other=0.0)
+    return Path(begin, end, weight, weight_above, own, here)
 
 
 @triton.jit
@@ -129,11 +139,6 @@ def ring_block(start, begin, inner_begin, inner_end, end, classes, tree, RING: t
 
 
 @triton.jit
-def of_level(x, k, LEVELS: tl.constexpr):
-    return tl.sum(tl.where(tl.arange(0, LEVELS) == k, x, 0), 0)
-
-
-@triton.jit
 def add_rings(outer, z_row, path, classes, depth, tree, bias, LEVELS: tl.constexpr, LANES: tl.constexpr):
     """The stats of all rings [LEVELS]: ring 0 given, the others from memory."""
     RING: tl.constexpr = 4 * LANES
@@ -156,7 +161,7 @@ def add_rings(outer, z_row, path, classes, depth, tree, bias, LEVELS: tl.constex
 
 
 @triton.jit
-def store_rings(grad_row, z_row, grads, g, path, classes, depth, counted, tree, bias,
+def store_rings(grad_row, z_row, grads, path, classes, depth, tree, bias,
                 LEVELS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """Writes the gradient of A_1's classes."""
     RING: tl.constexpr = 4 * LANES
@@ -170,7 +175,7 @@ def store_rings(grad_row, z_row, grads, g, path, classes, depth, counted, tree, 
             e, _ = exp_cut(u - m)
             tl.store(grad_row + cols, (e * c).to(grad_row.dtype.element_ty), mask=mask)
         a, b = inner_a, inner_b
-    tl.store(grad_row + g, grads.target.to(grad_row.dtype.element_ty), mask=counted)
+    tl.store(grad_row + path.target, grads.target.to(grad_row.dtype.element_ty), mask=path.here)
 
 
 @triton.jit

@@ -43,12 +43,19 @@ int64_t parallel_rows(int64_t count, int64_t grain, const Rows& rows) {
   return bad_row.load();
 }
 
+// How many classes targets are among.
+template <typename Args>
+int64_t target_classes(const Args& args) {
+  return args.num_classes;
+}
+inline int64_t target_classes(const HierarchicalLossArgs& args) { return args.tree_classes; }
+
 template <typename Args>
 void check_target(int64_t row, const Args& args, std::optional<int64_t> ignore_index) {
   if (row < 0) return;
   const std::string ignored = ignore_index ? " or ignore_index " + std::to_string(*ignore_index) : "";
   check(false, "target ", args.target[row * args.target_stride], " in row ", row,
-        " is out of bounds: expected 0 <= target < ", args.num_classes, ignored);
+        " is out of bounds: expected 0 <= target < ", target_classes(args), ignored);
 }
 
 // All targets at once. `lowest`: -1 where that is a target too.
@@ -57,7 +64,7 @@ void check_targets(const Args& args, std::optional<int64_t> ignore_index, int64_
   const int64_t bad = parallel_rows(args.rows, 32768, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t g = args.target[i * args.target_stride];
-      if ((g < lowest || g >= args.num_classes) && g != ignore_index) return i;
+      if ((g < lowest || g >= target_classes(args)) && g != ignore_index) return i;
     }
     return int64_t(-1);
   });
@@ -230,7 +237,7 @@ struct Cpu {
     });
     if (bad < 0) return;
     const int64_t g = args.target[bad * args.target_stride];
-    check(g < 0 || g >= args.num_classes, "path, node_begin and node_end of class ", g,
+    check(g < 0 || g >= args.tree_classes, "path, node_begin and node_end of class ", g,
           " do not nest, or do not end at its position");
     check_target(bad, args, args.ignore_index);
   }

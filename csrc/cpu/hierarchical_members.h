@@ -47,7 +47,7 @@ class MembersOfNodes {
   void find_nodes(const HierarchicalLossArgs& args) {
     for (int64_t i = 0; i < args.rows; ++i) {
       const int64_t g = args.target[i * args.target_stride];
-      if (g == args.ignore_index || g < 0 || g >= args.num_classes) continue;
+      if (g == args.ignore_index || g < 0 || g >= args.tree_classes) continue;
       const int32_t node = args.path[g * args.depth];
       if (node < 0 || node >= args.nodes) continue;
       const int64_t begin = args.node_begin[node], end = args.node_end[node];

@@ -38,7 +38,7 @@ class HierarchicalRows {
       const int64_t g = args_.target[i * args_.target_stride];
       if (g == args_.ignore_index) {
         ignore_row(i);
-      } else if (g < 0 || g >= args_.num_classes || !find_path(g)) {
+      } else if (g < 0 || g >= args_.tree_classes || !find_path(g)) {
         return i;
       } else {
         next_ =
@@ -58,7 +58,7 @@ class HierarchicalRows {
     V d = T(0);
   };
 
-  // The nodes of the path of class g; false where they do not nest.
+  // The nodes of the path of class g, and where it lies; false where they do not nest, or do not end at it.
   bool find_path(int64_t g) {
     begin_[0] = 0;
     end_[0] = args_.num_classes;
@@ -70,11 +70,13 @@ class HierarchicalRows {
       if (begin_[k + 1] < begin_[k] || end_[k + 1] > end_[k]) return false;
       lambda_[k] = static_cast<const T*>(args_.node_weight)[node];
     }
-    place_ = args_.position ? args_.position[g] : g;
-    begin_[depth_ + 1] = place_;
-    end_[depth_ + 1] = place_ + 1;
+    begin_[depth_ + 1] = begin_[depth_];
+    end_[depth_ + 1] = end_[depth_];
     if (args_.order) find_members(args_.path[g * depth_]);
-    return begin_[depth_] == place_ && end_[depth_] == place_ + 1;
+    const int64_t place = begin_[depth_], count = end_[depth_] - place;
+    column_ = count <= 0 ? -1 : args_.order ? args_.order[place] : place;
+    return count == 1 ? args_.tree_classes > args_.num_classes || column_ == g
+                      : count == 0 && args_.tree_classes > args_.num_classes;
   }
 
   // Whether those of A_1 were found for all rows, in memory order; else they are taken by position.
@@ -88,7 +90,7 @@ class HierarchicalRows {
   void run_row(int64_t i, int64_t g) {
     const Z* z = static_cast<const Z*>(args_.logits) + i * args_.logits_stride;
     T* stats = static_cast<T*>(args_.stats) + i * columns_;
-    if (pass_ != Pass::backward) find_stats(z, g, stats);
+    if (pass_ != Pass::backward) find_stats(z, stats);
     T factor = args_.weight ? static_cast<const T*>(args_.weight)[g] : T(1);
     if (args_.sample_weight) factor *= static_cast<const T*>(args_.sample_weight)[i];
     HierarchicalRow<T> row = finish_rings(depth_, stats, lambda_, factor);
@@ -97,7 +99,7 @@ class HierarchicalRows {
     const T upstream = static_cast<const T*>(args_.grad_loss)[i * args_.grad_loss_stride];
     for (int k = 0; k < depth_; ++k) row.ring[k] *= upstream;
     row.target *= upstream;
-    write_row(z, stats, row, g, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
+    write_row(z, stats, row, static_cast<Z*>(args_.grad) + i * args_.grad_stride);
   }
 
   void ignore_row(int64_t i) {
@@ -148,10 +150,14 @@ class HierarchicalRows {
     return args_.num_classes - begin < kBlock ? args_.num_classes : begin + kBlock;
   }
 
-  void find_stats(const Z* z, int64_t g, T* stats) {
-    T u_g = load_some(z + g, 1).v[0];
-    if (bias_) u_g += bias_[g];
-    stats[2 * depth_] = u_g;
+  T target_logit(const Z* z) const {
+    if (column_ < 0) return T(-INFINITY);
+    const T u_g = load_some(z + column_, 1).v[0];
+    return bias_ ? u_g + bias_[column_] : u_g;
+  }
+
+  void find_stats(const Z* z, T* stats) {
+    stats[2 * depth_] = target_logit(z);
     int first = 0;
     if (args_.order) {
       Running ring;
@@ -250,10 +256,11 @@ class HierarchicalRows {
     ring.d = ring.d + block.d;
   }
 
-  void write_row(const Z* z, const T* stats, const HierarchicalRow<T>& row, int64_t g, Z* grad) {
+  void write_row(const Z* z, const T* stats, const HierarchicalRow<T>& row, Z* grad) {
     if (!args_.order) {
       for (int k = 0; k < depth_; ++k) write_ring(z, stats, row, k, grad);
-      return write_number(row.target, grad + g);
+      if (column_ >= 0) write_number(row.target, grad + column_);
+      return;
     }
     if (pass_ == Pass::backward) {
       gather_blocks(z);
@@ -261,7 +268,7 @@ class HierarchicalRows {
     }
     Z* inner = made_ ? inner_ : members_;
     for (int k = origin_; k < depth_; ++k) write_ring(inner, stats, row, k, inner);
-    write_number(row.target, inner + offset(place_));
+    if (column_ >= 0) write_number(row.target, inner + offset(begin_[depth_]));
     if (made_ && depth_ > 1) write_members({finite_max(stats[2]), row.ring[1], T(0), T(0), T(0)});
     const int32_t* order = args_.order + begin_[origin_];
     const int64_t count = size_of(origin_);
@@ -358,7 +365,7 @@ class HierarchicalRows {
   // Of the row at hand: the positions of A_0, A_1, ... A_L, {g}, the weights of A_1, A_2, ..., that of the target.
   int64_t begin_[kDeepestTree + 2], end_[kDeepestTree + 2];
   T lambda_[kDeepestTree];
-  int64_t place_ = 0;
+  int64_t column_ = 0;          // of the target; -1 where another shard has it
   const char* next_ = nullptr;  // the logits of the row that follows
   const Members* made_ = nullptr;
   int origin_ = 1;  // the node whose members are taken by position: 2 where those of A_1 are in memory order

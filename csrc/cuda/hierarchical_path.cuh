@@ -59,22 +59,32 @@ struct PathNode {
   float weight = 0.0f;
 };
 
-// The path of target g, a node for each lane of a warp, which has to nest and to end at g.
+// The path of target g, a node for each lane of a warp, which has to nest.
 LONGTAIL_DEVICE PathNode load_path(const HierarchicalLossArgs& a, int64_t g, int lane) {
   PathNode node;
   if (lane < a.depth) {
     const int index = a.path[g * a.depth + lane];
     LONGTAIL_DEVICE_ASSERT(index >= 0 && index < a.nodes, "path is out of bounds");
     node = {a.node_begin[index], a.node_end[index], load_constant(a.node_weight + index)};
-    const int place = a.position != nullptr ? a.position[g] : static_cast<int>(g);
-    const bool ends = lane + 1 < a.depth || (node.begin == place && node.end == place + 1);
-    LONGTAIL_DEVICE_ASSERT(ends, "path does not end at its class");
   }
   const int above = lane > 0 ? lane - 1 : 0;
   const int begin = __shfl_sync(kAllLanes, node.begin, above), end = __shfl_sync(kAllLanes, node.end, above);
   const bool inside = lane > 0 ? node.begin >= begin && node.end <= end : node.begin >= 0 && node.end <= a.num_classes;
   LONGTAIL_DEVICE_ASSERT(lane >= a.depth || inside, "nodes do not nest");
   return node;
+}
+
+// The column of target g, at which its path has to end; -1 where another shard has it. By all lanes of a warp.
+LONGTAIL_DEVICE int target_column(const HierarchicalLossArgs& a, int64_t g, const PathNode& node) {
+  const int begin = __shfl_sync(kAllLanes, node.begin, a.depth - 1);
+  const int count = __shfl_sync(kAllLanes, node.end, a.depth - 1) - begin;
+  const bool sharded = a.tree_classes > a.num_classes;
+  if (count == 0 && sharded) return -1;
+  LONGTAIL_DEVICE_ASSERT(count == 1, "path does not end at its class");
+  const int column = a.order != nullptr ? a.order[begin] : begin;
+  LONGTAIL_DEVICE_ASSERT(column >= 0 && column < a.num_classes, "order is out of bounds");
+  LONGTAIL_DEVICE_ASSERT(column == g || sharded, "path does not end at its class");
+  return column;
 }
 
 // What the end of a row gives: the loss and the target's gradient in every lane, the coefficient of ring k in lane k.

@@ -156,7 +156,8 @@ struct RowClasses {
     });
   }
 
-  LONGTAIL_DEVICE void store_grad(int g, Z* grad) const {
+  // target: its column; read by the first thread alone.
+  LONGTAIL_DEVICE void store_grad(int target, Z* grad) const {
     if (a.order != nullptr) {
       store_beyond(grad);
       __syncthreads();  // in place, its vectors hold elements of A_1, too
@@ -165,8 +166,8 @@ struct RowClasses {
     }
 #pragma unroll 1
     for (int k = 1; k < a.depth; ++k) store_ring(k, grad);
-    const float target[1] = {path.target};
-    if (thread == 0) Vector<Z, 1>::store(grad + g, target);
+    const float own[1] = {path.target};
+    if (thread == 0 && target >= 0) Vector<Z, 1>::store(grad + target, own);
   }
 
   // The gradient of a row that does not count, whose logits nothing reads.
@@ -206,16 +207,16 @@ LONGTAIL_DEVICE RingSum join_warps(const RingSum* sums, int depth, int warps, in
 
 // From the rings to the loss, the stats and what all threads need for the gradient, by the warp that leads.
 template <typename Z, typename PassOf>
-LONGTAIL_DEVICE void end_row(const HierarchicalLossArgs& a, PassOf pass, int64_t row, int64_t g, const PathNode& node,
-                             const RingSum* sums, SharedPath& path) {
+LONGTAIL_DEVICE void end_row(const HierarchicalLossArgs& a, PassOf pass, int64_t row, int64_t g, int target,
+                             const PathNode& node, const RingSum* sums, SharedPath& path) {
   const int lane = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / kWarpSize;
   float* const stats = a.stats + row * (2 * a.depth + 1);
   RingSum ring;
-  float u_g;
+  float u_g = -INFINITY;
   if (makes_stats(pass)) {
     ring = join_warps(sums, a.depth, warps, lane);
-    u_g = to_float(static_cast<const Z*>(a.logits)[row * a.logits_stride + g]);
-    if (a.class_bias != nullptr) u_g += load_constant(a.class_bias + g);
+    if (target >= 0) u_g = to_float(static_cast<const Z*>(a.logits)[row * a.logits_stride + target]);
+    if (target >= 0 && a.class_bias != nullptr) u_g += load_constant(a.class_bias + target);
   } else {
     if (lane < a.depth) {
       ring.m = stats[2 * lane];
@@ -257,7 +258,7 @@ hierarchical_rows_kernel(LONGTAIL_PARAMETER HierarchicalLossArgs a, PassOf pass)
   for (int64_t place = blockIdx.x; place < a.rows; place += gridDim.x) {
     const int64_t row = makes_stats(pass) ? place : a.rows - 1 - place;
     const int64_t g = a.target[row * a.target_stride];
-    const bool ignored = g == a.ignore_index, valid = g >= 0 && g < a.num_classes;
+    const bool ignored = g == a.ignore_index, valid = g >= 0 && g < a.tree_classes;
     LONGTAIL_DEVICE_ASSERT(ignored || valid, "target is out of bounds");
     const RowClasses<Z, kCount> classes(a, path, row);
     Z* const grad = makes_grad(pass) ? kept(static_cast<Z*>(a.grad) + row * a.grad_stride) : nullptr;
@@ -269,8 +270,10 @@ hierarchical_rows_kernel(LONGTAIL_PARAMETER HierarchicalLossArgs a, PassOf pass)
     }
     __syncthreads();  // the row before has been written
     PathNode node;
+    int target = -1;
     if (thread < kWarpSize) {
       node = load_path(a, g, thread);
+      target = target_column(a, g, node);
       if (thread < a.depth) {
         path.begin[thread + 1] = node.begin;
         path.end[thread + 1] = node.end;
@@ -289,10 +292,10 @@ hierarchical_rows_kernel(LONGTAIL_PARAMETER HierarchicalLossArgs a, PassOf pass)
       }
       __syncthreads();
     }
-    if (thread < kWarpSize) end_row<Z>(a, pass, row, g, node, sums, path);
+    if (thread < kWarpSize) end_row<Z>(a, pass, row, g, target, node, sums, path);
     if (!makes_grad(pass)) continue;
     __syncthreads();
-    classes.store_grad(static_cast<int>(g), grad);
+    classes.store_grad(target, grad);
   }
 }
 

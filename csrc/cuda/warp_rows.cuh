@@ -191,9 +191,9 @@ struct WarpTeam {
 // lanes: per row; batch: rows that a team takes together, at most as many as it has lanes.
 // reads: logits [N, C] once for the stats and once for the gradient (with both, from cache), ignored rows never;
 // target;
-//   per row the target's logit and entries of the vectors [C], the sample weight, the upstream gradient (unless `loss`),
-//   the stats [N, 5] (`backward`); the vectors [C] of what touches every element, weight with label smoothing, per row,
-//   from cache.
+//   per row the target's logit and entries of the vectors [C], the sample weight, the upstream gradient (unless
+//   `loss`), the stats [N, 5] (`backward`); the vectors [C] of what touches every element, weight with label smoothing,
+//   per row, from cache.
 // writes: loss [N] and stats [N, 5] (unless `backward`); grad [N, C] (unless `loss`; may be the logits' own memory).
 // bytes: N C s (loss) or 2 N C s for elements of s bytes, and some 40 N: the least there is.
 template <typename Z, int kCount, bool kExtras, typename PassOf>

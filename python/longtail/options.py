@@ -216,11 +216,14 @@ class HierarchicalOptions(NamedTuple):
     """What the operators of hierarchical cross-entropy take after the data, in their order.
 
     The first six describe the tree, see :meth:`longtail.Hierarchy.tables`; those after mean what they mean in
-    :func:`longtail.hierarchical_cross_entropy`. V nodes, all but the root; L is the depth.
+    :func:`longtail.hierarchical_cross_entropy`. V nodes, all but the root; L is the depth; targets are among G classes.
+
+    Of one shard of the classes, logits [N, C] have C of the G, and positions count these alone: of a class of another
+    shard, the node at the end of its path is empty here. Its u_g in the statistics is -inf then, and its loss nothing.
     """
 
     path: Tensor
-    """int32 [C, L]: the nodes from below the root down to each class, shorter paths padded by their last node."""
+    """int32 [G, L]: the nodes from below the root down to each class, shorter paths padded by their last node."""
     node_begin: Tensor
     """int32 [V]: the classes of a node are at the positions [node_begin, node_end)."""
     node_end: Tensor
@@ -231,7 +234,9 @@ class HierarchicalOptions(NamedTuple):
     position: Tensor | None = None
     """int32 [C]: the position of each class."""
     weight: Tensor | None = None
+    """[G]"""
     class_bias: Tensor | None = None
+    """[C]"""
     sample_weight: Tensor | None = None
     ignore_index: int = -100
 

@@ -158,7 +158,8 @@ def test_targets_out_of_bounds(kernels: HierarchicalKernels, wrong: int) -> None
 # Table of the tail, place, what stands there, what is said.
 FAULTS = [
     (0, -1, 10**6, "path is out of bounds"),
-    (0, -1, 0, "path does not end at its class"),
+    (0, -1, 0, "nodes do not nest"),
+    (4, slice(None), 0, "path does not end at its class"),
     (2, 0, 10**6, "nodes do not nest"),
     (4, slice(None), -1, "order is out of bounds"),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 import cases
 from batches import STATS_FACTOR, Batch, Kernels, random_case
 from longtail.class_balance.hierarchy import Hierarchy
-from longtail.ops import fallback
+from longtail.ops import fallback_hierarchical as fallback
 from tolerances import assert_close
 
 

@@ -40,6 +40,10 @@ class Operators:
 
     def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
         self._of_classes("hierarchical", batch, otherwise)
+        written = batch.laid(batch.logits)
+        with longtail.use_backend(self.backend):
+            self.ops.hierarchical_loss_backward_(batch.up, written, batch.target, batch.stats[0], *batch.tail)
+        batch.grads.append(written)
 
     def _of_classes(self, family: str, batch: SoftmaxBatch | HierarchicalBatch, otherwise: bool) -> None:
         """The operators of a family of class targets and statistics."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,10 @@ _CPU = torch.device("cpu")
 
 
 class HierarchyTables(NamedTuple):
-    """What the operators take of a tree; V nodes, all but the root, and L, the depth."""
+    """What the operators take of a tree; V nodes, all but the root, and L, the depth.
+
+    Of one shard of the classes ``path`` is that of all, and C and positions count those of the shard.
+    """
 
     path: Tensor
     """int32 [C, L]: the nodes from below the root down to each class, shorter paths padded by their last node."""
@@ -87,6 +91,7 @@ class Hierarchy:
             moved = (None, None) if order == list(range(num_classes)) else (_int32(order), _int32(position))
             tables = HierarchyTables(_int32(padded), _int32(begin), _int32(end), *moved)
             self._placed = {_CPU: (tables, torch.tensor(depths, dtype=torch.float64, device=_CPU))}
+        self._shards: dict[tuple[torch.device, int, int], HierarchyTables] = {}
 
     @classmethod
     def from_parents(cls, parents: Sequence[int] | Tensor, leaves: Sequence[int] | Tensor | None = None) -> Hierarchy:
@@ -168,6 +173,21 @@ class Hierarchy:
         """What the operators take of the tree, on ``device``; moved there once."""
         return self._on(torch.device(device))[0]
 
+    def shard(self, start: int, size: int, device: torch.device | str = "cpu") -> HierarchyTables:
+        """The tables of the classes [start, start + size), of which other nodes may be empty; made once."""
+        key = torch.device(device), start, size
+        if key not in self._shards:
+            with torch.inference_mode(False):
+                self._shards[key] = _restricted(self.tables(), start, size).to(key[0])
+        return self._shards[key]
+
+    def fingerprint(self) -> int:
+        """Of the tree, and of where its classes lie; equal trees have equal ones."""
+        digest = hashlib.blake2b(digest_size=6)
+        for table in (*self.tables()[:3], self.order):
+            digest.update(f"{tuple(table.shape)}".encode() + table.numpy().tobytes())
+        return int.from_bytes(digest.digest(), "little")
+
     def to(self, device: torch.device | str) -> Hierarchy:
         """This tree, whose tables are on ``device`` from now on, too: a compiled graph then copies none.
 
@@ -205,7 +225,7 @@ class Hierarchy:
         return torch.exp(self._on(torch.device(device))[1] * -alpha).to(dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {_CPU: self._placed[_CPU]}}
+        return {**self.__dict__, "_placed": {_CPU: self._placed[_CPU]}, "_shards": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whatever map_location put the tensors on, and also in inference mode."""
@@ -218,6 +238,17 @@ class Hierarchy:
     def __repr__(self) -> str:
         deep = "" if self.depth <= HIERARCHY_DEPTH else ", in plain PyTorch"
         return f"Hierarchy(num_classes={self.num_classes}, depth={self.depth}{deep})"
+
+
+def _restricted(whole: HierarchyTables, start: int, size: int) -> HierarchyTables:
+    """To the classes [start, start + size), on the CPU."""
+    path, begin, end, _, position = whole
+    if position is None:
+        return HierarchyTables(path, *((x - start).clamp(0, size) for x in (begin, end)), None, None)
+    places, order = position[start : start + size].sort()
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(size))
+    ranges = (torch.searchsorted(places, x, out_int32=True) for x in (begin, end))
+    return HierarchyTables(path, *ranges, order.int(), inverse.int())
 
 
 def _int32(values: Sequence[Any]) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import arithmetic_dtype
-from ..options import HierarchicalOptions, SigmoidOptions, SoftmaxOptions
-from ..reference import hierarchical, sigmoid, softmax
+from ..options import SigmoidOptions, SoftmaxOptions
+from ..reference import sigmoid, softmax
 from ..reference.effective import Effective, TargetTerms
 from ..reference.softmax_dense import DenseRows, refuse_class_options
 from ..reference.softmax_rows import Rows
@@ -26,7 +26,7 @@ def check_target(target: Tensor, counted: Tensor, num_classes: int, ignore_index
         )
 
 
-def _check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tensor | None, int]]) -> None:
+def check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tensor | None, int]]) -> None:
     if logits.dim() != 2 or target.shape != logits.shape[:1]:
         raise RuntimeError(
             f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
@@ -44,7 +44,7 @@ def _check_lengths(lengths: dict[str, tuple[Tensor | None, int]]) -> None:
 def _rows(logits: Tensor, target: Tensor, *values: Any) -> Rows:
     options, (n, num_classes) = SoftmaxOptions(*values), (logits.shape[0], logits.shape[-1])
     per_class = {name: (x, num_classes) for name, x in options.vectors.items()}
-    _check_shapes(logits, target, per_class | {"sample_weight": (options.sample_weight, n)})
+    check_shapes(logits, target, per_class | {"sample_weight": (options.sample_weight, n)})
     check_target(target, target != options.ignore_index, num_classes, options.ignore_index)
     return Rows.of(logits, target, options)
 
@@ -133,7 +133,7 @@ def _shard(
     logits: Tensor, target: Tensor, target_terms: Tensor | None, ignore_index: int, options: SoftmaxOptions
 ) -> _Shard:
     n, num_classes = logits.shape[0], logits.shape[-1]
-    _check_shapes(logits, target, {name: (vector, num_classes) for name, vector in options.vectors.items()})
+    check_shapes(logits, target, {name: (vector, num_classes) for name, vector in options.vectors.items()})
     if target_terms is not None and target_terms.shape != (n, 3):
         raise RuntimeError(f"longtail: target_terms has shape {list(target_terms.shape)}, expected [{n}, 3]")
     counted = target != ignore_index
@@ -275,83 +275,3 @@ def sigmoid_loss_and_grad_(grad_loss: Tensor, logits: Tensor, target: Tensor, *o
     loss, grad = sigmoid_loss_and_grad(grad_loss, logits, target, *options)
     logits.copy_(grad)
     return loss
-
-
-def _hierarchical_rows(logits: Tensor, target: Tensor, *values: Any) -> hierarchical.Rows | None:
-    """None: of no logits."""
-    options, (n, num_classes) = HierarchicalOptions(*values), (logits.shape[0], logits.shape[-1])
-    per_class = {name: (getattr(options, name), num_classes) for name in ("order", "position", "weight", "class_bias")}
-    nodes = options.node_begin.numel()
-    per_node = {name: (getattr(options, name), nodes) for name in ("node_begin", "node_end", "node_weight")}
-    _check_shapes(logits, target, per_class | per_node | {"sample_weight": (options.sample_weight, n)})
-    if options.path.dim() != 2 or options.path.shape[0] != num_classes or options.path.shape[1] == 0:
-        raise RuntimeError(f"longtail: path has shape {list(options.path.shape)}, expected [{num_classes}, L]")
-    if (options.order is None) != (options.position is None):
-        raise RuntimeError("longtail: one of order and position is None, expected both or none")
-    for name in ("path", "node_begin", "node_end", "order", "position"):
-        table = getattr(options, name)
-        if table is not None and table.dtype != torch.int32:
-            raise RuntimeError(f"longtail: {name} has dtype {table.dtype}, expected torch.int32")
-    counted = target != options.ignore_index
-    check_target(target, counted, num_classes, options.ignore_index)
-    if not logits.numel():
-        return None
-    if logits.is_cpu:
-        _check_tree(target[counted], num_classes, options)
-    return hierarchical.Rows.of(logits, target, options)
-
-
-def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> None:
-    """That the nodes of the paths of classes g nest, and end at g."""
-    order, nodes = options.order, options.path[g].long()
-    if order is not None and bool(((order < 0) | (order >= num_classes)).any()):
-        bad = int(order[(order < 0) | (order >= num_classes)][0])
-        raise RuntimeError(f"longtail: order holds {bad}, expected classes in [0, {num_classes})")
-    fits = ((nodes >= 0) & (nodes < options.node_begin.numel())).all(1)
-    if bool(fits.all()):
-        place = g if options.position is None else options.position[g].long()
-        root = torch.zeros_like(nodes[:, :1])
-        begin = torch.cat([root, options.node_begin[nodes].long()], 1)
-        end = torch.cat([root + num_classes, options.node_end[nodes].long()], 1)
-        fits = ((begin.diff() >= 0) & (end.diff() <= 0)).all(1) & (begin[:, -1] == place) & (end[:, -1] == place + 1)
-    if not bool(fits.all()):
-        bad = int(g[~fits][0])
-        raise RuntimeError(f"longtail: path, node_begin and node_end of class {bad} do not nest")
-
-
-def _hierarchical_loss(rows: hierarchical.Rows | None, logits: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
-    if rows is None:
-        none = logits.new_zeros(logits.shape[:1], dtype=arithmetic_dtype(logits.dtype))
-        return none, none.new_zeros((*none.shape, 2 * path.shape[1] + 1))
-    stats = rows.stats()
-    return rows.losses(stats), stats.masked_fill(~rows.counted[:, None], 0.0)
-
-
-def _hierarchical_grad(rows: hierarchical.Rows | None, stats: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
-    return torch.zeros_like(logits) if rows is None else rows.grad(stats, grad_loss).to(logits.dtype)
-
-
-def hierarchical_loss(logits: Tensor, target: Tensor, path: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _hierarchical_loss(_hierarchical_rows(logits, target, path, *options), logits, path)
-
-
-def hierarchical_loss_backward(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, path: Tensor, *options: Any
-) -> Tensor:
-    return _hierarchical_grad(_hierarchical_rows(logits, target, path, *options), stats, grad_loss, logits)
-
-
-def hierarchical_loss_and_grad(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, path: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = _hierarchical_rows(logits, target, path, *options)
-    loss, stats = _hierarchical_loss(rows, logits, path)
-    return loss, stats, _hierarchical_grad(rows, stats, grad_loss, logits)
-
-
-def hierarchical_loss_and_grad_(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, path: Tensor, *options: Any
-) -> tuple[Tensor, Tensor]:
-    loss, stats, grad = hierarchical_loss_and_grad(grad_loss, logits, target, path, *options)
-    logits.copy_(grad)
-    return loss, stats

@@ -63,11 +63,15 @@ SCHEMAS = {
     "sigmoid_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {SIGMOID}, bool elementwise) -> Tensor loss"
     ),
-    # logits: [N, C] alone; target: int64 [N]. stats [N, 2 L + 1]: m and d of each ring, which of empty ones are -inf
-    # and 0, then u_g; see longtail.reference.hierarchical.
+    # logits: [N, C] alone, of all classes of the tree or of one shard; target: int64 [N], of all. stats [N, 2 L + 1]: m
+    # and d of each ring, which of empty ones are -inf and 0, then u_g; see longtail.reference.hierarchical. backward
+    # takes those of all shards together.
     "hierarchical_loss": f"(Tensor logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats)",
     "hierarchical_loss_backward": (
         f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {HIERARCHICAL}) -> Tensor grad"
+    ),
+    "hierarchical_loss_backward_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor stats, {HIERARCHICAL}) -> ()"
     ),
     "hierarchical_loss_and_grad": (
         f"(Tensor grad_loss, Tensor logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats, Tensor grad)"
@@ -87,6 +91,7 @@ SCHEMAS = {
 _PATH = {
     "hierarchical_loss": 2,
     "hierarchical_loss_backward": 4,
+    "hierarchical_loss_backward_": 4,
     "hierarchical_loss_and_grad": 3,
     "hierarchical_loss_and_grad_": 3,
 }
@@ -160,6 +165,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "sigmoid_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_sigmoid_loss(logits, *rest),
     "hierarchical_loss": _fake_hierarchical_loss,
     "hierarchical_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "hierarchical_loss_backward_": lambda *_: None,
     "hierarchical_loss_and_grad": lambda _grad_loss, logits, *rest: (
         *_fake_hierarchical_loss(logits, *rest),
         _fake_grad(logits),
@@ -271,6 +277,7 @@ sigmoid_loss_and_grad = _entry("sigmoid_loss_and_grad")
 sigmoid_loss_and_grad_ = _entry("sigmoid_loss_and_grad_")
 hierarchical_loss = _entry("hierarchical_loss")
 hierarchical_loss_backward = _entry("hierarchical_loss_backward")
+hierarchical_loss_backward_ = _entry("hierarchical_loss_backward_")
 hierarchical_loss_and_grad = _entry("hierarchical_loss_and_grad")
 hierarchical_loss_and_grad_ = _entry("hierarchical_loss_and_grad_")
 scale_grad_ = _entry("scale_grad_")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import fallback
+from . import fallback, fallback_hierarchical
 from .layout import DENSE_SOFTMAX, logits_position, to_images, to_rows
 
 DEVICE = None
@@ -28,7 +28,8 @@ def detail() -> str:
 
 
 def operator(op: str) -> Callable[..., Any]:
-    return through_rows(op, getattr(fallback, op))
+    family = fallback_hierarchical if op.startswith("hierarchical_") else fallback
+    return through_rows(op, getattr(family, op))
 
 
 def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -101,11 +101,22 @@ def row_grad(levels: list[Level], weights: Tensor, poison: Tensor, upstream: Ten
     return RowGrad(torch.stack(rings, 1), upstream * (poison - missed))
 
 
+def row_factor(g: Tensor, options: HierarchicalOptions, dtype: torch.dtype) -> Tensor:
+    """v w_g, [N], in ``dtype``, for classes g [N]."""
+    factor = torch.ones(g.shape, dtype=dtype, device=g.device)
+    if options.weight is not None:
+        factor = options.weight.to(dtype)[g]
+    return factor if options.sample_weight is None else factor * options.sample_weight.to(dtype)
+
+
 class Rows(NamedTuple):
     """A batch made ready: ignored rows are cleared, everything is in the dtype of the arithmetic."""
 
     u: Tensor
     g: Tensor
+    """The column of each target, anything where another shard has it."""
+    here: Tensor
+    """Whether no other shard has it."""
     counted: Tensor
     rings: list[Tensor]
     """For each ring, the classes of each row that are in it, [N, C]."""
@@ -115,7 +126,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: Tensor, options: HierarchicalOptions) -> Rows:
-        """Of logits [N, C] and target [N]."""
+        """Of logits [N, C], C at least 1, and target [N]."""
         dtype, num_classes = arithmetic_dtype(logits.dtype), logits.shape[1]
         counted = target != options.ignore_index
         g = torch.where(counted, target, 0)
@@ -131,12 +142,10 @@ class Rows(NamedTuple):
         at = torch.arange(num_classes, device=logits.device) if place is None else place.long()
         inside = [(at >= begin[:, k, None]) & (at < end[:, k, None]) for k in range(begin.shape[1])]
         rings = [outer & ~inner for outer, inner in pairwise(inside)]
-        factor = u.new_ones(g.shape)
-        if options.weight is not None:
-            factor = options.weight.to(dtype)[g]
-        if options.sample_weight is not None:
-            factor = factor * options.sample_weight.to(dtype)
-        return cls(u, g, counted, rings, options.node_weight.to(dtype)[nodes], factor)
+        here, leaf = end[:, -1] > begin[:, -1], begin[:, -1].clamp(max=num_classes - 1)
+        column = leaf if options.order is None else options.order[leaf].long()
+        weights = options.node_weight.to(dtype)[nodes]
+        return cls(u, column, here, counted, rings, weights, row_factor(g, options, dtype))
 
     def stats(self) -> Tensor:
         """m and d of each ring, then u_g: [N, 2 L + 1]."""
@@ -145,7 +154,8 @@ class Rows(NamedTuple):
             u = self.u.masked_fill(~ring, -torch.inf)
             m = u.detach().amax(1)
             found += [m, (u - _finite(m)[:, None]).exp().sum(1)]
-        return torch.stack([*found, self.u.gather(1, self.g[:, None]).squeeze(1)], 1)
+        u_g = self.u.gather(1, self.g[:, None]).squeeze(1)
+        return torch.stack([*found, u_g.masked_fill(~self.here, -torch.inf)], 1)
 
     def losses(self, stats: Tensor, exact: Tensor | None = None) -> Tensor:
         """[N], 0 where ignored."""
@@ -160,7 +170,8 @@ class Rows(NamedTuple):
         for k, ring in enumerate(self.rings):
             m = _finite(stats[:, 2 * k])[:, None]
             grad = torch.where(ring, (self.u.masked_fill(~ring, -torch.inf) - m).exp() * row.ring[:, k, None], grad)
-        grad = grad.scatter(1, self.g[:, None], row.target[:, None])
+        own = torch.where(self.here, row.target, grad.gather(1, self.g[:, None])[:, 0])
+        grad = grad.scatter(1, self.g[:, None], own[:, None])
         return grad.masked_fill(~self.counted[:, None], 0.0)
 
 

@@ -59,7 +59,7 @@ SigmoidArgs = _structure(
 )
 HierarchicalArgs = _structure(
     "HierarchicalArgs",
-    "int storage, int64 rows num_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
+    "int storage, int64 rows num_classes tree_classes pixels, pointer logits, int64 logits_stride logits_class_stride,"
     "pointer target, int64 target_stride ignore_index nodes, int depth,"
     "pointer path node_begin node_end node_weight order position weight class_bias sample_weight grad_loss,"
     "int64 grad_loss_stride, pointer loss stats grad, int64 grad_stride grad_class_stride",

@@ -127,6 +127,7 @@ def hierarchical_launch(
         "storage": STORAGES.index(logits.dtype),
         "rows": len(target),
         "num_classes": logits.shape[1],
+        "tree_classes": len(o.path),
         "logits": logits,
         "logits_stride": logits.stride(0),
         "target": target,
