@@ -20,7 +20,7 @@ SECTIONS = {
     "all": Section("every", "cpu to gpu of this list, one after another: what make bench runs"),
     "cpu": Section("losses", "softmax losses over (N, C) logits, beside eager PyTorch and torch.compile"),
     "statistics": Section("losses", "log-probability and entropy of each row, with gradients, likewise"),
-    "tail": Section("losses", "the losses for long tails: vector scaling, IMMAX, Seesaw; likewise"),
+    "tail": Section("losses", "losses for long tails and trees: vector scaling, IMMAX, Seesaw, hierarchical; likewise"),
     "sigmoid": Section("losses", "sigmoid focal losses, likewise"),
     "soft": Section("losses", "cross-entropy with class probabilities, likewise"),
     "images": Section("losses", "a softmax loss over images, (N, C, H, W), likewise"),
@@ -38,7 +38,7 @@ SECTIONS = {
     "plot": Section("plot", "no times: draws the pictures of the rows in bench/results again"),
     "prediction": Section("prediction", "on paper: vocabulary-parallel cross-entropy at 8 to 512 ranks"),
     "kernels": Section("kernels", "the CUDA operators alone, beside those of another build"),
-    "smoke": Section("smoke", "no times: both families in every gradient mode on a GPU, compared with the CPU"),
+    "smoke": Section("smoke", "no times: all families in every gradient mode on a GPU, compared with the CPU"),
     "gpu-session": Section("gpu_session", "all that needs a GPU: tests, compute-sanitizer, timings"),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import longtail
 from longtail.ops import dispatch
 
-from . import eager
+from . import eager, trees
 
 LOSSES = {
     "plain": "cross-entropy",
@@ -27,6 +27,8 @@ LOSSES = {
     "vector_scaling": "vector scaling: a temperature and a bias for each class",
     "immax": "IMMAX: a temperature of the target's class",
     "seesaw": "Seesaw",
+    "hierarchical": "hierarchical cross-entropy, classes numbered along the tree",
+    "hierarchical_shuffled": "hierarchical cross-entropy, classes of the same tree shuffled",
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
     "dense_focal": "sigmoid focal, a target for each element",
@@ -47,6 +49,9 @@ SIGMOID: dict[str, dict[str, Any]] = {
     "dense_focal": {"alpha": 0.25, "gamma": 2.0},
 }
 """Of these the sigmoid family, with its options; the mean is over all elements."""
+
+HIERARCHICAL = ("hierarchical", "hierarchical_shuffled")
+"""Of these the classes are in a tree of ``trees.py``."""
 
 GRADIENTS = {"backward": 3, "forward": 2, "inplace": 2}
 """longtail's gradient modes, and how often each passes over the logits (peers are counted the same way)."""
@@ -86,6 +91,10 @@ class Problem:
         if loss in SIGMOID:
             dense = loss == "dense_focal"
             return eager.one_hot(self.target, self.logits) if dense else self.target, SIGMOID[loss]
+        if loss in HIERARCHICAL:
+            shuffled = loss == "hierarchical_shuffled"
+            tree = trees.of_classes(self.logits.shape[1], self.logits.device, shuffled)
+            return self.target, {"tree": tree, "alpha": 0.1}
         if loss == "soft":
             hot, other = (eager.one_hot(x, self.logits) for x in (self.target, self.target.flip(0)))
             return 0.7 * hot + 0.3 * other, {}  # as mixup makes them
@@ -156,6 +165,15 @@ def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[
     return longtail.sigmoid_focal_loss(logits, target, gradient=gradient, reduction="mean", **options)
 
 
+def _fused_hierarchical(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    tree, alpha = options["tree"], options["alpha"]
+    return longtail.hierarchical_cross_entropy(logits, target, tree.hierarchy, alpha, gradient=gradient)
+
+
+def _eager_hierarchical(logits: Tensor, target: Tensor, *, tree: trees.Tree, alpha: float) -> Tensor:
+    return eager.hierarchical_loss(logits, target, levels=tree.levels, alpha=alpha)
+
+
 def _fused_statistics(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
     found = longtail.row_statistics(logits, target, gradient=gradient, **options)
     return eager.policy_loss(found.log_prob, found.entropy)
@@ -167,6 +185,8 @@ def _own(loss: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         return eager.statistics_loss, _fused_statistics
     if loss in SIGMOID:
         return eager.sigmoid_loss, _fused_sigmoid
+    if loss in HIERARCHICAL:
+        return _eager_hierarchical, _fused_hierarchical
     return F.cross_entropy if loss in TORCHS else eager.softmax_loss, _fused
 
 
@@ -192,10 +212,9 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
     backend = dispatch.selected(problem.logits.device)
     # The gradient of statistics is made when the loss is known that is written of them.
     modes = {"statistics": {"backward": 3, "inplace": 3}, "soft": {"backward": 3}}.get(loss, GRADIENTS)
+    known = backend != "reference" and loss != "hierarchical_shuffled"  # which takes some classes twice
     for gradient, passes in modes.items():
         passes += dense.get(gradient, 0)
         forward = functools.partial(fused, target=target, gradient=gradient, options=options)
-        found.append(
-            Contender(loss, "longtail", forward, gradient, passes if backend != "reference" else None, backend)
-        )
+        found.append(Contender(loss, "longtail", forward, gradient, passes if known else None, backend))
     return found

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .trees import Level
 
 
 def complement_entropy(u: Tensor, index: Tensor) -> Tensor:
@@ -104,6 +109,26 @@ def statistics_loss(logits: Tensor, target: Tensor) -> Tensor:
     """:func:`policy_loss` of logits [N, C], float32; half logits are taken to float32 first."""
     log_p = F.log_softmax(logits.float(), 1)
     return policy_loss(log_p.gather(1, target[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(1))
+
+
+def hierarchical_loss(logits: Tensor, target: Tensor, *, levels: Sequence[Level], alpha: float) -> Tensor:
+    """Mean hierarchical cross-entropy (Bertinetto et al. 2020, section 3.1) of logits [N, C] and target [N] int64.
+
+    The authors multiply probabilities by two one-hot tables [C, C, depth], of 17 GB each at 32768 classes; this gathers
+    the classes of the nodes above the target, and stays with logarithms. ``levels``: from below the root down to the
+    nodes above the classes. Half logits are taken to float32 first, as autocast does.
+    """
+    log_p = F.log_softmax(logits.float(), 1)
+    log_nodes = [torch.zeros_like(log_p[:, 0])]  # of the root
+    for level in levels:
+        members = level.members[level.node[target]]
+        log_members = log_p.gather(1, members.clamp(min=0)).masked_fill(members < 0, -torch.inf)
+        log_nodes.append(log_members.logsumexp(1))
+    log_nodes.append(log_p.gather(1, target[:, None]).squeeze(1))
+    loss = torch.zeros_like(log_nodes[0])
+    for depth, (above, below) in enumerate(pairwise(log_nodes), 1):
+        loss = loss + math.exp(-alpha * depth) * (above - below)
+    return loss.mean()
 
 
 def one_hot(target: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import suite
 from .contenders import Contender, Problem
 from .peers import usable
 from .suite import Plan
@@ -67,7 +68,7 @@ TAIL = Plan(
     device="cuda",
     shapes=((8192, 32768), (32768, 1000)),
     dtypes=GPU.dtypes,
-    losses=("plain", "vector_scaling", "immax", "seesaw"),
+    losses=suite.TAIL.losses,
     rounds=50,
 )
 

@@ -31,7 +31,7 @@ def _times(what: str) -> Bars:
 BARS = {
     "cpu": _times("Softmax losses"),
     "statistics": _times("Any loss of a row"),
-    "tail": _times("Losses for long tails"),
+    "tail": _times("Losses for long tails and trees"),
     "sigmoid": _times("Sigmoid focal losses"),
     "soft": _times("Cross-entropy with class probabilities"),
     "images": _times("Softmax focal loss over images"),
@@ -49,7 +49,7 @@ BARS = {
     ),
     "gpu": _times("Softmax losses"),
     "gpu-statistics": _times("Any loss of a row"),
-    "gpu-tail": _times("Losses for long tails"),
+    "gpu-tail": _times("Losses for long tails and trees"),
     "gpu-sigmoid": _times("Sigmoid losses"),
     "gpu-soft": _times("Cross-entropy with class probabilities"),
     "gpu-images": _times("Losses over images"),

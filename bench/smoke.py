@@ -1,4 +1,4 @@
-"""Both families of losses in every gradient mode on a GPU, compared with plain PyTorch on the CPU.
+"""All families of losses in every gradient mode on a GPU, compared with plain PyTorch on the CPU.
 
 One shape for each way to take a row, or a pixel; few rows, so that compute-sanitizer, which slows kernels down a
 hundredfold, can run it.
@@ -16,6 +16,7 @@ from torch import Tensor
 import longtail
 from longtail.experiments.command_line import Parser
 
+from . import trees
 from .suite import Shape
 
 SHAPES: tuple[Shape, ...] = (
@@ -27,7 +28,7 @@ Case = tuple[Callable[..., Tensor], Tensor, dict[str, Any]]
 
 
 def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
-    """Losses with targets and options: the softmax family and the sigmoid family, few options and many."""
+    """Losses with targets and options: the softmax and the sigmoid family, few options and many; trees, over rows."""
     classes = shape[1]
     target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
     target.view(-1)[0] = -100
@@ -41,6 +42,10 @@ def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
     yield longtail.sigmoid_focal_loss, target, {"reduction": "mean"}
     yield longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}
     yield longtail.sigmoid_focal_loss, torch.rand(shape, generator=generator), {"reduction": "none", **sigmoid}
+    if len(shape) == 2:  # of images the same kernels take a copy
+        tree = trees.of_classes(classes, torch.device("cpu"), shuffled=True)
+        weights = {"weight": vector, "class_bias": vector}
+        yield longtail.hierarchical_cross_entropy, target, {"hierarchy": tree.hierarchy, **weights}
 
 
 def compare(shape: Shape, device: torch.device) -> None:

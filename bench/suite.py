@@ -108,8 +108,14 @@ SOFT = Plan("soft", ((4096, 8192), (16384, 1000), (4096, 10)), CPU.dtypes, ("sof
 STATISTICS = Plan("statistics", (LARGE,), CPU.dtypes, ("plain", "statistics"), rounds=25)
 """What any loss of a row costs, beside our own cross-entropy."""
 
-TAIL = Plan("tail", (LARGE,), CPU.dtypes, ("plain", "vector_scaling", "immax", "seesaw"), rounds=25)
-"""The losses for long tails, beside our own cross-entropy."""
+TAIL = Plan(
+    section="tail",
+    shapes=(LARGE,),
+    dtypes=CPU.dtypes,
+    losses=("plain", "vector_scaling", "immax", "seesaw", "hierarchical", "hierarchical_shuffled"),
+    rounds=25,
+)
+"""The losses for long tails and trees, beside our own cross-entropy."""
 
 IMAGES = Plan("images", ((4, 19, 512, 512), (4, 1203, 256, 256)), (torch.float32,), ("focal",), rounds=25)
 """Segmentation; N in the rows counts pixels."""

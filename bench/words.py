@@ -21,6 +21,8 @@ LOSSES = {
     "vector_scaling": "a temperature and a bias for each class (Kini et al. 2021)",
     "immax": "a temperature of the target's class (Cortes et al. 2025)",
     "seesaw": "mitigation and compensation factors for each pair of classes (Wang et al. 2021)",
+    "hierarchical": "a tree of depth 4 over the classes (Bertinetto et al. 2020), numbered along it",
+    "hierarchical_shuffled": "the same tree, its classes numbered at random",
     "sigmoid": "sigmoid cross-entropy, targets are class indices",
     "sigmoid_focal": "sigmoid focal loss, targets are class indices",
     "dense_focal": "sigmoid focal loss, a target for each element",

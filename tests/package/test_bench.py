@@ -78,7 +78,7 @@ def test_tiny_run_writes_every_row_and_the_picture(tmp_path):
         ("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]),
         ("soft", "64,96", 64, ["soft"]),
         ("statistics", "64,96", 64, ["plain", "statistics"]),
-        ("tail", "64,96", 64, ["plain", "vector_scaling", "immax", "seesaw"]),
+        ("tail", "64,96", 64, ["plain", "vector_scaling", "immax", "seesaw", "hierarchical", "hierarchical_shuffled"]),
         ("images", "2,19,4,8", 64, ["focal"]),
     ],
 )

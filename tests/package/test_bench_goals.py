@@ -97,6 +97,26 @@ def test_times_beside_a_copy_and_each_other():
     }
 
 
+def test_trees_may_cost_more_where_their_classes_are_shuffled():
+    tail = {"section": "tail"}
+    eager = {"hierarchical": 300.0, "hierarchical_shuffled": 299.0}
+    found = judged(
+        row("plain", "longtail", "inplace", 10.0, **tail),
+        *(row(loss, "eager", "", ms, **tail) for loss, ms in eager.items()),
+        *(
+            row(loss, "longtail", mode, ms, **tail)
+            for loss in eager
+            for mode, ms in (("backward", 20.0), ("inplace", 12.0))
+        ),
+    )
+    assert found == {
+        "tail, hierarchical: faster than eager": (15.0, True),
+        "tail, hierarchical_shuffled: faster than eager": (14.95, False),
+        "tail, in place, float32: time of plain": (1.2, False),
+        "tail, classes of the tree shuffled, in place, float32: time of plain": (1.2, True),
+    }
+
+
 def test_few_classes_calls_and_memory():
     few = {"section": "few-images", "speedup_over_cross_entropy": 2.0}
     torchs = {"plain": 0.1, "balanced": 0.2, "dense_sigmoid": 0.4}

@@ -93,6 +93,7 @@ def test_times_of_row_statistics() -> None:
 
 def test_times_of_losses_for_long_tails() -> None:
     losses = {"cross-entropy": "plain", "vector scaling": "vector_scaling", "IMMAX": "immax", "Seesaw": "seesaw"}
+    losses |= {"hierarchical": "hierarchical", "hierarchical over shuffled classes": "hierarchical_shuffled"}
     for name, stated in table("numbers.md", "| loss of the tail, dtype | eager |"):
         loss, dtype = name.split(", ")
         check_times(name, stated, losses[loss], section="tail", N=2048, C=32768, dtype=dtype)
