@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -258,6 +258,10 @@ class HierarchicalOptions(NamedTuple):
             return self
         found = _checked_vectors(HIERARCHICAL_VECTORS, vectors, input, rows, num_classes, dtype)
         return self._replace(**dict(zip(HIERARCHICAL_VECTORS, found, strict=True)))
+
+
+RowOptions = TypeVar("RowOptions", SoftmaxOptions, HierarchicalOptions)
+"""Of the losses of rows that have one class for a target."""
 
 
 def _checked_vectors(

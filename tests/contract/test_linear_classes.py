@@ -33,8 +33,8 @@ def choose(monkeypatch: pytest.MonkeyPatch, by_classes: bool) -> None:
 def operator(data: Data, upstream: Tensor, needs: tuple[bool, bool, bool], known: bool = False, **options: Any) -> Any:
     """Loss, statistics and gradients in float64; ``known``: from the statistics that a forward has found."""
     values, dtypes = cases.operator_options(data[1].shape[0], options), [torch.float64] * 4
-    stats = linear_rows.linear_softmax_loss(*data, 0, *dtypes[:2], *values)[1] if known else None
-    return linear_rows.linear_softmax_loss_and_grad(upstream, *data, stats, 0, *dtypes, *needs, *values)
+    stats = linear_rows.row_losses(linear_rows.SOFTMAX, *data, 0, *dtypes[:2], *values)[1] if known else None
+    return linear_rows.row_losses_and_grad(linear_rows.SOFTMAX, upstream, *data, stats, 0, *dtypes, *needs, *values)
 
 
 @pytest.mark.parametrize("option_set", cases.OPTION_SETS)

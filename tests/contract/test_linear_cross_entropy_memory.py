@@ -40,8 +40,8 @@ def test_the_operator_makes_what_is_needed_and_reads_nothing_back(
     dtypes = [torch.float32] * 4
     options = cases.operator_options(CLASSES, {})
     with Calls() as calls:
-        out = linear_rows.linear_softmax_loss_and_grad(
-            torch.ones(ROWS), x, weight, bias, target, None, 5, *dtypes, *needs, *options
+        out = linear_rows.row_losses_and_grad(
+            linear_rows.SOFTMAX, torch.ones(ROWS), x, weight, bias, target, None, 5, *dtypes, *needs, *options
         )
     assert [g.numel() > 0 for g in out[2:]] == list(needs)
     chunks = 3

@@ -84,7 +84,9 @@ def run(given: Run, monkeypatch: pytest.MonkeyPatch) -> DryRun:
     dtypes = (given.dtype, given.total_dtype, given.grad_dtype, given.grad_dtype)
     options = cases.operator_options(CLASSES, {})
     with DryRun(*data) as dry:
-        out = linear_rows.linear_softmax_loss_and_grad(*data, None, given.chunk_size, *dtypes, *given.needs, *options)
+        out = linear_rows.row_losses_and_grad(
+            linear_rows.SOFTMAX, *data, None, given.chunk_size, *dtypes, *given.needs, *options
+        )
     dry.peak -= sum(grad.nbytes for grad in out[2:])
     return dry
 

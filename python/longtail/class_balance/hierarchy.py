@@ -244,11 +244,11 @@ def _restricted(whole: HierarchyTables, start: int, size: int) -> HierarchyTable
     """To the classes [start, start + size), on the CPU."""
     path, begin, end, _, position = whole
     if position is None:
-        return HierarchyTables(path, *((x - start).clamp(0, size) for x in (begin, end)), None, None)
+        return HierarchyTables(path, (begin - start).clamp(0, size), (end - start).clamp(0, size), None, None)
     places, order = position[start : start + size].sort()
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(size))
-    ranges = (torch.searchsorted(places, x, out_int32=True) for x in (begin, end))
-    return HierarchyTables(path, *ranges, order.int(), inverse.int())
+    first, last = (torch.searchsorted(places, x, out_int32=True) for x in (begin, end))
+    return HierarchyTables(path, first, last, order.int(), inverse.int())
 
 
 def _int32(values: Sequence[Any]) -> Tensor:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..arguments import (
-    LIMITS,
     arithmetic_dtype,
     check_integer,
     check_local,
     check_logits,
-    check_number,
     check_tensors,
-    is_exporting,
 )
 from ..class_balance.hierarchy import Hierarchy
-from ..errors import ArgumentTypeError, ArgumentValueError
 from ..hierarchical.loss import hierarchical_loss
-from ..options import HierarchicalOptions, Request
+from ..hierarchical.tree import Tree
+from ..options import Request
 from ..signatures import refuse_unknown, with_options_of
 
 
@@ -88,28 +83,10 @@ def hierarchical_cross_entropy(
     check_tensors(input=input, target=target)
     check_local(input=input, target=target)
     check_logits(input)
-    if not isinstance(hierarchy, Hierarchy):
-        raise ArgumentTypeError(f"hierarchy is a {type(hierarchy).__name__}, expected a longtail.Hierarchy")
-    dtype = arithmetic_dtype(input.dtype)
     request = Request(reduction, normalizer, gradient)
+    dtype = arithmetic_dtype(input.dtype)
     request.check(dtype)
     check_integer("ignore_index", ignore_index)
-    alpha = check_number("alpha", alpha, 0.0, dtype=dtype)
-    _check_weights(alpha, hierarchy.depth, dtype)
-    tables = hierarchy.tables(input.device)
-    node_weight = hierarchy.node_weight(alpha, dtype, input.device)
-    tree = (tables.path, tables.node_begin, tables.node_end, node_weight, tables.order, tables.position)
-    options = HierarchicalOptions(*tree, weight, class_bias, sample_weight, ignore_index)
-    return hierarchical_loss(input, target, options, alpha, request)
-
-
-def _check_weights(alpha: float, depth: int, dtype: torch.dtype) -> None:
-    """That exp(-alpha depth) keeps its digits."""
-    if type(alpha) is not float or is_exporting():  # a symbol, which would have to prove it
-        return
-    largest = -math.log(LIMITS[dtype][1]) / depth
-    if alpha > largest:
-        raise ArgumentValueError(
-            f"alpha is {alpha}, expected at most {largest} for a tree of depth {depth}: {dtype} does not hold "
-            "exp(-alpha depth)"
-        )
+    tree = Tree.checked(hierarchy, alpha, dtype)
+    options = tree.options(input.device, dtype, weight, class_bias, sample_weight, ignore_index)
+    return hierarchical_loss(input, target, options, tree.alpha, request)

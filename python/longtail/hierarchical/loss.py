@@ -8,7 +8,7 @@ from ..arguments import arithmetic_dtype
 from ..errors import ArgumentValueError
 from ..ops import layout
 from ..ops.autograd import differentiable_loss
-from ..options import HierarchicalOptions, Request, SoftmaxOptions
+from ..options import HierarchicalOptions, Request
 from ..reference import hierarchical
 from ..softmax.loss import mean_denominator
 from .autograd import HIERARCHICAL, HierarchicalLoss
@@ -38,8 +38,7 @@ def hierarchical_loss(
     options = options.prepared(input, target.shape, num_classes, dtype)
     denominator = None
     if request.reduction == "mean":
-        counted = SoftmaxOptions(weight=options.weight, ignore_index=options.ignore_index)
-        denominator = mean_denominator(request.normalizer, rows.target, counted, num_classes, dtype)
+        denominator = mean_denominator(request.normalizer, rows.target, options, num_classes, dtype)
     loss, _ = differentiable_loss(
         *(HierarchicalLoss, HIERARCHICAL, input, (rows.logits, rows.target), options),
         *(request.reduction, request.gradient),

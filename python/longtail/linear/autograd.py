@@ -1,4 +1,4 @@
-"""The fused linear loss under autograd, for its two gradient modes.
+"""Fused linear losses under autograd, for their two gradient modes.
 
 "forward": the gradients are made with the loss, in three GEMMs, and kept; backward multiplies them by the upstream
 scalar, which costs a scalar read when it is 1. "backward": forward keeps nothing but its inputs (one GEMM), backward
@@ -7,6 +7,7 @@ makes the logits again (three more): any upstream gradient, any number of times.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from ..ops import formulas, operators
 from ..ops.autograd import SIGNATURE
 from ..ops.gradient import differentiable_reduction, guarded, own, reduce_loss, rows_of, take
 from ..ops.vmap import refuse_vmap
-from ..options import SoftmaxOptions
-from .operators import loss_and_grad_operator, loss_operator
+from ..options import HierarchicalOptions, SoftmaxOptions
+from .operators import HIERARCHICAL, SOFTMAX, Family
 
 
 class Setting(NamedTuple):
@@ -42,24 +43,25 @@ class Setting(NamedTuple):
 
 
 def differentiable_loss(
+    family: Family,
     data: tuple[Tensor, Tensor, Tensor | None, Tensor],  # input [N, D], linear_weight [C, D], linear_bias, target [N]
     denominator: Tensor | None,
     divisor: Tensor | None,
     factor: Tensor | None,
     setting: Setting,
-    options: SoftmaxOptions,
+    options: SoftmaxOptions | HierarchicalOptions,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, stats [N, 5]); the loss is [N] or 0-d. ``denominator``, ``divisor``, ``factor``: as of all Functions."""
+    """(loss, stats [N, S]); the loss is [N] or 0-d. ``denominator``, ``divisor``, ``factor``: as of all Functions."""
     vectors, others = options.parted()
     if is_exporting() or (torch.compiler.is_compiling() and not any(setting.needs)):
-        loss, stats = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *vectors, *others)
+        loss, stats = family.loss(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *vectors, *others)
         return differentiable_reduction(loss, denominator, setting.reduction), stats
-    constants = (setting, options.ignore_index, others)
-    loss, stats, *_ = LinearSoftmaxLoss.apply(*data, denominator, divisor, factor, *vectors, constants)
+    constants = (family, setting, options.ignore_index, others)
+    loss, stats, *_ = LinearLoss.apply(*data, denominator, divisor, factor, *vectors, constants)
     return loss, stats
 
 
-class LinearSoftmaxLoss(torch.autograd.Function):
+class LinearLoss(torch.autograd.Function):
     """(input, linear_weight, linear_bias, target, denominator, divisor, factor, *vectors, constants) -> (loss, stats).
 
     In mode "forward" the gradients of input, weight and bias follow, for the context alone.
@@ -69,19 +71,20 @@ class LinearSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        x, linear_weight, bias, target, denominator, _, factor, *vectors, (setting, _, others) = inputs
+        x, linear_weight, bias, target, denominator, _, factor, *vectors, (family, setting, _, others) = inputs
         data, options = (x, linear_weight, bias, target), (*vectors, *others)
         if setting.gradient == "backward":
             with operators.below_autograd():
-                loss, *rest = loss_operator(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
+                loss, *rest = family.loss(*data, setting.chunk_size, setting.dtype, setting.total_dtype, *options)
         else:
-            loss, *rest = _loss_and_grad(factor.expand(x.shape[0]), data, None, setting, setting.needs, options)
+            upstream = factor.expand(x.shape[0])
+            loss, *rest = _loss_and_grad(family, upstream, data, None, setting, setting.needs, options)
         return (reduce_loss(loss, denominator, setting.reduction), *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, linear_weight, bias, target, denominator, divisor, _, *vectors, constants = inputs
-        ctx.setting, ctx.ignore_index, ctx.options = constants
+        ctx.family, ctx.setting, ctx.ignore_index, ctx.options = constants
         ctx.gradient, ctx.dtypes, ctx.rows = ctx.setting.gradient, (x.dtype, linear_weight.dtype), slice(None)
         # As of all Functions: differentiable in name, so that differentiating through a gradient meets the refusal.
         kept = len(output) if torch.compiler.is_compiling() else 2
@@ -105,10 +108,11 @@ class LinearSoftmaxLoss(torch.autograd.Function):
         return (*grads, *nothing[len(grads) :])
 
 
-LinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+LinearLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 
 def _loss_and_grad(
+    family: Family,
     grad_loss: Tensor,
     data: Any,
     stats: Tensor | None,
@@ -118,14 +122,15 @@ def _loss_and_grad(
 ) -> Any:
     dtypes = (setting.dtype, *setting.grad_dtypes(*data[:2]))
     with operators.below_autograd():
-        return loss_and_grad_operator(grad_loss, *data, stats, setting.chunk_size, *dtypes, *needs, *options)
+        return family.loss_and_grad(grad_loss, *data, stats, setting.chunk_size, *dtypes, *needs, *options)
 
 
 def _recomputed(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     x, linear_weight, bias, target, stats, divisor, *vectors = ctx.saved_tensors
     upstream = rows_of(grad_output, divisor, ctx.setting.reduction, x.shape[0])
     data, needs = (x, linear_weight, bias, target), ctx.needs_input_grad[:3]
-    _, _, *grads = _loss_and_grad(upstream, data, stats, ctx.setting, needs, (*vectors, *ctx.options))
+    options = (*vectors, *ctx.options)
+    _, _, *grads = _loss_and_grad(ctx.family, upstream, data, stats, ctx.setting, needs, options)
     return [
         guarded(grad, grad_output, x, linear_weight, bias) if need else None
         for grad, need in zip(grads, needs, strict=True)
@@ -164,11 +169,15 @@ def _scale_by_scalar_(grad: Tensor, scale: Tensor, target: Tensor | None, ignore
     operators.scale_grad_(rows, scale.to(arithmetic_dtype(grad.dtype)).expand(rows.shape[0]), target, ignore_index)
 
 
-def _formula(needs: Any, grad_loss: Tensor, _stats: None, *arguments: Any) -> formulas.Gradients:
+def _formula(family: Family, needs: Any, grad_loss: Tensor, _stats: None, *arguments: Any) -> formulas.Gradients:
     x, linear_weight, bias, target, chunk_size, dtype, total_dtype, *options = arguments
     dtypes = (dtype, total_dtype, x.dtype, linear_weight.dtype)
     data = (x, linear_weight, bias, target)
-    return loss_and_grad_operator(grad_loss, *data, None, chunk_size, *dtypes, *needs[:3], *options)[2:]
+    found: formulas.Gradients = family.loss_and_grad(grad_loss, *data, None, chunk_size, *dtypes, *needs[:3], *options)[
+        2:
+    ]
+    return found
 
 
-formulas.register("linear_softmax_loss", 0, _formula)
+formulas.register("linear_softmax_loss", 0, functools.partial(_formula, SOFTMAX))
+formulas.register("linear_hierarchical_loss", 0, functools.partial(_formula, HIERARCHICAL))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,13 @@ from ..arguments import is_dtensor
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops.gradient import function_shares
 from ..options import GRADIENTS as LOGITS_GRADIENTS
-from ..options import Request, SoftmaxOptions
+from ..options import Request, RowOptions, SoftmaxOptions
+from ..reference.sizes import Size
 from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator
 from ..softmax.statistics import record
 from .autograd import Setting, differentiable_loss
 from .chunks import Chunking
+from .operators import SOFTMAX, Family
 from .shapes import check_shift, checked_weight, rows_first, targets_of
 
 GRADIENTS = ("auto", *LOGITS_GRADIENTS)
@@ -153,18 +156,43 @@ def check_one_loss(request: Request) -> None:
 
 
 def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chunking, shift: bool) -> Any:
-    """Class indices over one set of classes, by chunks."""
-    input, linear_weight, linear_bias, target = data
+    """Class indices over one set of classes."""
+    input, _, _, target = data
     options = check(input, target, options, request.of_logits())
     check_one_loss(request)
+    if request.return_stats:
+        options = options._replace(entropy=True)
+    found = in_chunks(SOFTMAX, data, options, request, chunking, shift, kept_size)
+    if not request.return_stats:
+        return found.loss
+    return found.loss, record(found.stats, found.target.reshape(-1), options.ignore_index, found.target.shape)
+
+
+class Chunked(NamedTuple):
+    loss: Tensor
+    """0-d, or of the target's shape."""
+    stats: Tensor
+    """[N, S]"""
+    target: Tensor
+    """int64, as the rows have it."""
+
+
+def in_chunks(
+    family: Family,
+    data: Data,
+    options: RowOptions,
+    request: Request,
+    chunking: Chunking,
+    shift: bool,
+    size: Callable[[Tensor, int, RowOptions], Size],
+) -> Chunked:
+    """The loss of data that is checked, and of such options. ``size``: see :func:`longtail.softmax.loss.kept_size`."""
+    input, linear_weight, linear_bias, target = data
     dtype = logits_dtype(input, linear_weight, linear_bias)
     total_dtype = chunking.check(dtype)
     target, options = targets_of(input, target, input.shape[:-1], options, shift)
-    shape = target.shape
     num_classes, wide = linear_weight.shape[0], arguments.arithmetic_dtype(dtype)
-    options = options.prepared(input, shape, num_classes, wide)
-    if request.return_stats:
-        options = options._replace(entropy=True)
+    options = options.prepared(input, target.shape, num_classes, wide)
     rows, denominator = target.reshape(-1), None
     if request.reduction == "mean":
         denominator = mean_denominator(request.normalizer, rows, options, num_classes).to(wide)
@@ -173,10 +201,8 @@ def _fused(data: Data, options: SoftmaxOptions, request: Request, chunking: Chun
     mode = "forward" if keeps else "backward"
     setting = Setting(request.reduction, mode, chunking.size or 0, dtype, total_dtype, needs)
     counts = options.weight is None and request.normalizer is None
-    bound = kept_size(rows, num_classes, options) if keeps and dtype == torch.float16 else None
+    bound = size(rows, num_classes, options) if keeps and dtype == torch.float16 else None
     factor, divisor = function_shares(denominator, counts, keeps, bound, wide, input.device)
     flat = (rows_first(input), linear_weight, linear_bias, rows)
-    loss, stats = differentiable_loss(flat, denominator, divisor, factor, setting, options)
-    if request.reduction == "none":
-        loss = loss.reshape(shape)
-    return (loss, record(stats, rows, options.ignore_index, shape)) if request.return_stats else loss
+    loss, stats = differentiable_loss(family, flat, denominator, divisor, factor, setting, options)
+    return Chunked(loss.reshape(target.shape) if request.reduction == "none" else loss, stats, target)

@@ -2,9 +2,9 @@
 
 For each chunk: ``logits = input @ linear_weight.T + linear_bias`` (vendor GEMM), their gradient in place,
 ``grad_input = logits @ linear_weight`` and ``grad_weight += logits.T @ input`` (vendor GEMMs). What works in place is
-``softmax_loss_and_grad_``, which finishes the losses, or ``softmax_loss_apply_`` of coefficients that are given. The
-one buffer of logits serves all chunks. Loops live inside the operators, so that a compiled graph holds one node,
-whatever the rows.
+the ``_loss_and_grad_`` of a family, which finishes the losses, or ``softmax_loss_apply_`` of coefficients that are
+given. The one buffer of logits serves all chunks. Loops live inside the operators, so that a compiled graph holds one
+node, whatever the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..arguments import arithmetic_dtype
 from ..ops import operators
-from ..options import SoftmaxOptions
+from ..options import HierarchicalOptions, RowOptions, SoftmaxOptions
 from ..softmax import shards
 from . import classes
 from .chunks import (
@@ -32,6 +32,30 @@ from .chunks import (
     spared,
 )
 from .cost import Task, by_classes
+
+Options = SoftmaxOptions | HierarchicalOptions
+
+
+class Family(NamedTuple):
+    """The operators of logits that a linear loss is made of."""
+
+    options: Callable[..., Options]
+    loss: Callable[..., tuple[Tensor, Tensor]]
+    loss_and_grad_: Callable[..., tuple[Tensor, Tensor]]
+    by_classes: bool
+    """Whether chunks of classes may take the place of chunks of rows."""
+
+    def rows_out(self, input: Tensor, dtype: torch.dtype, options: Any) -> tuple[Tensor, Tensor]:
+        """New losses [N] and statistics [N, S], of logits of ``dtype``."""
+        n, wide = input.shape[0], arithmetic_dtype(dtype)
+        statistics = 2 * options.path.shape[1] + 1 if isinstance(options, HierarchicalOptions) else 5
+        return input.new_empty((n,), dtype=wide), input.new_empty((n, statistics), dtype=wide)
+
+
+SOFTMAX = Family(SoftmaxOptions, operators.softmax_loss, operators.softmax_loss_and_grad_, by_classes=True)
+HIERARCHICAL = Family(
+    HierarchicalOptions, operators.hierarchical_loss, operators.hierarchical_loss_and_grad_, by_classes=False
+)
 
 
 def _check_target(target: Tensor, ignore_index: int, num_classes: int) -> None:
@@ -61,7 +85,7 @@ def _goes_by_classes(
     return by_classes(task, row_chunks, class_chunks, num_classes)
 
 
-def _of_rows(options: SoftmaxOptions, rows: Tensor | slice) -> SoftmaxOptions:
+def _of_rows(options: RowOptions, rows: Tensor | slice) -> RowOptions:
     v = options.sample_weight
     return options if v is None else options._replace(sample_weight=v[rows])
 
@@ -76,7 +100,7 @@ class _Chunk(NamedTuple):
     input: Tensor
     logits: Tensor
     target: Tensor
-    options: SoftmaxOptions
+    options: Options
 
 
 def _chunks(
@@ -85,7 +109,7 @@ def _chunks(
     linear_bias: Tensor | None,
     target: Tensor,
     size: int,
-    options: SoftmaxOptions,
+    options: RowOptions,
 ) -> Iterator[_Chunk]:
     """Chunks with their logits; ``linear_weight`` and ``linear_bias`` are in the dtype of the logits."""
     n, num_classes, dtype = input.shape[0], linear_weight.shape[0], linear_weight.dtype
@@ -100,12 +124,8 @@ def _chunks(
         yield _Chunk(rows, x, logits, target[rows], _of_rows(options, rows))
 
 
-def rows_out(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    n, wide = input.shape[0], arithmetic_dtype(dtype)
-    return input.new_empty((n,), dtype=wide), input.new_empty((n, 5), dtype=wide)
-
-
-def linear_softmax_loss(
+def row_losses(
+    family: Family,
     input: Tensor,  # [N, D]
     linear_weight: Tensor,  # [C, D]
     linear_bias: Tensor | None,  # [C]
@@ -115,26 +135,27 @@ def linear_softmax_loss(
     total_dtype: torch.dtype,
     *values: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Row losses [N] and statistics [N, 5]. Reads the weight once a chunk; extra memory: one chunk of logits.
+    """Row losses [N] and statistics [N, S]. Reads the weight once a chunk; extra memory: one chunk of logits.
 
-    ``total_dtype``: for the operator's derivative alone.
+    ``total_dtype``: for the operator's derivative alone. ``values``: those of the options.
     """
-    options = SoftmaxOptions(*values)
+    options: Any = family.options(*values)
     with plain(input.device):
         _check_target(target, options.ignore_index, linear_weight.shape[0])
         counted = _counted(target, options.ignore_index)
         if counted is not None:
             data = (input[counted], linear_weight, linear_bias, target[counted])
-            found = linear_softmax_loss(*data, chunk_size, dtype, total_dtype, *_of_rows(options, counted))
+            found = row_losses(family, *data, chunk_size, dtype, total_dtype, *_of_rows(options, counted))
             return _among(found[0], counted, len(target)), _among(found[1], counted, len(target))
-        if not chunk_size and _goes_by_classes(input, linear_weight, dtype, (False, False), known=False):
+        by_classes = family.by_classes and not chunk_size
+        if by_classes and _goes_by_classes(input, linear_weight, dtype, (False, False), known=False):
             return classes.loss(input, linear_weight, linear_bias, target, dtype, options)
-        loss, stats = rows_out(input, dtype)
+        loss, stats = family.rows_out(input, dtype, options)
         weight = as_matrix(linear_weight, dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
         size = chunk_size or chunk_rows(len(target), len(weight), dtype.itemsize, input.device.type)
         for chunk in _chunks(input, weight, bias, target, size, options):
-            loss[chunk.rows], stats[chunk.rows] = operators.softmax_loss(chunk.logits, chunk.target, *chunk.options)
+            loss[chunk.rows], stats[chunk.rows] = family.loss(chunk.logits, chunk.target, *chunk.options)
     return loss, stats
 
 
@@ -175,7 +196,7 @@ def _spend(
     linear_bias: Tensor | None,
     target: Tensor,
     wanted: Wanted,
-    options: SoftmaxOptions,
+    options: RowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias, where ``make`` writes that of a chunk's logits over them."""
     chunk_size, dtype, total_dtype, input_grad_dtype, weight_grad_dtype, *_ = wanted
@@ -199,21 +220,23 @@ def _spend(
     return grad_input, total.to(weight_grad_dtype), total_bias.to(weight_grad_dtype)
 
 
-def linear_softmax_loss_and_grad(
+def row_losses_and_grad(
+    family: Family,
     grad_loss: Tensor,  # [N] any stride
     input: Tensor,  # [N, D]
     linear_weight: Tensor,  # [C, D]
     linear_bias: Tensor | None,  # [C]
     target: Tensor,  # [N] int64
-    stats: Tensor | None,  # [N, 5], where a forward has found them
+    stats: Tensor | None,  # [N, S], where a forward has found them
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`linear_softmax_loss`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
+    """As :func:`row_losses`, and the gradients of ``(grad_loss * loss).sum()``; empty where not needed.
 
     ``stats``: as that returned them for the same data; spare making the logits twice where classes go in chunks.
     ``values``: those of :class:`Wanted` and of the options.
     """
-    wanted, options = Wanted(*values[:WANTED]), SoftmaxOptions(*values[WANTED:])
+    wanted = Wanted(*values[:WANTED])
+    options: Any = family.options(*values[WANTED:])
     data = (input, linear_weight, linear_bias)
     with plain(input.device):
         _check_target(target, options.ignore_index, linear_weight.shape[0])
@@ -221,18 +244,18 @@ def linear_softmax_loss_and_grad(
         if counted is not None:
             known = None if stats is None else stats[counted]
             part = (grad_loss[counted], input[counted], linear_weight, linear_bias, target[counted], known)
-            found = linear_softmax_loss_and_grad(*part, *wanted, *_of_rows(options, counted))
+            found = row_losses_and_grad(family, *part, *wanted, *_of_rows(options, counted))
             spread = (_among(x, counted, len(target)) for x in found[: 2 + wanted.needs_input])
             return (*spread, *found[2 + wanted.needs_input :])  # type: ignore[return-value]
-        if wanted.by_classes(input, linear_weight, stats is not None):
+        if family.by_classes and wanted.by_classes(input, linear_weight, stats is not None):
             grad_dtypes = (wanted.input_grad_dtype, wanted.weight_grad_dtype)
             return classes.loss_and_grad(
                 grad_loss, *data, target, stats, wanted.dtype, grad_dtypes, wanted.needs, options
             )
-        loss, stats = rows_out(input, wanted.dtype)
+        loss, stats = family.rows_out(input, wanted.dtype, options)
 
         def finish(chunk: _Chunk) -> None:
-            loss[chunk.rows], stats[chunk.rows] = operators.softmax_loss_and_grad_(
+            loss[chunk.rows], stats[chunk.rows] = family.loss_and_grad_(
                 grad_loss[chunk.rows], chunk.logits, chunk.target, *chunk.options
             )
 
@@ -250,7 +273,7 @@ def linear_softmax_apply(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients from the coefficients of the rows, times their upstream gradients; empty where not needed.
 
-    ``values``: as of :func:`linear_softmax_loss_and_grad`. Without label smoothing: the coefficient S has no part.
+    ``values``: as of :func:`row_losses_and_grad`. Without label smoothing: the coefficient S has no part.
     """
     wanted, options = Wanted(*values[:WANTED]), SoftmaxOptions(*values[WANTED:])
     data, num_classes = (input, linear_weight, linear_bias), len(linear_weight)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..options import SoftmaxOptions
+from ..options import HierarchicalOptions, RowOptions, SoftmaxOptions
 
 
 def rows_first(input: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def check_shift(shift: object) -> None:
         raise ArgumentTypeError(f"shift is a {type(shift).__name__}, expected a bool")
 
 
-def checked_weight(options: SoftmaxOptions, rows: torch.Size) -> Tensor | None:
+def checked_weight(options: SoftmaxOptions | HierarchicalOptions, rows: torch.Size) -> Tensor | None:
     """The sample weight, which has the shape ``rows``."""
     v = options.sample_weight
     if v is not None:
@@ -34,8 +34,8 @@ def checked_weight(options: SoftmaxOptions, rows: torch.Size) -> Tensor | None:
 
 
 def targets_of(
-    input: Tensor, target: Tensor, rows: torch.Size, options: SoftmaxOptions, shift: bool
-) -> tuple[Tensor, SoftmaxOptions]:
+    input: Tensor, target: Tensor, rows: torch.Size, options: RowOptions, shift: bool
+) -> tuple[Tensor, RowOptions]:
     """Class indices, int64, of the shape ``rows`` that ``input`` asks for, and options with their sample weights.
 
     Raises:
@@ -54,7 +54,7 @@ def targets_of(
     return shifted(found, options._replace(sample_weight=checked_weight(options, rows)))
 
 
-def shifted(target: Tensor, options: SoftmaxOptions) -> tuple[Tensor, SoftmaxOptions]:
+def shifted(target: Tensor, options: RowOptions) -> tuple[Tensor, RowOptions]:
     """Targets, int64, and their sample weights of the next position; the last one is ignored."""
     v = options.sample_weight
     moved = options if v is None else options._replace(sample_weight=next_position(v, 0))

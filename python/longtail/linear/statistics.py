@@ -25,7 +25,7 @@ from ..softmax.statistics import checked_options, record
 from .autograd import Setting
 from .chunks import Chunking
 from .loss import Data, check_data, logits_dtype, needs_gradients
-from .operators import apply_operator, loss_operator
+from .operators import SOFTMAX, apply_operator
 from .shapes import rows_first, targets_of
 
 
@@ -91,7 +91,7 @@ LinearRowStats.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 def _stats(*arguments: Any) -> Tensor:
     """As ``linear_softmax_loss`` takes them."""
-    stats: Tensor = loss_operator(*arguments)[1]
+    stats: Tensor = SOFTMAX.loss(*arguments)[1]
     return stats
 
 

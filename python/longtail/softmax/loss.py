@@ -13,7 +13,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops import layout, operators
 from ..ops.autograd import differentiable_loss, direct_loss
 from ..ops.gradient import differentiable_reduction
-from ..options import SOFTMAX_NUMBERS, Request, SoftmaxOptions
+from ..options import SOFTMAX_NUMBERS, HierarchicalOptions, Request, SoftmaxOptions
 from ..reference import softmax
 from ..reference.sizes import Size
 from ..reference.softmax_dense import DenseRows
@@ -24,7 +24,7 @@ from .statistics import record
 def mean_denominator(
     normalizer: str | float | Tensor | None,
     target: Tensor,
-    options: SoftmaxOptions,
+    options: SoftmaxOptions | HierarchicalOptions,
     num_classes: int,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:

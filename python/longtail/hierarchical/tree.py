@@ -1,0 +1,55 @@
+"""A tree and the weights of its nodes, from arguments to what the operators take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arguments import LIMITS, check_number, is_exporting
+from ..class_balance.hierarchy import Hierarchy
+from ..errors import ArgumentTypeError, ArgumentValueError
+from ..options import HierarchicalOptions
+
+
+class Tree(NamedTuple):
+    hierarchy: Hierarchy
+    alpha: float
+    """lambda is exp(-alpha depth)."""
+
+    @classmethod
+    def checked(cls, hierarchy: Any, alpha: Any, dtype: torch.dtype) -> Tree:
+        """``dtype``: of the arithmetic.
+
+        Raises:
+            TypeError, ValueError: one of them is wrong, or ``dtype`` does not hold the weights with all their digits.
+        """
+        if not isinstance(hierarchy, Hierarchy):
+            raise ArgumentTypeError(f"hierarchy is a {type(hierarchy).__name__}, expected a longtail.Hierarchy")
+        tree = cls(hierarchy, check_number("alpha", alpha, 0.0, dtype=dtype))
+        if type(tree.alpha) is not float or is_exporting():  # a symbol, which would have to prove it
+            return tree
+        most = -math.log(LIMITS[dtype][1]) / hierarchy.depth
+        if tree.alpha > most:
+            raise ArgumentValueError(
+                f"alpha is {alpha}, expected at most {most} for a tree of depth {hierarchy.depth}: {dtype} does not "
+                "hold exp(-alpha depth)"
+            )
+        return tree
+
+    def options(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        weight: Tensor | None = None,
+        class_bias: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> HierarchicalOptions:
+        """Of all classes; ``dtype``: of the arithmetic."""
+        path, begin, end, order, position = self.hierarchy.tables(device)
+        node_weight = self.hierarchy.node_weight(self.alpha, dtype, device)
+        vectors = (weight, class_bias, sample_weight)
+        return HierarchicalOptions(path, begin, end, node_weight, order, position, *vectors, ignore_index)
