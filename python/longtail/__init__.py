@@ -6,7 +6,6 @@ complement entropy, logit adjustment, temperatures, margins, Seesaw, softcap and
 
 from . import reference, training
 from .class_balance import (
-    Hierarchy,
     adjusted_logits,
     cdt_scale,
     class_counts,
@@ -29,6 +28,7 @@ from .functional import (
     generalized_cross_entropy,
     hierarchical_cross_entropy,
     linear_cross_entropy,
+    linear_hierarchical_cross_entropy,
     linear_row_statistics,
     poly_cross_entropy,
     row_statistics,
@@ -37,10 +37,13 @@ from .functional import (
     sigmoid_focal_loss,
     token_weighting,
     vocab_parallel_cross_entropy,
+    vocab_parallel_hierarchical_cross_entropy,
     vocab_parallel_linear_cross_entropy,
+    vocab_parallel_linear_hierarchical_cross_entropy,
     vocab_parallel_linear_row_statistics,
     vocab_parallel_row_statistics,
 )
+from .hierarchical import Hierarchy
 from .modules import (
     BinaryFocalLoss,
     ClassBalancedLoss,
@@ -95,6 +98,7 @@ __all__ = [
     "inverse_frequency_weight",
     "ldam_margin",
     "linear_cross_entropy",
+    "linear_hierarchical_cross_entropy",
     "linear_row_statistics",
     "logit_adjustment",
     "poly_cross_entropy",
@@ -109,7 +113,9 @@ __all__ = [
     "use_backend",
     "vector_scaling",
     "vocab_parallel_cross_entropy",
+    "vocab_parallel_hierarchical_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_hierarchical_cross_entropy",
     "vocab_parallel_linear_row_statistics",
     "vocab_parallel_row_statistics",
 ]

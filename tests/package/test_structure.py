@@ -14,7 +14,7 @@ import longtail
 # From the ground up: folders, and single modules; those of one floor do not know each other.
 FLOORS = [
     {"errors", "files", "signatures", "version"}, {"arguments"}, {"options"}, {"reference"}, {"ops"}, {"softmax"},
-    {"sigmoid"}, {"hierarchical"}, {"linear"}, {"parallel"}, {"class_balance"}, {"functional"}, {"modules"},
+    {"sigmoid"}, {"linear"}, {"hierarchical"}, {"parallel"}, {"class_balance"}, {"functional"}, {"modules"},
     {"training"}, {"integrations"}, {"experiments"}, {"__init__", "__main__"},
 ]  # fmt: skip
 ABOVE_FUNCTIONS = {"functional", "modules", "training", "integrations", "experiments", "__init__", "__main__"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cases
 from batches import STATS_FACTOR, Batch, Kernels, random_case
-from longtail.class_balance.hierarchy import Hierarchy
+from longtail.hierarchical.hierarchy import Hierarchy
 from longtail.ops import fallback_hierarchical as fallback
 from tolerances import assert_close
 

@@ -1,7 +1,6 @@
-"""What is known of the classes: weights, biases, margins and scales from their counts, counting; a tree over them."""
+"""What is known of the classes: weights, biases, margins and scales from their counts, counting."""
 
 from .counting import class_counts
-from .hierarchy import Hierarchy, HierarchyTables
 from .scales import adjusted_logits, cdt_scale, immax_scale, seesaw_mitigation, vector_scaling
 from .weights import (
     effective_number,
@@ -12,8 +11,6 @@ from .weights import (
 )
 
 __all__ = [
-    "Hierarchy",
-    "HierarchyTables",
     "adjusted_logits",
     "cdt_scale",
     "class_counts",

@@ -1,7 +1,12 @@
 """The losses as functions: what users call, and what it means. The work is done in the rooms below."""
 
 from .class_balanced import class_balanced_loss
-from .hierarchical import hierarchical_cross_entropy
+from .hierarchical import (
+    hierarchical_cross_entropy,
+    linear_hierarchical_cross_entropy,
+    vocab_parallel_hierarchical_cross_entropy,
+    vocab_parallel_linear_hierarchical_cross_entropy,
+)
 from .linear import linear_cross_entropy
 from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .seesaw import seesaw_loss
@@ -25,6 +30,7 @@ __all__ = [
     "generalized_cross_entropy",
     "hierarchical_cross_entropy",
     "linear_cross_entropy",
+    "linear_hierarchical_cross_entropy",
     "linear_row_statistics",
     "poly_cross_entropy",
     "row_statistics",
@@ -33,7 +39,9 @@ __all__ = [
     "sigmoid_focal_loss",
     "token_weighting",
     "vocab_parallel_cross_entropy",
+    "vocab_parallel_hierarchical_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
+    "vocab_parallel_linear_hierarchical_cross_entropy",
     "vocab_parallel_linear_row_statistics",
     "vocab_parallel_row_statistics",
 ]

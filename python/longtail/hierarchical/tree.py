@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..arguments import LIMITS, check_number, is_exporting
-from ..class_balance.hierarchy import Hierarchy
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..options import HierarchicalOptions
+from ..reference.hierarchical import climb, losses
+from .hierarchy import Hierarchy
 
 
 class Tree(NamedTuple):
@@ -53,3 +54,16 @@ class Tree(NamedTuple):
         node_weight = self.hierarchy.node_weight(self.alpha, dtype, device)
         vectors = (weight, class_bias, sample_weight)
         return HierarchicalOptions(path, begin, end, node_weight, order, position, *vectors, ignore_index)
+
+    def of_shard(self, classes: slice, device: torch.device, dtype: torch.dtype) -> HierarchicalOptions:
+        """Of some classes, with targets among all; without vectors."""
+        path, begin, end, order, position = self.hierarchy.shard(classes.start, classes.stop - classes.start, device)
+        node_weight = self.hierarchy.node_weight(self.alpha, dtype, device)
+        return HierarchicalOptions(path, begin, end, node_weight, order, position)
+
+    def row_losses(self, stats: Tensor, target: Tensor) -> Tensor:
+        """Losses [N] of statistics [N, 2 L + 1] of whole rows, without their weights."""
+        path = self.hierarchy.tables(stats.device).path
+        weights = self.hierarchy.node_weight(self.alpha, stats.dtype, stats.device)
+        levels, poison = climb(stats)
+        return losses(levels, weights[path[target].long()], poison)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..errors import ArgumentValueError
+from ..hierarchical.tree import Tree
 from ..ops import operators
 from ..options import Request, SoftmaxOptions
 from ..reference import softmax
@@ -20,7 +21,7 @@ from ..softmax.shards import ELSEWHERE, sum_in_rank_order
 from .agreement import Proposal
 from .collectives import Group
 from .handshake import Handshake
-from .stats import Gathered, Local, Traffic, gather
+from .stats import Gathered, Local, Spent, Traffic, gather
 
 
 def check_rows(name: str, input: Tensor, target: Tensor) -> None:
@@ -145,6 +146,8 @@ class Shard(NamedTuple):
     traffic: Traffic
     options: SoftmaxOptions
     """For all classes; class vectors as given."""
+    tree: Tree | None = None
+    """Of hierarchical cross-entropy."""
 
     def parted(self) -> tuple[Shard, tuple[Tensor | None, ...]]:
         """Without the caller's tensors, and these, which autograd keeps: it sees whether they change until backward."""
@@ -156,6 +159,11 @@ class Shard(NamedTuple):
         """The whole of what :meth:`parted` made two of."""
         _, others = self.options.parted()
         return self._replace(options=SoftmaxOptions(*vectors, *others))
+
+    @property
+    def statistics(self) -> int:
+        """How many numbers of a whole row forward leaves for backward."""
+        return 5
 
     @property
     def total(self) -> int:
@@ -242,8 +250,8 @@ class Shard(NamedTuple):
         v = self.options.sample_weight
         return softmax.Factors(1.0 if w_g is None else w_g, 1.0 if v is None else v, self.total, weight_sum)
 
-    def loss_and_row_grad(self, found: Gathered) -> tuple[Tensor, softmax.RowGrad]:
-        """Row losses [N], those of ignored rows yet to be cleared, and the coefficients of their gradients."""
+    def finish(self, found: Gathered, _target: Tensor) -> tuple[Tensor, Any]:
+        """Row losses [N], those of ignored rows yet to be cleared, and what makes their gradients."""
         return softmax.finish(found.stats, self._factors(found.w_g, found.weight_sum), self.options)
 
     def size(
@@ -275,12 +283,13 @@ class Shard(NamedTuple):
         scales = self.handshake.gather(self._largest_scales).amax(0) if self.traffic.scales else None
         return self.size(target, dtype, w_g, weight_sum, scales)
 
-    def apply(self, logits: Tensor, target: Tensor, row_grad: Tensor, terms: Tensor | None, inplace: bool) -> Tensor:
-        """The gradient of the local logits, written over them where ``inplace``.
+    def spent(self, row_grad: Any, upstream: Tensor, terms: Tensor | None) -> Any:
+        """What :meth:`apply` takes: of :meth:`finish`, upstream gradients [N] and what was gathered."""
+        return Spent(shards.packed(row_grad, upstream), terms)
 
-        ``row_grad`` [N, 5] packed, ``terms`` [N, 3] as gathered.
-        """
-        return shards.apply(logits, self.local_target(target), row_grad, self.own, inplace, terms)
+    def apply(self, logits: Tensor, target: Tensor, spent: Any, inplace: bool) -> Tensor:
+        """The gradient of the local logits, written over them where ``inplace``."""
+        return shards.apply(logits, self.local_target(target), spent.row_grad, self.own, inplace, spent.terms)
 
 
 def _target_terms(logits: Tensor, target: Tensor, options: SoftmaxOptions) -> Tensor:

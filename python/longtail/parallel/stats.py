@@ -52,7 +52,7 @@ class Gathered(NamedTuple):
     """What every rank knows of all rows after the collective."""
 
     stats: Tensor
-    """[N, 5], as of an unsharded row; t and U are 0 where they did not travel."""
+    """[N, S], as of an unsharded row; of softmax t and U are 0 where they did not travel."""
     w_g: Tensor | None
     """[N], where it travelled."""
     weight_sum: Tensor
@@ -61,6 +61,15 @@ class Gathered(NamedTuple):
     """[N, 3], what the targets bring to the effective logits of all classes, where they bring anything."""
     scales: Tensor | None = None
     """The largest of all ranks, of each that travels, where one does."""
+
+
+class Spent(NamedTuple):
+    """What of rows makes the gradient of their logits."""
+
+    row_grad: Tensor
+    """[N, 5], times the upstream gradients of the rows."""
+    terms: Tensor | None
+    """[N, 3], as gathered."""
 
 
 class Local(NamedTuple):

@@ -24,10 +24,9 @@ from ..linear.chunks import (
     make_logits,
     plain,
 )
-from ..softmax.shards import packed
 from .collectives import Group, all_reduce_async, reduce_scatter_async
 from .shard import Shard
-from .stats import Gathered
+from .stats import Gathered, Spent
 
 
 class _Chunk(NamedTuple):
@@ -125,15 +124,6 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 """Of input, weight and bias."""
 
 
-class Spent(NamedTuple):
-    """What of rows makes the gradient of their logits."""
-
-    row_grad: Tensor
-    """[N, 5], times the upstream gradients of the rows."""
-    terms: Tensor | None
-    """[N, 3], as gathered."""
-
-
 class Swept(NamedTuple):
     loss: Tensor
     """[N], 0 where ignored."""
@@ -155,11 +145,11 @@ def sweep(
     loss = input.new_empty((rows,), dtype=wide)
     w_g = loss.new_ones((rows,)) if shard.options.weight is not None else None
     terms = loss.new_empty((rows, 3)) if shard.options.by_target() else None
-    whole = known or Gathered(loss.new_empty((rows, 5)), w_g, loss.new_zeros(()), terms)
+    whole = known or Gathered(loss.new_empty((rows, shard.statistics)), w_g, loss.new_zeros(()), terms)
     if rows == 0 and known is None:
         _gathered(linear_weight[:0], shard)  # ranks compare what they are about to compute all the same
 
-    def coefficients(chunk: _Chunk) -> Spent | None:
+    def coefficients(chunk: _Chunk) -> Any:
         nonlocal whole
         if known is None:
             found = chunk.shard.accumulate(chunk.logits, chunk.target)
@@ -169,9 +159,11 @@ def sweep(
             part = None if known.w_g is None else chunk.of(known.w_g).reshape(-1)
             terms = None if known.terms is None else chunk.rows_of(known.terms)
             found = Gathered(chunk.rows_of(known.stats), part, known.weight_sum, terms)
-        row_loss, row_grad = chunk.shard.loss_and_row_grad(found)
+        row_loss, row_grad = chunk.shard.finish(found, chunk.target)
         chunk.of(loss).copy_(row_loss.view(chunk.blocks, -1))
-        return None if upstream is None else Spent(packed(row_grad, chunk.of(upstream).reshape(-1)), found.terms)
+        if upstream is None:
+            return None
+        return chunk.shard.spent(row_grad, chunk.of(upstream).reshape(-1), found.terms)
 
     grads = _pass(data, setting, shard, sequence_parallel, upstream is not None, coefficients)
     return Swept(loss.masked_fill_(target == shard.options.ignore_index, 0.0), whole, grads)
@@ -201,9 +193,9 @@ def _pass(
     shard: Shard,
     sequence_parallel: bool,
     trains: bool,
-    coefficients: Callable[[_Chunk], Spent | None],
+    coefficients: Callable[[_Chunk], Any],
 ) -> Gradients | None:
-    """The chunks in turn: what ``coefficients`` says of each one's rows is spent where ``trains``."""
+    """The chunks in turn: what ``coefficients`` says of each one's rows, as of its shard, is spent where ``trains``."""
     input, linear_weight, linear_bias, target = data
     with plain(input.device):
         weight = as_matrix(linear_weight, setting.dtype)
@@ -212,13 +204,13 @@ def _pass(
         for chunk in _chunks(input, weight, bias, target, setting.chunk_size, shard, sequence_parallel):
             spent = coefficients(chunk)
             if sums is not None and spent is not None:
-                chunk.shard.apply(chunk.logits, chunk.target, *spent, inplace=True)
+                chunk.shard.apply(chunk.logits, chunk.target, spent, inplace=True)
                 sums.add(chunk, weight)
         return None if sums is None else sums.finished(setting.grad_dtypes(input, linear_weight)[2])
 
 
 def _store(chunk: _Chunk, whole: Gathered, found: Gathered) -> None:
-    chunk.of(whole.stats).copy_(found.stats.view(chunk.blocks, -1, 5))
+    chunk.of(whole.stats).copy_(found.stats.unflatten(0, (chunk.blocks, -1)))
     if whole.w_g is not None and found.w_g is not None:
         chunk.of(whole.w_g).copy_(found.w_g.view(chunk.blocks, -1))
     if whole.terms is not None and found.terms is not None:

@@ -1,4 +1,4 @@
-"""The softmax family over classes that are shared out among ranks: tensor parallelism of the classifier.
+"""Losses over classes that are shared out among ranks: tensor parallelism of the classifier.
 
     local logits --accumulate--> stats --all-gather, combine--> stats of rows --finish--> RowGrad --apply--> dlogits
 
@@ -28,18 +28,25 @@ from ..ops.layout import laid_out
 from ..ops.vmap import refuse_vmap
 from ..options import Request, SoftmaxOptions
 from ..softmax.loss import check
-from ..softmax.shards import packed
 from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import refuse
-from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
+from .hierarchical import TreeArguments, shard_of
+from .shard import Part, begin, check_rows, compared, with_vectors
 from .stats import Gathered
 
 
 @untraced
-def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions, request: Request, part: Part) -> Any:
-    """See :func:`longtail.vocab_parallel_cross_entropy`."""
-    part = part._replace(group=process_group(part.group))
+def cross_entropy(
+    local_logits: Tensor,
+    target: Tensor,
+    options: SoftmaxOptions,
+    request: Request,
+    part: Part,
+    of_tree: TreeArguments | None = None,
+) -> Any:
+    """See :func:`longtail.vocab_parallel_cross_entropy`; with ``of_tree`` it is hierarchical cross-entropy."""
+    tree, part = None, part._replace(group=process_group(part.group))
     try:
         options = check(local_logits, target, options, request)
         check_overwritable(local_logits, request.gradient)
@@ -47,21 +54,24 @@ def cross_entropy(local_logits: Tensor, target: Tensor, options: SoftmaxOptions,
         dtype = arithmetic_dtype(local_logits.dtype)
         options = with_vectors(options, local_logits, target.shape, dtype)
         same: dict[str, Any] = {"dtype": local_logits.dtype, "rows": len(target), **compared(options, request)}
+        if of_tree is not None:
+            tree, part, of_both = of_tree.checked(dtype, part)
+            same |= of_both
         same |= {"whether sample_weight is given": options.sample_weight is not None}
         g, handshake = begin(local_logits.shape[1], part, local_logits, target, options, request, same)
     except Exception as error:
         refuse(error, part.group, local_logits)
     with handshake:
-        shard = make_shard(handshake, options, request.return_stats)
+        shard = shard_of(handshake, options, request.return_stats, tree)
         denominator = shard.denominator(request, g)
         wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
         mode = request.gradient if wants_grad else "backward"  # nothing may be overwritten that nobody wants
         data = (laid_out(local_logits), g, denominator)
-        loss, stats, *_ = VocabParallelSoftmaxLoss.apply(*data, request.reduction, mode, shard)
+        loss, stats, *_ = VocabParallelLoss.apply(*data, request.reduction, mode, shard)
     return (loss, record(stats, g, options.ignore_index, g.shape)) if request.return_stats else loss
 
 
-class VocabParallelSoftmaxLoss(torch.autograd.Function):
+class VocabParallelLoss(torch.autograd.Function):
     """(logits, target, denominator, reduction, gradient, shard) -> (loss, stats, divisor, ...).
 
     What follows is for the context alone: in mode "backward" the rest of what ranks gather, in mode "forward" the
@@ -74,7 +84,7 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
         logits, target, denominator, reduction, gradient, shard = inputs
         found = shard.accumulate(logits, target)
-        loss, row_grad = shard.loss_and_row_grad(found)
+        loss, row_grad = shard.finish(found, target)
         ignored = target == shard.options.ignore_index
         if reduction == "mean":
             if denominator is None:
@@ -88,8 +98,8 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
         size = shard.size(target, logits.dtype, found.w_g, found.weight_sum, found.scales)
         factor, divisor = shares(divisor, size, loss.dtype, logits.device)
         assert factor is not None
-        upstream = factor.expand(logits.shape[0])
-        grad = shard.apply(logits, target, packed(row_grad, upstream), found.terms, gradient == "inplace")
+        spent = shard.spent(row_grad, factor.expand(logits.shape[0]), found.terms)
+        grad = shard.apply(logits, target, spent, gradient == "inplace")
         if gradient == "inplace":
             torch.autograd.graph.increment_version(logits)
             return loss, found.stats, divisor
@@ -116,10 +126,10 @@ class VocabParallelSoftmaxLoss(torch.autograd.Function):
             return (scaled_gradient(ctx, grad_output, ctx.shard.options.ignore_index), *(None,) * 5)
         logits, target, divisor, stats, w_g, weight_sum, terms, *constants = ctx.saved_tensors
         shard = ctx.shard.joined(constants)
-        _, row_grad = shard.loss_and_row_grad(Gathered(stats, w_g, weight_sum))
+        _, row_grad = shard.finish(Gathered(stats, w_g, weight_sum), target)
         upstream = rows_of(grad_output, divisor, ctx.reduction, logits.shape[0])
-        grad = shard.apply(logits, target, packed(row_grad, upstream), terms, inplace=False)
+        grad = shard.apply(logits, target, shard.spent(row_grad, upstream, terms), inplace=False)
         return (guarded(grad, grad_output, logits), *(None,) * 5)
 
 
-VocabParallelSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+VocabParallelLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

@@ -28,7 +28,8 @@ from ..softmax.loss import check
 from ..softmax.statistics import record
 from .collectives import process_group, untraced
 from .handshake import Handshake, refuse
-from .shard import Part, Shard, begin, compared, make_shard, with_vectors
+from .hierarchical import TreeArguments, shard_of
+from .shard import Part, Shard, begin, compared, with_vectors
 from .stats import Gathered
 from .sweep import sweep
 
@@ -103,26 +104,32 @@ def linear_cross_entropy(
     part: Part,
     sequence_parallel: bool,
     shift: bool = False,
+    of_tree: TreeArguments | None = None,
 ) -> Any:
-    """See :func:`longtail.vocab_parallel_linear_cross_entropy`."""
-    input, _, _, target = data
-    part = part._replace(group=process_group(part.group))
+    """See :func:`longtail.vocab_parallel_linear_cross_entropy`; with ``of_tree`` it is hierarchical cross-entropy."""
+    input, linear_weight, linear_bias, target = data
+    same: dict[str, Any] = {}
+    tree, part = None, part._replace(group=process_group(part.group))
     try:
         check_choice("gradient", request.gradient, GRADIENTS)
         options = check(input, target, options, request.of_logits())
         check_one_loss(request)
-        work, handshake = begin_linear(data, options, request, chunking, part, sequence_parallel, shift, {})
+        if of_tree is not None:
+            dtype = arithmetic_dtype(logits_dtype(input, linear_weight, linear_bias))
+            tree, part, of_both = of_tree.checked(dtype, part)
+            same |= of_both
+        work, handshake = begin_linear(data, options, request, chunking, part, sequence_parallel, shift, same)
     except Exception as error:
         refuse(error, part.group, input)
     with handshake:
         g, shape = work.data[3], work.shape
-        shard = make_shard(handshake, work.options, request.return_stats)
+        shard = shard_of(handshake, work.options, request.return_stats, tree)
         denominator = shard.denominator(request, g)
         if denominator is not None:
             denominator = denominator.to(arithmetic_dtype(work.dtype))
         setting = work.setting(chunking, request, shard)
         inputs = (*work.data, denominator, setting, shard, sequence_parallel)
-        loss, stats, *_ = VocabParallelLinearSoftmaxLoss.apply(*inputs)
+        loss, stats, *_ = VocabParallelLinearLoss.apply(*inputs)
     if request.reduction == "none":
         loss = loss.reshape(shape)
     return (loss, record(stats, g, options.ignore_index, shape)) if request.return_stats else loss
@@ -156,7 +163,7 @@ def _check_data(
     return rows
 
 
-class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
+class VocabParallelLinearLoss(torch.autograd.Function):
     """(input, linear_weight, linear_bias, target, denominator, setting, shard, sequence_parallel) -> (loss, stats, ...)
 
     For the context alone follow the divisor of the upstream gradient and, in mode "backward" the rest of what ranks
@@ -222,4 +229,4 @@ class VocabParallelLinearSoftmaxLoss(torch.autograd.Function):
         return (*found, *rest)
 
 
-VocabParallelLinearSoftmaxLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+VocabParallelLinearLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]

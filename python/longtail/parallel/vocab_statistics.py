@@ -26,7 +26,8 @@ from ..softmax.statistics import GRADIENTS, checked_options, record
 from .collectives import process_group, untraced
 from .handshake import refuse
 from .shard import Part, begin, check_rows, compared, make_shard, with_vectors
-from .sweep import Spent, gradients, sweep
+from .stats import Spent
+from .sweep import gradients, sweep
 from .vocab_linear import begin_linear
 
 
@@ -96,7 +97,8 @@ class VocabParallelRowStats(torch.autograd.Function):
         inplace = ctx.gradient == "inplace"
         logits, target, terms, *constants = take(ctx) if inplace else ctx.saved_tensors
         shard = ctx.shard.joined(constants)
-        grad = shard.apply(logits.detach() if inplace else logits, target, row_grad.contiguous(), terms, inplace)
+        spent = Spent(row_grad.contiguous(), terms)
+        grad = shard.apply(logits.detach() if inplace else logits, target, spent, inplace)
         if inplace:
             torch.autograd.graph.increment_version(grad)
         return (guarded(grad, row_grad, logits), *nothing)

@@ -1,0 +1,49 @@
+"""Hierarchical cross-entropy of hidden states: from arguments to the chunks of a linear loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import arithmetic_dtype, check_choice, check_integer, check_local, check_logits
+from ..errors import ArgumentValueError
+from ..linear.chunks import Chunking
+from ..linear.loss import GRADIENTS, Data, check_data, check_one_loss, in_chunks, logits_dtype
+from ..linear.operators import HIERARCHICAL
+from ..options import HierarchicalOptions, Request
+from ..reference import hierarchical
+from ..reference.sizes import Size
+from .tree import Tree
+
+
+def linear_hierarchical_loss(
+    data: Data, tree_arguments: tuple[Any, Any], request: Request, chunking: Chunking, shift: bool, **named: Any
+) -> Tensor:
+    """See :func:`longtail.linear_hierarchical_cross_entropy`.
+
+    tree_arguments: hierarchy and alpha as users pass them; named: what :meth:`Tree.options` takes by name.
+    """
+    input, linear_weight, linear_bias, target = data
+    check_local(input=input, linear_weight=linear_weight, target=target)
+    check_choice("gradient", request.gradient, GRADIENTS)
+    check_data(*data)
+    check_logits(input)
+    if linear_weight.dim() != 2:
+        raise ArgumentValueError(f"linear_weight has shape {list(linear_weight.shape)}, expected (C, D)")
+    request.of_logits().check(arithmetic_dtype(input.dtype))
+    check_one_loss(request)
+    check_integer("ignore_index", named["ignore_index"])
+    dtype = arithmetic_dtype(logits_dtype(input, linear_weight, linear_bias))
+    tree = Tree.checked(*tree_arguments, dtype)
+    if len(linear_weight) != tree.hierarchy.num_classes:
+        raise ArgumentValueError(
+            f"linear_weight has shape {list(linear_weight.shape)}, with {len(linear_weight)} classes, expected "
+            f"{tree.hierarchy.num_classes} as the hierarchy"
+        )
+
+    def size(rows: Tensor, num_classes: int, options: HierarchicalOptions) -> Size:
+        return hierarchical.gradient_size(rows, num_classes, tree.alpha, options)
+
+    options = tree.options(input.device, dtype, **named)
+    return in_chunks(HIERARCHICAL, data, options, request, chunking, shift, size).loss
