@@ -110,12 +110,14 @@ inline int64_t bytes_of(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
-// Whether effective logits of rows cost more than the logits to read, and can be read as they are for the gradient.
+// Whether effective logits of rows cost more than the logits to read, and can be read as they are for the gradient: two
+// vectors to read do, where one is of half types.
 inline bool keeps_effective(const SoftmaxLossArgs& args) {
   const LossOptions<double>& o = args.options;
   if (args.pixels > 0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return false;
   const bool stretched = args.class_scale || args.target_scale || o.scale != 1.0;
-  return stretched || args.class_mitigation || o.compensation != 0.0;
+  const bool biased = args.class_bias && bytes_of(args.storage) == 2;
+  return stretched || biased || args.class_mitigation || o.compensation != 0.0;
 }
 
 // Whether a gradient is too large for the caches and better written past them, so that no line is read to be written.

@@ -32,10 +32,10 @@ class SoftmaxRows {
         options_(convert<T>(args.options)),
         smooth_(static_cast<T>(args.options.label_smoothing) / static_cast<T>(args.num_classes)),
         weight_sum_(static_cast<T>(args.weight_sum)),
-        effect_(effect_of(args)),
+        keeps_(pass == Pass::loss_and_grad && args.keeps),
+        effect_(keeps_ && effect_of(args) == Effect::bias ? Effect::affine : effect_of(args)),
         tail_(tail_of(args)),
-        has_class_scale_(args.class_scale != nullptr),
-        keeps_(pass == Pass::loss_and_grad && args.keeps) {}
+        has_class_scale_(args.class_scale != nullptr) {}
 
   int64_t run(int64_t begin, int64_t end) {
     if (pass_ == Pass::accumulate || pass_ == Pass::apply) return run_shard(begin, end);
@@ -286,10 +286,10 @@ class SoftmaxRows {
   const int64_t rows_per_group_;
   const LossOptions<T> options_;
   const T smooth_, weight_sum_;
+  const bool keeps_;
   const Effect effect_;
   const Tail tail_;
   const bool has_class_scale_;
-  const bool keeps_;
 };
 
 }  // namespace LONGTAIL_ISA
