@@ -57,5 +57,18 @@ struct Capping {
   }
 };
 
+// What class_scale and target_scale make of the logits of class j. V: T, or a register of it.
+template <typename V, typename T>
+LONGTAIL_INLINE V factor_of(const T* class_scale, int64_t j, V target_scale) {
+  return class_scale ? V(class_scale[j]) * target_scale : target_scale;
+}
+
+// What class_mitigation and compensation make of the effective logit x of class j beside a target.
+template <typename V, typename T>
+LONGTAIL_INLINE V beside(V x, const T* class_mitigation, int64_t j, const TargetTerms<V>& terms, T compensation) {
+  const V mitigation = class_mitigation ? mitigated(V(class_mitigation[j]), terms) : V(T(0));
+  return x + (mitigation + compensated(x, terms, V(compensation)));
+}
+
 }  // namespace LONGTAIL_ISA
 }  // namespace longtail

@@ -36,8 +36,7 @@ class RowTargets {
   T logit(const Z* z, int64_t g, const TargetTerms<T>& terms) const {
     if (g >= 0) return margin_ ? shared_logit(z, g, terms.scale) - margin_[g] : shared_logit(z, g, terms.scale);
     if (num_classes_ == 0) return T(0);
-    const T x = shared_logit(z, 0, terms.scale);
-    return x + ((mitigation_ ? mitigated(mitigation_[0], terms) : T(0)) + compensated(x, terms, compensation_));
+    return beside(shared_logit(z, 0, terms.scale), mitigation_, 0, terms, compensation_);
   }
 
   // What softcap makes of logit j.

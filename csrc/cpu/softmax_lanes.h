@@ -181,7 +181,8 @@ class SoftmaxLanes {
       const V x = shared(load(z.at(c, k)), c, terms.scale, kept);
       const Mask<T> is_target = is_class(target, number);
       stats.u_g = select(is_target, x, stats.u_g);
-      const V other = select(is_target, V(T(-INFINITY)), beside(x, c, terms));
+      const V raised = raises() ? beside(x, mitigation_, c, terms, T(options_.compensation)) : x;
+      const V other = select(is_target, V(T(-INFINITY)), raised);
       stats.m = maximum(stats.m, other);
       store(kept.exponentials + c * kLanes, other);
       number = number + 1;
@@ -200,19 +201,8 @@ class SoftmaxLanes {
       store(kept.ratios + c * kLanes, x);
       z = x * V(softens() ? capping_.softcap : capping_.scale);
     }
-    if (scales()) z = z * factor_of(c, target_scale);
+    if (scales()) z = z * factor_of(class_scale_, c, target_scale);
     return bias_ ? z + V(bias_[c]) : z;
-  }
-
-  LONGTAIL_INLINE V factor_of(int64_t c, V target_scale) const {
-    return class_scale_ ? V(class_scale_[c]) * target_scale : target_scale;
-  }
-
-  // The effective logit of class c beside a target.
-  LONGTAIL_INLINE V beside(V x, int64_t c, const TargetTerms<V>& terms) const {
-    if (!raises()) return x;
-    const V mitigation = mitigation_ ? mitigated(V(mitigation_[c]), terms) : V(T(0));
-    return x + (mitigation + compensated(x, terms, V(T(options_.compensation))));
   }
 
   // d and t; `kept` holds the other classes' effective logits.
@@ -267,7 +257,7 @@ class SoftmaxLanes {
         const V x = load(kept.ratios + at);
         du = du - du * (x * x);
       }
-      if (scales()) du = du * factor_of(c, target_scale);
+      if (scales()) du = du * factor_of(class_scale_, c, target_scale);
       store(grad.at(c, k), du);
       number = number + 1;
     }

@@ -182,18 +182,11 @@ class SoftmaxPixels {
     }
   }
 
-  // What multiplies capped logits of class j.
-  LONGTAIL_INLINE V factor_of(int64_t j, V target_scale) const {
-    return class_scale_ ? V(class_scale_[j]) * target_scale : target_scale;
-  }
-
   // The effective logit of class j beside a target, from what softcap makes of its logit.
-  LONGTAIL_INLINE V beside(V x, int64_t j, const TargetTerms<V>& terms) const {
-    if (tail_ != Tail::none) x = x * factor_of(j, terms.scale);
+  LONGTAIL_INLINE V effective(V x, int64_t j, const TargetTerms<V>& terms) const {
+    if (tail_ != Tail::none) x = x * factor_of(class_scale_, j, terms.scale);
     if (bias_) x = x + V(bias_[j]);
-    if (tail_ != Tail::all) return x;
-    const V mitigation = mitigation_ ? mitigated(V(mitigation_[j]), terms) : V(T(0));
-    return x + (mitigation + compensated(x, terms, V(options_.compensation)));
+    return tail_ == Tail::all ? beside(x, mitigation_, j, terms, options_.compensation) : x;
   }
 
   // Classes [j, j + count), at most kClasses, of one register of pixels.
@@ -210,7 +203,7 @@ class SoftmaxPixels {
       __builtin_prefetch(z + kClasses * args_.logits_class_stride);  // no hardware follows eight strided streams
       V x = capped(load_some(z, left));
       if (scratch_) store(scratch_ + (j + c) * args_.stretch + k, x);
-      x = beside(x, j + c, terms);
+      x = effective(x, j + c, terms);
       const Mask<T> is_target = g == V(T(j + c));
       if (smoothing) {
         const V share = (weight_ ? V(weight_[j + c]) : V(T(1))) * (x - reference);
@@ -271,10 +264,10 @@ class SoftmaxPixels {
         const RowGrad<V> grads = {load(s.m + k), load(s.d + k), load(s.t + k), load(s.u_g + k), load(s.U + k)};
         const V g = load(s.target + k), x = kept ? load(kept + k) : capped(load_some(z + k, left));
         const TargetTerms<V> terms = s.terms(k);
-        V du = apply(grads, beside(x, j, terms), kLowest);
+        V du = apply(grads, effective(x, j, terms), kLowest);
         if (smoothing) du = du + grads.S * omega;
         V dz = select(g == number, grads.target, du) * capped.slope(x);
-        if (tail_ != Tail::none) dz = dz * factor_of(j, terms.scale);
+        if (tail_ != Tail::none) dz = dz * factor_of(class_scale_, j, terms.scale);
         if (any_ignored) dz = select(V(T(-1)) < g, dz, zero);
         store_some(grad + k, dz, left);
       }
