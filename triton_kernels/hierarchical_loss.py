@@ -125,8 +125,8 @@ def _launch(
         s = tuning.hierarchical(c, logits.itemsize, strides, aligned(logits, grad), twice, heavy, cache)
         hierarchical_kernel[(n,)](
             *(logits, target, grad_loss, loss, stats, grad, strides[0], strides[-1], target.stride(0)),
-            *(0 if grad_loss is None else grad_loss.stride(0), n, c, o.path.shape[0], len(o.node_begin), o.path.shape[1]),
-            *(o.ignore_index, tree, Vectors(o.weight, o.class_bias, o.sample_weight)),
+            *(0 if grad_loss is None else grad_loss.stride(0), n, c, o.path.shape[0], len(o.node_begin)),
+            *(o.path.shape[1], o.ignore_index, tree, Vectors(o.weight, o.class_bias, o.sample_weight)),
             BLOCK=s.block, LANES=s.lanes, VEC=s.vec, EDGES=s.edges,
             LEVELS=triton.next_power_of_2(o.path.shape[1]), INPLACE=grad is logits, num_warps=s.warps, **COMPILE,
         )  # fmt: skip

@@ -21,7 +21,7 @@ class Tree(NamedTuple):
     order, position: class at a position, position of a class; None where they are the same.
     """
 
-    path: Any  # [G, depth] of all classes of the tree, nodes from the top down to the class itself, which also fills the rest
+    path: Any  # [G, depth] of all classes of the tree: nodes from the top down to the class, which also fills the rest
     node_begin: Any
     node_end: Any
     node_weight: Any
