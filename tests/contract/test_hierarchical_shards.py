@@ -71,6 +71,14 @@ def test_nodes_of_every_size_in_rows_of_several_blocks(kernels: ShardKernels, na
         check(ShardedBatch.cut(kernels, hierarchy, sizes, 48, dtype), factor=2)
 
 
+@pytest.mark.parametrize("kernels", over(CPU | TRITON | BLOCK))
+def test_nodes_that_hold_a_whole_shard(kernels: ShardKernels) -> None:
+    """One at the top, or two, one below the other; the classes of those further down alternate."""
+    paths = [(("all",), ())[k] + ("ab"[c >= 150], "xyz"[c % 3], c) for k in range(2) for c in range(300)]
+    for hierarchy in (Hierarchy.from_paths(paths[:300]), Hierarchy.from_paths(paths[300:])):
+        check(ShardedBatch.cut(kernels, hierarchy, (150, 150), 3))
+
+
 @pytest.mark.parametrize("kernels", over(TRITON | BLOCK))
 def test_rows_of_several_blocks(kernels: ShardKernels) -> None:
     check(ShardedBatch.cut(kernels, hierarchy_cases.tree("shuffled")[0], (700, 800), 3))
@@ -78,7 +86,7 @@ def test_rows_of_several_blocks(kernels: ShardKernels) -> None:
 
 @pytest.mark.parametrize(
     ("kernels", "dtype", "shuffled"),
-    [*over(CPU, [torch.float64], BOTH), *over(CPU | TRITON | FEW | GPU, HALVES, BOTH)],
+    [*over(CPU, [torch.float64], BOTH), *over(CPU | FEW | GPU, HALVES, BOTH), *over(TRITON, HALVES, [True])],
 )
 def test_every_type(kernels: ShardKernels, dtype: torch.dtype, shuffled: bool) -> None:
     check(ShardedBatch.cut(kernels, tree(103, 3, shuffled), (60, 43), 5, dtype))
