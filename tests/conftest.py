@@ -88,3 +88,15 @@ def scripts() -> Iterator[Any]:
     found = Scripts()
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="module")
+def sanitizers() -> Iterator[None]:
+    """The emulated kernels begin to compile under both sanitizers; torch keeps to one thread."""
+    from batches import one_thread
+    from emulation import build
+
+    for flavour in ("thread", "address"):
+        build.objects(flavour)
+    with one_thread():
+        yield

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
-from batches import one_thread
 from emulation import build, harness
-from emulation.plans import HIERARCHICAL_REGIMES, launches
-from hierarchical_batches import HierarchicalBatch
+from emulation.plans import HIERARCHICAL_REGIMES, launches, shard_backward
+from hierarchical_batches import HierarchicalBatch, tree
+from hierarchical_shards import ShardedBatch
 
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _started() -> Iterator[None]:
-    for flavour in ("thread", "address"):
-        build.objects(flavour)
-    with one_thread():
-        yield
+pytestmark = [pytest.mark.skipif(build.COMPILER is None, reason="needs g++"), pytest.mark.usefixtures("sanitizers")]
 
 
 def batch(
@@ -48,6 +40,21 @@ def test_nothing_is_found(flavour: str, tmp_path: Path) -> None:
     harness.run_apart(build.linked(flavour), requests, tmp_path)
     for each in chosen:
         each.check()
+
+
+@pytest.mark.parametrize("flavour", ["address", "thread"])
+def test_nothing_is_found_in_shards(flavour: str, tmp_path: Path) -> None:
+    """Also where another has the target, and where the gradient takes the place of the logits."""
+    requests = []
+    for name, sizes, layout in (("block", (130, 170), "offset"), ("single_elements", (0, 1, 32), "row_stride")):
+        for shuffled in (False, True):
+            plans, hierarchy = HIERARCHICAL_REGIMES[name], tree(sum(sizes), 3, shuffled)
+            whole = ShardedBatch.cut(plans, hierarchy, sizes, 3, torch.bfloat16, layout=layout)
+            whole.run()
+            for shard in whole.shards():
+                found = [*launches(shard)[:1], *shard_backward(shard, plans, whole.stats[0])]
+                requests += [one.otherwise() for one in found]
+    harness.run_apart(build.linked(flavour), requests, tmp_path)
 
 
 def test_every_barrier_is_missed_where_it_is_not(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 import cases
 import sigmoid_cases
-from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch, one_thread, probability_case, random_case
+from batches import Batch, ProbabilityBatch, SigmoidBatch, SoftmaxBatch, probability_case, random_case
 from emulation import build, harness
 from emulation.plans import (
     SIGMOID_PIXELS,
@@ -29,7 +29,7 @@ from emulation.plans import (
     swept,
 )
 
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(build.COMPILER is None, reason="needs g++"), pytest.mark.usefixtures("sanitizers")]
 # A text of the kernels -> what takes its place, in a copy: each is a fault of its kind.
 FAULTS = {
     "beyond the row": ("block_rows.cuh", "edge = classes - tail + thread", "edge = classes + 1 - tail + thread"),
@@ -108,14 +108,6 @@ THREAD_BATCHES = {
     "images_kept": lambda: image_batch(over_pixels(8, kept=True), (2, 19, 72), torch.bfloat16),
     "single_pixels": lambda: image_batch(over_pixels(32, vector=False), (3, 19, 35), torch.float16),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _started() -> Iterator[None]:
-    for flavour in ("thread", "address"):
-        build.objects(flavour)
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

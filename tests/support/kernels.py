@@ -45,6 +45,27 @@ class Operators:
             self.ops.hierarchical_loss_backward_(batch.up, written, batch.target, batch.stats[0], *batch.tail)
         batch.grads.append(written)
 
+    def hierarchical_stats(self, shard: HierarchicalBatch, otherwise: bool = False) -> None:
+        assert not otherwise
+        ops, z, written, rest = (
+            self.ops,
+            shard.laid(shard.logits),
+            shard.laid(shard.logits),
+            (shard.target, *shard.tail),
+        )
+        with longtail.use_backend(self.backend):
+            _, one = ops.hierarchical_loss(z, *rest)
+            _, two = ops.hierarchical_loss_and_grad_(shard.up, written, *rest)
+        shard.z, shard.stats = z, [one, two]
+
+    def hierarchical_grads(self, shard: HierarchicalBatch, stats: Tensor, otherwise: bool = False) -> None:
+        assert not otherwise
+        z, written, rest = shard.laid(shard.logits), shard.laid(shard.logits), (shard.target, stats, *shard.tail)
+        with longtail.use_backend(self.backend):
+            grad = self.ops.hierarchical_loss_backward(shard.up, z, *rest)
+            self.ops.hierarchical_loss_backward_(shard.up, written, *rest)
+        shard.z, shard.grads = z, [grad, written]
+
     def _of_classes(self, family: str, batch: SoftmaxBatch | HierarchicalBatch, otherwise: bool) -> None:
         """The operators of a family of class targets and statistics."""
         assert not otherwise

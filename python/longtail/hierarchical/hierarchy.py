@@ -175,17 +175,24 @@ class Hierarchy:
 
     def shard(self, start: int, size: int, device: torch.device | str = "cpu") -> HierarchyTables:
         """The tables of the classes [start, start + size), of which other nodes may be empty; made once."""
-        key = torch.device(device), start, size
-        if key not in self._shards:
-            with torch.inference_mode(False):
-                self._shards[key] = _restricted(self.tables(), start, size).to(key[0])
-        return self._shards[key]
+        place = torch.device(device)
+        found = self._shards.get((place, start, size))
+        if found is not None:
+            return found
+        if torch.compiler.is_compiling():
+            return _restricted(self.tables(), start, size).to(place)
+        with torch.inference_mode(False):
+            found = _restricted(self.tables(), start, size).to(place)
+        if not _is_plain(found.node_begin):
+            return found
+        return self._shards.setdefault((found.node_begin.device, start, size), found)
 
     def fingerprint(self) -> int:
         """Of the tree, and of where its classes lie; equal trees have equal ones."""
         digest = hashlib.blake2b(digest_size=6)
-        for table in (*self.tables()[:3], self.order):
-            digest.update(f"{tuple(table.shape)}".encode() + table.numpy().tobytes())
+        for table in self.tables()[:4]:  # the last is None where it is the identity
+            if table is not None:
+                digest.update(f"{tuple(table.shape)}".encode() + table.numpy().tobytes())
         return int.from_bytes(digest.digest(), "little")
 
     def to(self, device: torch.device | str) -> Hierarchy:
@@ -244,11 +251,12 @@ def _restricted(whole: HierarchyTables, start: int, size: int) -> HierarchyTable
     """To the classes [start, start + size), on the CPU."""
     path, begin, end, _, position = whole
     if position is None:
-        return HierarchyTables(path, (begin - start).clamp(0, size), (end - start).clamp(0, size), None, None)
+        begin, end = ((x - start).clamp(0, size) for x in (begin, end))
+        return HierarchyTables(path, begin, end, None, None)
     places, order = position[start : start + size].sort()
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(size))
-    first, last = (torch.searchsorted(places, x, out_int32=True) for x in (begin, end))
-    return HierarchyTables(path, first, last, order.int(), inverse.int())
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
+    begin, end = (torch.searchsorted(places, x, out_int32=True) for x in (begin, end))
+    return HierarchyTables(path, begin, end, order.int(), inverse.int())
 
 
 def _int32(values: Sequence[Any]) -> Tensor:

@@ -50,6 +50,8 @@ def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> No
         if len(options.path) == num_classes:
             place = g if options.position is None else options.position[g].long()
             ends = (begin[:, -1] == place) & (count == 1)
+            if order is not None:
+                ends &= order[begin[:, -1].clamp(0, num_classes - 1)] == g
         else:
             ends = (count == 0) | (count == 1)
         fits = ((begin.diff() >= 0) & (end.diff() <= 0)).all(1) & ends

@@ -47,6 +47,13 @@ class Plans:
     def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
+    def hierarchical_stats(self, shard: HierarchicalBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(shard) if one.pass_ != BACKWARD])
+
+    def hierarchical_grads(self, shard: HierarchicalBatch, stats: Tensor, otherwise: bool = False) -> None:
+        found = shard_backward(shard, self, stats)
+        harness.run([one.otherwise() if otherwise else one for one in found])
+
     def scale(self, grad: Tensor, factor: Tensor, target: Tensor | None = None) -> None:
         """On devices of one multiprocessor and of many, in both orders: to the same bits."""
         flat = torch.empty(0, dtype=grad.dtype).set_(grad.untyped_storage()).clone()
@@ -132,6 +139,17 @@ def _hierarchical_launches(batch: HierarchicalBatch, plans: Plans, written: Tens
         hierarchical_launch(BACKWARD, plans.backward, *inputs, stats=s0, grad=g0, up=up),
         hierarchical_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, stats=s1, grad=g1, up=up),
         hierarchical_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, stats=s2, grad=g2, up=up),
+    ])  # fmt: skip
+
+
+def shard_backward(shard: HierarchicalBatch, plans: Plans, stats: Tensor) -> list[Launch]:
+    """From the statistics of all shards: into a gradient of its own, and in place."""
+    shard.z, written = shard.laid(shard.logits), shard.laid(shard.logits)
+    shard.grads = [laid(poisoned(written.shape, written.dtype), shard.grad_layout), written]
+    rest, more = (shard.target, shard.tail), {"stats": stats, "up": shard.up}
+    return _fitting([
+        hierarchical_launch(BACKWARD, plans.backward, shard.z, *rest, grad=shard.grads[0], **more),
+        hierarchical_launch(BACKWARD, plans.backward, written, *rest, grad=written, **more),
     ])  # fmt: skip
 
 
