@@ -25,7 +25,8 @@ test: $(VENV)/.test
 TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,class_balanced_loss class_probabilities compile_func \
     cross_entropy_torch default_device element_targets errors export float16 gradients hierarchical hierarchy images \
     kept_gradient linear_classes linear_cross_entropy linear_cross_entropy_memory linear_cross_entropy_module \
-    linear_cross_entropy_torch linear_drift linear_leading linear_plan linear_row_statistics long_tail_options means \
+    linear_cross_entropy_torch linear_drift linear_hierarchical linear_hierarchical_operators linear_hierarchical_training \
+    linear_leading linear_plan linear_row_statistics long_tail_options means \
     module_options \
     modules no_rows operators probability_functions properties refused_arguments row_losses row_statistics \
     row_statistics_modes rows scale_grad semantics shard_ops sigmoid_bits sigmoid_semantics signatures \

@@ -15,8 +15,8 @@ CONTRACT = Path(__file__).parents[1] / "contract"
 @pytest.mark.parametrize(
     "name",
     [
-        *("class_probabilities", "hierarchical", "hierarchical_operators", "limits", "long_tail_options", "means"),
-        *("row_statistics", "scale_grad", "sigmoid_operators", "softmax_operators"),
+        *("class_probabilities", "hierarchical", "hierarchical_operators", "limits", "linear_hierarchical"),
+        *("long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators", "softmax_operators"),
     ],
 )
 def test_in_a_process_of_its_own(name: str) -> None:
