@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import cases
-from linear_cases import assert_results
+import longtail
+from linear_cases import assert_results, leaves
 from linear_hierarchical_cases import Head, Problem, fused, plain, states
 from tolerances import assert_close, assert_same
 
@@ -50,6 +51,26 @@ def test_compiled_step_equals_eager(mode: str) -> None:
         assert_alike(outcome(head, *states(rows), compiled), outcome(head, *states(rows)))
     assert counter.frame_count <= 2, "one graph for the first size, one for every other"
     assert counter.op_count <= 40
+
+
+@pytest.mark.parametrize("fuses", [False, True])
+def test_a_changing_alpha_makes_no_more_graphs(fuses: bool) -> None:
+    """Of float16 too, whose gradients are made as large as their bound allows."""
+    counter = CompileCounterWithBackend("aot_eager")
+    data = Problem.of("small", torch.float16).clear()
+    x, weight = leaves(*data[:2])
+
+    def loss(alpha: float) -> Tensor:
+        if fuses:
+            return longtail.linear_hierarchical_cross_entropy(x, weight, data.target, data.hierarchy, alpha)
+        logits = torch.nn.functional.linear(x, weight)
+        return longtail.hierarchical_cross_entropy(logits, data.target, data.hierarchy, alpha, gradient="forward")
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for alpha in (0.1, 0.2, 0.35, 3.0):
+        got, want = (torch.autograd.grad(function(alpha), (x, weight)) for function in (compiled, loss))
+        assert_alike([*got], [*want])
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("grad_enabled", [False, True])
