@@ -276,6 +276,22 @@ def test_parameters_that_are_shared_out() -> None:
                     FUNCTIONS[name][0](data, **{argument: empty})
 
 
+@pytest.mark.parametrize("name", ["hierarchical", "hierarchical_linear"])
+def test_dtensors_of_a_hierarchy(name: str) -> None:
+    """A tree's classes are shared out by the vocabulary-parallel functions alone."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, data = dist.device_mesh.init_device_mesh("cpu", (1,)), tensors()
+    given = {"input": data["x" if name.endswith("linear") else "z"], "target": data["t"]}
+    given |= {"linear_weight": data["w"], "linear_bias": data["b"]} if name.endswith("linear") else {}
+    for argument, value in given.items():
+        with pytest.raises(TypeError, match=rf"{argument} is a DTensor, expected this rank's part of it"):
+            FUNCTIONS[name][0](data, **{argument: DTensor.from_local(value, mesh, [Replicate()])})
+    for argument, count in (("weight", C), ("class_bias", C), ("sample_weight", N)):
+        with pytest.raises(TypeError, match=rf"{argument} is a DTensor, expected a plain tensor"):
+            FUNCTIONS[name][0](data, **{argument: DTensor.from_local(torch.ones(count), mesh, [Replicate()])})
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "focal", "softmax_focal"])
 def test_class_balanced_loss_names_its_own_arguments(loss: str) -> None:
     data = tensors()
