@@ -164,6 +164,18 @@ def test_alpha_is_a_tenth_where_nobody_says() -> None:
     assert loss != linear_hierarchical_cross_entropy(*given, alpha=0.2)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_another_ignore_index(mode: str) -> None:
+    """A class, or none of them."""
+    data = Problem.of("small", torch.float64)
+    data = data._replace(x=torch.randn(data.x.shape, dtype=torch.float64), target=data.target.clamp(min=1))
+    for index in (1, -7):
+        other = data._replace(target=data.target.where(data.target != 1, index))
+        got = fused(other, gradient=mode, ignore_index=index, chunk_size=5, **data.vectors())
+        want = plain(data._replace(target=data.target.where(data.target != 1, cases.IGNORE)), **data.vectors())
+        assert_results(got, want, want)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_ignored_rows_reach_no_gradient(bad: float, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
