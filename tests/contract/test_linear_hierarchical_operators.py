@@ -205,6 +205,7 @@ def test_a_wrong_target_counts_ignored_rows_and_moved_positions() -> None:
     x, weight = torch.zeros(2, 4, 3), leaves(W)[0]
     target = torch.tensor([[0, -100, 1, -100], [-100, 2, 9, 0]])
     for shift, row in ((False, 6), (True, 5)):
-        for mode in ("auto", "backward"):
+        for mode, reduction in (("auto", "sum"), ("auto", "mean"), ("backward", "sum"), ("backward", "none")):
+            how: dict[str, Any] = {"shift": shift, "gradient": mode, "reduction": reduction}
             with pytest.raises(IndexError, match=f"target 9 in row {row} is out of bounds"):
-                linear_hierarchical_cross_entropy(x, weight, target, TREE, shift=shift, gradient=mode, chunk_size=2)
+                linear_hierarchical_cross_entropy(x, weight, target, TREE, chunk_size=2, **how)
