@@ -26,7 +26,8 @@ TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,class_balanced_loss class_p
     cross_entropy_torch default_device element_targets errors export float16 gradients hierarchical \
     hierarchical_arguments hierarchical_shards hierarchy hierarchy_shards images kept_gradient linear_classes \
     linear_cross_entropy linear_cross_entropy_memory linear_cross_entropy_module linear_cross_entropy_torch linear_drift \
-    linear_leading linear_plan linear_row_statistics long_tail_options means module_options \
+    linear_hierarchical linear_hierarchical_operators linear_hierarchical_training linear_leading linear_plan \
+    linear_row_statistics long_tail_options means module_options \
     modules no_rows operators probability_functions properties refused_arguments row_losses row_statistics \
     row_statistics_modes rows scale_grad semantics shard_ops sigmoid_bits sigmoid_semantics signatures \
     softmax_definition softmax_operators token_weighting unwanted_entropy) \

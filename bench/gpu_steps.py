@@ -96,7 +96,7 @@ FIRST = (
     _tests(
         "hierarchical",
         f"{CONTRACT}/test_hierarchical.py {CONTRACT}/test_hierarchical_operators.py "
-        f"{CONTRACT}/test_hierarchical_shards.py",
+        f"{CONTRACT}/test_hierarchical_shards.py {CONTRACT}/test_linear_hierarchical.py",
         "not reference",
         110,
     ),

@@ -145,8 +145,8 @@ def check_tensors(**tensors: object) -> None:
             raise ArgumentTypeError(f"{name} has layout {value.layout}, expected torch.strided: {name}.to_dense()")
 
 
-def check_local(**tensors: Tensor) -> None:
-    """Each is this rank's own tensor."""
+def check_local(**tensors: Tensor | None) -> None:
+    """Each is this rank's own tensor, if any."""
     for name, value in tensors.items():
         if is_dtensor(value):
             raise ArgumentTypeError(f"{name} is a DTensor, expected this rank's part of it: {name}.to_local()")

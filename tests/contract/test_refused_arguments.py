@@ -23,7 +23,9 @@ N, C, D = 6, 5, 4
 SOFTMAX = {"label_smoothing", "focal_gamma", "complement_gamma", "scale", "softcap", "z_loss", "normalizer"}
 SOFTMAX |= {"ignore_index", "compensation", *SOFTMAX_VECTORS}
 SIGMOID = {"gamma", "normalizer", "ignore_index", "weight", "pos_weight", "sample_weight"}
-LINEAR = SOFTMAX | {"chunk_size", "linear_weight", "linear_bias"}
+OF_LINEAR = {"chunk_size", "linear_weight", "linear_bias"}
+LINEAR = SOFTMAX | OF_LINEAR
+HIERARCHICAL = {"alpha", "normalizer", "ignore_index", "weight", "class_bias", "sample_weight"}
 PARALLEL = {"class_start", "num_classes"}
 OF_CLASSES = (*SOFTMAX_VECTORS[:-1], "pos_weight")
 NOT_FOR_PROBABILITIES = {"focal_gamma", "complement_gamma", "class_margin", "ignore_index"}
@@ -44,13 +46,13 @@ def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return {"x": x, "w": w, "z": z, "y": y, "p": y.softmax(1), "t": torch.arange(N) % C, "b": torch.zeros(C).to(dtype)}
 
 
-def linear(function: Callable[..., Any], k: bool = False) -> Callable[..., Any]:
+def linear(function: Callable[..., Any], k: bool = False, more: tuple[Any, ...] = ()) -> Callable[..., Any]:
     def call(t: dict[str, Tensor], **given: Any) -> Any:
         x, target = given.pop("input", t["x"]), given.pop("target", t["t"][:, None] if k else t["t"])
         w, b = given.pop("linear_weight", t["w"]), given.pop("linear_bias", t["b"])
         if k and isinstance(w, Tensor) and w.layout == torch.strided and not w.is_nested:
             w, b = w[:, None], b if b is not t["b"] else b[:, None]
-        return function(x, w, target, linear_bias=b, **given)
+        return function(x, w, target, *more, linear_bias=b, **given)
 
     return call
 
@@ -62,6 +64,7 @@ def plain(function: Callable[..., Any], target: str, *more: Any, **fixed: Any) -
 
 
 COUNTS = [9, 5, 3, 2, 1]
+TREE = longtail.Hierarchy.from_paths(["a/0", "b/1", "a/2", "b/3", "4"])
 SHARDED = {"class_start": 0, "num_classes": C}
 FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "cross_entropy": (plain(longtail.cross_entropy, "t"), SOFTMAX),
@@ -78,6 +81,21 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "parallel_linear": (
         lambda t, **given: linear(longtail.vocab_parallel_linear_cross_entropy)(t, **(SHARDED | given)),
         LINEAR | PARALLEL,
+    ),
+    "hierarchical": (plain(longtail.hierarchical_cross_entropy, "t", TREE), HIERARCHICAL),
+    "hierarchical_linear": (
+        linear(longtail.linear_hierarchical_cross_entropy, more=(TREE,)),
+        HIERARCHICAL | OF_LINEAR,
+    ),
+    "hierarchical_parallel": (
+        lambda t, **given: longtail.vocab_parallel_hierarchical_cross_entropy(
+            given.pop("input", t["z"]), given.pop("target", t["t"]), TREE, **({"class_start": 0} | given)
+        ),
+        HIERARCHICAL | {"class_start"},
+    ),
+    "hierarchical_parallel_linear": (
+        linear(longtail.vocab_parallel_linear_hierarchical_cross_entropy, more=(TREE,)),
+        HIERARCHICAL | OF_LINEAR | {"class_start"},
     ),
     "sigmoid": (plain(longtail.sigmoid_focal_loss, "t", reduction="mean"), SIGMOID),
     "sigmoid_elements": (plain(longtail.sigmoid_focal_loss, "y", reduction="mean"), SIGMOID),
@@ -117,11 +135,13 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "focal_gamma": (1e300,),
     "compensation": (1e300, 1e39),
     "gamma": (1e300,),
+    "alpha": (50.0,),  # of a tree of depth 2: exp(-100)
     "normalizer": (1e300, 1e-50, 10**39),
 }
 NO_NUMBERS = (np.array([0.1, 0.2]), "high", 10**400)
 REFUSED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, NO_NUMBERS),
+    "alpha": (*NO_NUMBERS, -0.1, 400.0, float("nan"), torch.tensor(0.1)),
     "softcap": (1e400, np.array(["high"])),
     "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
     "ignore_index": (10**5000, 2**70, -(2**63) - 1, True, 1.5),
@@ -233,11 +253,15 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], tuple[type[Exception], str]]] = 
 @pytest.mark.parametrize("gradient", cases.MODES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize(
-    "name", ["cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements", "sigmoid_cross_entropy"]
+    "name",
+    [
+        *("cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements", "sigmoid_cross_entropy"),
+        *("hierarchical", "hierarchical_linear"),
+    ],
 )
 def test_transforms_are_refused_with_advice(name: str, transform: str, gradient: str) -> None:
     data, (transformed, (error, text)) = tensors(), TRANSFORMS[transform]
-    argument = data["x" if name == "linear" else "z"]
+    argument = data["x" if name.endswith("linear") else "z"]
     with pytest.raises(error, match=text):
         transformed(lambda z: FUNCTIONS[name][0](data, input=z * 1.0, gradient=gradient))(argument)
 
@@ -245,11 +269,27 @@ def test_transforms_are_refused_with_advice(name: str, transform: str, gradient:
 def test_parameters_that_are_shared_out() -> None:
     """Outside the forward of their module, ZeRO-3 and FSDP leave an empty tensor of them."""
     data, empty = tensors(), nn.Parameter(torch.empty(0))
-    for name in ("linear", "linear_k", "parallel_linear"):
+    for name in ("linear", "linear_k", "parallel_linear", "hierarchical_linear", "hierarchical_parallel_linear"):
         for argument in ("linear_weight", "linear_bias"):
             if (name, argument) != ("linear_k", "linear_weight"):
                 with pytest.raises(ValueError, match=rf"{argument} is empty .*gather it.*GatheredParameters"):
                     FUNCTIONS[name][0](data, **{argument: empty})
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "hierarchical_linear"])
+def test_dtensors_of_a_hierarchy(name: str) -> None:
+    """A tree's classes are shared out by the vocabulary-parallel functions alone."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, data = dist.device_mesh.init_device_mesh("cpu", (1,)), tensors()
+    given = {"input": data["x" if name.endswith("linear") else "z"], "target": data["t"]}
+    given |= {"linear_weight": data["w"], "linear_bias": data["b"]} if name.endswith("linear") else {}
+    for argument, value in given.items():
+        with pytest.raises(TypeError, match=rf"{argument} is a DTensor, expected this rank's part of it"):
+            FUNCTIONS[name][0](data, **{argument: DTensor.from_local(value, mesh, [Replicate()])})
+    for argument, count in (("weight", C), ("class_bias", C), ("sample_weight", N)):
+        with pytest.raises(TypeError, match=rf"{argument} is a DTensor, expected a plain tensor"):
+            FUNCTIONS[name][0](data, **{argument: DTensor.from_local(torch.ones(count), mesh, [Replicate()])})
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "focal", "softmax_focal"])
@@ -262,7 +302,13 @@ def test_class_balanced_loss_names_its_own_arguments(loss: str) -> None:
         assert "focal_gamma" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "linear", "linear_k", "parallel", "sigmoid", "balanced_focal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cross_entropy", "linear", "linear_k", "parallel", "sigmoid", "balanced_focal"),
+        *("hierarchical_linear", "hierarchical_parallel", "hierarchical_parallel_linear"),
+    ],
+)
 def test_targets_of_other_integers(name: str) -> None:
     data = tensors()
     target = data["t"][:, None] if name == "linear_k" else data["t"]

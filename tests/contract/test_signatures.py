@@ -36,6 +36,31 @@ def test_functions_name_what_they_take(function) -> None:
         function(*[None] * 3, gama=2.0)
 
 
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [
+        (longtail.linear_hierarchical_cross_entropy, longtail.linear_cross_entropy),
+        (longtail.vocab_parallel_hierarchical_cross_entropy, longtail.vocab_parallel_cross_entropy),
+        (longtail.vocab_parallel_linear_hierarchical_cross_entropy, longtail.vocab_parallel_linear_cross_entropy),
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_hierarchical_functions_name_what_they_take(function, plain) -> None:
+    """The data and the ways of one function, the options of the other, each with its default."""
+    of_tree = inspect.signature(longtail.hierarchical_cross_entropy).parameters
+    of_plain = inspect.signature(plain).parameters
+    without = (OPTIONS - set(of_tree)) | {"num_classes"}  # the tree knows how many
+    found = inspect.signature(function).parameters
+    assert set(found) == (set(of_tree) | set(of_plain)) - without - ({"input"} - set(of_plain))
+    for name, parameter in found.items():
+        origin = of_tree if name in of_tree and name != "gradient" else of_plain
+        assert (parameter.default, parameter.kind) == (origin[name].default, origin[name].kind), name
+    positional = [name for name, parameter in found.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert positional[-3:] == ["target", "hierarchy", "alpha"]
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'gama'"):
+        function(*[None] * len(positional), gama=2.0)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_modules_name_what_their_functions_take(module) -> None:
     data = ("input", "target", "inputs", "targets")
@@ -109,6 +134,12 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
         (longtail.cross_entropy, "bias", ADJUSTMENT),
         (longtail.linear_cross_entropy, "bias", "'linear_bias'"),
         (longtail.class_balanced_loss, "focal", None),
+        (longtail.linear_hierarchical_cross_entropy, "bias", "'linear_bias'"),
+        (longtail.linear_hierarchical_cross_entropy, "chunksize", "'chunk_size'"),
+        (longtail.vocab_parallel_hierarchical_cross_entropy, "ignore_idx", "'ignore_index'"),
+        (longtail.vocab_parallel_hierarchical_cross_entropy, "label_smoothing", None),
+        (longtail.vocab_parallel_linear_hierarchical_cross_entropy, "samples_per_class", WEIGHTS),
+        (longtail.vocab_parallel_linear_hierarchical_cross_entropy, "seqence_parallel", "'sequence_parallel'"),
         (longtail.CrossEntropyLoss, "gamma", "'focal_gamma'"),
         (longtail.FocalLoss, "ignore_idx", "'ignore_index'"),
         (longtail.LinearCrossEntropyLoss, "inplace_backward", 'gradient="inplace"'),
@@ -118,8 +149,8 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
 def test_unknown_options_bring_to_mind_the_right_ones(function, name: str, meant: str | None) -> None:
     data = {longtail.ClassBalancedLoss: [[1, 2], 0.9], longtail.LinearCrossEntropyLoss: [2, 3]}.get(function, [])
     if not isinstance(function, type):
-        three = (longtail.linear_cross_entropy, longtail.class_balanced_loss)
-        data = [torch.ones(2, 3)] * (3 if function in three else 2)
+        required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+        data = [torch.ones(2, 3)] * len(required)
     hint = rf"\. Did you mean {meant}\?" if meant else ""
     with pytest.raises(TypeError, match=rf"(unexpected keyword argument '{name}'|unknown options: {name}){hint}$"):
         function(*data, **{name: 1.0})

@@ -29,3 +29,13 @@ def linear(input: Tensor, weight: Tensor, target: Tensor) -> None:
     assert_type(longtail.linear_cross_entropy(input, weight, target, shift=True), Tensor)
     assert_type(longtail.linear_row_statistics(input, weight, target, shift=True), longtail.RowStatistics)
     assert_type(longtail.vocab_parallel_row_statistics(input, target), longtail.RowStatistics)
+
+
+def hierarchical(input: Tensor, weight: Tensor, target: Tensor, tree: longtail.Hierarchy) -> None:
+    assert_type(longtail.hierarchical_cross_entropy(input, target, tree, 0.2), Tensor)
+    assert_type(longtail.linear_hierarchical_cross_entropy(input, weight, target, tree, shift=True), Tensor)
+    assert_type(longtail.vocab_parallel_hierarchical_cross_entropy(input, target, tree, class_start=0), Tensor)
+    assert_type(
+        longtail.vocab_parallel_linear_hierarchical_cross_entropy(input, weight, target, tree, chunk_size=8), Tensor
+    )
+    longtail.linear_hierarchical_cross_entropy(input, weight, target, [0, 1])  # type: ignore[arg-type]

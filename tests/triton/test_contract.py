@@ -16,7 +16,8 @@ CONTRACT = Path(__file__).parents[1] / "contract"
     "name",
     [
         *("class_probabilities", "hierarchical", "hierarchical_operators", "hierarchical_shards", "limits"),
-        *("long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators", "softmax_operators"),
+        *("linear_hierarchical", "long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators"),
+        "softmax_operators",
     ],
 )
 def test_in_a_process_of_its_own(name: str) -> None:

@@ -25,7 +25,7 @@ def linear_hierarchical_loss(
     tree_arguments: hierarchy and alpha as users pass them; named: what :meth:`Tree.options` takes by name.
     """
     input, linear_weight, linear_bias, target = data
-    check_local(input=input, linear_weight=linear_weight, target=target)
+    check_local(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias)
     check_choice("gradient", request.gradient, GRADIENTS)
     check_data(*data)
     check_logits(input)

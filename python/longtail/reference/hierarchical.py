@@ -198,7 +198,8 @@ def gradient_size(target: Tensor, num_classes: int, alpha: float, options: Hiera
 
     alpha: lambda is exp(-alpha depth).
     """
-    size = math.exp(-alpha)
+    compiling = torch.compiler.is_compiling()  # whose alpha may be a symbol, of which math.exp makes a constant
+    size = (torch.ones((), device=target.device) * -alpha).exp() if compiling else math.exp(-alpha)
     if options.weight is None and options.sample_weight is None:
         return size
     row = torch.ones((), device=target.device) if options.sample_weight is None else options.sample_weight.abs()
