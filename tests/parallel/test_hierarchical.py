@@ -83,6 +83,13 @@ def test_ranges_in_any_order(ranks: Ranks, ordered: bool) -> None:
         check(ranks, "logits", sizes, order=order, ordered=ordered, own=True)
 
 
+@over_own
+@over_kinds
+def test_a_class_that_is_ignored(ranks: Ranks, kind: str, own: bool) -> None:
+    for ignored in (2, 12):
+        check(ranks, kind, SHARDS[3], ignore_index=ignored, own=own)
+
+
 def test_all_targets_on_one_rank(ranks: Ranks) -> None:
     for owner in (0, 2):
         check(ranks, "logits", SHARDS[3], one_owner=owner, depth=8)
@@ -176,7 +183,7 @@ def test_under_checkpoint(ranks: Ranks, kind: str, gradient: str, reentrant: boo
 
 # What rank 1 passes, and what every rank then says.
 DEEPER = tuple(f"x/{path}" for path in case.PATHS)
-SWAPPED = (case.PATHS[2], case.PATHS[1], case.PATHS[0], *case.PATHS[3:])
+SWAPPED = tuple(case.PATHS[i] for i in (0, 1, 2, 4, 3, 5, 6, 7))  # as many classes below every node as before
 ODD: dict[str, tuple[dict[str, Any], str, str]] = {
     "tree": ({"paths": [*"01234567"]}, "ArgumentValueError", "disagree on fingerprint of hierarchy: "),
     "deeper": ({"paths": DEEPER}, "ArgumentValueError", "disagree on fingerprint of hierarchy: "),
@@ -222,6 +229,14 @@ def test_a_tree_of_other_classes_than_the_ranks_hold(ranks: Ranks, classes: int,
     assert len(set(results)) == 1, results
     assert results[0] == ("ArgumentValueError", results[0][1])
     assert f"num_classes is {classes}, but the ranks hold 8 classes" in results[0][1]
+
+
+@over_kinds
+def test_ranks_that_each_pass_all_classes(ranks: Ranks, kind: str) -> None:
+    odd = {"shape": (6, 8)} if kind == "logits" else {"linear_weight": torch.ones(8, 3)}
+    results = ranks.run(2, case.disagreeing, kind, odd, None)
+    assert len(set(results)) == 1, results
+    assert "the ranks' classes overlap" in results[0][1] or "the ranks hold 16 classes" in results[0][1]
 
 
 @over_kinds

@@ -74,6 +74,7 @@ def logits_case(
     rows: int = 7,
     order: list[int] | None = None,
     one_owner: int | None = None,
+    ignore_index: int = cases.IGNORE,
     vectors: tuple[str, ...] = VECTORS,
     extra: cases.Options | None = None,
 ) -> str:
@@ -83,6 +84,7 @@ def logits_case(
     assert hierarchy.depth == depth
     assert (hierarchy.tables().position is None) == (ordered or depth == 1)
     logits, target = cases.random_case(rows, classes, dtype, seed=rows)
+    target = target.masked_fill(target == ignore_index, cases.IGNORE)
     logits = cases.poison_ignored(logits, target)
     if one_owner is not None:
         target = target.where(target == cases.IGNORE, sum(sizes[:one_owner]) + target % sizes[one_owner])
@@ -97,8 +99,9 @@ def logits_case(
     begin, end = local_range(group, sizes, order)
     local = logits[:, begin:end].clone().requires_grad_()
     got = longtail.vocab_parallel_hierarchical_cross_entropy(
-        local * 1.0, target, hierarchy, ALPHA, group=group, class_start=None if order is None else begin,
-        reduction=reduction, gradient=gradient, **(localised(options, begin, end) if own else options),
+        local * 1.0, target.masked_fill(target == cases.IGNORE, ignore_index), hierarchy, ALPHA, group=group,
+        class_start=None if order is None else begin, ignore_index=ignore_index, reduction=reduction,
+        gradient=gradient, **(localised(options, begin, end) if own else options),
     )  # fmt: skip
     assert got.dtype == cases.vector_dtype(dtype)
     assert_close(got, truth, eager, what="loss", factor=4)
@@ -196,6 +199,7 @@ def linear_case(
     shift: bool = False,
     sequence_parallel: bool = False,
     chunk_size: int | None = 7,
+    ignore_index: int = cases.IGNORE,
     trains: str = "iwb",
     bias: bool = True,
     vectors: tuple[str, ...] = VECTORS,
@@ -207,7 +211,7 @@ def linear_case(
     shapes = [(*leading, FEATURES), (classes, FEATURES), (classes,)][: 2 + bias]
     whole = [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes]
     target = torch.randint(classes, leading, generator=g)
-    target[torch.rand(leading, generator=g) < 0.2] = cases.IGNORE
+    target[(torch.rand(leading, generator=g) < 0.2) | (target == ignore_index)] = cases.IGNORE
     options = options_of(classes, target, dtype, vectors)
     moved = {k: next_one(x, 0) if shift and k == "sample_weight" else x for k, x in options.items()}
     effective = next_one(target, cases.IGNORE) if shift else target
@@ -224,9 +228,10 @@ def linear_case(
     held = mine, *(x[begin:end] for x in whole[1:])
     parts = [x.clone().requires_grad_(i in trains) for i, x in zip("iwb", held, strict=False)]
     got = longtail.vocab_parallel_linear_hierarchical_cross_entropy(
-        parts[0], parts[1], target, hierarchy, ALPHA, linear_bias=parts[2] if bias else None, group=group,
-        sequence_parallel=sequence_parallel, shift=shift, chunk_size=chunk_size, reduction=reduction,
-        gradient=gradient, **(localised(options, begin, end) if own else options),
+        parts[0], parts[1], target.masked_fill(target == cases.IGNORE, ignore_index), hierarchy, ALPHA,
+        linear_bias=parts[2] if bias else None, group=group, sequence_parallel=sequence_parallel,
+        ignore_index=ignore_index, shift=shift, chunk_size=chunk_size, reduction=reduction, gradient=gradient,
+        **(localised(options, begin, end) if own else options),
     )  # fmt: skip
     assert got.dtype == cases.vector_dtype(dtype)
     close_in_norm(got.detach(), loss.detach(), dtype, "loss")
