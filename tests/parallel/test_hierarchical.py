@@ -86,7 +86,7 @@ def test_ranges_in_any_order(ranks: Ranks, ordered: bool) -> None:
 @over_own
 @over_kinds
 def test_a_class_that_is_ignored(ranks: Ranks, kind: str, own: bool) -> None:
-    for ignored in (2, 12):
+    for ignored in (2, 12, 255):
         check(ranks, kind, SHARDS[3], ignore_index=ignored, own=own)
 
 
