@@ -89,7 +89,7 @@ def refuse_unknown(function: Callable[..., Any], named: Collection[str]) -> None
 def meant(name: str, accepted: Collection[str]) -> str:
     """The end of a message about an unknown option: the ``accepted`` one that may have been meant, or nothing."""
     if name in _NUMBER_OF_CLASSES:
-        return ". The number of classes is that of the logits"
+        return f". The number of classes is that of the {'hierarchy' if 'hierarchy' in accepted else 'logits'}"
     if name in _COUNTS and not set(_COUNTS) & set(accepted) and "weight" in accepted:
         return f". Did you mean {_WEIGHTS}?"
     if name in _NAMES_OF_WEIGHT and "weight" not in accepted and "volume" in accepted:

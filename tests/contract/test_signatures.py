@@ -171,6 +171,9 @@ def test_sigmoid_options_are_refused_of_class_balanced_softmax(name: str) -> Non
 def test_the_number_of_classes_is_that_of_the_logits() -> None:
     with pytest.raises(TypeError, match=r"'num_classes'\. The number of classes is that of the logits$"):
         longtail.cross_entropy(torch.ones(2, 3), torch.tensor([0, 1]), num_classes=3)
+    tree = longtail.Hierarchy.from_paths([*"abc"])
+    with pytest.raises(TypeError, match=r"'num_classes'\. The number of classes is that of the hierarchy$"):
+        longtail.vocab_parallel_hierarchical_cross_entropy(torch.ones(2, 3), torch.tensor([0, 1]), tree, num_classes=3)
 
 
 @pytest.mark.parametrize("alpha", [[0.2, 0.8], torch.ones(2)], ids=["list", "tensor"])

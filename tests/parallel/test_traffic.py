@@ -53,6 +53,17 @@ def test_traffic_of_what_the_target_brings(ranks: Ranks, option_set: str, local_
         assert seen == [(first, []), ([("allgather_base", message(compared)), *rest], [])]
 
 
+@pytest.mark.parametrize("local_weight", [False, True], ids=["full", "local"])
+@pytest.mark.parametrize("depth", [1, 4, 9])
+def test_traffic_of_hierarchical_cross_entropy(ranks: Ranks, depth: int, local_weight: bool) -> None:
+    """The maximum and the sum of each ring, the target's logit, and its weight where it is a rank's own."""
+    for dtype, size in ((torch.float64, 8), (torch.bfloat16, 4)):
+        payload = ROWS * (2 * depth + 1 + local_weight) * size
+        first = [("allgather_base", HEADER), ("allgather_base", payload)]
+        for seen in ranks.run(WORLD, rank_cases_traffic.of_hierarchical_cross_entropy, depth, dtype, local_weight):
+            assert seen == [(first, []), ([("allgather_base", message(payload))], [])]
+
+
 def test_traffic_of_row_statistics(ranks: Ranks) -> None:
     payload = (ROWS * 4 + 1) * 4
     first = [("allgather_base", HEADER), ("allgather_base", payload)]
@@ -79,13 +90,15 @@ def test_a_message_has_room_for_those_of_the_last_calls(ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["replicated", "sequence"])
 @pytest.mark.parametrize("gradient", ["auto", "backward"])
-def test_traffic_of_the_linear_loss(ranks: Ranks, gradient: str, sequence_parallel: bool) -> None:
+@pytest.mark.parametrize("depth", [None, 4], ids=["softmax", "hierarchical"])
+def test_traffic_of_the_linear_loss(ranks: Ranks, depth: int | None, gradient: str, sequence_parallel: bool) -> None:
     """Per chunk one gather of statistics, and once over all chunks every row's gradient."""
     row, mine = 4 * FEATURES, ROWS // WORLD if sequence_parallel else ROWS  # bytes, rows
-    statistics = ("allgather_base", (3 * ROWS // CHUNKS + 1) * 4)
+    numbers = 3 * ROWS // CHUNKS + 1 if depth is None else (2 * depth + 2) * ROWS // CHUNKS
+    statistics = ("allgather_base", numbers * 4)
     inputs = [("allgather_base", mine // CHUNKS * row)] if sequence_parallel else []
     reduced = ("reduce_scatter_base" if sequence_parallel else "allreduce", ROWS // CHUNKS * row)
-    for seen in ranks.run(WORLD, rank_cases_traffic.of_the_linear_loss, gradient, sequence_parallel):
+    for seen in ranks.run(WORLD, rank_cases_traffic.of_the_linear_loss, gradient, sequence_parallel, depth):
         forward, backward = seen[1]
         compared = ("allgather_base", message([*inputs, statistics][0][1]))
         if gradient == "auto":

@@ -27,10 +27,12 @@ TREES = {
 }
 
 
-def paths(name: str, seed: int = 0) -> list[Path]:
-    """Ragged: of any length up to the depth, below nodes of one class to nearly all of them; some chains."""
-    classes, depth, ordered = TREES[name]
-    g, names = cases.generator(seed), max(8, classes // 15)
+def ragged_paths(classes: int, depth: int, ordered: bool, seed: int = 0, names: int | None = None) -> list[Path]:
+    """Of any length up to the depth, below nodes of one class to nearly all of them; some chains.
+
+    ``names``: how many a level has; the fewer, the more classes are deep within the same nodes.
+    """
+    g, names = cases.generator(seed), names or max(8, classes // 15)
 
     def path(number: int) -> Path:
         length = depth if number == classes - 1 else int(torch.randint(1, depth + 1, (1,), generator=g))
@@ -39,6 +41,10 @@ def paths(name: str, seed: int = 0) -> list[Path]:
 
     found = [path(number) for number in range(classes)]
     return sorted(found, key=str) if ordered else found
+
+
+def paths(name: str, seed: int = 0) -> list[Path]:
+    return ragged_paths(*TREES[name], seed)
 
 
 def tree(name: str, seed: int = 0) -> tuple[Hierarchy, list[Path]]:

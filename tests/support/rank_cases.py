@@ -262,11 +262,20 @@ def close_in_norm(got: Tensor, true: Tensor, dtype: torch.dtype, what: str) -> N
 
 
 def losses_of(group: Any) -> dict[str, Callable[..., Tensor]]:
-    """(x, w, target, ...) -> either loss; ``w``: this rank's 3 classes."""
-    shared: dict[str, Any] = {"group": group, "num_classes": 3 * dist.get_world_size(group), "label_smoothing": 0.1}
+    """(x, w, target, ...) -> each loss; ``w``: this rank's 3 classes."""
+    classes = 3 * dist.get_world_size(group)
+    shared: dict[str, Any] = {"group": group, "num_classes": classes, "label_smoothing": 0.1}
+    tree = longtail.Hierarchy.from_paths([(c // 4, c // 2, c) for c in range(classes)])
+    below: dict[str, Any] = {"group": group, "hierarchy": tree}
     return {
         "logits": lambda x, w, *args, **given: longtail.vocab_parallel_cross_entropy(x @ w.T, *args, **given, **shared),
         "linear": lambda *args, **given: longtail.vocab_parallel_linear_cross_entropy(*args, **given, **shared),
+        "hierarchical": lambda x, w, *args, **given: longtail.vocab_parallel_hierarchical_cross_entropy(
+            x @ w.T, *args, **given, **below
+        ),
+        "linear_hierarchical": lambda *args, **given: longtail.vocab_parallel_linear_hierarchical_cross_entropy(
+            *args, **given, **below
+        ),
     }
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import cases
+import hierarchy_cases
 import longtail
 from rank_cases import local_range
 from tolerances import assert_close, assert_same
@@ -20,6 +21,7 @@ WEIGHT = torch.logspace(0, 5, CLASSES)  # one rank's are of order 1, the other's
 TARGET = torch.tensor([0, cases.IGNORE, 2, 12, 11, 4, cases.IGNORE, 7])
 ROWS = len(TARGET)
 KINDS = ("logits", "linear", "sequence_parallel")
+TREES = tuple(f"tree_{kind}" for kind in KINDS)  # of hierarchical cross-entropy
 
 
 class Problem:
@@ -27,48 +29,48 @@ class Problem:
 
     def __init__(self, group: Any, kind: str, dtype: torch.dtype) -> None:
         g = cases.generator(5)
-        self.group, self.kind = group, kind
+        self.group, self.kind = group, kind.removeprefix("tree_")
+        self.over = {} if group is None else {"group": group, "num_classes": CLASSES}
+        if kind in TREES:
+            paths = hierarchy_cases.ragged_paths(CLASSES, 3, ordered=False, names=2)
+            self.over = {"group": group} if group else {}
+            self.over["hierarchy"] = longtail.Hierarchy.from_paths(paths)
         self.classes = slice(0, CLASSES) if group is None else slice(*local_range(group, SIZES))
         self.rows = slice(0, ROWS)
-        if kind == "sequence_parallel" and group is not None:
+        if self.kind == "sequence_parallel" and group is not None:
             share = ROWS // len(SIZES)
             self.rows = slice(share * dist.get_rank(group), share * (dist.get_rank(group) + 1))
         self.weight = torch.randn(CLASSES, FEATURES, generator=g).to(dtype)[self.classes].clone()
-        width = CLASSES if kind == "logits" else FEATURES
+        width = CLASSES if self.kind == "logits" else FEATURES
         self.x = torch.randn(ROWS, width, generator=g).to(dtype)
-        self.x = self.x[:, self.classes] if kind == "logits" else self.x[self.rows]
+        self.x = self.x[:, self.classes] if self.kind == "logits" else self.x[self.rows]
         self.x = self.x.clone().requires_grad_()
 
     def loss(self, target: Tensor = TARGET, gradient: str = "backward", **options: Any) -> Tensor:
-        over = {} if self.group is None else {"group": self.group, "num_classes": CLASSES}
+        parts = ["vocab_parallel"] if self.group is not None else []
+        parts += ["linear"] if self.kind != "logits" else []
+        parts += ["hierarchical"] if "hierarchy" in self.over else []
+        call = getattr(longtail, "_".join([*parts, "cross_entropy"]))
         if self.kind == "logits":
-            call = longtail.cross_entropy if self.group is None else longtail.vocab_parallel_cross_entropy
-            return call(self.x * 1.0, target, gradient=gradient, **over, **options)
-        if self.group is None:
-            return longtail.linear_cross_entropy(self.x, self.weight, target, gradient=gradient, **options)
-        return longtail.vocab_parallel_linear_cross_entropy(
-            *(self.x, self.weight, target),
-            sequence_parallel=self.kind == "sequence_parallel",
-            gradient=gradient,
-            **over,
-            **options,
-        )
+            return call(self.x * 1.0, target, gradient=gradient, **self.over, **options)
+        if self.kind == "sequence_parallel" and self.group is not None:
+            options["sequence_parallel"] = True
+        return call(self.x, self.weight, target, gradient=gradient, **self.over, **options)
 
     def gradient(self, upstream: float = 1.0, **options: Any) -> Tensor:
         value = self.loss(**options)
         return torch.autograd.grad(value, self.x, torch.full_like(value, upstream))[0]
 
 
-def extreme_weights(group: Any, kind: str, mode: str, local: bool, smoothing: float) -> None:
+def extreme_weights(group: Any, kind: str, mode: str, local: bool, **options: Any) -> None:
     """float16 against float64 of one process, and the error of float16 in one process."""
     mine = Problem(group, kind, torch.float16)
     truth, eager = (
-        Problem(None, kind, dtype).gradient(weight=WEIGHT, label_smoothing=smoothing)
-        for dtype in (torch.float64, torch.float16)
+        Problem(None, kind, dtype).gradient(weight=WEIGHT, **options) for dtype in (torch.float64, torch.float16)
     )
     weight = WEIGHT[mine.classes].clone() if local else WEIGHT
-    grad = mine.gradient(gradient=mode, weight=weight, label_smoothing=smoothing)
-    place = (slice(None), mine.classes) if kind == "logits" else mine.rows
+    grad = mine.gradient(gradient=mode, weight=weight, **options)
+    place = (slice(None), mine.classes) if mine.kind == "logits" else mine.rows
     assert truth.abs().max() > 1e-2
     assert_close(grad, truth[place].half().double(), eager=eager[place], factor=8)
 

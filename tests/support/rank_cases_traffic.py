@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
+import hierarchy_cases
 import longtail
 from rank_cases import VECTORS
 
@@ -62,6 +63,25 @@ def of_cross_entropy(_group: Any, option_set: str, dtype: torch.dtype, local_vec
     return [recorded("vocab_parallel_cross_entropy", data, shared | options) for _ in range(2)]
 
 
+def fresh_tree(depth: int, dtype: torch.dtype, local_weight: bool) -> dict[str, Any]:
+    """What a call of hierarchical cross-entropy is given of such a group, with weights of all classes or its own."""
+    shared = fresh_group()
+    classes, rank = shared.pop("num_classes"), dist.get_rank()
+    own = slice(LOCAL * rank, LOCAL * (rank + 1)) if local_weight else slice(None)
+    shared["hierarchy"] = longtail.Hierarchy.from_paths(hierarchy_cases.ragged_paths(classes, depth, ordered=False))
+    vectors = hierarchy_cases.vectors(classes, ROWS, dtype)
+    return shared | {"weight": vectors["weight"][own], "sample_weight": vectors["sample_weight"]}
+
+
+def of_hierarchical_cross_entropy(
+    _group: Any, depth: int, dtype: torch.dtype, local_weight: bool
+) -> list[tuple[Seen, Seen]]:
+    """Of two calls."""
+    shared = fresh_tree(depth, dtype, local_weight)
+    data = (torch.randn(ROWS, LOCAL, dtype=dtype, requires_grad=True), torch.arange(ROWS) % LOCAL)
+    return [recorded("vocab_parallel_hierarchical_cross_entropy", data, shared) for _ in range(2)]
+
+
 def of_several_lengths(_group: Any, rows: list[int]) -> list[Seen]:
     shared = fresh_group()
     seen = []
@@ -71,13 +91,19 @@ def of_several_lengths(_group: Any, rows: list[int]) -> list[Seen]:
     return seen
 
 
-def of_the_linear_loss(_group: Any, gradient: str, sequence_parallel: bool) -> list[tuple[Seen, Seen]]:
-    """Of two calls."""
-    shared, world = fresh_group(), dist.get_world_size()
+def of_the_linear_loss(
+    _group: Any, gradient: str, sequence_parallel: bool, depth: int | None = None
+) -> list[tuple[Seen, Seen]]:
+    """Of two calls; with a ``depth`` of hierarchical cross-entropy."""
+    world = dist.get_world_size()
+    shared = fresh_group() if depth is None else fresh_tree(depth, torch.float32, local_weight=True)
     x = torch.randn(ROWS // world if sequence_parallel else ROWS, FEATURES, requires_grad=True)
-    data = (x, torch.randn(LOCAL, FEATURES, requires_grad=True), torch.arange(ROWS) % shared["num_classes"])
+    data = (x, torch.randn(LOCAL, FEATURES, requires_grad=True), torch.arange(ROWS) % (LOCAL * world))
     shared |= {"gradient": gradient, "chunk_size": ROWS // CHUNKS, "sequence_parallel": sequence_parallel}
-    return [recorded("vocab_parallel_linear_cross_entropy", data, shared) for _ in range(2)]
+    name = (
+        "vocab_parallel_linear_cross_entropy" if depth is None else "vocab_parallel_linear_hierarchical_cross_entropy"
+    )
+    return [recorded(name, data, shared) for _ in range(2)]
 
 
 def of_row_statistics(_group: Any) -> list[tuple[Seen, Seen]]:

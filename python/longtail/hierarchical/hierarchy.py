@@ -92,6 +92,7 @@ class Hierarchy:
             tables = HierarchyTables(_int32(padded), _int32(begin), _int32(end), *moved)
             self._placed = {_CPU: (tables, torch.tensor(depths, dtype=torch.float64, device=_CPU))}
         self._shards: dict[tuple[torch.device, int, int], HierarchyTables] = {}
+        self._fingerprint: int | None = None
 
     @classmethod
     def from_parents(cls, parents: Sequence[int] | Tensor, leaves: Sequence[int] | Tensor | None = None) -> Hierarchy:
@@ -188,12 +189,14 @@ class Hierarchy:
         return self._shards.setdefault((found.node_begin.device, start, size), found)
 
     def fingerprint(self) -> int:
-        """Of the tree, and of where its classes lie; equal trees have equal ones."""
-        digest = hashlib.blake2b(digest_size=6)
-        for table in self.tables()[:4]:  # the last is None where it is the identity
-            if table is not None:
-                digest.update(f"{tuple(table.shape)}".encode() + table.numpy().tobytes())
-        return int.from_bytes(digest.digest(), "little")
+        """Of the tree, and of where its classes lie; equal trees have equal ones. Made once."""
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(digest_size=6)
+            for table in self.tables()[:4]:  # the last is None where it is the identity
+                if table is not None:
+                    digest.update(f"{tuple(table.shape)}".encode() + table.numpy().tobytes())
+            self._fingerprint = int.from_bytes(digest.digest(), "little")
+        return self._fingerprint
 
     def to(self, device: torch.device | str) -> Hierarchy:
         """This tree, whose tables are on ``device`` from now on, too: a compiled graph then copies none.

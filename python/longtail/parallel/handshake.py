@@ -278,7 +278,7 @@ class Handshake:
         if self._borders is None:
             return torch.zeros_like(target)
         bounds, ranks = self._borders
-        return ranks[torch.bucketize(target, bounds, right=True)]
+        return ranks[torch.bucketize(target.contiguous(), bounds, right=True)]
 
     def check_turn(self) -> None:
         """That every rank is about to differentiate this call; see :func:`check_turn`."""

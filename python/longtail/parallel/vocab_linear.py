@@ -115,6 +115,7 @@ def linear_cross_entropy(
         options = check(input, target, options, request.of_logits())
         check_one_loss(request)
         if of_tree is not None:
+            _check_parameters(linear_weight, linear_bias)
             dtype = arithmetic_dtype(logits_dtype(input, linear_weight, linear_bias))
             tree, part, of_both = of_tree.checked(dtype, part)
             same |= of_both
@@ -135,11 +136,17 @@ def linear_cross_entropy(
     return (loss, record(stats, g, options.ignore_index, shape)) if request.return_stats else loss
 
 
+def _check_parameters(linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    check_tensors(linear_weight=linear_weight)
+    if linear_bias is not None:
+        check_tensors(linear_bias=linear_bias)
+
+
 def _check_data(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, row_ranks: int
 ) -> torch.Size:
     """The shape that the targets have to have."""
-    check_tensors(linear_weight=linear_weight)
+    _check_parameters(linear_weight, linear_bias)
     check_local(input=input, linear_weight=linear_weight, target=target)
     check_gathered("linear_weight", linear_weight)
     if input.dim() < 2 or linear_weight.dim() != 2 or input.shape[-1] != linear_weight.shape[1]:
@@ -153,13 +160,11 @@ def _check_data(
             f"target has shape {list(target.shape)}, expected {list(rows)}: {row_ranks} ranks with "
             f"{input.shape[0]} rows of input each"
         )
-    if linear_bias is not None:
-        check_tensors(linear_bias=linear_bias)
-        if linear_bias.shape != linear_weight.shape[:1]:
-            check_gathered("linear_bias", linear_bias)
-            raise ArgumentValueError(
-                f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
-            )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        check_gathered("linear_bias", linear_bias)
+        raise ArgumentValueError(
+            f"linear_bias has shape {list(linear_bias.shape)}, expected {list(linear_weight.shape[:1])}"
+        )
     return rows
 
 
