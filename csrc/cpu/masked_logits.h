@@ -53,5 +53,17 @@ struct MaskedLogits {
   LONGTAIL_INLINE void prefetch(int64_t j) const { prefetch_ahead(z + j, 2 * Vec<T>::kLanes); }
 };
 
+#if defined(__AVX512BW__)
+// Masked as they are stored, and widened in place.
+LONGTAIL_INLINE Two<float> two_of(const MaskedLogits<bfloat16, false> u, int64_t j) {
+  __mmask32 mask;
+  memcpy(&mask, u.bits + j / 8, sizeof(mask));
+  constexpr short kNegativeInfinity = static_cast<short>(0xff80);
+  const auto words =
+      (FloatBits)_mm512_mask_mov_epi16(_mm512_loadu_si512(u.z + j), mask, _mm512_set1_epi16(kNegativeInfinity));
+  return {(Vec<float>::Value)(words << 16), (Vec<float>::Value)(words & 0xffff0000)};
+}
+#endif
+
 }  // namespace LONGTAIL_ISA
 }  // namespace longtail
