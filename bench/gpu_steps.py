@@ -95,7 +95,12 @@ FIRST = (
     _tests("sigmoid", f"{CONTRACT}/test_sigmoid_operators.py", "cuda and not soft", 110),
     _tests(
         "hierarchical",
-        f"{CONTRACT}/test_hierarchical.py {CONTRACT}/test_hierarchical_operators.py "
+        f"{CONTRACT}/test_hierarchical.py {CONTRACT}/test_hierarchical_operators.py",
+        "not reference",
+        110,
+    ),
+    _tests(
+        "hierarchical, shards and hidden states",
         f"{CONTRACT}/test_hierarchical_shards.py {CONTRACT}/test_linear_hierarchical.py",
         "not reference",
         110,

@@ -36,7 +36,7 @@ struct HierarchicalOps {
 
   static void set_path(Args& args, const Tensor& path, const Tensor& logits) {
     check(path.dim() == 2 && path.size(0) >= args.num_classes && path.size(1) > 0, "path has shape ", shape_of(path),
-          ", expected at least [", args.num_classes, ", 1]");
+          ", expected [at least ", args.num_classes, ", L]");
     check(path.size(1) <= kDeepestTree, "path has ", path.size(1), " nodes, expected at most ", kDeepestTree);
     check_dtype(path, "path", ScalarType::Int);
     check(path.is_contiguous(), "path is not contiguous");

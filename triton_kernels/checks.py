@@ -61,7 +61,8 @@ def _check_classes(logits: Tensor, target: Tensor, ignore_index: int | None, num
     check_target(target, logits)
     if logits.device.type == "cpu":  # Triton's interpreter has no assertions
         counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-        fallback.check_target(target, counted, num_classes or logits.shape[1], ignore_index)
+        expected = logits.shape[1] if num_classes is None else num_classes
+        fallback.check_target(target, counted, expected, ignore_index)
 
 
 def check_loss(
@@ -167,7 +168,7 @@ def check_hierarchical_loss(
     path, nodes = options.path, options.node_begin.shape[:1]
     if path.dim() != 2 or path.shape[0] < c or not 1 <= path.shape[1] <= HIERARCHY_DEPTH:
         raise RuntimeError(
-            f"longtail: path has shape {list(path.shape)}, expected at least {c} by 1 to {HIERARCHY_DEPTH}"
+            f"longtail: path has shape {list(path.shape)}, expected [at least {c}, 1 to {HIERARCHY_DEPTH}]"
         )
     if (options.order is None) != (options.position is None):
         raise RuntimeError("longtail: one of order and position is None, expected both or none")

@@ -71,7 +71,7 @@ def hierarchical_kernel(
     z_body = logits + (row * stride + head) // VEC * VEC
     at = stats + row * (2 * depth + 1)
     if loss is not None:
-        _, u_g = load_logits(z_row + path.target, path.target, path.here, x.class_bias, "")
+        _, u_g = load_logits(z_row + path.column, path.column, path.column >= 0, x.class_bias, "")
         outer = sweep_beyond(z_row, z_body, head, body, counted, classes, first, last, tree, x.class_bias,
                              BLOCK, LANES, VEC, EDGES)  # fmt: skip
         rings = add_rings(outer, z_row, path, classes, depth, tree, x.class_bias, LEVELS, LANES)

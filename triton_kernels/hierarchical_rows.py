@@ -30,18 +30,17 @@ class Tree(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Of A_(k+1) at level k, [LEVELS]; 0 beyond the tree's depth and in rows that do not count."""
+    """Of A_(k+1) at level k, [LEVELS], but for the last; 0 beyond the tree's depth and in rows that do not count."""
 
     begin: Any
     end: Any
     weight: Any
     weight_above: Any  # of A_k
-    target: Any  # the target's column
-    here: Any  # whether no other shard has the target, of rows that count
+    column: Any  # of the target; -1 in rows that do not count, and where another shard has it
 
 
 class Vectors(NamedTuple):
-    """Optional constants, float32: per class [C], per row [N]."""
+    """Optional constants, float32: weight [G], class_bias [C], sample_weight [N]."""
 
     weight: Any
     class_bias: Any
@@ -68,16 +67,27 @@ def load_path(g, counted, classes, tree_classes, nodes, depth, tree, LEVELS: tl.
     outer_begin = tl.load(tree.node_begin + above, mask=below & known, other=0)
     outer_end = tl.load(tree.node_end + above, mask=below & known, other=classes)
     tl.device_assert((begin >= outer_begin) & (end <= outer_end) & (begin <= end), "longtail: nodes do not nest")
-    own, count = of_level(begin, depth - 1, LEVELS), of_level(end - begin, depth - 1, LEVELS)
-    here = counted & (count == 1)
-    if tree.order is not None:
-        own = tl.load(tree.order + own, mask=here, other=0)
-        tl.device_assert((own >= 0) & (own < classes), "longtail: order is out of bounds")
-    alone = tl.where(classes < tree_classes, (count == 0) | (count == 1), (count == 1) & (own == g))
-    tl.device_assert(alone | (counted == 0), "longtail: the last node of path is not its class alone")
     weight = tl.load(tree.node_weight + node, mask=real & known, other=0.0)
     weight_above = tl.load(tree.node_weight + above, mask=below & known, other=0.0)
-    return Path(begin, end, weight, weight_above, own, here)
+    place, count = of_level(begin, depth - 1, LEVELS), of_level(end - begin, depth - 1, LEVELS)
+    column = load_target_column(g, counted, place, count, classes, tree_classes, tree)
+    return Path(begin, end, weight, weight_above, column)
+
+
+@triton.jit
+def load_target_column(g, counted, place, count, classes, tree_classes, tree):
+    """Where the target's path ends, at `count` classes from a place on: which has to be its own, or none in a shard."""
+    column = place
+    here = counted & (count == 1)
+    if tree.order is not None:
+        column = tl.load(tree.order + place, mask=here, other=0)
+        inside = here & (column >= 0) & (column < classes)
+        tl.device_assert(inside == here, "longtail: order is out of bounds")
+        found = tl.load(tree.position + column, mask=inside, other=0)
+        tl.device_assert((found == place) | (here == 0), "longtail: order and position differ")
+    alone = tl.where(classes < tree_classes, count <= 1, (count == 1) & (column == g))
+    tl.device_assert(alone | (counted == 0), "longtail: the last node of path is not its class alone")
+    return tl.where(here, column, -1)
 
 
 @triton.jit
@@ -164,6 +174,7 @@ def add_rings(outer, z_row, path, classes, depth, tree, bias, LEVELS: tl.constex
 def store_rings(grad_row, z_row, grads, path, classes, depth, tree, bias,
                 LEVELS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """Writes the gradient of A_1's classes."""
+    tl.store(grad_row + path.column, grads.target.to(grad_row.dtype.element_ty), mask=path.column >= 0)
     RING: tl.constexpr = 4 * LANES
     a, b = of_level(path.begin, 0, LEVELS), of_level(path.end, 0, LEVELS)
     for k in range(1, depth):
@@ -175,7 +186,6 @@ def store_rings(grad_row, z_row, grads, path, classes, depth, tree, bias,
             e, _ = exp_cut(u - m)
             tl.store(grad_row + cols, (e * c).to(grad_row.dtype.element_ty), mask=mask)
         a, b = inner_a, inner_b
-    tl.store(grad_row + path.target, grads.target.to(grad_row.dtype.element_ty), mask=path.here)
 
 
 @triton.jit

@@ -240,7 +240,7 @@ struct Cpu {
     if (bad < 0) return;
     const int64_t g = args.target[bad * args.target_stride];
     check(g < 0 || g >= args.tree_classes, "path, node_begin and node_end of class ", g,
-          " do not nest, or do not end at its position");
+          " do not nest, or do not end at it");
     check_target(bad, args, args.ignore_index);
   }
 

@@ -74,9 +74,10 @@ class HierarchicalRows {
     end_[depth_ + 1] = end_[depth_];
     if (args_.order) find_members(args_.path[g * depth_]);
     const int64_t place = begin_[depth_], count = end_[depth_] - place;
+    const bool sharded = args_.tree_classes > args_.num_classes;
     column_ = count <= 0 ? -1 : args_.order ? args_.order[place] : place;
-    return count == 1 ? args_.tree_classes > args_.num_classes || column_ == g
-                      : count == 0 && args_.tree_classes > args_.num_classes;
+    if (count == 0) return sharded;
+    return count == 1 && (!args_.position || args_.position[column_] == place) && (sharded || column_ == g);
   }
 
   // Whether those of A_1 were found for all rows, in memory order; else they are taken by position.

@@ -83,6 +83,7 @@ LONGTAIL_DEVICE int target_column(const HierarchicalLossArgs& a, int64_t g, cons
   LONGTAIL_DEVICE_ASSERT(count == 1, "path does not end at its class");
   const int column = a.order != nullptr ? a.order[begin] : begin;
   LONGTAIL_DEVICE_ASSERT(column >= 0 && column < a.num_classes, "order is out of bounds");
+  LONGTAIL_DEVICE_ASSERT(a.position == nullptr || a.position[column] == begin, "order and position differ");
   LONGTAIL_DEVICE_ASSERT(column == g || sharded, "path does not end at its class");
   return column;
 }

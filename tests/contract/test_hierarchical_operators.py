@@ -159,7 +159,8 @@ def test_targets_out_of_bounds(kernels: HierarchicalKernels, wrong: int) -> None
 FAULTS = [
     (0, -1, 10**6, "path is out of bounds"),
     (0, -1, 0, "nodes do not nest"),
-    (4, slice(None), 0, "path does not end at its class"),
+    (4, slice(None), 0, "order and position differ"),
+    (5, slice(None), 0, "order and position differ"),
     (2, 0, 10**6, "nodes do not nest"),
     (4, slice(None), -1, "order is out of bounds"),
 ]

@@ -21,7 +21,7 @@ from emulation.harness import LaunchFailed
 from emulation.plans import HIERARCHICAL_REGIMES, emulated
 from hierarchical_batches import HierarchicalBatch, operator_options, tree
 from hierarchical_shards import ShardedBatch, ShardKernels, elsewhere, of_targets, shard_options
-from interpreted import HALVES
+from interpreted import HALVES, TRAPPED
 from kernels import CPU, GPU, TRITON, over
 from longtail import Hierarchy
 from longtail.options import HierarchicalOptions
@@ -208,6 +208,7 @@ FAULTS: dict[str, Any] = {
     "an empty leaf": lambda o, leaf: o._replace(node_end=_with(o.node_end, leaf, o.node_begin[leaf])),
     "another class": lambda o, _: o._replace(path=o.path.roll(1, 0)),
     "the class of another position": lambda o, _: o._replace(order=o.order.roll(1)),
+    "the position of another class": lambda o, _: o._replace(position=o.position.roll(1)),
 }
 
 
@@ -216,16 +217,19 @@ def _with(x: Tensor, place: int, value: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("kernels", over(CPU | BLOCK))
+@pytest.mark.parametrize("kernels", over(CPU | BLOCK | TRITON))
 def test_only_a_shard_may_lack_the_target(kernels: ShardKernels, fault: str) -> None:
     for shuffled in BOTH:
         tail = operator_options(tree(6, 2, shuffled), vectors=False)
         options = HierarchicalOptions(*tail)
-        if options.order is None and fault == "the class of another position":
+        if options.order is None and fault.endswith(("position", "of another class")):
             continue
         broken = list(FAULTS[fault](options, int(options.path[1, -1])))
         batch = HierarchicalBatch(kernels, (torch.zeros(1, 6), torch.tensor([1])), broken)
-        with pytest.raises((RuntimeError, LaunchFailed), match=r"do not nest|does not end"):
+        with pytest.raises(
+            (RuntimeError, LaunchFailed, *TRAPPED),
+            match=r"do not nest|does not end|is not its class alone|order and position differ",
+        ):
             batch.run()
 
 

@@ -185,9 +185,9 @@ def test_under_checkpoint(ranks: Ranks, kind: str, gradient: str, reentrant: boo
 DEEPER = tuple(f"x/{path}" for path in case.PATHS)
 SWAPPED = tuple(case.PATHS[i] for i in (0, 1, 2, 4, 3, 5, 6, 7))  # as many classes below every node as before
 ODD: dict[str, tuple[dict[str, Any], str, str]] = {
-    "tree": ({"paths": [*"01234567"]}, "ArgumentValueError", "disagree on fingerprint of hierarchy: "),
-    "deeper": ({"paths": DEEPER}, "ArgumentValueError", "disagree on fingerprint of hierarchy: "),
-    "numbers": ({"paths": SWAPPED}, "ArgumentValueError", "disagree on fingerprint of hierarchy: "),
+    "tree": ({"paths": [*"01234567"]}, "ArgumentValueError", "disagree on hierarchy (by a fingerprint): "),
+    "deeper": ({"paths": DEEPER}, "ArgumentValueError", "disagree on hierarchy (by a fingerprint): "),
+    "numbers": ({"paths": SWAPPED}, "ArgumentValueError", "disagree on hierarchy (by a fingerprint): "),
     "classes": ({"paths": case.PATHS[:7]}, "ArgumentValueError", "num_classes: 8 on rank 0, 7 on rank 1"),
     "alpha": ({"alpha": 0.4}, "ArgumentValueError", "disagree on alpha: 0.3 on rank 0, 0.4 on rank 1"),
     "bad_alpha": ({"alpha": -1.0}, "ArgumentValueError", "rank 1: alpha is -1.0"),

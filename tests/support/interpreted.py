@@ -60,8 +60,29 @@ def patch_once_a_launch() -> None:
     interpreter._patch_lang = once
 
 
+def obey_assertions() -> None:
+    """Triton's interpreter leaves the kernels' assertions out: with them, what would trap on a GPU fails here, too."""
+    import numpy as np
+    from triton.runtime import interpreter
+
+    options = interpreter.interpreter_builder.options
+    for name, value in (("debug", True), ("sanitize_overflow", False)):
+        object.__setattr__(options, name, value)  # frozen
+
+    def create_assert(_: Any, condition: Any, message: str) -> None:
+        assert np.all(getattr(condition, "data", condition)), message
+
+    interpreter.InterpreterBuilder.create_assert = create_assert
+
+
+TRAPPED: tuple[type[Exception], ...] = ()
+"""What an assertion of a kernel becomes."""
 if INTERPRETED:
+    from triton.runtime.errors import InterpreterError
+
+    TRAPPED = (InterpreterError,)
     patch_once_a_launch()
+    obey_assertions()
 
 
 def refuse_copies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def linear_hierarchical_cross_entropy(
     r""":func:`hierarchical_cross_entropy` of ``input @ linear_weight.T + linear_bias``, the logits never held.
 
     As :func:`longtail.linear_cross_entropy` is to :func:`longtail.cross_entropy`: rows go in chunks, whose logits are
-    made, turned into their gradient in place and spent. Of images hidden states are rows too: nothing is copied.
+    made, turned into their gradient in place and spent.
 
     Args:
         input: (D,), or states with any number of leading dimensions, (..., D).
@@ -179,13 +179,15 @@ def vocab_parallel_hierarchical_cross_entropy(
 
     Every rank calls it with its own classes, the whole tree and the same targets, and gets the same loss, bit for bit.
     Forward exchanges 2 L + 1 numbers per row in one all-gather, L the depth of the tree (one more where ``weight`` is
-    of a rank's own classes); backward exchanges nothing. What a rank holds need not be whole nodes.
+    of a rank's own classes); backward exchanges nothing. What a rank holds need not be whole nodes. The gradient is
+    that of the local logits: a row-parallel layer before them has to sum the gradients of its input over the group.
 
     Args:
         local_logits: (N, C_local), this rank's classes, any number of them, 0 included; the same dtype on every rank.
         target: class indices in [0, C) or ``ignore_index``, (N,), the same on every rank.
         hierarchy, alpha: the tree over all C classes, the same on every rank, and how its levels count.
-        weight, class_bias: of all classes, (C,), or of this rank's, (C_local,); given the same way on every rank.
+        weight, class_bias: of all classes, (C,), or of this rank's, (C_local,); given the same way on every rank (and
+            of all classes where one rank holds them all).
         group, class_start, gradient: as in :func:`longtail.vocab_parallel_cross_entropy`; so is what ranks compare,
             and how one rank's mistake is raised on every rank.
         ignore_index, reduction, sample_weight, normalizer: as in :func:`hierarchical_cross_entropy`.
@@ -238,7 +240,11 @@ def vocab_parallel_linear_hierarchical_cross_entropy(
             :func:`longtail.vocab_parallel_linear_cross_entropy`; so are shift, gradient, chunk_size, accumulate_dtype
             and the order of backward passes.
         hierarchy, alpha, group, class_start, weight, class_bias, ignore_index, reduction, sample_weight, normalizer: as
-            in :func:`vocab_parallel_hierarchical_cross_entropy`, whose numbers each chunk of rows exchanges.
+            in :func:`vocab_parallel_hierarchical_cross_entropy`, whose numbers each chunk of rows exchanges. The sample
+            weight has the shape of the targets: of all rows, with ``sequence_parallel`` too.
+
+    Returns:
+        The loss, 0-d or of the target's shape, whole on every rank.
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`vocab_parallel_hierarchical_cross_entropy`, on every rank.

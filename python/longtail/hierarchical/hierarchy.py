@@ -15,6 +15,7 @@ from ..options import HIERARCHY_DEPTH
 from .nodes import children_of, integers, names_of, smallest_class
 
 _CPU = torch.device("cpu")
+_SHARDS = 64  # that a tree keeps
 
 
 class HierarchyTables(NamedTuple):
@@ -176,18 +177,28 @@ class Hierarchy:
         return self._on(torch.device(device))[0]
 
     def shard(self, start: int, size: int, device: torch.device | str = "cpu") -> HierarchyTables:
-        """The tables of the classes [start, start + size), of which other nodes may be empty; made once."""
-        place = torch.device(device)
-        found = self._shards.get((place, start, size))
-        if found is not None:
-            return found
-        if torch.compiler.is_compiling():
-            return _restricted(self.tables(), start, size).to(place)
+        """The tables of the classes [start, start + size), kept; nodes that hold none of them are empty.
+
+        Raises:
+            ValueError: the tree has not all of these classes.
+        """
+        if not 0 <= start <= start + size <= self.num_classes:
+            raise ArgumentValueError(
+                f"the classes [{start}, {start + size}) are not all among the {self.num_classes} of the hierarchy"
+            )
+        if torch.compiler.is_compiling():  # whose tensors have no values
+            return _restricted(self.tables(), start, size).to(torch.device(device))
+        whole = self.tables(device)
+        key = whole.path.device, start, size
+        if key in self._shards:
+            return self._shards[key]
         with torch.inference_mode(False):
-            found = _restricted(self.tables(), start, size).to(place)
-        if not _is_plain(found.node_begin):
-            return found
-        return self._shards.setdefault((found.node_begin.device, start, size), found)
+            found = _restricted(self.tables(), start, size).to(key[0])._replace(path=whole.path)
+        if _is_plain(found.node_begin):
+            if len(self._shards) >= _SHARDS:
+                self._shards.pop(next(iter(self._shards)), None)
+            self._shards[key] = found
+        return found
 
     def fingerprint(self) -> int:
         """Of the tree, and of where its classes lie; equal trees have equal ones. Made once."""

@@ -19,6 +19,8 @@ class Tree(NamedTuple):
     hierarchy: Hierarchy
     alpha: float
     """lambda is exp(-alpha depth)."""
+    node_weight: Tensor | None = None
+    """lambda of each node, [V], where it is :meth:`placed`."""
 
     @classmethod
     def checked(cls, hierarchy: Any, alpha: Any, dtype: torch.dtype) -> Tree:
@@ -55,15 +57,20 @@ class Tree(NamedTuple):
         vectors = (weight, class_bias, sample_weight)
         return HierarchicalOptions(path, begin, end, node_weight, order, position, *vectors, ignore_index)
 
-    def of_shard(self, classes: slice, device: torch.device, dtype: torch.dtype) -> HierarchicalOptions:
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Tree:
+        """With the weights that what follows needs, made once; ``dtype``: of the arithmetic."""
+        return self._replace(node_weight=self.hierarchy.node_weight(self.alpha, dtype, device))
+
+    def of_shard(self, classes: slice) -> HierarchicalOptions:
         """Of some classes, with targets among all; without vectors."""
-        path, begin, end, order, position = self.hierarchy.shard(classes.start, classes.stop - classes.start, device)
-        node_weight = self.hierarchy.node_weight(self.alpha, dtype, device)
-        return HierarchicalOptions(path, begin, end, node_weight, order, position)
+        assert self.node_weight is not None
+        size, device = classes.stop - classes.start, self.node_weight.device
+        path, begin, end, order, position = self.hierarchy.shard(classes.start, size, device)
+        return HierarchicalOptions(path, begin, end, self.node_weight, order, position)
 
     def row_losses(self, stats: Tensor, target: Tensor) -> Tensor:
         """Losses [N] of statistics [N, 2 L + 1] of whole rows, without their weights."""
+        assert self.node_weight is not None
         path = self.hierarchy.tables(stats.device).path
-        weights = self.hierarchy.node_weight(self.alpha, stats.dtype, stats.device)
         levels, poison = climb(stats)
-        return losses(levels, weights[path[target].long()], poison)
+        return losses(levels, self.node_weight[path[target].long()], poison)

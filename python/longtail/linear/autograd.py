@@ -19,7 +19,7 @@ from ..ops.autograd import SIGNATURE
 from ..ops.gradient import differentiable_reduction, guarded, own, reduce_loss, rows_of, take
 from ..ops.vmap import refuse_vmap
 from ..options import HierarchicalOptions, SoftmaxOptions
-from .operators import HIERARCHICAL, SOFTMAX, Family
+from .operators import HIERARCHICAL, SOFTMAX, LinearFamily
 
 
 class Setting(NamedTuple):
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 
 def differentiable_loss(
-    family: Family,
+    family: LinearFamily,
     data: tuple[Tensor, Tensor, Tensor | None, Tensor],  # input [N, D], linear_weight [C, D], linear_bias, target [N]
     denominator: Tensor | None,
     divisor: Tensor | None,
@@ -112,7 +112,7 @@ LinearLoss.forward.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 
 def _loss_and_grad(
-    family: Family,
+    family: LinearFamily,
     grad_loss: Tensor,
     data: Any,
     stats: Tensor | None,
@@ -169,7 +169,7 @@ def _scale_by_scalar_(grad: Tensor, scale: Tensor, target: Tensor | None, ignore
     operators.scale_grad_(rows, scale.to(arithmetic_dtype(grad.dtype)).expand(rows.shape[0]), target, ignore_index)
 
 
-def _formula(family: Family, needs: Any, grad_loss: Tensor, _stats: None, *arguments: Any) -> formulas.Gradients:
+def _formula(family: LinearFamily, needs: Any, grad_loss: Tensor, _stats: None, *arguments: Any) -> formulas.Gradients:
     x, linear_weight, bias, target, chunk_size, dtype, total_dtype, *options = arguments
     dtypes = (dtype, total_dtype, x.dtype, linear_weight.dtype)
     data = (x, linear_weight, bias, target)

@@ -20,7 +20,7 @@ from ..softmax.loss import check, cross_entropy, kept_size, mean_denominator
 from ..softmax.statistics import record
 from .autograd import Setting, differentiable_loss
 from .chunks import Chunking
-from .operators import SOFTMAX, Family
+from .operators import SOFTMAX, LinearFamily
 from .shapes import check_shift, checked_weight, rows_first, targets_of
 
 GRADIENTS = ("auto", *LOGITS_GRADIENTS)
@@ -178,7 +178,7 @@ class Chunked(NamedTuple):
 
 
 def in_chunks(
-    family: Family,
+    family: LinearFamily,
     data: Data,
     options: RowOptions,
     request: Request,

@@ -14,7 +14,7 @@ from .chunks import make_gradients
 from .rows import WANTED, Wanted
 
 
-class Family(NamedTuple):
+class LinearFamily(NamedTuple):
     """The operators of a linear loss."""
 
     loss: Callable[..., Any]
@@ -34,7 +34,7 @@ def _fake_grads(input: Tensor, linear_weight: Tensor, wanted: Wanted) -> tuple[T
     return make_gradients(input, linear_weight, wanted.input_grad_dtype, wanted.weight_grad_dtype, wanted.needs)
 
 
-def _define(name: str, family: rows.Family, options: str) -> Family:
+def _define(name: str, family: rows.RowFamily, options: str) -> LinearFamily:
     def fake_loss(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         _weight, _bias, _target, _chunk_size, dtype, _total_dtype, *values = rest
         return family.rows_out(input, dtype, family.options(*values))
@@ -45,7 +45,7 @@ def _define(name: str, family: rows.Family, options: str) -> Family:
         out = family.rows_out(input, wanted.dtype, family.options(*values[WANTED:]))
         return (*out, *_fake_grads(input, linear_weight, wanted))
 
-    return Family(
+    return LinearFamily(
         operators.define(
             name,
             f"({_DATA}, {_HOW}, {options}) -> (Tensor loss, Tensor stats)",

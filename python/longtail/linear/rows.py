@@ -36,7 +36,7 @@ from .cost import Task, by_classes
 Options = SoftmaxOptions | HierarchicalOptions
 
 
-class Family(NamedTuple):
+class RowFamily(NamedTuple):
     """The operators of logits that a linear loss is made of."""
 
     options: Callable[..., Options]
@@ -44,17 +44,24 @@ class Family(NamedTuple):
     loss_and_grad_: Callable[..., tuple[Tensor, Tensor]]
     by_classes: bool
     """Whether chunks of classes may take the place of chunks of rows."""
+    statistics: Callable[[Any], int]
+    """How many numbers of a row there are with such options."""
 
     def rows_out(self, input: Tensor, dtype: torch.dtype, options: Any) -> tuple[Tensor, Tensor]:
         """New losses [N] and statistics [N, S], of logits of ``dtype``."""
         n, wide = input.shape[0], arithmetic_dtype(dtype)
-        statistics = 2 * options.path.shape[1] + 1 if isinstance(options, HierarchicalOptions) else 5
-        return input.new_empty((n,), dtype=wide), input.new_empty((n, statistics), dtype=wide)
+        return input.new_empty((n,), dtype=wide), input.new_empty((n, self.statistics(options)), dtype=wide)
 
 
-SOFTMAX = Family(SoftmaxOptions, operators.softmax_loss, operators.softmax_loss_and_grad_, by_classes=True)
-HIERARCHICAL = Family(
-    HierarchicalOptions, operators.hierarchical_loss, operators.hierarchical_loss_and_grad_, by_classes=False
+SOFTMAX = RowFamily(
+    *(SoftmaxOptions, operators.softmax_loss, operators.softmax_loss_and_grad_),
+    by_classes=True,
+    statistics=lambda _: 5,
+)
+HIERARCHICAL = RowFamily(
+    *(HierarchicalOptions, operators.hierarchical_loss, operators.hierarchical_loss_and_grad_),
+    by_classes=False,
+    statistics=lambda options: 2 * options.path.shape[1] + 1,
 )
 
 
@@ -125,7 +132,7 @@ def _chunks(
 
 
 def row_losses(
-    family: Family,
+    family: RowFamily,
     input: Tensor,  # [N, D]
     linear_weight: Tensor,  # [C, D]
     linear_bias: Tensor | None,  # [C]
@@ -221,7 +228,7 @@ def _spend(
 
 
 def row_losses_and_grad(
-    family: Family,
+    family: RowFamily,
     grad_loss: Tensor,  # [N] any stride
     input: Tensor,  # [N, D]
     linear_weight: Tensor,  # [C, D]

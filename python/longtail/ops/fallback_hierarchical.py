@@ -17,7 +17,7 @@ def _checked(logits: Tensor, target: Tensor, *values: Any) -> HierarchicalOption
     options, (n, num_classes) = HierarchicalOptions(*values), (logits.shape[0], logits.shape[-1])
     path, nodes = options.path, options.node_begin.numel()
     if path.dim() != 2 or path.shape[0] < num_classes or path.shape[1] == 0:
-        raise RuntimeError(f"longtail: path has shape {list(path.shape)}, expected at least [{num_classes}, 1]")
+        raise RuntimeError(f"longtail: path has shape {list(path.shape)}, expected [at least {num_classes}, L]")
     lengths = dict.fromkeys(("order", "position", "class_bias"), num_classes)
     lengths |= dict.fromkeys(("node_begin", "node_end", "node_weight"), nodes)
     lengths |= {"weight": path.shape[0], "sample_weight": n}
@@ -36,7 +36,7 @@ def _checked(logits: Tensor, target: Tensor, *values: Any) -> HierarchicalOption
 
 
 def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> None:
-    """That the nodes of the paths of classes g nest, and end at g."""
+    """That the nodes of the paths of classes g nest, and end at g; of a shard, at one class or none."""
     order, nodes = options.order, options.path[g].long()
     if order is not None and bool(((order < 0) | (order >= num_classes)).any()):
         bad = int(order[(order < 0) | (order >= num_classes)][0])
@@ -47,17 +47,16 @@ def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> No
         begin = torch.cat([root, options.node_begin[nodes].long()], 1)
         end = torch.cat([root + num_classes, options.node_end[nodes].long()], 1)
         count = end[:, -1] - begin[:, -1]
-        if len(options.path) == num_classes:
-            place = g if options.position is None else options.position[g].long()
-            ends = (begin[:, -1] == place) & (count == 1)
-            if order is not None:
-                ends &= order[begin[:, -1].clamp(0, num_classes - 1)] == g
-        else:
-            ends = (count == 0) | (count == 1)
+        place, here = begin[:, -1], count == 1
+        column = place.clamp(0, max(num_classes - 1, 0))
+        if order is not None and num_classes:
+            column = order[column].long()
+            here &= options.position[column] == place  # type: ignore[index]
+        ends = here | (count == 0) if len(options.path) > num_classes else here & (column == g)
         fits = ((begin.diff() >= 0) & (end.diff() <= 0)).all(1) & ends
     if not bool(fits.all()):
         bad = int(g[~fits][0])
-        raise RuntimeError(f"longtail: path, node_begin and node_end of class {bad} do not nest")
+        raise RuntimeError(f"longtail: path, node_begin and node_end of class {bad} do not nest, or do not end at it")
 
 
 def _loss(logits: Tensor, target: Tensor, options: HierarchicalOptions) -> tuple[Tensor, Tensor]:

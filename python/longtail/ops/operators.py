@@ -65,7 +65,8 @@ SCHEMAS = {
     ),
     # logits: [N, C] alone, of all classes of the tree or of one shard; target: int64 [N], of all. stats [N, 2 L + 1]: m
     # and d of each ring, which of empty ones are -inf and 0, then u_g; see longtail.reference.hierarchical. backward
-    # takes those of all shards together.
+    # takes those of all shards together. Fewer logits than the tree has classes are a shard: their number is the
+    # caller's to check.
     "hierarchical_loss": f"(Tensor logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats)",
     "hierarchical_loss_backward": (
         f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {HIERARCHICAL}) -> Tensor grad"

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import arithmetic_dtype
 from ..hierarchical import shards
 from ..hierarchical.tree import Tree
 from ..options import HierarchicalOptions, SoftmaxOptions
@@ -33,7 +32,7 @@ class TreeArguments(NamedTuple):
         ``dtype``: of the arithmetic.
         """
         tree = Tree.checked(self.hierarchy, self.alpha, dtype)
-        same = {"fingerprint of hierarchy": tree.hierarchy.fingerprint(), "alpha": tree.alpha}
+        same = {"hierarchy (by a fingerprint)": tree.hierarchy.fingerprint(), "alpha": tree.alpha}
         return tree, part._replace(num_classes=tree.hierarchy.num_classes), same
 
 
@@ -41,7 +40,7 @@ class SpentRings(NamedTuple):
     """What of rows makes the gradient of their logits."""
 
     factor: Tensor
-    """v w_g, [N], times the upstream gradients of the rows."""
+    """v w_g, [N]; of :meth:`HierarchicalShard.spent` times the upstream gradients of the rows."""
     stats: Tensor
     """[N, 2 L + 1], of whole rows."""
 
@@ -58,14 +57,14 @@ class HierarchicalShard(Shard):
     def statistics(self) -> int:
         return 2 * self._tree.hierarchy.depth + 1
 
-    def _of_operators(self, logits: Tensor) -> HierarchicalOptions:
+    def _of_operators(self) -> HierarchicalOptions:
         classes = slice(self.handshake.start, self.handshake.start + self.handshake.proposal.size)
-        found = self._tree.of_shard(classes, logits.device, arithmetic_dtype(logits.dtype))
+        found = self._tree.of_shard(classes)
         return found._replace(class_bias=self.own.class_bias, ignore_index=self.options.ignore_index)
 
     def _local_columns(self, logits: Tensor, target: Tensor) -> Tensor:
         """What travels: the statistics, and the target's class weight where every rank knows only its own."""
-        stats = shards.accumulate(logits, target, self._of_operators(logits))
+        stats = shards.accumulate(logits, target, self._of_operators())
         if self.traffic.weight:
             stats = torch.cat([stats, self._local_weights(self.local_target(target))[:, None]], 1)
         return stats.t().contiguous()
@@ -91,7 +90,7 @@ class HierarchicalShard(Shard):
         return row_grad._replace(factor=row_grad.factor * upstream)
 
     def apply(self, logits: Tensor, target: Tensor, spent: SpentRings, inplace: bool) -> Tensor:
-        return shards.apply(logits, target, *spent, self._of_operators(logits), inplace)
+        return shards.apply(logits, target, *spent, self._of_operators(), inplace)
 
     def size(
         self, target: Tensor, dtype: torch.dtype, w_g: Tensor | None, _weight_sum: Tensor, _scales: Tensor | None
@@ -107,7 +106,12 @@ class HierarchicalShard(Shard):
         return size * largest(row, target != self.options.ignore_index)
 
 
-def shard_of(handshake: Handshake, options: SoftmaxOptions, return_stats: bool, tree: Tree | None) -> Shard:
-    """This rank's part of a loss of the softmax family, or of ``tree``; ``options`` checked, with vectors."""
+def shard_of(
+    handshake: Handshake, options: SoftmaxOptions, return_stats: bool, tree: Tree | None, like: tuple[Any, torch.dtype]
+) -> Shard:
+    """This rank's part of a loss of the softmax family, or of ``tree``; ``options`` checked, with vectors.
+
+    ``like``: the device, and the dtype of the arithmetic.
+    """
     shard = make_shard(handshake, options, return_stats)
-    return shard if tree is None else HierarchicalShard(*shard)._replace(tree=tree)
+    return shard if tree is None else HierarchicalShard(*shard)._replace(tree=tree.placed(*like))

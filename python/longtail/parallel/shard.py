@@ -105,8 +105,8 @@ def _propose(size: int, part: Part, options: SoftmaxOptions, same: dict[str, Any
     total = size if num_classes is None else num_classes
     if (class_start or 0) + size > total:
         raise ArgumentValueError(
-            f"class_start is {class_start} and this rank passes {size} classes, but num_classes is {total}: expected "
-            "the number of classes of all ranks together"
+            f"class_start is {class_start} and this rank passes {size} classes, but all ranks together have {total}, "
+            "by num_classes or the hierarchy"
         )
     per_class = {name: x for name, x in options.vectors.items() if name != "sample_weight"}
     given = {name: how_given(name, x, size, total) for name, x in per_class.items()}

@@ -62,7 +62,7 @@ def cross_entropy(
     except Exception as error:
         refuse(error, part.group, local_logits)
     with handshake:
-        shard = shard_of(handshake, options, request.return_stats, tree)
+        shard = shard_of(handshake, options, request.return_stats, tree, (local_logits.device, dtype))
         denominator = shard.denominator(request, g)
         wants_grad = torch.is_grad_enabled() and local_logits.requires_grad
         mode = request.gradient if wants_grad else "backward"  # nothing may be overwritten that nobody wants

@@ -124,7 +124,8 @@ def linear_cross_entropy(
         refuse(error, part.group, input)
     with handshake:
         g, shape = work.data[3], work.shape
-        shard = shard_of(handshake, work.options, request.return_stats, tree)
+        like = input.device, arithmetic_dtype(work.dtype)
+        shard = shard_of(handshake, work.options, request.return_stats, tree, like)
         denominator = shard.denominator(request, g)
         if denominator is not None:
             denominator = denominator.to(arithmetic_dtype(work.dtype))
@@ -147,7 +148,7 @@ def _check_data(
 ) -> torch.Size:
     """The shape that the targets have to have."""
     _check_parameters(linear_weight, linear_bias)
-    check_local(input=input, linear_weight=linear_weight, target=target)
+    check_local(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias)
     check_gathered("linear_weight", linear_weight)
     if input.dim() < 2 or linear_weight.dim() != 2 or input.shape[-1] != linear_weight.shape[1]:
         raise ArgumentValueError(

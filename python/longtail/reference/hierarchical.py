@@ -121,6 +121,7 @@ class Rows(NamedTuple):
     rings: list[Tensor]
     """For each ring, the classes of each row that are in it, [N, C]."""
     weights: Tensor
+    """lambda of the nodes of each row's path, [N, L]."""
     factor: Tensor
     """v w_g, [N]"""
 
