@@ -110,8 +110,8 @@ inline int64_t bytes_of(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
-// Whether effective logits of rows cost more than the logits to read, and can be read as they are for the gradient: two
-// vectors to read do, where one is of half types.
+// Whether effective logits of rows cost more than the logits to read, and can be read as they are for the gradient.
+// Beside logits of half types a bias does, which is twice as long as they are.
 inline bool keeps_effective(const SoftmaxLossArgs& args) {
   const LossOptions<double>& o = args.options;
   if (args.pixels > 0 || o.softcap != 0.0 || o.label_smoothing != 0.0) return false;

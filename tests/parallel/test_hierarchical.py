@@ -15,7 +15,6 @@ from longtail import Hierarchy
 from ranks import Ranks
 
 SHARDS = {1: [13], 2: [5, 8], 3: [4, 0, 9], 4: [1, 6, 0, 4]}
-DEPTHS = (1, 3, 8, 9)  # of the last one kernels know nothing
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = {"logits": case.logits_case, "linear": case.linear_case}
 over_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -32,8 +31,7 @@ def check(ranks: Ranks, kind: str, sizes: list[int], **named: Any) -> str:
     return results[0]
 
 
-@over_orders
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("depth", "ordered"), [(1, False), (3, False), (3, True), (8, False), (9, True)])
 @pytest.mark.parametrize("world", SHARDS)
 @over_kinds
 def test_worlds_and_trees(ranks: Ranks, kind: str, world: int, depth: int, ordered: bool) -> None:
