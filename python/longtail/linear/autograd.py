@@ -173,10 +173,8 @@ def _formula(family: LinearFamily, needs: Any, grad_loss: Tensor, _stats: None, 
     x, linear_weight, bias, target, chunk_size, dtype, total_dtype, *options = arguments
     dtypes = (dtype, total_dtype, x.dtype, linear_weight.dtype)
     data = (x, linear_weight, bias, target)
-    found: formulas.Gradients = family.loss_and_grad(grad_loss, *data, None, chunk_size, *dtypes, *needs[:3], *options)[
-        2:
-    ]
-    return found
+    _, _, *grads = family.loss_and_grad(grad_loss, *data, None, chunk_size, *dtypes, *needs[:3], *options)
+    return grads
 
 
 formulas.register("linear_softmax_loss", 0, functools.partial(_formula, SOFTMAX))
