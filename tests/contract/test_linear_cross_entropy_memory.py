@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
 from allocations import peak_while
+from linear_cases import Calls
 from longtail.linear import chunks as linear_chunks
 from longtail.linear import rows as linear_rows
 
 ROWS, FEATURES, CLASSES = 12, 8, 13
-
-
-class Calls(TorchDispatchMode):
-    """Names and results of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.seen.append((func.name(), out))
-        return out
 
 
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, False)])

@@ -15,7 +15,7 @@ from torch import Tensor
 import cases
 import longtail
 from kernels import CPU, GPU, TRITON, Operators, over
-from linear_cases import assert_results, leaves
+from linear_cases import assert_results, leaves, moved
 from linear_hierarchical_cases import ALPHA, N, Problem, formulas, fused, plain, upstream
 from longtail import Hierarchy, linear_hierarchical_cross_entropy
 from longtail.linear import rows as linear_rows
@@ -229,14 +229,6 @@ def test_layouts(which: str, layout: str) -> None:
     (grad,) = torch.autograd.grad(loss, laid)
     assert_close(loss, expected[0])
     assert_close(grad, expected[1 if which == "x" else 2])
-
-
-def moved(x: Tensor, last: float) -> Tensor:
-    """Written apart from the code: position by position."""
-    out = torch.full_like(x, last)
-    for i in range(x.shape[-1] - 1):
-        out[..., i] = x[..., i + 1]
-    return out
 
 
 @pytest.mark.parametrize("shift", [False, True])

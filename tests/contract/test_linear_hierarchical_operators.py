@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
 from allocations import peak_while
-from linear_cases import leaves
+from linear_cases import Calls, leaves
 from linear_hierarchical_cases import ALPHA, Head, N, Problem, states, upstream
 from longtail import Hierarchy, linear_hierarchical_cross_entropy
 from longtail.linear import rows as linear_rows
@@ -20,22 +19,9 @@ from longtail.linear import rows as linear_rows
 ops = torch.ops.longtail
 
 
-class Results(TorchDispatchMode):
-    """Names and results of the operators that run, those within the losses' too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.seen.append((func.name(), out))
-        return out
-
-
-def work(data: Problem, needs: tuple[bool, ...], chunk_size: int) -> tuple[Results, Any]:
+def work(data: Problem, needs: tuple[bool, ...], chunk_size: int) -> tuple[Calls, Any]:
     """All that runs within the operator, as on a GPU."""
-    with Results() as seen:
+    with Calls() as seen:
         out = linear_rows.row_losses_and_grad(
             linear_rows.HIERARCHICAL, torch.ones(len(data.x)), *data[:4], None, chunk_size, *[data.x.dtype] * 4, *needs,
             *tail(data),
@@ -97,7 +83,7 @@ def test_peak_memory_is_an_eighth_of_the_logits(shuffled: bool, mode: str, dtype
 
 def test_the_parameter_takes_the_gradient_uncopied() -> None:
     head, (x, target) = Head("auto"), states()
-    with Results() as calls:
+    with Calls() as calls:
         loss = head(x, target)
     (out,) = [out for name, out in calls.seen if name == "longtail::linear_hierarchical_loss_and_grad"]
     loss.backward()

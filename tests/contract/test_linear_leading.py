@@ -11,18 +11,10 @@ from torch import Tensor
 
 import cases
 import longtail
-from linear_cases import assert_results, fused, leaves, problem
+from linear_cases import assert_results, fused, leaves, moved, problem
 from tolerances import assert_close, assert_same
 
 SHAPE = (2, 2, 5)  # of the 20 rows
-
-
-def moved(x: Tensor, last: float) -> Tensor:
-    """Written apart from the code: position by position."""
-    out = torch.full_like(x, last)
-    for i in range(x.shape[-1] - 1):
-        out[..., i] = x[..., i + 1]
-    return out
 
 
 @pytest.mark.parametrize("shift", [False, True])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 import longtail
@@ -24,6 +25,27 @@ def problem(classes: int = 13, dtype: torch.dtype = torch.float32, rows: int = N
     if rows > 1:
         target[1::5] = cases.IGNORE
     return x.to(dtype), (weight * 0.7).to(dtype), bias.to(dtype), target
+
+
+class Calls(TorchDispatchMode):
+    """Names and results of the operators that run, those within the losses' too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen.append((func.name(), out))
+        return out
+
+
+def moved(x: Tensor, last: float) -> Tensor:
+    """What stands at the next position; written apart from the code: position by position."""
+    out = torch.full_like(x, last)
+    for i in range(x.shape[-1] - 1):
+        out[..., i] = x[..., i + 1]
+    return out
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:

@@ -12,8 +12,8 @@ from ..linear.chunks import Chunking
 from ..linear.loss import GRADIENTS, Data, check_data, check_one_loss, in_chunks, logits_dtype
 from ..linear.operators import HIERARCHICAL
 from ..options import HierarchicalOptions, Request
-from ..reference import hierarchical
 from ..reference.sizes import Size
+from .loss import kept_size
 from .tree import Tree
 
 
@@ -63,7 +63,7 @@ def linear_hierarchical_loss(
         )
 
     def size(rows: Tensor, num_classes: int, options: HierarchicalOptions) -> Size:
-        return hierarchical.gradient_size(rows, num_classes, tree.alpha, options)
+        return kept_size(rows, num_classes, tree.alpha, options)
 
     options = tree.options(input.device, dtype, weight, class_bias, sample_weight, ignore_index)
     return in_chunks(HIERARCHICAL, data, options, request, chunking, shift, size).loss

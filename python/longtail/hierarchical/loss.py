@@ -9,7 +9,8 @@ from ..errors import ArgumentValueError
 from ..ops import layout
 from ..ops.autograd import differentiable_loss
 from ..options import HierarchicalOptions, Request
-from ..reference import hierarchical
+from ..reference.hierarchical import gradient_size
+from ..reference.sizes import Size
 from ..softmax.loss import mean_denominator
 from .autograd import HIERARCHICAL, HierarchicalLoss
 
@@ -23,6 +24,15 @@ def _rows(input: Tensor, target: Tensor, num_classes: int) -> layout.Rows:
             "hierarchy"
         )
     return rows._replace(logits=layout.to_rows(rows.logits)) if rows.logits.dim() == 3 else rows
+
+
+def kept_size(target: Tensor, num_classes: int, alpha: float, options: HierarchicalOptions) -> Size:
+    """A bound of the gradient's elements over rows with targets [N]; ``options`` as the operators take them.
+
+    alpha: that of ``options.node_weight``.
+    """
+    w_g = None if options.weight is None else options.weight[target.clamp(0, max(num_classes - 1, 0))]
+    return gradient_size(target != options.ignore_index, alpha, w_g, options.sample_weight)
 
 
 def hierarchical_loss(
@@ -44,6 +54,6 @@ def hierarchical_loss(
         *(request.reduction, request.gradient),
         denominator=denominator,
         counts=denominator is not None and not denominator.is_floating_point(),
-        size=lambda: hierarchical.gradient_size(rows.target, num_classes, alpha, options),
+        size=lambda: kept_size(rows.target, num_classes, alpha, options),
     )
     return loss.reshape(rows.shape) if request.reduction == "none" else loss

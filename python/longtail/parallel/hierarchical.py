@@ -5,7 +5,6 @@ The ranks exchange the maximum and the sum of each ring of a target's path; the 
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from ..hierarchical import shards
 from ..hierarchical.tree import Tree
 from ..options import HierarchicalOptions, SoftmaxOptions
-from ..reference.sizes import Size, largest
+from ..reference.hierarchical import gradient_size
+from ..reference.sizes import Size
 from .handshake import Handshake
 from .shard import Part, Shard, make_shard
 from .stats import Gathered
@@ -97,13 +97,8 @@ class HierarchicalShard(Shard):
     ) -> Size | None:
         if dtype != torch.float16:
             return None
-        size, v = math.exp(-self._tree.alpha), self.options.sample_weight
-        if w_g is None and v is None:
-            return size
-        row = torch.ones((), device=target.device)
-        for factor in (w_g, v):
-            row = row if factor is None else row * factor.abs()
-        return size * largest(row, target != self.options.ignore_index)
+        counted = target != self.options.ignore_index
+        return gradient_size(counted, self._tree.alpha, w_g, self.options.sample_weight)
 
 
 def shard_of(

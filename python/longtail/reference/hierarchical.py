@@ -194,16 +194,16 @@ def hierarchical_loss(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return rows.losses(stats, shift.masked_fill(stats[:, -1].isinf(), 0.0).exp())
 
 
-def gradient_size(target: Tensor, num_classes: int, alpha: float, options: HierarchicalOptions) -> Size:
+def gradient_size(counted: Tensor, alpha: float, w_g: Tensor | None, v: Tensor | None) -> Size:
     """A bound of the elements of the gradient of the losses' sum: every one is at most v w_g times the largest lambda.
 
-    alpha: lambda is exp(-alpha depth).
+    Args:
+        counted: which rows are not ignored, [N]; w_g, v: of each row, None where all are 1.
+        alpha: lambda is exp(-alpha depth).
     """
     compiling = torch.compiler.is_compiling()  # whose alpha may be a symbol, of which math.exp makes a constant
-    size = (torch.ones((), device=target.device) * -alpha).exp() if compiling else math.exp(-alpha)
-    if options.weight is None and options.sample_weight is None:
+    size = (torch.ones((), device=counted.device) * -alpha).exp() if compiling else math.exp(-alpha)
+    if w_g is None and v is None:
         return size
-    row = torch.ones((), device=target.device) if options.sample_weight is None else options.sample_weight.abs()
-    if options.weight is not None:
-        row = row * options.weight[target.clamp(0, max(num_classes - 1, 0))].abs()
-    return size * largest(row, target != options.ignore_index)
+    row = torch.ones((), device=counted.device) if v is None else v.abs()
+    return size * largest(row if w_g is None else row * w_g.abs(), counted)
