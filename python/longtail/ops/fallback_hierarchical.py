@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,33 +59,42 @@ def _check_tree(g: Tensor, num_classes: int, options: HierarchicalOptions) -> No
         raise RuntimeError(f"longtail: path, node_begin and node_end of class {bad} do not nest, or do not end at it")
 
 
-def _loss(logits: Tensor, target: Tensor, options: HierarchicalOptions) -> tuple[Tensor, Tensor]:
-    ignored = (target == options.ignore_index)[:, None]
-    if logits.shape[1] == 0:  # a shard of no classes
-        loss = logits.new_zeros(target.shape, dtype=arithmetic_dtype(logits.dtype))
-        stats = torch.cat(
-            [loss.new_tensor([-torch.inf, 0.0]).repeat(options.path.shape[1]), loss.new_tensor([-torch.inf])]
-        )
-        return loss, stats.repeat(len(loss), 1).masked_fill(ignored, 0.0)
-    rows = hierarchical.Rows.of(logits, target, options)
-    stats = rows.stats()
-    return rows.losses(stats), stats.masked_fill(ignored, 0.0)
+class _Batch(NamedTuple):
+    logits: Tensor
+    target: Tensor
+    options: HierarchicalOptions
+    rows: hierarchical.Rows | None
+    """None: of no logits, as a shard of no classes has."""
 
+    @classmethod
+    def of(cls, logits: Tensor, target: Tensor, *values: Any) -> _Batch:
+        options = _checked(logits, target, *values)
+        return cls(logits, target, options, hierarchical.Rows.of(logits, target, options) if logits.numel() else None)
 
-def _grad(logits: Tensor, target: Tensor, stats: Tensor, grad_loss: Tensor, options: HierarchicalOptions) -> Tensor:
-    if logits.numel() == 0:
-        return torch.zeros_like(logits)
-    return hierarchical.Rows.of(logits, target, options).grad(stats, grad_loss).to(logits.dtype)
+    def loss(self) -> tuple[Tensor, Tensor]:
+        ignored = (self.target == self.options.ignore_index)[:, None]
+        if self.rows is None:
+            loss = self.logits.new_zeros(self.target.shape, dtype=arithmetic_dtype(self.logits.dtype))
+            ring, u_g = loss.new_tensor([-torch.inf, 0.0]), loss.new_tensor([-torch.inf])
+            stats = torch.cat([ring.repeat(self.options.path.shape[1]), u_g])
+            return loss, stats.repeat(len(loss), 1).masked_fill(ignored, 0.0)
+        stats = self.rows.stats()
+        return self.rows.losses(stats), stats.masked_fill(ignored, 0.0)
+
+    def grad(self, stats: Tensor, grad_loss: Tensor) -> Tensor:
+        if self.rows is None:
+            return torch.zeros_like(self.logits)
+        return self.rows.grad(stats, grad_loss).to(self.logits.dtype)
 
 
 def hierarchical_loss(logits: Tensor, target: Tensor, *values: Any) -> tuple[Tensor, Tensor]:
-    return _loss(logits, target, _checked(logits, target, *values))
+    return _Batch.of(logits, target, *values).loss()
 
 
 def hierarchical_loss_backward(
     grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *values: Any
 ) -> Tensor:
-    return _grad(logits, target, stats, grad_loss, _checked(logits, target, *values))
+    return _Batch.of(logits, target, *values).grad(stats, grad_loss)
 
 
 def hierarchical_loss_backward_(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *values: Any) -> None:
@@ -95,9 +104,9 @@ def hierarchical_loss_backward_(grad_loss: Tensor, logits: Tensor, target: Tenso
 def hierarchical_loss_and_grad(
     grad_loss: Tensor, logits: Tensor, target: Tensor, *values: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = _checked(logits, target, *values)
-    loss, stats = _loss(logits, target, options)
-    return loss, stats, _grad(logits, target, stats, grad_loss, options)
+    batch = _Batch.of(logits, target, *values)
+    loss, stats = batch.loss()
+    return loss, stats, batch.grad(stats, grad_loss)
 
 
 def hierarchical_loss_and_grad_(
