@@ -61,6 +61,9 @@ LONGTAIL_INLINE float log(float x) { return ::logf(x); }
 LONGTAIL_INLINE double log(double x) { return ::log(x); }
 LONGTAIL_INLINE float log1p(float x) { return ::log1pf(x); }
 LONGTAIL_INLINE double log1p(double x) { return ::log1p(x); }
+// -log(hit), where hit is 1 - miss to its own last digit: none of those of either is lost.
+LONGTAIL_INLINE float minus_log1m(float miss, float hit) { return hit > 0.5f ? -::log1pf(-miss) : -::logf(hit); }
+LONGTAIL_INLINE double minus_log1m(double miss, double hit) { return hit > 0.5 ? -::log1p(-miss) : -::log(hit); }
 LONGTAIL_INLINE float tanh(float x) { return ::tanhf(x); }
 LONGTAIL_INLINE double tanh(double x) { return ::tanh(x); }
 LONGTAIL_INLINE float reciprocal(float x) { return 1.0f / x; }
@@ -72,6 +75,18 @@ LONGTAIL_INLINE float select(bool condition, float yes, float no) { return condi
 LONGTAIL_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 LONGTAIL_INLINE float maximum(float a, float b) { return a > b ? a : b; }
 LONGTAIL_INLINE double maximum(double a, double b) { return a > b ? a : b; }
+
+// The smallest normal number.
+template <typename T>
+struct Smallest;
+template <>
+struct Smallest<float> {
+  static constexpr float kNormal = 1.17549435e-38f;
+};
+template <>
+struct Smallest<double> {
+  static constexpr double kNormal = 2.2250738585072014e-308;
+};
 
 // Below this, exp(x) is treated as exactly 0; above it, exp(x) is a normal number.
 template <typename T>

@@ -10,8 +10,8 @@
 namespace longtail {
 namespace LONGTAIL_ISA {
 
-// How (1 - p_t)^gamma is computed: gamma 0, gamma 2, or any other.
-enum class Focus { none, square, power };
+// How (1 - p_t)^gamma is computed: gamma 0, gamma 2, or any other; `general`: see sigmoid_general.h.
+enum class Focus { none, square, power, general };
 
 template <typename T>
 struct Logistic {

@@ -45,7 +45,24 @@ struct SigmoidOps {
     args.alpha_positive = static_cast<Number>(o.alpha.value_or(1.0));
     args.alpha_negative = static_cast<Number>(o.alpha ? 1.0 - *o.alpha : 1.0);
     args.gamma = static_cast<Number>(o.gamma);
+    set_general(args, o);
     return args;
+  }
+
+  static void set_general(Args& args, const SigmoidOptions& o) {
+    const double gamma_negative = o.gamma_negative.value_or(o.gamma);
+    args.same_gamma = !o.gamma_negative.has_value();
+    args.gamma_negative = static_cast<Number>(gamma_negative);
+    args.clip = static_cast<Number>(o.clip);
+    args.detach = o.detach;
+    args.negative_scale = static_cast<Number>(o.negative_scale);
+    args.label_smoothing = static_cast<Number>(o.label_smoothing);
+    args.rebalance_alpha = static_cast<Number>(o.rebalance_alpha);
+    args.rebalance_beta = static_cast<Number>(o.rebalance_beta);
+    args.rebalance_mu = static_cast<Number>(o.rebalance_mu);
+    const bool vectors = o.class_bias || o.class_alpha || o.class_gamma || o.inverse_counts;
+    args.plain = !vectors && gamma_negative == o.gamma && o.clip == 0 && (!o.detach || o.gamma == 0) &&
+                 o.negative_scale == 1 && o.label_smoothing == 0;
   }
 
   // [R], or of the logits' shape.

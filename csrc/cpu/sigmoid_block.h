@@ -3,7 +3,7 @@
 // Reads each logit and each dense target once, writes each gradient once; class targets are compared, never expanded.
 #pragma once
 
-#include "../sigmoid_math.h"
+#include "../sigmoid_general.h"
 #include "kernels.h"
 #include "simd_math.h"
 
@@ -71,7 +71,62 @@ struct SigmoidBlock {
   T* loss;  // of each element, or null
   bool add_loss;
   T* grad;
+  // Of Focus::general alone. Numbers of one class, or those of each of the block's classes.
+  GeneralOptions<T> general;
+  T bias, gamma_positive, gamma_negative, inverse_count;
+  const T *biases, *alphas, *gammas, *inverse_counts;
+  bool same_gamma, rebalancing;
+  T row;  // what `rebalanced` multiplies the counts by, or those of each pixel
+  const T* rows;
 };
+
+template <typename T>
+LONGTAIL_INLINE Vec<T> each_or(const T* each, T all, int64_t k, int64_t left) {
+  return each ? load_some(each + k, left) : Vec<T>(all);
+}
+
+// With every option: the losses and their slopes by the logits, factors of alpha, pos_weight and the row included.
+template <typename T, typename Target>
+LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const SigmoidBlock<T>& b, Vec<T> z, Vec<T> raw,
+                                                 int64_t k, int64_t left) {
+  using V = Vec<T>;
+  constexpr T kLowest = ExpRange<T>::kLowest;
+  const V zero = T(0), unit = T(1), u = z + each_or(b.biases, b.bias, k, left), row_factor = b.factor;
+  const auto one = target.one(raw);
+  const V y = Target::kDense ? raw : select(one, unit, zero);
+  V positive = b.alpha_positive, negative = b.alpha_negative;
+  if (b.alphas) {
+    positive = load_some(b.alphas + k, left);
+    negative = unit - positive;
+  }
+  const V weights = each_or(b.pos_weights, b.pos_weight, k, left);
+  const V gamma_positive = each_or(b.gammas, b.gamma_positive, k, left);
+  const V gamma_negative = b.same_gamma ? gamma_positive : V(b.gamma_negative);
+  const bool smooth = b.general.smoothing != T(0);
+  Element<V> found = {zero, zero};
+  V factor = zero;
+  if (!smooth) {
+    found = general_hard(u, one, gamma_positive, gamma_negative, b.general, kLowest);
+    factor = select(one, positive * weights * row_factor, negative * row_factor);
+  }
+  auto settled = one | (y == zero);
+  if constexpr (Target::kDense) {
+    if (target.ignoring()) settled = settled | (y == V(target.ignored));
+  }
+  if (smooth || (Target::kDense && !all(settled))) {
+    const V soft_y = y + V(b.general.smoothing) * (V(T(0.5)) - y);
+    const Element<V> soft = general_soft(u, soft_y, weights, gamma_positive, gamma_negative, b.general, kLowest);
+    const V alpha = positive * soft_y + negative * (unit - soft_y);
+    const auto taken = smooth ? settled & (zero == unit) : settled;
+    found = {select(taken, found.loss, soft.loss), select(taken, found.slope, soft.slope)};
+    factor = select(taken, factor, alpha * row_factor);
+  }
+  if (b.rebalancing) {
+    const V count = each_or(b.inverse_counts, b.inverse_count, k, left);
+    factor = factor * rebalanced(count, each_or(b.rows, b.row, k, left), b.general, kLowest);
+  }
+  return {factor * found.loss, factor * found.slope};
+}
 
 // For y = 0, from the logistic of z; for y = 1, from that of -z.
 template <Focus kFocus, typename T>
@@ -102,6 +157,7 @@ template <Pass kPass, Focus kFocus, typename T, typename Target>
 T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
   using V = Vec<T>;
   constexpr T kLowest = ExpRange<T>::kLowest;
+  constexpr bool kGeneral = kFocus == Focus::general;
   // Factors multiply in one order, so that every layout rounds alike: alpha, pos_weight, weights, upstream gradient.
   const V positive = V(b.alpha_positive) * V(b.pos_weight) * V(b.factor);
   const V negative = V(b.alpha_negative) * V(b.factor);
@@ -111,17 +167,23 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
     __builtin_prefetch(b.next_z + k * b.z_bytes);
     if (Target::kDense) __builtin_prefetch(b.next_y + k * b.y_bytes);
     V z = load_some(b.z + k, left), y, factor = negative;
-    if (target.some(k)) {
-      y = target.load_y(k, left);
-      const auto one = target.one(y);
-      z = select(one, -z, z);
-      const V weighted =
-          b.pos_weights ? V(b.alpha_positive) * load_some(b.pos_weights + k, left) * V(b.factor) : positive;
-      factor = select(one, weighted, negative);
+    if (kGeneral || target.some(k)) y = target.load_y(k, left);
+    Element<V> element;
+    if constexpr (kGeneral) {
+      element = general_elements(target, b, z, y, k, left);
+      factor = T(1);
+    } else {
+      if (target.some(k)) {
+        const auto one = target.one(y);
+        z = select(one, -z, z);
+        const V weighted =
+            b.pos_weights ? V(b.alpha_positive) * load_some(b.pos_weights + k, left) * V(b.factor) : positive;
+        factor = select(one, weighted, negative);
+      }
     }
     const Logistic<V> by_z = logistic(z, kLowest);
-    Element<V> element = hard_from<kFocus, T>(by_z, gamma);
-    if constexpr (Target::kDense) {
+    if constexpr (!kGeneral) element = hard_from<kFocus, T>(by_z, gamma);
+    if constexpr (Target::kDense && !kGeneral) {
       auto settled = target.one(y) | (y == zero);
       if (target.ignoring()) settled = settled | (y == V(target.ignored));
       if (!all(settled)) {
@@ -142,7 +204,8 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
     }
     if (kPass == Pass::loss) return;
     V upstream = b.upstreams ? load_some(b.upstreams + k, left) : V(b.upstream);
-    if (target.some(k)) upstream = select(target.one(y), -upstream, upstream);  // from -dloss/dx_t to dloss/dz
+    // from -dloss/dx_t to dloss/dz
+    if (!kGeneral && target.some(k)) upstream = select(target.one(y), -upstream, upstream);
     V grad = factor * upstream * element.slope;
     if (target.ignoring()) grad = select(target.counts(y), grad, zero);
     store_some(b.grad + k, grad, left);
@@ -150,7 +213,7 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
   const bool summed = !b.upstreams && !b.loss;
   const int64_t whole = b.count / V::kLanes * V::kLanes;
   for (int64_t k = 0; k < whole; k += V::kLanes) {
-    if constexpr (Target::kSparse) {
+    if constexpr (Target::kSparse && !kGeneral) {
       if (summed) {
         const int64_t end = target.next(k, whole) / V::kLanes * V::kLanes;
         sum =

@@ -18,6 +18,7 @@ class SigmoidRows {
         weight_(static_cast<const T*>(args.weight)),
         pos_weight_(static_cast<const T*>(args.pos_weight)),
         sample_weight_(static_cast<const T*>(args.sample_weight)),
+        inverse_counts_(static_cast<const T*>(args.inverse_counts)),
         elementwise_loss_(args.elementwise_loss && pass != Pass::backward),
         elementwise_upstream_(args.elementwise_upstream && pass != Pass::loss) {}
 
@@ -50,7 +51,53 @@ class SigmoidRows {
     b.alpha_negative = static_cast<T>(args_.alpha_negative);
     b.gamma = static_cast<T>(args_.gamma);
     b.factor = b.pos_weight = b.upstream = T(1);
+    if (args_.plain) return b;
+    b.general = general_options<T>(args_);
+    b.gamma_positive = b.gamma;
+    b.gamma_negative = static_cast<T>(args_.gamma_negative);
+    b.same_gamma = args_.same_gamma;
+    b.rebalancing = inverse_counts_ != nullptr;
     return b;
+  }
+
+  // Of a row, classes from j on; of pixels, class j.
+  void set_class_vectors(SigmoidBlock<T>& b, int64_t j, bool of_row) const {
+    const auto set = [&](const void* vector, const T*& each, T& one) {
+      if (vector == nullptr) return;
+      const T* found = static_cast<const T*>(vector) + j;
+      if (of_row) {
+        each = found;
+      } else {
+        one = *found;
+      }
+    };
+    set(args_.class_bias, b.biases, b.bias);
+    set(args_.class_alpha, b.alphas, b.alpha_positive);
+    if (args_.class_alpha && !of_row) b.alpha_negative = T(1) - b.alpha_positive;
+    set(args_.class_gamma, b.gammas, b.gamma_positive);
+    set(args_.inverse_counts, b.inverse_counts, b.inverse_count);
+  }
+
+  // What `rebalanced` multiplies the counts of a row's classes by, from the sum of those of its labels.
+  T of_row(T sum) const { return static_cast<T>(args_.rebalance_beta) / sum; }
+
+  // The sum of inverse_counts over the labels of row i.
+  T label_sum(int64_t i, int64_t g) const {
+    if (args_.target) return inverse_counts_[g];
+    T sum = T(0), y[kBlock];
+    for (int64_t j = 0; j < args_.num_classes; j += kBlock) {
+      const int64_t n = args_.num_classes - j < kBlock ? args_.num_classes - j : kBlock;
+      const Dense<T> target = dense(i, 0, j, n, y);
+      Vec<T> part = T(0);
+      for (int64_t k = 0; k < n; k += Vec<T>::kLanes) {
+        const int64_t left = n - k;
+        Vec<T> found = target.load_y(k, left);
+        if (target.ignoring()) found = select(target.counts(found), found, Vec<T>(T(0)));
+        part = part + found * load_some(inverse_counts_ + j + k, left);
+      }
+      sum += horizontal_sum(part);
+    }
+    return sum;
   }
 
   const T* grad_loss(int64_t i) const { return static_cast<const T*>(args_.grad_loss) + i * args_.grad_loss_stride; }
@@ -68,6 +115,7 @@ class SigmoidRows {
       if (!ignored && (g < 0 || g >= c)) return false;
       if (!ignored && args_.class_weight_by_target) b.factor *= weight_[g];
     }
+    if (inverse_counts_ && !ignored) b.row = of_row(label_sum(i, g));
     if (pass_ != Pass::loss && !elementwise_upstream_) b.upstream = *grad_loss(i);
     T total = T(0);
     for (int64_t j = 0; j < c; j += kBlock) {
@@ -78,6 +126,7 @@ class SigmoidRows {
       }
       if (weight_ && !args_.class_weight_by_target) b.factors = weight_ + j;
       if (pos_weight_) b.pos_weights = pos_weight_ + j;
+      if (!args_.plain) set_class_vectors(b, j, true);
       if (elementwise_loss_) b.loss = static_cast<T*>(args_.loss) + i * c + j;
       if (elementwise_upstream_) b.upstreams = static_cast<const T*>(args_.grad_loss) + i * c + j;
       total += compute(b, i, 0, j, [&] { return OneHotClasses<T>{g - j}; });
@@ -97,6 +146,7 @@ class SigmoidRows {
   // What the pixels of one stretch have in common for all classes.
   struct Pixels {
     T target[kStretch], factor[kStretch], upstream[kStretch], sum[kStretch], total[kStretch];
+    T rows[kStretch];  // see of_row
     bool any_ignored = false;
   };
 
@@ -116,8 +166,23 @@ class SigmoidRows {
       if (g < 0 || g >= args_.num_classes) return k;
       pixels.target[k] = static_cast<T>(g);
       if (args_.class_weight_by_target) pixels.factor[k] *= weight_[g];
+      if (inverse_counts_) pixels.rows[k] = of_row(inverse_counts_[g]);
     }
     return -1;
+  }
+
+  // The same of `rows` where each pixel of image i from pixel p on has a target for each class.
+  void read_label_sums(int64_t i, int64_t p, int64_t n, Pixels& pixels) const {
+    T y[kBlock];
+    for (int64_t k = 0; k < n; ++k) pixels.rows[k] = T(0);
+    for (int64_t j = 0; j < args_.num_classes; ++j) {
+      const Dense<T> target = dense(i, j, p, n, y);
+      for (int64_t k = 0; k < n; ++k) {
+        const bool counts = !target.ignoring() || target.y[k] != target.ignored;
+        pixels.rows[k] += counts ? target.y[k] * inverse_counts_[j] : T(0);
+      }
+    }
+    for (int64_t k = 0; k < n; ++k) pixels.rows[k] = of_row(pixels.rows[k]);
   }
 
   // `n` pixels of image i from pixel p on.
@@ -129,6 +194,10 @@ class SigmoidRows {
     const bool summing = pass_ != Pass::backward && !elementwise_loss_;
     SigmoidBlock<T> b = new_block();
     b.count = n;
+    if (inverse_counts_) {
+      if (args_.dense_target) read_label_sums(i, p, n, pixels);
+      b.rows = pixels.rows;
+    }
     if (sample_weight_ || args_.class_weight_by_target) b.factors = pixels.factor;
     if (pass_ != Pass::loss && !elementwise_upstream_) {
       if (args_.grad_loss_stride == 0) {
@@ -140,6 +209,7 @@ class SigmoidRows {
     for (int64_t j = 0; j < c; ++j) {
       b.factor = weight_ && !args_.class_weight_by_target ? weight_[j] : T(1);
       if (pos_weight_) b.pos_weight = pos_weight_[j];
+      if (!args_.plain) set_class_vectors(b, j, false);
       const int64_t element = (i * c + j) * args_.pixels + p;
       if (elementwise_loss_) b.loss = static_cast<T*>(args_.loss) + element;
       if (elementwise_upstream_) b.upstreams = static_cast<const T*>(args_.grad_loss) + element;
@@ -176,12 +246,8 @@ class SigmoidRows {
       total = run_block(one_hot(), b);
     } else {
       b.y_bytes = args_.dense_is_wide ? sizeof(T) : sizeof(Z);
-      const char* dense = static_cast<const char*>(args_.dense_target) +
-                          (i * args_.dense_stride + j * args_.dense_class_stride + offset) * b.y_bytes;
-      b.next_y = dense + (args_.pixels > 0 ? args_.dense_class_stride : kBlock) * b.y_bytes;
-      const T* target = args_.dense_is_wide ? reinterpret_cast<const T*>(dense)
-                                            : widened(reinterpret_cast<const Z*>(dense), b.count, y);
-      total = run_block(Dense<T>{target, args_.ignoring, static_cast<T>(args_.ignore_index)}, b);
+      b.next_y = dense_at(i, j, offset) + (args_.pixels > 0 ? args_.dense_class_stride : kBlock) * b.y_bytes;
+      total = run_block(dense(i, j, offset, b.count, y), b);
     }
     if constexpr (sizeof(Z) != sizeof(T)) {
       for (int64_t k = 0; out && k < b.count; k += Vec<T>::kLanes) {
@@ -190,6 +256,20 @@ class SigmoidRows {
       }
     }
     return total;
+  }
+
+  const char* dense_at(int64_t i, int64_t j, int64_t offset) const {
+    return static_cast<const char*>(args_.dense_target) +
+           (i * args_.dense_stride + j * args_.dense_class_stride + offset) *
+               (args_.dense_is_wide ? sizeof(T) : sizeof(Z));
+  }
+
+  // The targets of `n` elements, for which `buffer` has room.
+  Dense<T> dense(int64_t i, int64_t j, int64_t offset, int64_t n, T* buffer) const {
+    const char* at = dense_at(i, j, offset);
+    const T* target =
+        args_.dense_is_wide ? reinterpret_cast<const T*>(at) : widened(reinterpret_cast<const Z*>(at), n, buffer);
+    return {target, args_.ignoring, static_cast<T>(args_.ignore_index)};
   }
 
   static T* in_place(T* out, T*) { return out; }
@@ -207,6 +287,7 @@ class SigmoidRows {
 
   template <typename Target>
   T run_block(const Target& target, const SigmoidBlock<T>& b) {
+    if (!args_.plain) return run_pass<Focus::general>(target, b);
     if (args_.gamma == 0.0) return run_pass<Focus::none>(target, b);
     return args_.gamma == 2.0 ? run_pass<Focus::square>(target, b) : run_pass<Focus::power>(target, b);
   }
@@ -223,6 +304,7 @@ class SigmoidRows {
   const T* const weight_;
   const T* const pos_weight_;
   const T* const sample_weight_;
+  const T* const inverse_counts_;
   const bool elementwise_loss_;
   const bool elementwise_upstream_;
 };

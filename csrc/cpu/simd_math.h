@@ -126,13 +126,9 @@ LONGTAIL_INLINE Vec<float> tanh(Vec<float> x) {
   return minimum(one, maximum(-one, x * polynomial(numerator, s) / polynomial(denominator, s)));
 }
 
-// log(x) for normal x > 0. x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + f^3 q(f), q a
-// minimax polynomial (relative error 6e-9).
-LONGTAIL_INLINE Vec<float> log(Vec<float> x) {
-  using Bits = Vec<float>::Bits;
-  using Unsigned = Vec<float>::Unsigned;
-  const Bits k = (Bits)((Unsigned)x.v - 0x3f3504f3) >> 23;
-  const Vec<float> f = Vec<float>((Vec<float>::Value)((Unsigned)x.v - ((Unsigned)k << 23))) - Vec<float>(1.0f);
+// log(2^k (1 + f)), 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + f^3 q(f), q a minimax polynomial (relative
+// error 6e-9).
+LONGTAIL_INLINE Vec<float> log_of(Vec<float>::Bits k, Vec<float> f) {
   const float c[] = {-0.07634496688842773f, 0.1276157647371292f,  -0.13160182535648346f, 0.14201757311820984f,
                      -0.16623356938362122f, 0.20001226663589478f, -0.2500081956386566f,  0.3333333134651184f};
   Vec<float> q = c[0];
@@ -140,8 +136,39 @@ LONGTAIL_INLINE Vec<float> log(Vec<float> x) {
   const Vec<float> n = __builtin_convertvector(k, Vec<float>::Value);
   const Vec<float> square = f * f;
   const Vec<float> low = n * Vec<float>(-2.12194440054690583e-4f) + (square * f * q - Vec<float>(0.5f) * square);
-  const Vec<float> y = n * Vec<float>(0.693359375f) + (f + low);
+  return n * Vec<float>(0.693359375f) + (f + low);
+}
+
+// The k of x.
+LONGTAIL_INLINE Vec<float>::Bits log_exponent(Vec<float> x) {
+  using Bits = Vec<float>::Bits;
+  using Unsigned = Vec<float>::Unsigned;
+  return (Bits)((Unsigned)x.v - 0x3f3504f3) >> 23;
+}
+
+// Its f.
+LONGTAIL_INLINE Vec<float> log_fraction(Vec<float> x, Vec<float>::Bits k) {
+  using Unsigned = Vec<float>::Unsigned;
+  return Vec<float>((Vec<float>::Value)((Unsigned)x.v - ((Unsigned)k << 23))) - Vec<float>(1.0f);
+}
+
+// log(x) for normal x > 0.
+LONGTAIL_INLINE Vec<float> log(Vec<float> x) {
+  const Vec<float>::Bits k = log_exponent(x);
+  const Vec<float> y = log_of(k, log_fraction(x, k));
   return select(Mask<float>{x.v == x.v}, y, x);
+}
+
+// -log(hit), where hit is 1 - miss to its own last digit: none of those of either is lost.
+LONGTAIL_INLINE Vec<float> minus_log1m(Vec<float> miss, Vec<float> hit) {
+  const Vec<float>::Bits k = log_exponent(hit);
+  return -log_of(k, select(Mask<float>{k == 0}, -miss, log_fraction(hit, k)));
+}
+LONGTAIL_INLINE Vec<double> minus_log1m(Vec<double> miss, Vec<double> hit) {
+  for (int i = 0; i < Vec<double>::kLanes; ++i) {
+    miss.v[i] = hit.v[i] > 0.5 ? -::log1p(-miss.v[i]) : -::log(hit.v[i]);
+  }
+  return miss;
 }
 
 // log(1 + x) for 0 <= x <= 1, as x q(x), q a minimax polynomial (relative error 4.7e-9).

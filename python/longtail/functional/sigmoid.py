@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..arguments import check_tensors, legacy_reduction
-from ..options import Request, SigmoidOptions, sigmoid_request
-from ..sigmoid.loss import along_classes, sigmoid_loss
+from ..options import SIGMOID_INNER, Request, SigmoidOptions, sigmoid_request
+from ..sigmoid.loss import sigmoid_loss
 from ..signatures import refuse_unknown, with_options_of
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
         ignore_index: int | None
         gradient: str
+        class_bias: Tensor | None
+        gamma_negative: float | None
+        clip: float
+        detach: bool
+        negative_scale: float
+        label_smoothing: float
 
     class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
         class_weight_by_target: bool
-        alpha: float | None
-        gamma: float
 
     class BinaryFocalKeywords(SigmoidKeywords, total=False):
         weight: Tensor | None
@@ -36,14 +40,20 @@ if TYPE_CHECKING:
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
-    alpha: float | None = 0.25,
-    gamma: float = 2.0,
+    alpha: float | Tensor | None = 0.25,
+    gamma: float | Tensor = 2.0,
     reduction: str = "none",
     *,
     weight: Tensor | None = None,
     class_weight_by_target: bool = False,
     pos_weight: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    class_bias: Tensor | None = None,
+    gamma_negative: float | None = None,
+    clip: float = 0.0,
+    detach: bool = False,
+    negative_scale: float = 1.0,
+    label_smoothing: float = 0.0,
     ignore_index: int | None = None,
     normalizer: str | float | Tensor | None = None,
     gradient: str = "backward",
@@ -65,16 +75,29 @@ def sigmoid_focal_loss(
             shape, a target for each element: 0, 1, or soft in between, any real dtype. Soft ones as torchvision reads
             them: :math:`1 - p_t = y (1 - p) + (1 - y) p`, :math:`\alpha_t` likewise. NaN gives a loss of NaN.
         alpha: weight of positives, in [0, 1]; negatives get 1 - alpha. None (or, as in torchvision, a negative number)
-            leaves both at 1. A per-class alpha a [C] is ``alpha=None, weight=1 - a, pos_weight=a / (1 - a)``.
-        gamma: >= 0; 0 is binary cross-entropy.
+            leaves both at 1. A tensor [C] has one for each class.
+        gamma: >= 0; 0 is binary cross-entropy. A tensor [C] has one for each class.
         reduction: "none" (a loss for each element, in the inputs' shape), "rows" (summed over the classes), "sum" or
             "mean". The default is torchvision's: of a loss for each element torch refuses ``backward()`` ("grad can be
             implicitly created only for scalar outputs"); train with "mean" or "sum", or reduce it yourself.
-        weight: [C], of each column. Constants, as every vector below.
+        weight: [C], of each column. Constants, as every vector below. With a target for each element also any shape that
+            broadcasts to the inputs', as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing, another
+            some passes over the losses.
         class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
             class-balanced paper has it; class indices only.
-        pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``.
+        pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``; other
+            shapes as those of ``weight``, where those that are not along the classes cost a second loss.
         sample_weight: v, of the rows' shape: (N,) or (N, d1, ...).
+        class_bias: [C], added to the logits: they are z + class_bias wherever z stands here.
+        gamma_negative: >= 0, in the place of gamma for y = 0; None: gamma. Of soft targets the exponent is
+            :math:`y\, \gamma + (1 - y)\, \gamma_-`.
+        clip: m in [0, 1). Of negatives :math:`\max(p - m, 0)` stands in the place of p
+            (:func:`longtail.asymmetric_loss`).
+        detach: whether the gradient takes the factor :math:`(1 - p_t)^\gamma` for a constant.
+        negative_scale: lambda > 0. Of negatives the logit is lambda z, and the loss is divided by lambda
+            (:func:`longtail.distribution_balanced_loss`).
+        label_smoothing: epsilon in [0, 1]: the targets become (1 - epsilon) y + epsilon / 2, as torch smooths two
+            classes.
         ignore_index: rows (elements, with a target for each) with this target have loss 0 and gradient exactly 0,
             whatever their logits hold. None: -100 for class indices, nothing otherwise.
         normalizer: what "mean" divides by: "elements" (or None; those that count, as torch: NaN when none does), "rows"
@@ -91,11 +114,28 @@ def sigmoid_focal_loss(
     """
     if unknown:
         refuse_unknown(sigmoid_focal_loss, unknown)
-    options = SigmoidOptions(*(weight, pos_weight, sample_weight, class_weight_by_target, ignore_index, alpha, gamma))
-    return sigmoid_loss(inputs, targets, options, Request(reduction, normalizer, gradient))
+    records = sigmoid_request(
+        weight=weight,
+        pos_weight=pos_weight,
+        sample_weight=sample_weight,
+        class_bias=class_bias,
+        class_weight_by_target=class_weight_by_target,
+        ignore_index=ignore_index,
+        alpha=alpha,
+        gamma=gamma,
+        gamma_negative=gamma_negative,
+        clip=clip,
+        detach=detach,
+        negative_scale=negative_scale,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        normalizer=normalizer,
+        gradient=gradient,
+    )
+    return sigmoid_loss(inputs, targets, *records)
 
 
-@with_options_of(SigmoidOptions, Request, without=["return_stats"])
+@with_options_of(SigmoidOptions, Request, without=["return_stats", *SIGMOID_INNER])
 def sigmoid_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -104,6 +144,9 @@ def sigmoid_cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
+    *,
+    alpha: float | Tensor | None = None,
+    gamma: float | Tensor = 0.0,
     **options: Unpack[SigmoidCrossEntropyKeywords],
 ) -> Tensor:
     r"""Binary cross-entropy with logits, :math:`-w_j (\mathrm{pos}_j\, y \log p + (1 - y) \log(1 - p))`.
@@ -111,40 +154,25 @@ def sigmoid_cross_entropy(
     :func:`torch.nn.functional.binary_cross_entropy_with_logits` for float targets; class indices too.
 
     Args:
-        input, target, reduction: as in :func:`sigmoid_focal_loss`.
-        weight: [C], of each column, whatever dimensions follow the classes. With a target for each element also any
-            shape that broadcasts to the input's, as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing,
-            another some passes over the losses.
+        input, target, weight, reduction, pos_weight: as in :func:`sigmoid_focal_loss`.
         size_average, reduce: torch's, deprecated.
-        pos_weight: [C], or with a target for each element a shape that broadcasts along the classes alone.
-        options: alpha, gamma, class_weight_by_target, sample_weight, ignore_index, normalizer, gradient, as in
-            :func:`sigmoid_focal_loss`.
+        options: the others of :func:`sigmoid_focal_loss`; alpha and gamma are off.
 
     Raises:
         TypeError, ValueError, IndexError: as :func:`sigmoid_focal_loss`.
     """
-    element_weight = None
-    check_tensors(input=input, target=target)
-    given = {name: x for name, x in (("weight", weight), ("pos_weight", pos_weight)) if x is not None}
-    check_tensors(**given)
-    if given and input.shape == target.shape:
-        if weight is not None and weight.shape != (input.shape[1] if input.dim() > 1 else 1,):
-            along = along_classes(weight, input)
-            element_weight, weight = (weight, None) if along is None else (None, along)
-        if pos_weight is not None and pos_weight.dim() != 1:
-            pos_weight = pos_weight if (along := along_classes(pos_weight, input)) is None else along
     reduction = legacy_reduction(reduction, size_average, reduce)
     refuse_unknown(sigmoid_cross_entropy, options)
-    records = sigmoid_request(weight=weight, pos_weight=pos_weight, reduction=reduction, **options)
-    return sigmoid_loss(input, target, *records, element_weight)
+    named = {"weight": weight, "pos_weight": pos_weight, "alpha": alpha, "gamma": gamma, "reduction": reduction}
+    return sigmoid_loss(input, target, *sigmoid_request(**named, **options))
 
 
-@with_options_of(SigmoidOptions, Request, without=["return_stats", "class_weight_by_target"])
+@with_options_of(SigmoidOptions, Request, without=["return_stats", "class_weight_by_target", *SIGMOID_INNER])
 def binary_focal_loss(
     input: Tensor,
     target: Tensor,
-    alpha: float | None = None,
-    gamma: float = 2.0,
+    alpha: float | Tensor | None = None,
+    gamma: float | Tensor = 2.0,
     reduction: str = "mean",
     **options: Unpack[BinaryFocalKeywords],
 ) -> Tensor:
@@ -157,8 +185,8 @@ def binary_focal_loss(
     >>> binary_focal_loss(z, y)                       # focal loss, eq. 4
     >>> binary_focal_loss(z, y, alpha=0.25)           # alpha-balanced focal loss, eq. 5
 
-    ``options``: sample_weight (for (N,) logits of their shape), weight and pos_weight (for (N,) logits [1]),
-    ignore_index, normalizer, gradient, as in :func:`sigmoid_focal_loss`.
+    ``options``: the others of :func:`sigmoid_focal_loss`; for (N,) logits sample_weight has their shape, and weight and
+    pos_weight have it or are [1].
 
     Raises:
         ValueError: the target's shape is not the input's.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import arithmetic_dtype
-from ..options import SigmoidOptions, SoftmaxOptions
+from ..options import SIGMOID_VECTORS, SigmoidOptions, SoftmaxOptions
 from ..reference import sigmoid, softmax
 from ..reference.effective import Effective, TargetTerms
 from ..reference.softmax_dense import DenseRows, refuse_class_options
@@ -230,7 +230,7 @@ def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> sigmoid.E
             "expected [N, C] and int64 [N] or floating point [N, C]"
         )
     n, num_classes = logits.shape
-    lengths = {"weight": num_classes, "pos_weight": num_classes, "sample_weight": n}
+    lengths = {name: n if name == "sample_weight" else num_classes for name in SIGMOID_VECTORS}
     _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
     if options.class_weight_by_target and not (one_class and options.weight is not None):
         raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")

@@ -11,7 +11,7 @@ from ..signatures import annotation_text
 from .hierarchical import HIERARCHICAL_VECTORS, HIERARCHY_DEPTH, HierarchicalOptions
 from .number import Number
 from .request import GRADIENTS, REDUCTIONS, Request, sigmoid_request, softmax_request
-from .sigmoid import SIGMOID_VECTORS, SigmoidOptions
+from .sigmoid import SIGMOID_INNER, SIGMOID_VECTORS, SigmoidOptions
 from .softmax import SOFTMAX_NUMBERS, SOFTMAX_VECTORS, SoftmaxOptions, softmax_options
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "HIERARCHICAL_VECTORS",
     "HIERARCHY_DEPTH",
     "REDUCTIONS",
+    "SIGMOID_INNER",
     "SIGMOID_VECTORS",
     "SOFTMAX_NUMBERS",
     "SOFTMAX_VECTORS",

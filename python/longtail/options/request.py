@@ -50,6 +50,9 @@ def softmax_request(**named: Any) -> tuple[SoftmaxOptions, Request]:
 
 
 def sigmoid_request(**named: Any) -> tuple[SigmoidOptions, Request]:
-    """Both records of what :func:`longtail.sigmoid_focal_loss` takes by name."""
+    """Both records of what :func:`longtail.sigmoid_focal_loss` takes by name; alpha and gamma may be vectors."""
+    for name in ("alpha", "gamma"):
+        if isinstance(named.get(name), Tensor):
+            named[f"class_{name}"] = named.pop(name)
     request = {name: named.pop(name) for name in ("reduction", "normalizer", "gradient") if name in named}
     return SigmoidOptions(**named), Request(**request)

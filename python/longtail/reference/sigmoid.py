@@ -1,14 +1,15 @@
 """The sigmoid family in plain PyTorch: the truth that its kernels are tested against, and the fallback backend.
 
-Element by element, with logit z, target y, p = sigmoid(z); x_t = z and p_t = p for y = 1, x_t = -z and p_t = 1 - p for
-y = 0:
+Element by element, with logit z + class_bias = u, target y, p = sigmoid(u); x_t = u and p_t = p for y = 1, x_t = -u and
+p_t = 1 - p for y = 0:
 
     loss = w alpha_t (1 - p_t)^gamma softplus(-x_t)
     dloss/dx_t = -w alpha_t (1 - p_t)^gamma (gamma p_t softplus(-x_t) + 1 - p_t)
 
-Soft targets as torchvision reads them: ``y softplus(-z) + (1 - y) softplus(z)`` in place of the softplus,
-``1 - p_t = y (1 - p) + (1 - y) p`` and ``alpha_t = y alpha + (1 - y) (1 - alpha)``. Differentiable, twice, and exact in
-float64.
+Negatives may have an exponent of their own, a scale lambda (u becomes lambda u, and the loss is divided by lambda), and
+a shift m of their probability (``clip``): p becomes max(p - m, 0). Soft targets as torchvision reads them: ``y
+softplus(-u) + (1 - y) softplus(u)`` in place of the softplus, ``1 - p_t = y (1 - p) + (1 - y) p``, and likewise
+alpha_t and the exponent. Differentiable, twice, and exact in float64.
 """
 
 from __future__ import annotations
@@ -51,32 +52,74 @@ def _product(factor: Tensor, x: Tensor) -> Tensor:
     return torch.where(factor == 0, 0.0, factor * torch.where(factor == 0, 0.0, x))
 
 
+class Negatives(NamedTuple):
+    """What negatives have of their own: exponent (None: that of positives), probability shift and scale."""
+
+    gamma: float | None = None
+    clip: float = 0.0
+    scale: float = 1.0
+
+
+def _shifted(x: Logistic, clip: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of negatives: max(p - clip, 0), its slope, -log(1 - it), and the slope of that."""
+    if not clip:
+        return x.p, x.p * x.q, x.plus, x.p
+    over = x.p - clip
+    dead = over <= 0  # not of NaN
+    miss = over.masked_fill(dead, 0.0)
+    hit = (x.q + clip).masked_fill(dead, 1.0)
+    near = miss < 0.5
+    cost = torch.where(near, -torch.log1p(-torch.where(near, miss, 0.0)), -torch.where(near, 1.0, hit).log())
+    slope = (x.p * x.q).masked_fill(dead, 0.0)
+    return miss, slope, cost, slope / hit
+
+
 def elements(
     z: Tensor,
     y: Tensor,
     factor: Tensor | float = 1.0,
     pos_weight: Tensor | float = 1.0,
-    alpha: float | None = None,
-    gamma: float = 0.0,
+    alpha: Tensor | float | None = None,
+    gamma: Tensor | float = 0.0,
+    negatives: Negatives | None = None,
+    detach: bool = False,
 ) -> Element:
-    """Losses and slopes of logits z and targets y of one shape; ``factor`` and ``pos_weight`` broadcast."""
+    """Losses and slopes of logits z and targets y of one shape; everything else broadcasts."""
+    own = Negatives() if negatives is None else negatives
     x, rest = logistic(z), 1 - y
+    n = x if own.scale == 1 else logistic(own.scale * z)
+    miss_n, miss_slope_n, cost_n, cost_slope_n = _shifted(n, own.clip)
     factor = factor if alpha is None else factor * (alpha * y + (1 - alpha) * rest)
     # A weight of positives says nothing of negatives, even if it is infinite.
-    cost = torch.where(y == 0, 0.0, pos_weight * _product(y, x.minus)) + _product(rest, x.plus)
-    slope = rest * x.p - torch.where(y == 0, 0.0, pos_weight * y * x.q)
-    if not gamma:
+    cost = torch.where(y == 0, 0.0, pos_weight * _product(y, x.minus)) + _product(rest, cost_n) / own.scale
+    slope = _product(rest, cost_slope_n) - torch.where(y == 0, 0.0, pos_weight * y * x.q)
+    exponent = gamma if own.gamma is None else gamma * y + own.gamma * rest
+    if not isinstance(exponent, Tensor) and not exponent:
         return Element(factor * cost, factor * slope)
     soft = (y != 0) & (y != 1)
-    miss = y * x.q + rest * x.p
+    miss = y * x.q + rest * miss_n
     hit = miss <= 0  # y may be a rounding outside of [0, 1]
-    safe_miss = torch.where(soft & ~hit, miss, 1.0)
-    log_soft = torch.where(hit, -torch.inf, safe_miss.log())
-    log_miss = torch.where(y == 1, -x.plus, torch.where(y == 0, -x.minus, log_soft))
-    focal = (gamma * log_miss).exp()
-    log_miss_slope = torch.where(y == 1, -x.p, torch.where(y == 0, x.q, x.p * x.q * (rest - y) / safe_miss))
-    slope = slope + gamma * _product(log_miss_slope, cost)
+    safe_miss = torch.where(hit, 1.0, miss)
+    log_n = torch.where(hit, -torch.inf, safe_miss.log()) if own.clip else -n.minus
+    log_soft = torch.where(hit, -torch.inf, torch.where(soft, safe_miss, 1.0).log())
+    log_miss = torch.where(y == 1, -x.plus, torch.where(y == 0, log_n, log_soft))
+    focal = _product(torch.as_tensor(exponent, dtype=z.dtype, device=z.device), log_miss).exp()
+    if detach:
+        focal = focal.detach()
+        return Element(factor * focal * cost, factor * focal * slope)
+    quotient_n = own.scale * (torch.where(hit, 0.0, miss_slope_n / safe_miss) if own.clip else n.q)
+    quotient = (rest * own.scale * miss_slope_n - y * x.p * x.q) / safe_miss
+    log_slope = torch.where(y == 1, -x.p, torch.where(y == 0, quotient_n, quotient))
+    slope = slope + exponent * _product(log_slope, cost)
     return Element(factor * focal * cost, factor * focal * slope)
+
+
+def rebalanced(y: Tensor, options: SigmoidOptions) -> Tensor:
+    """The weight of each element of targets y [N, C] in the distribution-balanced loss."""
+    assert options.inverse_counts is not None
+    rarity = options.inverse_counts.to(y.dtype)
+    ratio = rarity / (y * rarity).sum(1, keepdim=True)
+    return options.rebalance_alpha + torch.sigmoid(options.rebalance_beta * (ratio - options.rebalance_mu))
 
 
 def one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -86,8 +129,7 @@ def one_hot(target: Tensor, logits: Tensor) -> Tensor:
 
 def option_elements(logits: Tensor, target: Tensor, options: SigmoidOptions) -> Element:
     """:func:`sigmoid_elements` for options as the operators take them."""
-    weight, pos_weight, sample_weight, by_target, ignore_index, alpha, gamma = options
-    dtype = arithmetic_dtype(logits.dtype)
+    o, dtype, ignore_index = options, arithmetic_dtype(logits.dtype), options.ignore_index
     ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
     one_class = not target.is_floating_point()
     everywhere = ignored[:, None] if one_class else ignored
@@ -96,10 +138,22 @@ def option_elements(logits: Tensor, target: Tensor, options: SigmoidOptions) -> 
     if logits.numel() == 0:
         return Element(z, z)
     y = one_hot(safe, z) if one_class else safe.to(dtype)
-    factor = z.new_ones(()) if sample_weight is None else sample_weight.to(dtype)[:, None]
-    if weight is not None:
-        factor = factor * (weight[safe][:, None] if by_target else weight).to(dtype)
-    found = elements(z, y, factor, 1.0 if pos_weight is None else pos_weight.to(dtype), alpha, gamma)
+    factor = z.new_ones(()) if o.sample_weight is None else o.sample_weight.to(dtype)[:, None]
+    if o.weight is not None:
+        factor = factor * (o.weight[safe][:, None] if o.class_weight_by_target else o.weight).to(dtype)
+    if o.inverse_counts is not None:
+        factor = factor * rebalanced(y, o)
+    if o.class_bias is not None:
+        z = (z + o.class_bias.to(dtype)).masked_fill(everywhere, 0.0)
+    if o.label_smoothing:
+        y = y + o.label_smoothing * (0.5 - y)
+    found = elements(
+        *(z, y, factor, 1.0 if o.pos_weight is None else o.pos_weight.to(dtype)),
+        o.alpha if o.class_alpha is None else o.class_alpha.to(dtype),
+        o.gamma if o.class_gamma is None else o.class_gamma.to(dtype),
+        Negatives(o.gamma_negative, o.clip, o.negative_scale),
+        o.detach,
+    )
     return Element(*(x.masked_fill(everywhere, 0.0) for x in found))
 
 
@@ -108,8 +162,10 @@ def sigmoid_elements(logits: Tensor, target: Tensor, **options: Any) -> Element:
     """Losses and slopes [N, C], 0 where ignored, for logits [N, C] and target [N] (classes) or [N, C] (float).
 
     weight, pos_weight: [C]; sample_weight: [N]; class_weight_by_target: the weight of a row's target class multiplies
-    the whole row. ignore_index: rows, or elements, with this target do not count. alpha, gamma: as in
-    :func:`longtail.sigmoid_focal_loss`, but off by default. Arithmetic is float64 for float64 logits, else float32.
+    the whole row. ignore_index: rows, or elements, with this target do not count. The rest as in
+    :func:`longtail.sigmoid_focal_loss`, but off by default; alpha and gamma of each class are ``class_alpha`` and
+    ``class_gamma``. inverse_counts [C], up to a factor, and rebalance_*: what :func:`longtail.distribution_balanced_loss`
+    weights elements by. Arithmetic is float64 for float64 logits, else float32.
     """
     refuse_unknown(sigmoid_elements, options)
     return option_elements(logits, target, SigmoidOptions(**options))
@@ -117,8 +173,13 @@ def sigmoid_elements(logits: Tensor, target: Tensor, **options: Any) -> Element:
 
 def gradient_size(target: Tensor, num_classes: int, options: SigmoidOptions) -> Size:
     """A bound of the elements of the gradient of the losses' sum, of float16 logits."""
-    weight, pos_weight, sample_weight, by_target, ignore_index, _, gamma = options
-    size: Size = 1 + gamma
+    weight, pos_weight, sample_weight, by_target = *options[:3], options.class_weight_by_target
+    ignore_index, scale = options.ignore_index, options.negative_scale
+    size: Size = (1 + max(options.gamma, options.gamma_negative or 0.0)) * max(scale, 1 / scale)
+    if options.class_gamma is not None and options.class_gamma.numel() > 0:
+        size = size + options.class_gamma.amax()
+    if options.inverse_counts is not None:
+        size = size * (1 + options.rebalance_alpha)
     if weight is None and pos_weight is None and sample_weight is None:
         return size
     every = torch.ones((), dtype=torch.bool, device=target.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from ..arguments import arithmetic_dtype
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..ops import layout, operators
 from ..ops.autograd import differentiable_loss, direct_loss
-from ..ops.gradient import differentiable_reduction
 from ..options import Request, SigmoidOptions
 from ..reference import sigmoid
 from .autograd import SIGMOID, SigmoidLoss
+from .weights import NOTHING, OverElements, over_elements, weighted
 
 REDUCTIONS = ("mean", "sum", "none", "rows")
 NORMALIZERS = ("elements", "rows", "positives")
@@ -139,47 +140,18 @@ def _at_once(at: Layout, options: SigmoidOptions, request: Request) -> bool:
     return plain and counts and known and operators.direct(at.logits, at.target, *options)
 
 
-def along_classes(value: Tensor, input: Tensor) -> Tensor | None:
-    """[C] of what broadcasts over ``input``, (N, C, ...), with the classes alone; None of anything else."""
-    shape = (1,) * (input.dim() - value.dim()) + value.shape
-    num_classes = input.shape[1] if input.dim() > 1 else 1
-    beside = shape[:1] + shape[2:]
-    if len(shape) > input.dim() or any(n != 1 for n in beside) or shape[1:2] not in ((), (1,), (num_classes,)):
-        return None
-    return value.reshape(-1).expand(num_classes)
-
-
-def _over_elements(weight: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
-    """Checks a weight that broadcasts over ``input``."""
-    try:
-        fits = torch.broadcast_shapes(weight.shape, input.shape) == input.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ArgumentValueError(
-            f"weight has shape {list(weight.shape)}, expected [C] or one that broadcasts to {list(input.shape)}"
-        )
-    checked = arguments.vector("weight", weight, weight.shape, input, dtype)
-    assert checked is not None
-    return checked.reshape(weight.shape)
-
-
-def sigmoid_loss(
-    input: Tensor, target: Tensor, options: SigmoidOptions, request: Request, element_weight: Tensor | None = None
-) -> Tensor:
-    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`.
-
-    ``element_weight`` broadcasts over ``input``: it costs passes over the losses of the elements.
-    """
+def sigmoid_loss(input: Tensor, target: Tensor, options: SigmoidOptions, request: Request) -> Tensor:
+    """The whole family. Everything is checked here; see :func:`longtail.sigmoid_focal_loss`."""
     arguments.check_tensors(input=input, target=target)
     arguments.check_logits(input)
-    dtype, reduction = arithmetic_dtype(input.dtype), request.reduction
+    dtype = arithmetic_dtype(input.dtype)
     request.check(dtype, REDUCTIONS, NORMALIZERS)
     options = options.checked(dtype)
     at = lay_out(input, target)
+    options, over = over_elements(options, input, dtype) if at.dense else (options, NOTHING)
     num_classes = at.logits.shape[1]
     options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
-    if element_weight is None and _at_once(at, options, request):
+    if over is NOTHING and _at_once(at, options, request):
         try:
             data, by_rows = (at.logits, at.target), request.normalizer in ("rows", "positives")
             return direct_loss(SIGMOID, data, options, "mean", None, None, (by_rows,))
@@ -188,33 +160,52 @@ def sigmoid_loss(
                 raise
     y = _checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     denominator = None
-    if reduction == "mean":
+    if request.reduction == "mean":
         denominator = _denominator(request.normalizer, at, y, options.ignore_index, dtype)
-    over = "elements" if reduction == "none" else reduction
-    if element_weight is not None:
-        element_weight, over = _over_elements(element_weight, input, dtype), "elements"
-    (loss,) = differentiable_loss(
-        *(SigmoidLoss, SIGMOID, input, (at.logits, y), options, over, request.gradient),
-        denominator=None if over == "elements" else denominator,
-        counts=request.normalizer is None or isinstance(request.normalizer, str),
-        size=lambda: sigmoid.gradient_size(y, num_classes, options),
-        outputs=(over == "elements",),
-    )
-    if element_weight is not None:
-        ignored = None if options.ignore_index is None else at.restore(y == options.ignore_index)
-        return _weighted(at.restore(loss), element_weight, ignored, denominator, reduction)
-    if reduction == "none":
+    if over is not NOTHING:
+        return _of_elements(input, at, y, options, over, request, denominator)
+    (loss,) = _differentiable(input, at, y, options, request, denominator)
+    if request.reduction == "none":
         return at.restore(loss)
-    return loss.reshape(at.rows) if reduction == "rows" else loss
+    return loss.reshape(at.rows) if request.reduction == "rows" else loss
 
 
-def _weighted(
-    loss: Tensor, element_weight: Tensor, ignored: Tensor | None, denominator: Tensor | None, reduction: str
+def _differentiable(
+    input: Tensor, at: Layout, y: Tensor, options: SigmoidOptions, request: Request, denominator: Tensor | None
+) -> tuple[Any, ...]:
+    reduction = "elements" if request.reduction == "none" else request.reduction
+    return differentiable_loss(
+        *(SigmoidLoss, SIGMOID, input, (at.logits, y), options, reduction, request.gradient),
+        denominator=denominator,
+        counts=request.normalizer is None or isinstance(request.normalizer, str),
+        size=lambda: sigmoid.gradient_size(y, at.logits.shape[1], options),
+        outputs=(reduction == "elements",),
+    )
+
+
+def _of_elements(
+    input: Tensor,
+    at: Layout,
+    y: Tensor,
+    options: SigmoidOptions,
+    over: OverElements,
+    request: Request,
+    denominator: Tensor | None,
 ) -> Tensor:
-    """Losses of the elements, in the input's shape, weighted and reduced; 0 of ``ignored`` ones, whatever weighs."""
-    loss = loss * element_weight
-    if ignored is not None:
-        loss = loss.masked_fill(ignored, 0.0)
-    if reduction == "rows":
-        return loss.sum(1) if loss.dim() > 1 else loss
-    return loss if reduction == "none" else differentiable_reduction(loss, denominator, "sum")
+    """Losses of elements, each times its own weight, reduced; a ``pos_weight`` of each takes the loss twice."""
+    found, ignored = partial(_differentiable, input, at, y, denominator=None), options.ignore_index
+    if over.pos_weight is None:
+        (loss,) = found(options, Request("none", None, request.gradient))
+        loss = at.restore(loss)
+    else:
+        # An affine function of pos_weight: at 0 the negative terms are left, and beside so large a number they are lost.
+        dtype = arithmetic_dtype(input.dtype)
+        large, ones = 2.0 ** (300 if dtype == torch.float64 else 40), input.new_ones(at.logits.shape[1], dtype=dtype)
+        rest, positive = (
+            at.restore(found(options._replace(pos_weight=ones * x), Request("none"))[0]) for x in (0.0, large)
+        )
+        target = at.restore(y)
+        terms = over.pos_weight * (positive / large)
+        loss = rest.masked_fill(target == 1, 0.0) + torch.where(target == 0, 0.0, terms)
+    everywhere = None if ignored is None else at.restore(y == ignored)
+    return weighted(loss, over.weight, everywhere, denominator, request.reduction)
