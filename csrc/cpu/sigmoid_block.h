@@ -3,9 +3,7 @@
 // Reads each logit and each dense target once, writes each gradient once; class targets are compared, never expanded.
 #pragma once
 
-#include "../sigmoid_general.h"
-#include "kernels.h"
-#include "simd_math.h"
+#include "sigmoid_general_block.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {
@@ -56,77 +54,6 @@ struct Dense {
   LONGTAIL_INLINE bool ignoring() const { return any_ignored; }
   LONGTAIL_INLINE Mask<T> counts(Vec<T> y) const { return {y.v != Vec<T>(ignored).v}; }
 };
-
-template <typename T>
-struct SigmoidBlock {
-  int64_t count;
-  T alpha_positive, alpha_negative, gamma;
-  T factor, pos_weight, upstream;  // times those of each element, where there are any
-  const T *factors, *pos_weights, *upstreams;
-  const T* z;
-  // Where the next block's logits and dense targets lie, and the bytes of one: fetched while this block is computed,
-  // because the arithmetic on a line outlasts what the processor fetches ahead by itself.
-  const char *next_z, *next_y;
-  int64_t z_bytes, y_bytes;
-  T* loss;  // of each element, or null
-  bool add_loss;
-  T* grad;
-  // Of Focus::general alone. Numbers of one class, or those of each of the block's classes.
-  GeneralOptions<T> general;
-  T bias, gamma_positive, gamma_negative, inverse_count;
-  const T *biases, *alphas, *gammas, *inverse_counts;
-  bool same_gamma, rebalancing;
-  T row;  // what `rebalanced` multiplies the counts by, or those of each pixel
-  const T* rows;
-};
-
-template <typename T>
-LONGTAIL_INLINE Vec<T> each_or(const T* each, T all, int64_t k, int64_t left) {
-  return each ? load_some(each + k, left) : Vec<T>(all);
-}
-
-// With every option: the losses and their slopes by the logits, factors of alpha, pos_weight and the row included.
-template <typename T, typename Target>
-LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const SigmoidBlock<T>& b, Vec<T> z, Vec<T> raw,
-                                                 int64_t k, int64_t left) {
-  using V = Vec<T>;
-  constexpr T kLowest = ExpRange<T>::kLowest;
-  const V zero = T(0), unit = T(1), u = z + each_or(b.biases, b.bias, k, left), row_factor = b.factor;
-  const auto one = target.one(raw);
-  const V y = Target::kDense ? raw : select(one, unit, zero);
-  V positive = b.alpha_positive, negative = b.alpha_negative;
-  if (b.alphas) {
-    positive = load_some(b.alphas + k, left);
-    negative = unit - positive;
-  }
-  const V weights = each_or(b.pos_weights, b.pos_weight, k, left);
-  const V gamma_positive = each_or(b.gammas, b.gamma_positive, k, left);
-  const V gamma_negative = b.same_gamma ? gamma_positive : V(b.gamma_negative);
-  const bool smooth = b.general.smoothing != T(0);
-  Element<V> found = {zero, zero};
-  V factor = zero;
-  if (!smooth) {
-    found = general_hard(u, one, gamma_positive, gamma_negative, b.general, kLowest);
-    factor = select(one, positive * weights * row_factor, negative * row_factor);
-  }
-  auto settled = one | (y == zero);
-  if constexpr (Target::kDense) {
-    if (target.ignoring()) settled = settled | (y == V(target.ignored));
-  }
-  if (smooth || (Target::kDense && !all(settled))) {
-    const V soft_y = y + V(b.general.smoothing) * (V(T(0.5)) - y);
-    const Element<V> soft = general_soft(u, soft_y, weights, gamma_positive, gamma_negative, b.general, kLowest);
-    const V alpha = positive * soft_y + negative * (unit - soft_y);
-    const auto taken = smooth ? settled & (zero == unit) : settled;
-    found = {select(taken, found.loss, soft.loss), select(taken, found.slope, soft.slope)};
-    factor = select(taken, factor, alpha * row_factor);
-  }
-  if (b.rebalancing) {
-    const V count = each_or(b.inverse_counts, b.inverse_count, k, left);
-    factor = factor * rebalanced(count, each_or(b.rows, b.row, k, left), b.general, kLowest);
-  }
-  return {factor * found.loss, factor * found.slope};
-}
 
 // For y = 0, from the logistic of z; for y = 1, from that of -z.
 template <Focus kFocus, typename T>

@@ -54,9 +54,11 @@ class SigmoidRows {
     if (args_.plain) return b;
     b.general = general_options<T>(args_);
     b.gamma_positive = b.gamma;
-    b.gamma_negative = static_cast<T>(args_.gamma_negative);
+    b.gamma_negative = static_cast<T>(args_.same_gamma ? args_.gamma : args_.gamma_negative);
     b.same_gamma = args_.same_gamma;
     b.rebalancing = inverse_counts_ != nullptr;
+    b.dead_below = static_cast<T>(log(args_.clip) - log1p(-args_.clip) - 1e-3);  // -inf without a shift
+    b.simple_negatives = b.general.whole && b.general.smoothing == T(0);
     return b;
   }
 
