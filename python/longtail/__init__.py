@@ -19,11 +19,13 @@ from .class_balance import (
     vector_scaling,
 )
 from .functional import (
+    asymmetric_loss,
     binary_focal_loss,
     class_balanced_loss,
     complement_cross_entropy,
     complement_entropy,
     cross_entropy,
+    distribution_balanced_loss,
     focal_loss,
     generalized_cross_entropy,
     hierarchical_cross_entropy,
@@ -45,11 +47,13 @@ from .functional import (
 )
 from .hierarchical import Hierarchy
 from .modules import (
+    AsymmetricLoss,
     BinaryFocalLoss,
     ClassBalancedLoss,
     ComplementCrossEntropyLoss,
     ComplementEntropyLoss,
     CrossEntropyLoss,
+    DistributionBalancedLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     HierarchicalCrossEntropyLoss,
@@ -65,11 +69,13 @@ from .reference.row_statistics import RowStatistics
 from .version import __version__ as __version__
 
 __all__ = [
+    "AsymmetricLoss",
     "BinaryFocalLoss",
     "ClassBalancedLoss",
     "ComplementCrossEntropyLoss",
     "ComplementEntropyLoss",
     "CrossEntropyLoss",
+    "DistributionBalancedLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "HierarchicalCrossEntropyLoss",
@@ -81,6 +87,7 @@ __all__ = [
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
     "adjusted_logits",
+    "asymmetric_loss",
     "backends",
     "binary_focal_loss",
     "cdt_scale",
@@ -89,6 +96,7 @@ __all__ = [
     "complement_cross_entropy",
     "complement_entropy",
     "cross_entropy",
+    "distribution_balanced_loss",
     "effective_number",
     "effective_number_weight",
     "focal_loss",

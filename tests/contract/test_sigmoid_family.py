@@ -90,8 +90,8 @@ def test_weights_that_do_not_broadcast() -> None:
     for weight in (torch.rand(4), torch.rand(5, 5), torch.rand(1, 6, 5), torch.rand(6, 1, 5)):
         with pytest.raises(ValueError, match="weight has shape"):
             longtail.sigmoid_cross_entropy(x, y, weight)
-    with pytest.raises(ValueError, match=r"pos_weight has shape \[6, 1\], expected \[5\]"):
-        longtail.sigmoid_cross_entropy(x, y, pos_weight=torch.rand(6, 1))
+        with pytest.raises(ValueError, match="pos_weight has shape"):
+            longtail.sigmoid_cross_entropy(x, y, pos_weight=weight)
     with pytest.raises(ValueError, match="requires grad"):
         longtail.sigmoid_cross_entropy(x, y, torch.rand(6, 5, requires_grad=True))
     with pytest.raises(ValueError, match="expected \\[5\\]"):

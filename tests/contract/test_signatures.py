@@ -23,6 +23,7 @@ MODULES = {
     longtail.SigmoidFocalLoss: longtail.sigmoid_focal_loss,
     longtail.SigmoidCrossEntropyLoss: longtail.sigmoid_cross_entropy,
     longtail.BinaryFocalLoss: longtail.binary_focal_loss,
+    longtail.AsymmetricLoss: longtail.asymmetric_loss,
 }
 
 
@@ -176,11 +177,11 @@ def test_the_number_of_classes_is_that_of_the_logits() -> None:
         longtail.vocab_parallel_hierarchical_cross_entropy(torch.ones(2, 3), torch.tensor([0, 1]), tree, num_classes=3)
 
 
-@pytest.mark.parametrize("alpha", [[0.2, 0.8], torch.ones(2)], ids=["list", "tensor"])
-def test_an_alpha_of_each_class_is_said_otherwise(alpha) -> None:
+@pytest.mark.parametrize("name", ["alpha", "gamma"])
+def test_a_number_of_each_class_is_a_tensor(name: str) -> None:
     for call in (longtail.sigmoid_focal_loss, longtail.binary_focal_loss):
-        with pytest.raises(TypeError, match=r"expected a number; .* weight=1 - a, pos_weight=a / \(1 - a\)"):
-            call(torch.ones(3, 2), torch.ones(3, 2), alpha=alpha)
+        with pytest.raises(TypeError, match=rf"{name} is a list, expected a number, or a tensor \[C\]"):
+            call(torch.ones(3, 2), torch.ones(3, 2), **{name: [0.2, 0.8]})
 
 
 @pytest.mark.parametrize("name", longtail.functional.__all__)

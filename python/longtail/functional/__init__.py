@@ -8,6 +8,7 @@ from .hierarchical import (
     vocab_parallel_linear_hierarchical_cross_entropy,
 )
 from .linear import linear_cross_entropy
+from .multi_label import asymmetric_loss, distribution_balanced_loss
 from .row_losses import generalized_cross_entropy, poly_cross_entropy, token_weighting
 from .seesaw import seesaw_loss
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
@@ -21,11 +22,13 @@ from .vocab_parallel import (
 )
 
 __all__ = [
+    "asymmetric_loss",
     "binary_focal_loss",
     "class_balanced_loss",
     "complement_cross_entropy",
     "complement_entropy",
     "cross_entropy",
+    "distribution_balanced_loss",
     "focal_loss",
     "generalized_cross_entropy",
     "hierarchical_cross_entropy",

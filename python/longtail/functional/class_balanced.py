@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import check_choice, check_gamma, check_tensors, is_dtensor
 from ..class_balance.weights import Counts, PerClass, effective_number_weight
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..options import REDUCTIONS, SigmoidOptions, sigmoid_request
+from ..options import REDUCTIONS, SIGMOID_INNER, SigmoidOptions, sigmoid_request
 from ..parallel.agreement import refuse_on_mesh
 from ..sigmoid.loss import sigmoid_loss
 from ..signatures import refuse_unknown, with_options_of
@@ -37,7 +37,7 @@ SETS = ("weight", "focal_gamma", "class_weight_by_target")
 _SIGMOID = (*SigmoidOptions._fields, "gradient")
 
 
-@with_options_of(cross_entropy, SigmoidOptions, without=["size_average", "reduce", *SETS])
+@with_options_of(cross_entropy, SigmoidOptions, without=["size_average", "reduce", *SETS, *SIGMOID_INNER])
 def class_balanced_loss(
     input: Tensor,
     target: Tensor,

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
     from .softmax import Keywords
 
-    class SigmoidKeywords(Keywords, total=False):
-        """Keyword arguments of the sigmoid family."""
+    class ElementKeywords(Keywords, total=False):
+        """Keyword arguments of the sigmoid family, but for those of the focusing factor."""
 
         ignore_index: int | None
         gradient: str
         class_bias: Tensor | None
+        negative_scale: float
+        label_smoothing: float
+
+    class SigmoidKeywords(ElementKeywords, total=False):
         gamma_negative: float | None
         clip: float
         detach: bool
-        negative_scale: float
-        label_smoothing: float
 
     class SigmoidCrossEntropyKeywords(SigmoidKeywords, total=False):
         class_weight_by_target: bool
@@ -80,9 +82,9 @@ def sigmoid_focal_loss(
         reduction: "none" (a loss for each element, in the inputs' shape), "rows" (summed over the classes), "sum" or
             "mean". The default is torchvision's: of a loss for each element torch refuses ``backward()`` ("grad can be
             implicitly created only for scalar outputs"); train with "mean" or "sum", or reduce it yourself.
-        weight: [C], of each column. Constants, as every vector below. With a target for each element also any shape that
-            broadcasts to the inputs', as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing, another
-            some passes over the losses.
+        weight: [C], of each column. Constants, as every vector below. With a target for each element also any shape
+            that broadcasts to the inputs', as in torch: one along the classes ([1, C], [C, 1, 1]) costs nothing,
+            another some passes over the losses.
         class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
             class-balanced paper has it; class indices only.
         pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``; other

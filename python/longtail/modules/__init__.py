@@ -4,7 +4,13 @@ from .class_balanced import ClassBalancedLoss
 from .hierarchical import HierarchicalCrossEntropyLoss
 from .linear import LinearCrossEntropyLoss
 from .seesaw import SeesawLoss
-from .sigmoid import BinaryFocalLoss, SigmoidCrossEntropyLoss, SigmoidFocalLoss
+from .sigmoid import (
+    AsymmetricLoss,
+    BinaryFocalLoss,
+    DistributionBalancedLoss,
+    SigmoidCrossEntropyLoss,
+    SigmoidFocalLoss,
+)
 from .softmax import (
     ComplementCrossEntropyLoss,
     ComplementEntropyLoss,
@@ -15,11 +21,13 @@ from .softmax import (
 )
 
 __all__ = [
+    "AsymmetricLoss",
     "BinaryFocalLoss",
     "ClassBalancedLoss",
     "ComplementCrossEntropyLoss",
     "ComplementEntropyLoss",
     "CrossEntropyLoss",
+    "DistributionBalancedLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "HierarchicalCrossEntropyLoss",

@@ -22,7 +22,17 @@ from ..signatures import meant
 
 _DATA = ("input", "target", "inputs", "targets", "linear_weight", "linear_bias")  # never options
 LEGACY = ("size_average", "reduce")  # another way to say the reduction
-_VECTORS = ("weight", "class_bias", "class_margin", "class_scale", "target_scale", "class_mitigation", "pos_weight")
+_VECTORS = (
+    "weight",
+    "class_bias",
+    "class_margin",
+    "class_scale",
+    "target_scale",
+    "class_mitigation",
+    "pos_weight",
+    "inverse_counts",
+)
+_NUMBERS_OR_VECTORS = ("alpha", "gamma")
 _PERSISTENT = inspect.Parameter("persistent", inspect.Parameter.KEYWORD_ONLY, default=True, annotation="bool")
 
 
@@ -106,7 +116,7 @@ class Loss(nn.Module):
         self._defaults = defaults
         for name, default in defaults.items():
             value = options.get(name, default)
-            if name in _VECTORS:
+            if name in _VECTORS or (name in _NUMBERS_OR_VECTORS and isinstance(value, Tensor)):
                 self._check(name, value)
                 self.register_buffer(name, value, persistent=self.persistent)
             else:
@@ -126,7 +136,7 @@ class Loss(nn.Module):
             self.register_buffer(name, self._buffers[name], persistent=value)
 
     def _class_vectors(self) -> list[str]:
-        return [name for name in _VECTORS if name in self._buffers]
+        return [name for name in (*_VECTORS, *_NUMBERS_OR_VECTORS) if name in self._buffers]
 
     def _load_from_state_dict(
         self,
@@ -148,6 +158,12 @@ class Loss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__.get("_defaults", ()):
             self._check(name, value)
+            if name in _NUMBERS_OR_VECTORS and isinstance(value, Tensor) != (name in self._buffers):
+                if hasattr(self, name):
+                    delattr(self, name)
+                if isinstance(value, Tensor):
+                    self.register_buffer(name, value, persistent=self.persistent)
+                    return
         super().__setattr__(name, value)
 
     def _check(self, name: str, value: Any) -> None:
@@ -160,6 +176,8 @@ class Loss(nn.Module):
                 arguments.check_tensors(**{name: value})
                 if not value.is_floating_point():
                     raise ArgumentTypeError(f"{name} has dtype {value.dtype}, expected a floating point dtype")
+        elif name in _NUMBERS_OR_VECTORS and isinstance(value, Tensor) and value.dim() > 0:
+            self._call_on_nothing(**{"reduction": "sum", name: torch.empty(1, dtype=value.dtype, device="meta")})
         elif name == "normalizer" and isinstance(value, Tensor):
             arguments.check_normalizer(value, "mean", ())
         else:
@@ -186,7 +204,7 @@ class Loss(nn.Module):
         return {
             name: value
             for name, value in self._options().items()
-            if name not in _VECTORS and (name in named or differ(value, self._defaults[name]))
+            if name not in self._buffers and (name in named or differ(value, self._defaults[name]))
         }
 
     def extra_repr(self) -> str:

@@ -132,7 +132,7 @@ class SigmoidOptions(NamedTuple):
             return self
         names = tuple(_GIVEN_AS.get(name, name) for name in SIGMOID_VECTORS)
         found = checked_vectors(names, vectors, input, rows, num_classes, dtype)
-        options = SigmoidOptions(*found, bool(by_target), ignore_index, *numbers)
+        options = SigmoidOptions(*(*found, bool(by_target), ignore_index, *numbers))
         _check_values("alpha", options.class_alpha, 1.0)
         _check_values("gamma", options.class_gamma, torch.inf)
         return options

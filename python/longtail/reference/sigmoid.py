@@ -164,8 +164,8 @@ def sigmoid_elements(logits: Tensor, target: Tensor, **options: Any) -> Element:
     weight, pos_weight: [C]; sample_weight: [N]; class_weight_by_target: the weight of a row's target class multiplies
     the whole row. ignore_index: rows, or elements, with this target do not count. The rest as in
     :func:`longtail.sigmoid_focal_loss`, but off by default; alpha and gamma of each class are ``class_alpha`` and
-    ``class_gamma``. inverse_counts [C], up to a factor, and rebalance_*: what :func:`longtail.distribution_balanced_loss`
-    weights elements by. Arithmetic is float64 for float64 logits, else float32.
+    ``class_gamma``. inverse_counts [C], up to a factor, and rebalance_*: what elements are weighted by in
+    :func:`longtail.distribution_balanced_loss`. Arithmetic is float64 for float64 logits, else float32.
     """
     refuse_unknown(sigmoid_elements, options)
     return option_elements(logits, target, SigmoidOptions(**options))

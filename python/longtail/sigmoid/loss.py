@@ -198,7 +198,7 @@ def _of_elements(
         (loss,) = found(options, Request("none", None, request.gradient))
         loss = at.restore(loss)
     else:
-        # An affine function of pos_weight: at 0 the negative terms are left, and beside so large a number they are lost.
+        # An affine function of pos_weight: at 0 the negative terms are left, beside so large a number they are lost.
         dtype = arithmetic_dtype(input.dtype)
         large, ones = 2.0 ** (300 if dtype == torch.float64 else 40), input.new_ones(at.logits.shape[1], dtype=dtype)
         rest, positive = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ NOTHING = OverElements()
 def over_elements(options: SigmoidOptions, input: Tensor, dtype: torch.dtype) -> tuple[SigmoidOptions, OverElements]:
     """``options`` whose weights are vectors of classes, and the weights that are none."""
     beside: dict[str, Tensor] = {}
-    vectors: dict[str, Tensor | None] = {}
+    vectors: dict[str, Any] = {}
     for name in OverElements._fields:
         value = getattr(options, name)
         if value is None:
