@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..arguments import check_choice, check_integer, check_number
-from ..class_balance.counting import Array, check_positive_int, class_counts, integer_labels
+from ..class_balance.arrays import Array, check_positive_int, integer_labels
+from ..class_balance.counting import class_counts
 from ..class_balance.weights import effective_number
 from ..parallel.ranks import rank_and_world_size
 
