@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20  # elements that are weighted at a time: 4 MiB as float32
+CHUNK = 1 << 18  # elements that are weighted at a time: 1 MiB as float32, which caches hold
+LAUNCHES = 64  # times as many where each step is a launch
 
 
 def row_weights(target: Tensor, weight: Tensor, mode: str, ignore_index: int | None = None) -> Tensor:
@@ -21,23 +20,23 @@ def row_weights(target: Tensor, weight: Tensor, mode: str, ignore_index: int | N
     bare = torch.where(positive, weight, torch.inf).amin()
     bare = torch.where(positive.any(), bare, 0.0)
     found = []
-    for rows in _parts(target):
+    for rows in target.split(_step(target, 0)):
         weighted, plain = _joined(rows, weight, mode, ignore_index)
         found.append(torch.where(plain == 0, bare, weighted / torch.where(plain == 0, 1.0, plain)))
     return torch.cat(found)
 
 
-def _parts(target: Tensor) -> Iterator[Tensor]:
-    """Rows of the first dimension together, as many as a chunk holds."""
-    step = len(target) if torch.compiler.is_compiling() else CHUNK // max(1, target[:1].numel())
-    return iter(target.split(max(1, step)))
+def _step(target: Tensor, dim: int) -> int:
+    """How much of a dimension a chunk holds; all of it where a compiler fuses the steps."""
+    if torch.compiler.is_compiling():
+        return max(1, target.shape[dim])
+    chunk = CHUNK if target.device.type == "cpu" else LAUNCHES * CHUNK
+    return max(1, chunk // max(1, target.narrow(dim, 0, min(1, target.shape[dim])).numel()))
 
 
 def _joined(rows: Tensor, weight: Tensor, mode: str, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """The sum or largest of ``y_j w_j``, and of ``y_j``, over the classes, a chunk of them at a time."""
-    classes = rows.shape[1]
-    beside = rows[:, :1].numel()
-    step = classes if torch.compiler.is_compiling() else max(1, CHUNK // max(1, beside))
+    step = _step(rows, 1)
     shape = (1, -1, *(1,) * (rows.dim() - 2))
     weighted = plain = None
     for y, w in zip(rows.split(step, 1), weight.split(step), strict=True):
