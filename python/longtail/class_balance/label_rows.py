@@ -25,6 +25,9 @@ class LabelRows(NamedTuple):
     shape: tuple[int, int]
     """N, and the number of classes: of lists one more than the largest label."""
 
+    def cpu(self) -> LabelRows:
+        return LabelRows(self.rows.cpu(), self.classes.cpu(), self.values.cpu(), self.ignored.cpu(), self.shape)
+
     def of_classes(self, values: Tensor, num_classes: int) -> Tensor:
         """Sums of the entries' ``values`` by class."""
         return values.new_zeros(num_classes).index_add_(0, self.classes, values)
