@@ -81,8 +81,7 @@ def rows_of_lists(lists: Sequence[Any], num_classes: int | None, ignore_index: i
             f"targets[{rows[place]}] has label {labels[place]}, which is out of range, expected {expected}"
         )
     width = int(labels.max()) + 1 if num_classes is None and len(labels) else num_classes or 0
-    _, times = torch.stack([rows, labels]).unique(dim=1, return_counts=True) if len(labels) else (None, labels)
-    if (times > 1).any():
+    if len((rows * width + labels).unique()) < len(labels):
         _refuse_twice(plain, ignore_index)
     return LabelRows(rows, labels, torch.ones_like(labels), labels[:0], (len(plain), width))
 
@@ -108,15 +107,18 @@ def rows_of_sparse(targets: Any, num_classes: int | None, ignore_index: int | No
     if len(shape) != 2 or (num_classes is not None and shape[1] != num_classes):
         width = "C" if num_classes is None else num_classes
         raise TypeError(f"targets are sparse of shape {list(shape)}, expected multi-hot rows of shape [N, {width}]")
+    once = False
     if isinstance(targets, Tensor):
         found = targets.detach()
         found = found if found.layout == torch.sparse_coo else found.to_sparse_coo()
         if found.dense_dim():
             raise TypeError(f"targets have {found.dense_dim()} dense dimensions, expected a sparse matrix of numbers")
-        (rows, classes), values = found._indices(), found._values()
+        (rows, classes), values, once = found._indices(), found._values(), found.is_coalesced()
     else:
         found = targets.tocoo()
         rows, classes, values = (from_numpy(x) for x in (found.row, found.col, found.data))
+    if not once:
+        rows, classes, values = _summed(rows, classes, values, shape[1])
     return _checked_rows(rows, classes, values, shape, ignore_index)
 
 
@@ -133,19 +135,27 @@ def rows_of_dense(targets: Any, ignore_index: int | None = None) -> LabelRows:
     return _checked_rows(rows, classes, y[rows, classes], tuple(y.shape), ignore_index)
 
 
+def _summed(rows: Tensor, classes: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each place once: several entries of one stand for their sum, of bools for whether one is set."""
+    is_bool = values.dtype == torch.bool
+    values = _wide(values)
+    places, which = (rows * width + classes).unique(return_inverse=True)
+    if len(places) == len(values):
+        return rows, classes, values
+    sums = values.new_zeros(len(places)).index_add_(0, which, values)
+    return places // width, places % width, sums.clamp(max=1) if is_bool else sums
+
+
+def _wide(values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise TypeError(f"targets have dtype {values.dtype}, expected real numbers")
+    return values.double() if values.is_floating_point() else values.long()
+
+
 def _checked_rows(
     rows: Tensor, classes: Tensor, values: Tensor, shape: tuple[int, ...], ignore_index: int | None
 ) -> LabelRows:
-    """Each place once: several entries of one stand for their sum, of bools for whether one is set."""
-    if values.is_complex():
-        raise TypeError(f"targets have dtype {values.dtype}, expected real numbers")
-    is_bool = values.dtype == torch.bool
-    values = values.double() if values.is_floating_point() else values.long()
-    places, which = (rows * shape[1] + classes).unique(return_inverse=True)
-    if len(places) < len(values):
-        values = values.new_zeros(len(places)).index_add_(0, which, values)
-        rows, classes = places // shape[1], places % shape[1]
-        values = values.clamp(max=1) if is_bool else values
+    values = _wide(values)
     unknown = torch.zeros_like(values, dtype=torch.bool) if ignore_index is None else values == ignore_index
     wrong = ~(unknown | ((values >= -ROUNDING) & (values <= 1 + ROUNDING)))
     if wrong.any():
