@@ -162,6 +162,12 @@ def test_what_is_refused(targets, exception, message):
         class_counts(targets, 2)
 
 
+def test_zeros_of_a_sparse_matrix_are_not_ignored():
+    with pytest.raises(ValueError, match="ignore_index is 0, which every entry left out of a sparse matrix is"):
+        class_counts(torch.eye(2).to_sparse(), 2, 0)
+    assert class_counts([[0, 1], [0]], 2, 0).tolist() == [0, 1]
+
+
 def test_the_other_aids_refuse_them():
     for targets in (LISTS, torch.eye(3).to_sparse()):
         with pytest.raises((TypeError, ValueError), match="targets"):

@@ -71,6 +71,9 @@ def test_class_counts_of_integers_that_could_be_multi_hot():
             ValueError, match=r"expected targets\.bool\(\) for multi-hot rows, targets\.flatten\(\) for"
         ):
             class_counts(targets, 3)
+    with pytest.raises(ValueError, match=r"could be multi-hot rows or class indices"):
+        class_counts([[0], [0]], 1)
+    assert class_counts([0, 0], 1).tolist() == [2]
     targets = torch.tensor(MULTI_HOT)
     assert class_counts(targets.flatten(), 3).tolist() == [7, 5, 0]
     assert class_counts(targets, 4).tolist() == [7, 5, 0, 0]

@@ -101,12 +101,14 @@ def rows_of_sparse(targets: Any, num_classes: int | None, ignore_index: int | No
 
     Raises:
         TypeError: the shape is another, or the entries are no real numbers.
-        ValueError: an entry, or the sum of those of one place, is not in [0, 1].
+        ValueError: an entry, or the sum of those of one place, is not in [0, 1]; ignore_index is 0.
     """
     shape = tuple(targets.shape)
     if len(shape) != 2 or (num_classes is not None and shape[1] != num_classes):
         width = "C" if num_classes is None else num_classes
         raise TypeError(f"targets are sparse of shape {list(shape)}, expected multi-hot rows of shape [N, {width}]")
+    if ignore_index == 0:
+        raise ValueError("ignore_index is 0, which every entry left out of a sparse matrix is, expected another value")
     once = False
     if isinstance(targets, Tensor):
         found = targets.detach()
@@ -122,7 +124,7 @@ def rows_of_sparse(targets: Any, num_classes: int | None, ignore_index: int | No
     return _checked_rows(rows, classes, values, shape, ignore_index)
 
 
-def rows_of_dense(targets: Any, ignore_index: int | None = None) -> LabelRows:
+def rows_of_dense(targets: Any) -> LabelRows:
     """Of multi-hot rows [N, C], bool or floating point."""
     y = as_tensor(targets)
     multi_hot = y.dtype == torch.bool or y.is_floating_point()
@@ -132,7 +134,7 @@ def rows_of_dense(targets: Any, ignore_index: int | None = None) -> LabelRows:
             "point or sparse), or a list or set of labels for each row"
         )
     rows, classes = y.nonzero().unbind(1)
-    return _checked_rows(rows, classes, y[rows, classes], tuple(y.shape), ignore_index)
+    return _checked_rows(rows, classes, y[rows, classes], tuple(y.shape), None)
 
 
 def _summed(rows: Tensor, classes: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
