@@ -15,6 +15,7 @@ from .class_balance import (
     inverse_frequency_weight,
     ldam_margin,
     logit_adjustment,
+    positive_weight,
     seesaw_mitigation,
     vector_scaling,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "linear_row_statistics",
     "logit_adjustment",
     "poly_cross_entropy",
+    "positive_weight",
     "reference",
     "row_statistics",
     "seesaw_loss",

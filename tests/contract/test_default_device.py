@@ -14,6 +14,7 @@ from accuracies import without_torchmetrics
 from longtail.training import (
     ClassBalancedSampler,
     DeferredReweighting,
+    MultiLabelSampler,
     StreamingClassFrequency,
     long_tailed_indices,
 )
@@ -47,6 +48,12 @@ MADE: dict[str, Callable[[], Any]] = {
     "counts of a list": lambda: longtail.class_counts(TARGET.tolist(), 3),
     "counts of an array": lambda: longtail.class_counts(TARGET.numpy(), 3),
     "counts of batches": lambda: longtail.class_counts(iter([TARGET]), 3),
+    "counts of lists of labels": lambda: longtail.class_counts([[0], [2, 1], []], 3),
+    "positive weights": lambda: longtail.positive_weight(COUNTS, 20, empty="clamp"),
+    "rows with several labels": lambda: list(MultiLabelSampler([[0], [2, 1], []])),
+    "several labels with replacement": lambda: list(
+        MultiLabelSampler([[0], [2, 1], []], "square_root", replacement=True)
+    ),
     "over-sampling": lambda: sampled("oversample"),
     "sampling with replacement": lambda: sampled("square_root", replacement=True),
     "subset": lambda: long_tailed_indices([0, 0, 1, 1], 2, generator=torch.Generator("cpu").manual_seed(0)),

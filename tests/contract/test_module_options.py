@@ -116,6 +116,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "volume": (7.0, 0.5),
     "empty": ("clamp", "ignore"),
     "loss": ("focal", "hinge"),
+    "multi_label": ("row_max", "rows"),
     "element_weight": (VECTOR, None),
     "focus": (1.0, None),
 }

@@ -293,12 +293,11 @@ def test_dtensors_of_a_hierarchy(name: str) -> None:
             FUNCTIONS[name][0](data, **{argument: DTensor.from_local(torch.ones(count), mesh, [Replicate()])})
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "focal", "softmax_focal"])
-def test_class_balanced_loss_names_its_own_arguments(loss: str) -> None:
+def test_class_balanced_loss_names_its_own_arguments() -> None:
     data = tensors()
     for call in (longtail.class_balanced_loss, lambda z, y, n, *rest: longtail.ClassBalancedLoss(n, *rest)(z, y)):
         with pytest.raises(ValueError, match=r"target has the input's shape.*class indices") as error:
-            call(data["z"], data["y"], COUNTS, 0.9, loss)
+            call(data["z"], data["y"], COUNTS, 0.9, "softmax_focal")
         assert "class_weight_by_target" not in str(error.value)
         assert "focal_gamma" not in str(error.value)
 

@@ -39,3 +39,9 @@ def hierarchical(input: Tensor, weight: Tensor, target: Tensor, tree: longtail.H
         longtail.vocab_parallel_linear_hierarchical_cross_entropy(input, weight, target, tree, chunk_size=8), Tensor
     )
     longtail.linear_hierarchical_cross_entropy(input, weight, target, [0, 1])  # type: ignore[arg-type]
+
+
+def counts(target: Tensor) -> None:
+    assert_type(longtail.class_counts(target, 3), Tensor)
+    assert_type(longtail.class_counts([[0, 1], [2]], 3, return_totals=True), tuple[Tensor, Tensor])
+    assert_type(longtail.positive_weight([1, 2], target, empty="clamp"), Tensor)

@@ -162,6 +162,7 @@ def statistics(rank: int | None) -> dict[str, Any]:
         "counts": longtail.class_counts(shard, CLASSES, reduce=True),
         "rows": longtail.class_counts([[0, 1, 1], [0 if rank == 0 else 2, 0, 0]], 3, reduce=True).tolist(),
         "many counts": longtail.class_counts(shard * 700, 700 * CLASSES, reduce=True),
+        "totals": longtail.class_counts([{0}, {1, 2}, set()][rank:], 3, reduce=True, return_totals=True),
         "frequency": stats.frequency(),
         "num_targets": stats.num_targets,
         "scores": scores,
@@ -194,6 +195,7 @@ def faults(rank: int) -> dict[str, Callable[[], Any]]:
         "num_classes's type": lambda: count([0], CLASSES if rank else "five", reduce=True),  # type: ignore[arg-type]
         "ignore_index": lambda: count([0], CLASSES, -rank, reduce=True),
         "ignore_index's type": lambda: count([0], CLASSES, "a" if rank else 1, reduce=True),  # type: ignore[arg-type]
+        "return_totals": lambda: count([0], CLASSES, reduce=True, return_totals=bool(rank)),  # type: ignore[call-overload]
         "rows of 0 and 1": lambda: count(torch.eye(CLASSES, dtype=torch.int64), CLASSES, reduce=True),
         "group": lambda: count([0], CLASSES, reduce=True, group="data"),  # type: ignore[arg-type]
         "call": lambda: frequency(2).update([0], reduce=True) if rank else count([0], 2, reduce=True),  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ betas = st.one_of(st.sampled_from([0.0, 0.9, 0.99, 0.999, 0.9999, 1.0]), st.floa
 FROM_COUNTS = {
     "effective_number_weight": lambda n, **kw: cb.effective_number_weight(n, 0.999, **kw),
     "inverse_frequency_weight": cb.inverse_frequency_weight,
+    "positive_weight": lambda n, **kw: cb.positive_weight(n, 10**9, 0.25, **kw),
     "logit_adjustment": cb.logit_adjustment,
     "ldam_margin": cb.ldam_margin,
     "cdt_scale": lambda n, **kw: cb.cdt_scale(n, 0.3, **kw),
@@ -29,7 +30,7 @@ FROM_COUNTS = {
     "vector_scaling": lambda n, **kw: cb.vector_scaling(n, 0.2, 0.0, **kw)["class_scale"],
 }
 ALL = {"effective_number": lambda n, **kw: cb.effective_number(n, 0.999, **kw), **FROM_COUNTS}
-WITH_ZERO = ["effective_number_weight", "inverse_frequency_weight", "ldam_margin"]
+WITH_ZERO = ["effective_number_weight", "inverse_frequency_weight", "positive_weight", "ldam_margin"]
 
 
 @pytest.fixture(params=ALL.values(), ids=ALL.keys())
@@ -316,6 +317,7 @@ def test_wrong_dtype(function, dtype):
         (lambda value: cb.effective_number([1, 2], value), "beta"),
         (lambda value: cb.effective_number_weight([1, 2], value), "beta"),
         (lambda value: cb.inverse_frequency_weight([1, 2], value), "power"),
+        (lambda value: cb.positive_weight([1, 2], 9, value), "power"),
         (lambda value: cb.logit_adjustment([1, 2], value), "tau"),
         (lambda value: cb.ldam_margin([1, 2], value), "max_margin"),
         (lambda value: cb.cdt_scale([1, 2], value), "gamma"),

@@ -57,7 +57,7 @@ def test_class_counts_of_what_is_not_integer(targets):
         class_counts(targets, 2)
 
 
-@pytest.mark.parametrize("targets", [["cat", "dog"], [[0, 1], [2]], 3, None])
+@pytest.mark.parametrize("targets", [["cat", "dog"], [[0, 1], 2], 3, None])
 def test_class_counts_of_what_is_no_tensor(targets):
     with pytest.raises(TypeError, match=r"targets make no tensor \(.*\), expected integers"):
         class_counts(targets, 2)
@@ -151,8 +151,6 @@ class Sharded(torch.Tensor):
 def test_class_counts_of_tensors_that_are_not_plain():
     with pytest.raises(TypeError, match=r"targets are a DTensor, expected targets\.full_tensor\(\)"):
         class_counts(torch.tensor([0]).as_subclass(Sharded), 3)
-    with pytest.raises(TypeError, match=r"expected torch\.strided"):
-        class_counts(torch.eye(3).to_sparse(), 3)
     nested = torch.nested.as_nested_tensor([torch.tensor([0, 1]), torch.tensor([2])], layout=torch.jagged)
     with pytest.raises(TypeError, match="targets is a nested tensor"):
         class_counts(nested, 3)

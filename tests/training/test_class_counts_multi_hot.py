@@ -64,16 +64,20 @@ def test_class_counts_of_integers_that_could_be_multi_hot():
         np.array(MULTI_HOT),
         MULTI_HOT,
         iter(torch.tensor(MULTI_HOT).split(1)),
+        torch.tensor(MULTI_HOT)[:, :, None, None].expand(4, 3, 2, 2),
         DataLoader(TensorDataset(torch.tensor(MULTI_HOT), torch.tensor(MULTI_HOT)), batch_size=3),
     ):
         with pytest.raises(
             ValueError, match=r"expected targets\.bool\(\) for multi-hot rows, targets\.flatten\(\) for"
         ):
             class_counts(targets, 3)
+    with pytest.raises(ValueError, match=r"could be multi-hot rows or class indices"):
+        class_counts([[0], [0]], 1)
+    assert class_counts([0, 0], 1).tolist() == [2]
     targets = torch.tensor(MULTI_HOT)
     assert class_counts(targets.flatten(), 3).tolist() == [7, 5, 0]
     assert class_counts(targets, 4).tolist() == [7, 5, 0, 0]
-    assert class_counts(targets[None], 4).tolist() == [7, 5, 0, 0]
+    assert class_counts(targets[None], 5).tolist() == [7, 5, 0, 0, 0]
     assert class_counts([[0, 1, 0], [1, 2, 0]], 3).tolist() == [3, 2, 1]
     unlucky = torch.tensor([[0, 1, 1], [0, 0, 0]])
     assert class_counts(iter([unlucky, torch.tensor([[0, 2, 0]])]), 3).tolist() == [6, 2, 1]

@@ -42,6 +42,8 @@ def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
         assert_same(rank["counts"], alone["counts"])
     assert_same(seen[0]["group"], longtail.class_counts(training_ranks.data()[1][:, :3], training_ranks.CLASSES))
 
+    for rank in seen:
+        assert [x.tolist() for x in rank["totals"]] == [[1, 2, 2], [5, 5, 5]], "3 rows and 2"
     assert seen[0]["rows"] == seen[1]["rows"] == [7, 4, 1], "no rank's rows alone are taken for multi-hot ones"
     many = torch.zeros(training_ranks.CLASSES, 700, dtype=torch.int64)
     many[:, 0] = alone["counts"]
@@ -55,6 +57,7 @@ def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
         ("target", "IndexError", r"rank 1: targets\[1\] = 5 is out of range, expected 0 to 4"),
         ("dtype", "TypeError", "rank 0: targets have dtype torch.float32, expected integers, or multi-hot"),
         ("loader", "OSError", "rank 1: .*no such sector"),
+        ("return_totals", "ArgumentValueError", "ranks disagree on return_totals: 0 on rank 0, 1 on rank 1"),
         ("num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5 on rank 0, 6 on rank 1"),
         ("many num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5000 on rank 0, 5 on rank 1"),
         ("num_classes's type", "TypeError", "rank 0: num_classes is a str, expected an int"),

@@ -8,6 +8,7 @@ from .weights import (
     inverse_frequency_weight,
     ldam_margin,
     logit_adjustment,
+    positive_weight,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "inverse_frequency_weight",
     "ldam_margin",
     "logit_adjustment",
+    "positive_weight",
     "seesaw_mitigation",
     "vector_scaling",
 ]

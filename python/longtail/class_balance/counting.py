@@ -5,15 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ..arguments import ROUNDING, check_integer, check_tensors, is_dtensor, shown
 from ..parallel.ranks import checked_sum, group_or_alone
+from .arrays import (
+    Array,
+    as_tensor,
+    check_ignore_index,
+    check_positive_int,
+    is_numpy,
+    is_sparse,
+    split_mask,
+    target_of,
+)
+from .chunks import count_indices, sum_chunk
+from .label_rows import LabelRows, label_lists, rows_of_lists, rows_of_sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,13 +33,47 @@ if TYPE_CHECKING:
 CHUNK = 1 << 22  # elements converted and counted at a time: 32 MiB as int64
 
 
-class Array(Protocol):
-    """A numpy array, a pandas series, or whatever else turns itself into a list."""
-
-    def tolist(self) -> Any: ...
-
-
 Targets: TypeAlias = Tensor | Sequence[Any] | Array | DataLoader[Any] | Iterator[Any]
+
+
+class Counted(NamedTuple):
+    """Of each class: its targets, and those that say whether it is there."""
+
+    counts: Tensor
+    totals: Tensor
+    rows: bool
+    """Whether all are of integers in the shape of multi-hot rows."""
+
+    def add(self, other: Counted) -> Counted:
+        """The sum, on this one's device."""
+        counts, totals = (mine + its.to(mine.device) for mine, its in zip(self[:2], other[:2], strict=True))
+        return Counted(counts, totals, self.rows and other.rows)
+
+
+@overload
+def class_counts(
+    targets: Targets,
+    num_classes: int,
+    ignore_index: int | None = None,
+    *,
+    get_target: Callable[[Any], Any] | None = None,
+    return_totals: Literal[False] = False,
+    reduce: bool = False,
+    group: ProcessGroup | DeviceMesh | None = None,
+) -> Tensor: ...
+
+
+@overload
+def class_counts(
+    targets: Targets,
+    num_classes: int,
+    ignore_index: int | None = None,
+    *,
+    get_target: Callable[[Any], Any] | None = None,
+    return_totals: Literal[True],
+    reduce: bool = False,
+    group: ProcessGroup | DeviceMesh | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def class_counts(
@@ -36,51 +81,64 @@ def class_counts(
     num_classes: int,
     ignore_index: int | None = None,
     *,
-    get_target: Callable[[Any], Tensor | Sequence[Any] | Array] | None = None,
+    get_target: Callable[[Any], Any] | None = None,
+    return_totals: bool = False,
     reduce: bool = False,
     group: ProcessGroup | DeviceMesh | None = None,
-) -> Tensor:
-    """Number of targets of each class, [num_classes], on the device of ``targets`` (loaders: the CPU).
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Number of targets of each class, [num_classes], on the device of ``targets`` (loaders and lists: the CPU).
 
-    Integers are class indices, and their counts int64. Floating-point or bool targets (N, C) or (N, C, d1, ...) with
-    ``C = num_classes`` are multi-hot: their sums over all dimensions but the classes', float64 of floating-point
-    targets (0, 1, or soft in between; 1e-3 beyond counts as rounded), int64 of bools. Integers (N, C) that hold nothing
-    but 0 and 1, in all batches of a loader and on all ranks, could be either, and are refused: ``targets.bool()`` is
-    multi-hot, ``targets.flatten()`` indices.
+    Integers are class indices, and their counts int64. Several labels a row, C = num_classes, are one of
+
+    - floating-point or bool targets (N, C) or (N, C, d1, ...), multi-hot: their sums over all dimensions but the
+      classes', float64 of floating-point targets (0, 1, or soft in between; 1e-3 beyond counts as rounded), int64 of
+      bools;
+    - sparse matrices (N, C) of torch (COO, CSR, ...) or scipy, of any real dtype, likewise;
+    - a list, set, tensor or array of class indices for each row, ``[[3, 7], [], [1]]``, each label once in its row.
+
+    Integers (N, C) or (N, C, d1, ...) that hold nothing but 0 and 1, in all batches of a loader and on all ranks, could
+    be multi-hot or indices, and are refused: ``targets.bool()`` is multi-hot, ``targets.flatten()`` indices, and sets
+    of integers labels.
 
     Tensors and numpy arrays of any integer dtype and shape are read a chunk at a time, so that token files larger than
     memory can be counted: ``class_counts(numpy.memmap("train.bin", dtype="uint16", mode="r"), vocab_size)``. Masked
     entries of ``numpy.ma`` and ``torch.masked`` are not counted.
 
     Args:
-        targets: integers of any shape, or multi-hot rows; a tensor, sequence or array. Or a ``DataLoader`` or an
-            iterator, whose batches are gone through once.
+        targets: integers of any shape, or several labels a row; a tensor, sequence, array or sparse matrix. Or a
+            ``DataLoader`` or an iterator, whose batches are gone through once.
         num_classes: at least 1.
-        ignore_index: a value that is not counted, of multi-hot rows too, or None.
+        ignore_index: a value that is not counted, of multi-hot rows and lists of labels too, or None.
         get_target: takes the targets out of a batch of a loader. Default: the second of a tuple or list, "labels" of
-            a mapping, a tensor or array itself.
+            a mapping, a tensor, array or sparse matrix itself.
+        return_totals: also how many targets say whether a class is there or not, [num_classes], int64: of class indices
+            and lists of labels their number (of rows), the same for all classes; of multi-hot rows the elements that
+            are not ignored. For :func:`longtail.positive_weight`.
         reduce: add up over the ranks of ``group`` (a collective call), each having counted its own shard. A process
             without ``torch.distributed`` is alone. What one rank refuses, or its loader raises, every rank raises:
             "rank 1: ...".
         group: default all ranks; a process group or a 1-d DeviceMesh.
 
+    Returns:
+        The counts; with ``return_totals`` the pair of counts and totals.
+
     Raises:
         IndexError: a class index is out of range; names the first one and its place.
         TypeError: the targets are neither integers nor multi-hot, or there is no telling where a batch has them; they
-            are a mapping, a set or a ``Dataset``; ``group`` is no process group.
-        ValueError: a multi-hot target is not in [0, 1]; integers (N, C) hold nothing but 0 and 1; the ranks disagree on
-            ``num_classes`` or ``ignore_index``; this process is not in ``group``.
+            are a mapping, a set or a ``Dataset``; a sparse matrix has another shape; ``group`` is no process group.
+        ValueError: a multi-hot target is not in [0, 1]; a row has a label twice; integers (N, C) hold nothing but 0 and
+            1, or with ``return_totals`` have several dimensions; the ranks disagree on ``num_classes``,
+            ``ignore_index`` or ``return_totals``; this process is not in ``group``.
     """
-    if reduce:
-        counts, rows = _counts_of_ranks(targets, num_classes, ignore_index, get_target, group_or_alone(group))
-    else:
-        counts, rows = _local_counts(targets, num_classes, ignore_index, get_target)
+    given = (targets, num_classes, ignore_index, get_target, bool(return_totals))
+    counts, totals, rows = _counts_of_ranks(*given, group_or_alone(group)) if reduce else _local_counts(*given)
     if rows and counts[:2].any() and not counts[2:].any():
         raise ValueError(
             f"targets are integers of shape [N, {num_classes}] that hold nothing but 0 and 1, which could be multi-hot "
-            "rows or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices"
+            "rows or class indices: expected targets.bool() for multi-hot rows, targets.flatten() for class indices, "
+            "sets for lists of labels"
         )
-    return counts
+    return (counts, totals) if return_totals else counts
 
 
 def _counts_of_ranks(
@@ -88,87 +146,47 @@ def _counts_of_ranks(
     num_classes: int,
     ignore_index: int | None,
     get_target: Callable[[Any], Any] | None,
+    return_totals: bool,
     group: ProcessGroup | None,
-) -> tuple[Tensor, bool]:
+) -> Counted:
     """What :func:`_local_counts` returns, of all ranks together."""
     part: Tensor | Exception
     device, options = torch.device("cpu"), {}
     try:
-        counts, rows = _local_counts(targets, num_classes, ignore_index, get_target)
-        device, options = counts.device, options_of_ranks("class_counts", num_classes, ignore_index)
+        counts, totals, rows = _local_counts(targets, num_classes, ignore_index, get_target, return_totals)
+        device = counts.device
+        others = {"return_totals": int(return_totals)}
+        options = options_of_ranks("class_counts", num_classes, ignore_index, **others)
         # On a rank without batches the counts are neither soft nor of anything but rows. They are exact to 2^53.
         kind = torch.tensor([counts.is_floating_point(), not rows], dtype=torch.float64, device="cpu")
-        part = torch.cat([counts.cpu().double(), kind])
+        sums = [counts, totals] if return_totals else [counts]
+        part = torch.cat([*(x.cpu().double() for x in sums), kind])
     except Exception as error:
         part = error
     total = checked_sum(part, options, group, torch.device("cpu"))
     soft, other = (total[-2:] > 0).tolist()
-    return total[:-2].to(device, torch.float64 if soft else torch.int64), not other
+    counts = total[:num_classes].to(device, torch.float64 if soft else torch.int64)
+    return Counted(counts, total[num_classes:-2].to(device, torch.int64), not other)
 
 
 def _local_counts(
-    targets: Targets, num_classes: int, ignore_index: int | None, get_target: Callable[[Any], Any] | None
-) -> tuple[Tensor, bool]:
-    """Counts of this process alone, and whether all are of integers in the shape of multi-hot rows."""
+    targets: Targets,
+    num_classes: int,
+    ignore_index: int | None,
+    get_target: Callable[[Any], Any] | None,
+    return_totals: bool,
+) -> Counted:
+    """Of this process alone."""
     check_positive_int("num_classes", num_classes)
     check_ignore_index(ignore_index)
-    if isinstance(targets, DataLoader | Iterator):
-        counts, rows = torch.zeros(num_classes, dtype=torch.int64, device="cpu"), True
-        for batch in targets:
-            found = get_target(batch) if get_target is not None else _target_of(batch)
-            of_batch, as_rows = _counts(found, num_classes, ignore_index)
-            counts, rows = counts + of_batch.cpu(), rows and as_rows
-    else:
-        counts, rows = _counts(targets, num_classes, ignore_index)
-    return counts, rows
-
-
-def integer_labels(targets: Tensor | Sequence[int] | Array) -> Tensor:
-    """Targets of any kind as an int64 tensor of the same shape."""
-    labels = _as_tensor(targets)
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"targets have dtype {labels.dtype}, expected integers")
-    return labels.to(torch.int64)
-
-
-def _as_tensor(targets: Tensor | Sequence[Any] | Array) -> Tensor:
-    """Targets of any kind as a tensor of the same shape; arrays of integers as int64."""
-    if _is_masked(targets):
-        raise TypeError(f"targets are a {type(targets).__name__}, expected none with masked entries")
-    if isinstance(targets, Tensor):
-        check_tensors(targets=targets)
-        if is_dtensor(targets):
-            raise TypeError("targets are a DTensor, expected targets.full_tensor(), or its shard with reduce=True")
-        return targets.detach()
-    if _is_numpy(targets):
-        return _from_numpy(targets)
-    # What makes a list of its keys (pandas' frames too), has no order, or pairs its targets with inputs.
-    keyed = isinstance(targets, Mapping) or (hasattr(targets, "keys") and not hasattr(targets, "tolist"))
-    if keyed or isinstance(targets, Set | Dataset):
-        raise TypeError(
-            f"targets are a {type(targets).__name__}, expected the targets themselves: a tensor, array or sequence, or "
-            "a DataLoader"
-        )
-    try:
-        plain = targets.tolist() if hasattr(targets, "tolist") else list(targets)
-        return torch.tensor(plain, dtype=None if plain != [] else torch.int64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"targets make no tensor ({error}), expected integers") from error
-
-
-def check_positive_int(name: str, value: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
-    number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{name} is {shown(number)}, expected at least 1")
-    if number > 2**63 - 1:
-        raise ValueError(f"{name} is {shown(number)}, expected at most {2**63 - 1}")
-
-
-def check_ignore_index(value: int | None) -> None:
-    if value is not None:
-        check_integer("ignore_index", value, expected="an int or None")
+    if not isinstance(targets, DataLoader | Iterator):
+        return _counts(targets, num_classes, ignore_index, return_totals)
+    zeros = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
+    counted = Counted(zeros, zeros, True)
+    for batch in targets:
+        found = get_target(batch) if get_target is not None else target_of(batch)
+        counted = counted.add(_counts(found, num_classes, ignore_index, return_totals))
+    return counted
 
 
 def options_of_ranks(call: str, num_classes: int, ignore_index: int | None, **others: Any) -> dict[str, Any]:
@@ -177,34 +195,57 @@ def options_of_ranks(call: str, num_classes: int, ignore_index: int | None, **ot
     return {"the call": call, "num_classes": operator.index(num_classes), "ignore_index": ignored, **others}
 
 
-def _counts(targets: Any, num_classes: int, ignore_index: int | None) -> tuple[Tensor, bool]:
-    """Counts of one tensor, array or sequence, by chunks.
-
-    And whether they are of integers in the shape of multi-hot rows.
-    """
-    targets, mask, counted = _split_mask(targets)
-    if isinstance(targets, Tensor) or not _is_numpy(targets):
-        targets = _as_tensor(targets)
+def _counts(targets: Any, num_classes: int, ignore_index: int | None, return_totals: bool) -> Counted:
+    """Of one tensor, array, sequence or sparse matrix."""
+    if is_sparse(targets):
+        return _counts_of_rows(rows_of_sparse(targets, num_classes, ignore_index), num_classes, False)
+    lists = label_lists(targets)
+    if lists is not None:
+        lengths = set(map(len, lists))
+        unclear = len(lengths) == 1 and 0 not in lengths and not any(isinstance(row, Set) for row in lists)
+        if unclear and return_totals:  # torch's default_collate makes a tensor of the first labels of all rows, ...
+            raise _unclear_totals([len(lists), *lengths])
+        rows = unclear and lengths == {num_classes}
+        return _counts_of_rows(rows_of_lists(lists, num_classes, ignore_index), num_classes, rows)
+    targets, mask, counted = split_mask(targets)
+    if isinstance(targets, Tensor) or not is_numpy(targets):
+        targets = as_tensor(targets)
     shape = tuple(targets.shape)
     device = targets.device if isinstance(targets, Tensor) else "cpu"
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    counts, totals = (torch.zeros(num_classes, dtype=torch.int64, device=device) for _ in range(2))
     multi_hot = False
     for place in _places(shape):
-        chunk = _as_tensor(targets[place])
-        kept = None if mask is None else _as_tensor(mask[place]) == counted
+        chunk = as_tensor(targets[place])
+        kept = None if mask is None else as_tensor(mask[place]) == counted
         starts = tuple(cut.start for cut in place)
         multi_hot = len(shape) > 0 and (chunk.dtype == torch.bool or chunk.is_floating_point())
         if not multi_hot:
-            counts = counts + count_indices(chunk, num_classes, ignore_index, starts, kept)
+            if return_totals and len(shape) > 1 and chunk.numel():
+                raise _unclear_totals(shape)
+            found = count_indices(chunk, num_classes, ignore_index, starts, kept)
+            counts, totals = counts + found, totals + found.sum()
             continue
         if len(shape) < 2 or shape[1] != num_classes:
             raise TypeError(
                 f"targets have dtype {chunk.dtype}, expected integers, or multi-hot rows of shape [N, {num_classes}]"
             )
-        sums = _sum_chunk(chunk, ignore_index, starts, kept)
+        sums, known = sum_chunk(chunk, ignore_index, starts, kept)
         counts = counts.to(sums.dtype)
         counts[place[1]] += sums
-    return counts, not multi_hot and len(shape) == 2 and shape[1] == num_classes > 1
+        totals[place[1]] += known
+    return Counted(counts, totals, not multi_hot and len(shape) > 1 and shape[1] == num_classes)
+
+
+def _unclear_totals(shape: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"targets are integers of shape {list(shape)}, expected with return_totals targets.flatten() for class "
+        "indices, targets.bool() for multi-hot rows, or for lists of labels a set for each row"
+    )
+
+
+def _counts_of_rows(labels: LabelRows, num_classes: int, rows: bool) -> Counted:
+    ignored = torch.bincount(labels.ignored, minlength=num_classes)
+    return Counted(labels.of_classes(labels.values, num_classes), labels.shape[0] - ignored, rows)
 
 
 def _places(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
@@ -216,85 +257,3 @@ def _places(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     ranges = [range(0, max(1, size), max(1, step)) for size, step in zip(shape, steps, strict=False)]
     for starts in itertools.product(*ranges):
         yield tuple(slice(start, start + step) for start, step in zip(starts, steps, strict=False))
-
-
-def count_indices(
-    targets: Tensor,
-    num_classes: int,
-    ignore_index: int | None,
-    starts: tuple[int, ...] = (),
-    kept: Tensor | None = None,
-) -> Tensor:
-    """Counts of class indices, at ``starts`` of the targets; of those that are ``kept``, default all."""
-    labels = integer_labels(targets)
-    if kept is None:
-        kept = torch.ones_like(labels, dtype=torch.bool)
-    if ignore_index is not None:
-        kept = kept & (labels != ignore_index)
-    wrong = kept & ((labels < 0) | (labels >= num_classes))
-    if wrong.any():
-        raise IndexError(f"{_first(wrong, labels, starts)} is out of range, expected 0 to {num_classes - 1}")
-    return torch.bincount(labels[kept], minlength=num_classes)
-
-
-def _sum_chunk(targets: Tensor, ignore_index: int | None, starts: tuple[int, ...], kept: Tensor | None) -> Tensor:
-    """Sums over everything but the classes, int64 of bools and float64 of floats, at ``starts`` of the targets."""
-    values = targets if targets.dtype == torch.bool else targets.double()
-    if ignore_index is not None:
-        values = values.masked_fill(targets == ignore_index, 0)
-    if kept is not None:
-        values = values.masked_fill(~kept, 0)
-    wrong = ~((values >= -ROUNDING) & (values <= 1 + ROUNDING))
-    if wrong.any():
-        raise ValueError(f"{_first(wrong, values, starts)} is no multi-hot target, expected a number in [0, 1]")
-    if values.is_floating_point():
-        values = values.clamp(0, 1)
-    return values.sum([d for d in range(values.dim()) if d != 1])
-
-
-def _first(wrong: Tensor, values: Tensor, starts: tuple[int, ...]) -> str:
-    """The first wrong value and its place, in targets of which ``values`` are those from ``starts`` on."""
-    position = tuple(wrong.nonzero()[0].tolist())
-    value = values[position].item()
-    if not position:
-        return f"targets = {value}"
-    place = (start + offset for start, offset in itertools.zip_longest(starts, position, fillvalue=0))
-    return f"targets[{', '.join(map(str, place))}] = {value}"
-
-
-def _is_masked(targets: object) -> bool:
-    """Whether it is an array of ``numpy.ma`` or a tensor of ``torch.masked``, neither of which is imported."""
-    return hasattr(targets, "get_mask") or (_is_numpy(targets) and hasattr(targets, "mask"))
-
-
-def _split_mask(targets: Any) -> tuple[Any, Any, bool]:
-    """The data, the mask in their shape or None, and what the mask says of entries that count."""
-    if not _is_masked(targets):
-        return targets, None, True
-    if isinstance(targets, Tensor):
-        return targets.get_data(), targets.get_mask(), True  # type: ignore[attr-defined]
-    return targets.data, targets.mask if targets.mask.shape == targets.shape else None, False
-
-
-def _is_numpy(targets: object) -> bool:
-    """Whether it is a numpy array or scalar; numpy itself is not imported."""
-    return hasattr(targets, "__array_interface__") and hasattr(targets, "astype")
-
-
-def _from_numpy(array: Any) -> Tensor:
-    """A copy as int64, float64 or bool, whatever byte order, strides and write protection the array has."""
-    kinds = {"i": "int64", "u": "int64", "f": "float64", "b": "bool"}
-    if array.dtype.kind not in kinds:
-        raise TypeError(f"targets have dtype {array.dtype}, expected integers")
-    return torch.as_tensor(array.astype(kinds[array.dtype.kind]), device="cpu")
-
-
-def _target_of(batch: Any) -> Any:
-    """The targets of a batch, where they usually are."""
-    if isinstance(batch, Tensor) or _is_numpy(batch):
-        return batch
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return batch["labels"]
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch[1]
-    raise TypeError(f"no targets found in a batch ({type(batch).__name__}), expected get_target= to take them out")

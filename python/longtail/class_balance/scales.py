@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..arguments import check_number, check_tensors
 from ..errors import ArgumentTypeError, ArgumentValueError
-from .weights import Counts, checked_counts, finished, logit_adjustment, without_empty
+from .counts import Counts, checked_counts, finished, without_empty
+from .weights import logit_adjustment
 
 Clamp = Literal["error", "clamp"]
 

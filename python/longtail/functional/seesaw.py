@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_number
+from ..class_balance.counts import Counts
 from ..class_balance.scales import Clamp, seesaw_mitigation
-from ..class_balance.weights import Counts
 from ..signatures import refuse_unknown, with_options_of
 from .class_balanced import checked_on_every_rank
 from .softmax import cross_entropy, with_stats

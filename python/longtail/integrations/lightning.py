@@ -20,7 +20,7 @@ except ImportError as missing:
     except ImportError:
         raise ImportError(f"{missing}; longtail.integrations.lightning needs pip install 'lightning>=2.2'") from missing
 
-from ..class_balance.weights import Counts
+from ..class_balance.counts import Counts
 from ..training import LongTailAccuracy
 from .reweighting import WeightSchedule, set_weight
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice
-from ..class_balance.weights import Counts, PerClass, effective_number_weight, is_number
+from ..class_balance.counts import Counts, PerClass, is_number
+from ..class_balance.weights import effective_number_weight
 from ..functional.class_balanced import CLASS_BALANCED, SETS, balanced, class_balanced_loss
 from ..functional.sigmoid import sigmoid_focal_loss
 from ..functional.softmax import cross_entropy
@@ -22,7 +23,7 @@ def _balanced_options(loss: str) -> dict[str, Any]:
     family = cross_entropy if loss in ("softmax", "softmax_focal") else sigmoid_focal_loss
     passed_on = {name: x for name, x in options_of(family).items() if name not in (*SETS, *LEGACY, "alpha")}
     if family is sigmoid_focal_loss:
-        passed_on["alpha"] = None
+        passed_on |= {"alpha": None, "multi_label": "column"}
     own = options_of(balanced)
     return own | {name: default for name, default in passed_on.items() if name not in own}
 
@@ -34,8 +35,9 @@ _NO_WEIGHT = "weight is None, expected a Tensor [C]; beta = 0 is the unweighted 
 class ClassBalancedLoss(Loss):
     """Class-balanced losses (Cui et al. 2019, eq. 11-13): :func:`longtail.class_balanced_loss`, weights computed once.
 
-    Each row's loss is weighted by ``effective_number_weight(samples_per_class, beta)`` of its class; the mean is over
-    the counted rows, as the paper's code has it, not over the sum of the weights.
+    Each row's loss is weighted by ``effective_number_weight(samples_per_class, beta)`` of its class, or, with a target
+    for each element of "sigmoid" and "focal", each column by its class, as ``multi_label`` says; the mean is over the
+    counted rows, as the paper's code has it, not over the sum of the weights.
 
     Args:
         samples_per_class: training samples of each class, [C].

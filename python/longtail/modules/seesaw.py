@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..arguments import check_number
+from ..class_balance.counts import Counts
 from ..class_balance.scales import Clamp, seesaw_mitigation
-from ..class_balance.weights import Counts
 from ..functional.seesaw import SETS, seesaw_loss
 from ..signatures import with_options_of
 from .softmax import CrossEntropyLoss

@@ -9,6 +9,7 @@ from .complement_objective import (
     SingleForwardComplementObjectiveTraining,
 )
 from .long_tail import long_tailed_counts, long_tailed_indices
+from .multi_label_sampler import MultiLabelSampler
 from .normalized_linear import NormalizedLinear
 from .sampler import ClassBalancedSampler
 from .schedules import ComplementGammaSchedule, DeferredReweighting
@@ -26,6 +27,7 @@ __all__ = [
     "DeferredReweighting",
     "LongTailAccuracy",
     "LongTailScores",
+    "MultiLabelSampler",
     "NormalizedLinear",
     "SingleForwardComplementObjectiveTraining",
     "StreamingClassFrequency",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_number, check_tensors, is_dtensor
-from ..class_balance.counting import check_ignore_index, count_indices
-from ..class_balance.weights import Counts, checked_counts
+from ..class_balance.arrays import check_ignore_index
+from ..class_balance.chunks import count_indices
+from ..class_balance.counts import Counts, checked_counts
 from ..parallel.ranks import checked_sum, group_or_alone
 from ..reference.row_statistics import RowStatistics
 from .scores import LongTailScores, scores_of

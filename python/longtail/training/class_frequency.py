@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_number
-from ..class_balance.counting import (
-    check_ignore_index,
-    check_positive_int,
-    count_indices,
-    integer_labels,
-    options_of_ranks,
-)
+from ..class_balance.arrays import check_ignore_index, check_positive_int, integer_labels
+from ..class_balance.chunks import count_indices
+from ..class_balance.counting import options_of_ranks
+from ..class_balance.counts import PerClass
 from ..class_balance.scales import cdt_scale, immax_scale, seesaw_mitigation
-from ..class_balance.weights import PerClass, effective_number_weight, inverse_frequency_weight, logit_adjustment
+from ..class_balance.weights import effective_number_weight, inverse_frequency_weight, logit_adjustment
 from ..parallel.ranks import checked_sum, group_or_alone
 
 if TYPE_CHECKING:

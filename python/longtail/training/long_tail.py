@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_number
-from ..class_balance.counting import Array, check_positive_int, class_counts, integer_labels
+from ..class_balance.arrays import Array, check_positive_int, integer_labels
+from ..class_balance.counting import class_counts
 
 Profile: TypeAlias = Literal["exponential", "step"]
 

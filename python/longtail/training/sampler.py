@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import math
-import operator
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
-from ..arguments import check_choice, check_integer, check_number
-from ..class_balance.counting import Array, check_positive_int, class_counts, integer_labels
+from ..arguments import check_choice, check_number
+from ..class_balance.arrays import Array, check_positive_int, integer_labels
+from ..class_balance.counting import class_counts
 from ..class_balance.weights import effective_number
-from ..parallel.ranks import rank_and_world_size
+from .epoch_sampler import EpochSampler, quotas, randperm
 
 SamplingMode: TypeAlias = Literal["oversample", "undersample", "square_root", "effective_number"]
 MODES = ("oversample", "undersample", "square_root", "effective_number")
-_STEPS = 1 << 62  # of the random offset
 
 
-class ClassBalancedSampler(Sampler[int]):
+class ClassBalancedSampler(EpochSampler):
     """Indices of a data set, drawn so that each class has a chosen share of every epoch.
 
     ======================  =====================================  ======================================
@@ -73,18 +68,13 @@ class ClassBalancedSampler(Sampler[int]):
         world_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        super().__init__(rank, world_size, seed)
         check_choice("mode", mode, MODES)
         labels = integer_labels(targets).cpu()
         if labels.dim() != 1 or labels.numel() < 1:
             raise ValueError(f"targets have shape {list(labels.shape)}, expected [N] with N >= 1")
         self.mode = mode
         self.replacement = replacement
-        self.rank, self.world_size = rank_and_world_size(rank, world_size)
-        check_integer("seed", seed, high=2**64 - 1)
-        self.seed = operator.index(seed)
-        self.epoch = 0
-        self._gone_through: int | None = None  # the last epoch, unless set_epoch was called since
-        self._warned = False
         counts = class_counts(labels, int(labels.max().clamp(min=0)) + 1)
         present = counts > 0
         self._counts = counts[present]
@@ -100,30 +90,6 @@ class ClassBalancedSampler(Sampler[int]):
         """Expected share of each class in an epoch, float64 [max(targets) + 1], summing to 1."""
         return self._shares.clone()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, an int >= 0, that the next iteration goes through."""
-        check_integer("epoch", epoch, 0)
-        self.epoch = operator.index(epoch)
-        self._gone_through = None
-
-    def __len__(self) -> int:
-        """Samples of this rank."""
-        return self._total // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self.epoch
-        if epoch == self._gone_through and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"ClassBalancedSampler goes through epoch {epoch} once more, the same samples in the same order: call "
-                "set_epoch(epoch) before every epoch",
-                stacklevel=2,
-            )
-        *others, last = self._drawn(epoch)
-        yield from others
-        self._gone_through = epoch  # before the last: who counts batches never asks for the end
-        yield last
-
     def _epoch_length(self, num_samples: int | None) -> int:
         classes, ranks = self._counts.numel(), self.world_size
         once = classes * int(self._counts.min())
@@ -138,43 +104,19 @@ class ClassBalancedSampler(Sampler[int]):
             raise ValueError(f"num_samples is {total}, expected at least world_size = {ranks}")
         return total // ranks * ranks
 
-    def _drawn(self, epoch: int) -> list[int]:
-        """This rank's indices."""
-        generator = torch.Generator("cpu").manual_seed(_mixed(self.seed, epoch))
-        step = int(torch.randint(_STEPS, (), generator=generator, device="cpu"))
+    def _draw_epoch(self, step: int, generator: torch.Generator) -> Tensor:
         drawn, start = [], 0
         for count, quota in zip(self._counts.tolist(), quotas(self._sizes, self._total, step), strict=True):
             drawn.append(self._members[start + self._draw(count, quota, generator)])
             start += count
-        whole = torch.cat(drawn)
-        return whole[_randperm(whole.numel(), generator)][self.rank :: self.world_size].tolist()
+        return torch.cat(drawn)
 
     def _draw(self, count: int, quota: int, generator: torch.Generator) -> Tensor:
         """``quota`` numbers below ``count``."""
         if self.replacement:
             return torch.randint(count, (quota,), generator=generator, device="cpu")
-        rounds = [_randperm(count, generator) for _ in range(-(-quota // count))]
+        rounds = [randperm(count, generator) for _ in range(-(-quota // count))]
         return torch.cat(rounds)[:quota] if rounds else self._members[:0]
-
-
-def quotas(sizes: Sequence[int], total: int, step: int) -> list[int]:
-    """``total`` shared out by size, each share rounded down or up: one offset rounds all the running sums.
-
-    The offset is ``step`` of 2^62. In whole numbers alone, so that nothing drifts: the last sum is the total.
-    """
-    whole = sum(sizes)
-    offset = whole * step // _STEPS
-    ends = [(end * total + offset) // whole for end in itertools.accumulate(sizes)]
-    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    """A seed of 64 bits; their sum would make epoch 1 of a seed epoch 0 of the next."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "little", signed=True)
-
-
-def _randperm(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def _sizes(counts: Tensor, mode: str, beta: float | None) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_number
-from ..class_balance.weights import Counts, Empty, PerClass, effective_number_weight
+from ..class_balance.counts import Counts, Empty, PerClass
+from ..class_balance.weights import effective_number_weight
 
 
 class DeferredReweighting:

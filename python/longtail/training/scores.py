@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..class_balance.counting import class_counts
-from ..class_balance.weights import Counts, checked_counts
+from ..class_balance.counts import Counts, checked_counts
 
 
 class LongTailScores(NamedTuple):
