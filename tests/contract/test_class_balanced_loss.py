@@ -104,7 +104,7 @@ def test_wrong_options() -> None:
 @pytest.mark.parametrize(
     ("loss", "write", "text"),
     [
-        ("focal", {"label_smoothing": 0.1}, "no option label_smoothing with loss='focal'"),
+        ("focal", {"z_loss": 0.1}, "no option z_loss with loss='focal'"),
         ("focal", {"class_weight_by_target": False}, "no option class_weight_by_target with"),
         ("softmax", {"alpha": 0.5}, "no option alpha with loss='softmax'"),
         ("softmax", {"focal_gamma": 0.5}, "no option focal_gamma with loss='softmax'"),

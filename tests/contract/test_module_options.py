@@ -69,6 +69,7 @@ CASES = {
     "SigmoidFocalLoss": Case(longtail.SigmoidFocalLoss, sigmoid_focal),
     "SigmoidCrossEntropyLoss": Case(longtail.SigmoidCrossEntropyLoss, longtail.sigmoid_cross_entropy),
     "BinaryFocalLoss": Case(longtail.BinaryFocalLoss, longtail.binary_focal_loss, *BINARY),
+    "AsymmetricLoss": Case(longtail.AsymmetricLoss, longtail.asymmetric_loss),
     "LinearCrossEntropyLoss": Case(
         partial(longtail.LinearCrossEntropyLoss, 4, CLASSES, linear_weight=PARAMETER), linear, FEATURES
     ),
@@ -98,6 +99,12 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "complement_gamma": (-2.0, "large"),
     "gamma": (0.7, float("nan")),
     "alpha": (0.3, 1.5),
+    "gamma_positive": (0.5, -1.0),
+    "gamma_negative": (3.0, -1.0),
+    "clip": (0.1, 1.0),
+    "detach": (True, "yes"),
+    "negative_scale": (1.5, 0.0),
+    "rebalance_mu": (0.4, "half"),
     "epsilon": (-0.5, "much"),
     "q": (0.4, 1.5),
     "temperature": (0.7, 0.0),
@@ -126,7 +133,7 @@ TOGETHER = {"normalizer": {"reduction": "mean"}, "class_weight_by_target": {"wei
 def takes(case: Case, name: str) -> bool:
     """Whether the function has an option of that name, by its own word."""
     value = VALUES[name][0]
-    value = value[:1] if case.input.dim() == 1 and name in ("weight", "pos_weight") else value
+    value = value[:1] if case.input.dim() == 1 and name in ("weight", "pos_weight", "class_bias") else value
     try:
         case.pass_on(**{name: value})
     except TypeError as error:
@@ -160,7 +167,7 @@ def test_every_option(which: str, name: str) -> None:
         with pytest.raises(TypeError, match=name):
             case.module(**{name: value})
         return
-    if case.input.dim() == 1 and name in ("weight", "pos_weight"):
+    if case.input.dim() == 1 and name in ("weight", "pos_weight", "class_bias"):
         value = value[:1]
     others = TOGETHER.get(name, {})
     if name == "loss":
@@ -254,8 +261,8 @@ def test_per_call_overrides() -> None:
     balanced = longtail.ClassBalancedLoss(SAMPLES, 0.9)
     expected = longtail.class_balanced_loss(LOGITS, TARGET, SAMPLES, 0.9, "focal", alpha=0.5)
     assert_same(balanced(LOGITS, TARGET, loss="focal", alpha=0.5), expected)
-    balanced.label_smoothing = 0.1
-    with pytest.raises(TypeError, match="label_smoothing"):
+    balanced.z_loss = 0.1
+    with pytest.raises(TypeError, match="z_loss"):
         balanced(LOGITS, TARGET, loss="focal")
 
 
@@ -293,7 +300,7 @@ def test_class_balanced_loss_changes() -> None:
     module.loss = "focal"
     expected = longtail.class_balanced_loss(LOGITS, TARGET, SAMPLES, 0.9, "focal", 1.0, normalizer=4.0)
     assert_same(module(LOGITS, TARGET), expected)
-    assert (module.alpha, module.ignore_index, hasattr(module, "label_smoothing")) == (None, None, False)
+    assert (module.alpha, module.ignore_index, hasattr(module, "z_loss")) == (None, None, False)
     module.alpha = 0.5
     with pytest.raises(TypeError, match="alpha"):
         module.loss = "softmax"

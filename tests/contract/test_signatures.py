@@ -163,7 +163,7 @@ def test_class_balanced_weights_are_those_of_the_counts(name: str) -> None:
         longtail.class_balanced_loss(torch.ones(2, 3), torch.tensor([0, 1]), [3, 2, 1], 0.9, **{name: torch.ones(3)})
 
 
-@pytest.mark.parametrize("name", ["alpha", "pos_weight"])
+@pytest.mark.parametrize("name", ["alpha", "pos_weight", "clip"])
 def test_sigmoid_options_are_refused_of_class_balanced_softmax(name: str) -> None:
     with pytest.raises(TypeError, match=rf"class_balanced_loss\(\) got an .* '{name}' with loss='softmax'"):
         longtail.class_balanced_loss(torch.ones(2, 3), torch.tensor([0, 1]), [3, 2, 1], 0.9, **{name: 0.5})

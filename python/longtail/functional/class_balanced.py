@@ -38,8 +38,8 @@ def checked_on_every_rank(input: Tensor, check: Callable[[], R]) -> R:
 
 SETS = ("weight", "focal_gamma", "class_weight_by_target")
 """Options of the two families that follow from the arguments of the class-balanced losses."""
-_SIGMOID = (*SigmoidOptions._fields, "gradient", "multi_label")
-_OF_SIGMOID = ("alpha", "pos_weight", "multi_label")
+_SIGMOID = (*(name for name in SigmoidOptions._fields if name not in SIGMOID_INNER), "gradient", "multi_label")
+_OF_SIGMOID = ("alpha", "pos_weight", "gamma_negative", "clip", "detach", "negative_scale", "multi_label")
 
 
 @with_options_of(cross_entropy, SigmoidOptions, without=["size_average", "reduce", *SETS, *SIGMOID_INNER])

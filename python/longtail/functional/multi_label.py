@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import check_number
 from ..class_balance.rebalancing import rebalancing
 from ..class_balance.scales import Clamp
 from ..class_balance.weights import Counts
@@ -63,6 +64,8 @@ def asymmetric_loss(
         TypeError, ValueError, IndexError: as :func:`longtail.sigmoid_focal_loss`.
     """
     refuse_unknown(asymmetric_loss, options)
+    if not isinstance(gamma_positive, Tensor | list | tuple):
+        gamma_positive = check_number("gamma_positive", gamma_positive, 0.0)
     named: dict[str, Any] = {"gamma": gamma_positive, "gamma_negative": gamma_negative, "clip": clip, "detach": detach}
     return sigmoid_loss(input, target, *sigmoid_request(reduction=reduction, **named, **options))
 

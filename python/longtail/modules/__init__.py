@@ -1,13 +1,13 @@
 """The losses as modules, made from the functions."""
 
 from .class_balanced import ClassBalancedLoss
+from .distribution_balanced import DistributionBalancedLoss
 from .hierarchical import HierarchicalCrossEntropyLoss
 from .linear import LinearCrossEntropyLoss
 from .seesaw import SeesawLoss
 from .sigmoid import (
     AsymmetricLoss,
     BinaryFocalLoss,
-    DistributionBalancedLoss,
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
 )

@@ -32,7 +32,7 @@ _VECTORS = (
     "pos_weight",
     "inverse_counts",
 )
-_NUMBERS_OR_VECTORS = ("alpha", "gamma")
+_NUMBERS_OR_VECTORS = ("alpha", "gamma", "gamma_positive")
 _PERSISTENT = inspect.Parameter("persistent", inspect.Parameter.KEYWORD_ONLY, default=True, annotation="bool")
 
 
