@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..arguments import check_choice, check_number
 from ..errors import ArgumentValueError
+from .counts import Counts, checked_counts, finished, without_empty
 from .scales import Clamp
-from .weights import Counts, checked_counts, finished, without_empty
 
 
 class Rebalancing(NamedTuple):

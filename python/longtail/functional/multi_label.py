@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_number
+from ..class_balance.counts import Counts
 from ..class_balance.rebalancing import rebalancing
 from ..class_balance.scales import Clamp
-from ..class_balance.weights import Counts
 from ..options import SIGMOID_INNER, Request, SigmoidOptions, sigmoid_request
 from ..sigmoid.loss import sigmoid_loss
 from ..signatures import refuse_unknown, with_options_of

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..class_balance.counts import Counts
 from ..class_balance.rebalancing import rebalancing
 from ..class_balance.scales import Clamp
-from ..class_balance.weights import Counts
 from ..functional.multi_label import distribution_balanced_loss, rebalanced
 from ..signatures import with_options_of
 from .base import Loss
@@ -51,9 +51,7 @@ class DistributionBalancedLoss(Loss):
     ) -> None:
         for name in ("class_bias", "inverse_counts"):
             if name in options:
-                raise TypeError(
-                    f"DistributionBalancedLoss makes {name} itself (from samples_per_class and num_samples)"
-                )
+                raise TypeError(f"DistributionBalancedLoss makes {name} itself (from samples_per_class)")
         made = rebalancing(samples_per_class, num_samples, kappa, negative_scale, empty)
         for name in _MADE_OF:  # of a subclass that wrote them before
             self.__dict__.pop(name, None)
@@ -63,7 +61,8 @@ class DistributionBalancedLoss(Loss):
     def __setattr__(self, name: str, value: Any) -> None:
         made_of = {other: self.__dict__[other] for other in (*_MADE_OF, "negative_scale") if other in self.__dict__}
         if name not in (*_MADE_OF, "negative_scale") or len(made_of) <= len(_MADE_OF):
-            return super().__setattr__(name, value)
+            super().__setattr__(name, value)
+            return
         made_of[name] = value
         made = rebalancing(**made_of, dtype=self.class_bias.dtype)
         super().__setattr__(name, value)
