@@ -64,7 +64,7 @@ def asymmetric_loss(
         TypeError, ValueError, IndexError: as :func:`longtail.sigmoid_focal_loss`.
     """
     refuse_unknown(asymmetric_loss, options)
-    if not isinstance(gamma_positive, Tensor | list | tuple):
+    if not isinstance(gamma_positive, Tensor) or gamma_positive.dim() == 0:
         gamma_positive = check_number("gamma_positive", gamma_positive, 0.0)
     named: dict[str, Any] = {"gamma": gamma_positive, "gamma_negative": gamma_negative, "clip": clip, "detach": detach}
     return sigmoid_loss(input, target, *sigmoid_request(reduction=reduction, **named, **options))

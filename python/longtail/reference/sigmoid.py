@@ -117,6 +117,8 @@ def elements(
 def rebalanced(y: Tensor, options: SigmoidOptions) -> Tensor:
     """The weight of each element of targets y [N, C] in the distribution-balanced loss."""
     assert options.inverse_counts is not None
+    if not options.rebalance_beta:  # the ratio of a row without labels is infinite
+        return torch.full_like(y, options.rebalance_alpha + 0.5)
     rarity = options.inverse_counts.to(y.dtype)
     ratio = rarity / (y * rarity).sum(1, keepdim=True)
     return options.rebalance_alpha + torch.sigmoid(options.rebalance_beta * (ratio - options.rebalance_mu))
