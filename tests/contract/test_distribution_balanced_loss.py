@@ -1,11 +1,8 @@
-"""Promise: the distribution-balanced loss is that of its paper, as the authors' code computes it, exact for every logit."""
+"""Promise: the distribution-balanced loss is that of its paper, as its code has it, exact for every logit."""
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +12,8 @@ from torch import Tensor
 
 import cases
 import longtail
-from tolerances import assert_close, assert_same
+from multi_label_cases import KINDS, TWICE, data, dense, reduced, with_grad
+from tolerances import assert_close
 
 BACKENDS = ("cpu", "reference")
 ROWS = 1000
@@ -54,26 +52,13 @@ def formula(
     return weight * miss**gamma * cost
 
 
-def data(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """The second row has no label, the third every one."""
-    g = cases.generator(len(shape))
-    z = (3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
-    if kind == "class":
-        return z, torch.randint(shape[1], (shape[0], *shape[2:]), generator=g)
-    y = torch.rand(shape, generator=g, dtype=torch.float64)
-    y = (y < 0.3).double() if kind in ("hard", "bool") else torch.where(y < 0.4, y / 0.4, (y < 0.7).double())
-    if len(y) > 2:
-        y[1], y[2] = 0, 1
-    return z, y.bool() if kind == "bool" else y.to(cases.vector_dtype(dtype))
-
-
 def rows_of(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
 def truth(z: Tensor, y: Tensor, counts: list[int] = COUNTS, **options: Any) -> Tensor:
     """The formula of rows or images."""
-    wide = F.one_hot(y, z.shape[1]).movedim(-1, 1).double() if y.shape != z.shape else y.double()
+    wide = dense(y, z)
     loss = formula(rows_of(z), rows_of(wide), counts, ROWS, **options)
     return loss.reshape(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1)
 
@@ -82,16 +67,9 @@ def balanced(x: Tensor, y: Tensor, counts: Any = COUNTS, rows: int = ROWS, **opt
     return longtail.distribution_balanced_loss(x, y, counts, rows, **options)
 
 
-def with_grad(call: Callable[[Tensor], Tensor], z: Tensor, up: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    x = z.clone().requires_grad_()
-    loss = call(x * 1.0)
-    up = torch.randn(loss.shape, generator=cases.generator(7), dtype=torch.float64) if up is None else up
-    return loss.detach(), torch.autograd.grad(loss, x, up.to(loss.dtype))[0]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
-@pytest.mark.parametrize("kind", ["class", "hard", "soft", "bool"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(9, 7), (3, 7, 3, 5)], ids=str)
 def test_the_papers_formula(shape: tuple[int, ...], kind: str, dtype: torch.dtype, backend: str) -> None:
     z, y = data(shape, kind, dtype)
@@ -110,14 +88,9 @@ def test_reductions_and_modes(kind: str, mode: str) -> None:
         z, y = data(shape, kind)
         for reduction in ("mean", "sum", "rows", "none"):
             found = with_grad(lambda x, y=y, r=reduction: balanced(x, y, reduction=r, gradient=mode), z)
-            loss = lambda x, y=y, r=reduction: {"none": lambda: t, "rows": lambda: t.sum(1)}.get(r, getattr(t, r, None))()
             exact = with_grad(lambda x, y=y, r=reduction: reduced(truth(x, y), r), z)
             for got, expected in zip(found, exact, strict=True):
                 assert_close(got, expected, what=f"{shape} {reduction}", factor=8)
-
-
-def reduced(loss: Tensor, reduction: str) -> Tensor:
-    return {"mean": loss.mean, "sum": loss.sum, "rows": lambda: loss.sum(1), "none": lambda: loss}[reduction]()
 
 
 def test_weights_and_normalizers() -> None:
@@ -141,7 +114,9 @@ def test_values_by_hand() -> None:
     one, three, ten = (1 / (1 + math.exp(-x)) for x in (1.0, 2.0, 10.0))
     weight = 0.1 + torch.tensor([[one, 1 - one], [ten, three], [1.0, 1.0]], dtype=torch.float64)
     for gamma in (0.0, 1.0, 3.0):
-        found = with_grad(lambda x, g=gamma: balanced(x, y, [1, 3], 4, gamma=g, **options), z, torch.ones(3, 2).double())
+        found = with_grad(
+            lambda x, g=gamma: balanced(x, y, [1, 3], 4, gamma=g, **options), z, torch.ones(3, 2).double()
+        )
         half, log2 = 0.5**gamma, math.log(2.0)
         assert_close(found[0], weight * half * log2 * torch.where(y, 1.0, 0.5))
         # Of log 2 (1 - p)^gamma: -(gamma / 2 log 2 + 1 / 2) (1 - p)^gamma, of negatives lambda times that over lambda.
@@ -167,7 +142,9 @@ def test_one_class() -> None:
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("shape", [(0, 7), (0, 7, 3), (2, 7, 0)], ids=str)
 def test_nothing_at_all(shape: tuple[int, ...], mode: str) -> None:
-    loss, grad = with_grad(lambda x: balanced(x, torch.zeros(shape), reduction="sum", gradient=mode), torch.zeros(shape))
+    loss, grad = with_grad(
+        lambda x: balanced(x, torch.zeros(shape), reduction="sum", gradient=mode), torch.zeros(shape)
+    )
     assert (loss.item(), grad.shape) == (0.0, shape)
 
 
@@ -204,12 +181,15 @@ def test_saturation(dtype: torch.dtype, backend: str) -> None:
     for gamma in (0.0, 0.5, 2.0):
         for y in (torch.ones(4, 2), torch.zeros(4, 2)):
             with longtail.use_backend(backend):
-                call = lambda x, y=y, g=gamma: balanced(x, y, [5, 5], 10, gamma=g, reduction="none")
-                loss, grad = with_grad(call, z, torch.ones(4, 2))
+                loss, grad = with_grad(
+                    lambda x, y=y, g=gamma: balanced(x, y, [5, 5], 10, gamma=g, reduction="none"), z, torch.ones(4, 2)
+                )
             weight = 0.1 + 1 / (1 + math.exp(-3.0)) if y[0, 0] == 1 else 1.1  # r = 1/2 or infinite
             wrong, right = (1, 0) if y[0, 0] == 1 else (0, 1)
             torch.testing.assert_close(loss[:, wrong].double(), weight * z[:, 0].double(), rtol=1e-6, atol=0.0)
-            torch.testing.assert_close(grad[:, wrong].double().abs(), torch.full((4,), weight).double(), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                grad[:, wrong].double().abs(), torch.full((4,), weight).double(), rtol=1e-6, atol=0
+            )
             assert (loss[:, right] <= 3e-9).all()
             assert (grad[:, right].abs() <= 3e-9).all()
 
@@ -217,7 +197,10 @@ def test_saturation(dtype: torch.dtype, backend: str) -> None:
 def test_counts_far_apart() -> None:
     """Billions beside one: ratios that float32 holds only relative to the rarest class."""
     counts, rows = [3_000_000_000, 1, 20_000_000], 4_000_000_000
-    z, y = torch.randn(8, 3, generator=cases.generator(0)), torch.tensor([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)])
+    z, y = (
+        torch.randn(8, 3, generator=cases.generator(0)),
+        torch.tensor([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)]),
+    )
     assert_close(balanced(z, y, counts, rows, reduction="none"), formula(z.double(), y, counts, rows), factor=8)
 
 
@@ -242,14 +225,15 @@ def test_gradcheck(kind: str) -> None:
         z, y = data(shape, kind)
         gammas = torch.linspace(0, 3, 7, dtype=torch.float64)
         for options in ({"gamma": gammas}, {"label_smoothing": 0.2, "clip": 0.1}, {"gamma_negative": 4.0}):
-            call = lambda x, y=y, o=options: balanced(x, y, reduction="none", **o)
-            assert torch.autograd.gradcheck(call, z.clone().requires_grad_())
+            assert torch.autograd.gradcheck(
+                lambda x, y=y, o=options: balanced(x, y, reduction="none", **o), z.clone().requires_grad_()
+            )
 
 
 def test_second_derivatives_are_refused() -> None:
     x = torch.randn(4, 7, requires_grad=True)
     loss = balanced(x, torch.arange(4), reduction="sum")
-    with pytest.raises(RuntimeError, match=r"(?i)twice|second|double|once"):
+    with pytest.raises(RuntimeError, match=TWICE):
         torch.autograd.grad(loss, x, torch.ones((), requires_grad=True), create_graph=True)[0].sum().backward()
 
 
@@ -257,7 +241,7 @@ def test_compiled() -> None:
     torch._dynamo.reset()
     z, y = data((6, 7), "soft", torch.float32)
     module = longtail.DistributionBalancedLoss(COUNTS, ROWS)
-    compiled = torch.compile(lambda x: module(x, y), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x: module(x, y), fullgraph=True, backend="eager")
     for got, expected in zip(with_grad(compiled, z), with_grad(lambda x: balanced(x, y), z), strict=True):
         assert_close(got, expected.double())
 

@@ -145,6 +145,7 @@ def rebalanced(
     **options: Any,
 ) -> Tensor:
     """:func:`distribution_balanced_loss` for given class vectors."""
+    refuse_unknown(rebalanced, options)
     named: dict[str, Any] = {
         "class_bias": class_bias,
         "inverse_counts": inverse_counts,

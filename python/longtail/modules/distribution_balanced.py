@@ -14,7 +14,8 @@ from ..functional.multi_label import distribution_balanced_loss, rebalanced
 from ..signatures import with_options_of
 from .base import Loss
 
-_MADE_OF = ("samples_per_class", "num_samples", "kappa", "empty")  # the class vectors, and negative_scale
+_OWN = ("samples_per_class", "num_samples", "kappa", "empty")  # no options of `rebalanced`
+_MADE_OF = (*_OWN, "negative_scale")
 
 
 class DistributionBalancedLoss(Loss):
@@ -53,22 +54,35 @@ class DistributionBalancedLoss(Loss):
             if name in options:
                 raise TypeError(f"DistributionBalancedLoss makes {name} itself (from samples_per_class)")
         made = rebalancing(samples_per_class, num_samples, kappa, negative_scale, empty)
-        for name in _MADE_OF:  # of a subclass that wrote them before
+        for name in _OWN:  # of a subclass that wrote them before
             self.__dict__.pop(name, None)
         super().__init__(*made, gamma, negative_scale, persistent=persistent, **options)
-        self.__dict__ |= dict(zip(_MADE_OF, (samples_per_class, num_samples, kappa, empty), strict=True))
+        self.__dict__ |= dict(zip(_OWN, (samples_per_class, num_samples, kappa, empty), strict=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        made_of = {other: self.__dict__[other] for other in (*_MADE_OF, "negative_scale") if other in self.__dict__}
-        if name not in (*_MADE_OF, "negative_scale") or len(made_of) <= len(_MADE_OF):
+        if name not in _MADE_OF or _OWN[0] not in self.__dict__:
             super().__setattr__(name, value)
             return
-        made_of[name] = value
-        made = rebalancing(**made_of, dtype=self.class_bias.dtype)
+        made = self._made({name: value})
         super().__setattr__(name, value)
-        for vector, found in made._asdict().items():
-            super().__setattr__(vector, found.to(self.class_bias))
+        for vector, found in made.items():
+            super().__setattr__(vector, found)
+
+    def _made(self, others: dict[str, Any]) -> dict[str, Tensor]:
+        """The class vectors, with ``others`` in the place of what they are made of."""
+        made = rebalancing(**{name: getattr(self, name) for name in _MADE_OF} | others, dtype=self.class_bias.dtype)
+        return {name: vector.to(self.class_bias) for name, vector in made._asdict().items()}
 
     def _call_on_nothing(self, **options: Any) -> None:
         one = torch.ones(1, device="meta", dtype=torch.float64)
         super()._call_on_nothing(**{"class_bias": one, "inverse_counts": one, **options})
+
+    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
+        """The loss of ``input`` and ``target``; keyword arguments override options (``sample_weight=`` of a batch)."""
+        others = {name: overrides[name] for name in _MADE_OF if name in overrides}
+        if others:
+            overrides = self._made(others) | {name: x for name, x in overrides.items() if name not in _OWN}
+        return super().forward(input, target, **overrides)
+
+    def extra_repr(self) -> str:
+        return f"num_samples={self.num_samples}, kappa={self.kappa}, {super().extra_repr()}"
