@@ -1,4 +1,4 @@
-"""Promise: weights of elements, in every shape that torch broadcasts, and numbers of each class, are torch's and ours."""
+"""Promise: weights of elements in every shape that torch broadcasts, and numbers of each class, mean what they say."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_both_in_every_dtype(dtype: torch.dtype, backend: str) -> None:
         with longtail.use_backend(backend):
             found = with_grad(lambda x, y=y, o=options: longtail.sigmoid_cross_entropy(x, y, **o), z)
         wide = {"weight": weight.double(), "pos_weight": pos_weight.double(), "reduction": "none"}
-        exact = with_grad(lambda x, t=dense(y, z), o=wide: F.binary_cross_entropy_with_logits(x, t, **o), z.double())
+        soft = dense(y, z)
+        exact = with_grad(lambda x, t=soft, o=wide: F.binary_cross_entropy_with_logits(x, t, **o), z.double())
         assert_close(found[0], exact[0], what=kind)
         assert_close(found[1], exact[1], what=kind, factor=4)
 
@@ -121,11 +122,12 @@ def test_numbers_of_each_class(kind: str, mode: str) -> None:
     bias = torch.tensor([-3.0, 0.0, 1.5, 0.2])
     for shape in ((6, 4), (2, 4, 3)):
         z, y = data(shape, kind)
+        soft = dense(y, z)
         for reduction in ("none", "sum"):
             options = {"alpha": alpha, "gamma": gamma, "class_bias": bias, "reduction": reduction, "gradient": mode}
             found = with_grad(lambda x, o=options, y=y: longtail.sigmoid_focal_loss(x, y, **o), z)
 
-            def columns(x: Tensor, y: Tensor = dense(y, z), reduction: str = reduction) -> Tensor:
+            def columns(x: Tensor, y: Tensor = soft, reduction: str = reduction) -> Tensor:
                 x = x.unbind(1)
                 losses = [
                     longtail.binary_focal_loss(x[c] + bias[c], y[:, c], alpha[c].item(), gamma[c].item(), "none")

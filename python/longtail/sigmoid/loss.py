@@ -148,7 +148,10 @@ def sigmoid_loss(input: Tensor, target: Tensor, options: SigmoidOptions, request
     request.check(dtype, REDUCTIONS, NORMALIZERS)
     options = options.checked(dtype)
     at = lay_out(input, target)
+    given = options
     options, over = over_elements(options, input, dtype) if at.dense else (options, NOTHING)
+    if over.pos_weight is not None and input.dtype != dtype:  # two gradients, rounded once they are added
+        return sigmoid_loss(input.to(dtype), target, given, request)
     num_classes = at.logits.shape[1]
     options = options.prepared(input, at.rows, num_classes, dtype, at.dense)
     if over is NOTHING and _at_once(at, options, request):
