@@ -22,15 +22,16 @@ test: $(VENV)/.test
 
 # What another torch could break, beside that torch in an environment of its own: make test-torch-2.10.0, the oldest.
 # (The interpreter of its Triton, 3.6, fails with numpy 2.4. No torch changes what the emulation computes.)
-TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,class_balanced_loss class_balanced_multi_label class_probabilities \
-    compile_func cross_entropy_torch default_device element_targets errors export float16 gradients hierarchical \
+TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,asymmetric_loss class_balanced_loss class_balanced_multi_label \
+    class_probabilities compile_func cross_entropy_torch default_device distribution_balanced_loss \
+    distribution_balanced_module element_targets element_weights errors export float16 gradients hierarchical \
     hierarchical_arguments hierarchical_shards hierarchy hierarchy_shards images kept_gradient linear_classes \
-    linear_cross_entropy linear_cross_entropy_memory linear_cross_entropy_module linear_cross_entropy_torch linear_drift \
-    linear_hierarchical linear_hierarchical_operators linear_hierarchical_training linear_leading linear_plan \
-    linear_row_statistics long_tail_options means module_options \
-    modules no_rows operators probability_functions properties refused_arguments row_losses row_statistics \
-    row_statistics_modes rows scale_grad semantics shard_ops sigmoid_bits sigmoid_semantics signatures \
-    softmax_definition softmax_operators token_weighting unwanted_entropy) \
+    linear_cross_entropy linear_cross_entropy_memory linear_cross_entropy_module linear_cross_entropy_torch \
+    linear_drift linear_hierarchical linear_hierarchical_operators linear_hierarchical_training linear_leading \
+    linear_plan linear_row_statistics long_tail_options means module_options modules no_rows operators \
+    probability_functions properties refused_arguments row_losses row_statistics row_statistics_modes rows scale_grad \
+    semantics shard_ops sigmoid_bits sigmoid_semantics signatures softmax_definition softmax_operators token_weighting \
+    unwanted_entropy) \
     $(patsubst %,tests/parallel/test_%.py,contract dtensor dtensor_linear kept_gradient linear statistics vocab) \
     $(patsubst %,tests/triton/test_%.py,contract functions launch wrong_arguments)
 
