@@ -126,11 +126,6 @@ def test_info_names_versions_devices_and_every_backend(tmp_path):
         assert any(line.split()[:2] == [name, "yes" if backend.available else "no"] for line in done.stdout.split("\n"))
 
 
-def test_importing_the_package_needs_no_extras():
-    script = "import sys, longtail, longtail.__main__; sys.exit(bool({'rich','sklearn','matplotlib'} & {*sys.modules}))"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-
-
 def test_splits_are_disjoint_balanced_for_testing_and_differ_by_seed():
     first, second = demo.load_splits(demo.Plan(["cross-entropy"], 20.0, 2, 1))
     assert first.test_labels.bincount().tolist() == [demo.TEST_PER_CLASS] * demo.NUM_CLASSES

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -263,13 +261,3 @@ def test_a_broken_torchmetrics_warns() -> None:
         warnings.simplefilter("error")
         with without_torchmetrics():
             pass
-
-
-def test_the_package_imports_no_torchmetrics() -> None:
-    """It takes seconds, which those who do not ask for the class need not wait."""
-    program = (
-        "import sys, longtail, longtail.__main__\n"
-        "assert {'LongTailAccuracy', 'LongTailMeanAveragePrecision'} < set(longtail.training.__all__)\n"
-        "assert 'torchmetrics' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
