@@ -95,10 +95,9 @@ def test_other_sections(section, shape, rows, losses, tmp_path, bench):
     assert (tmp_path / f"{section}_time.png").exists()
 
 
-def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
+def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path, bench):
     path = tmp_path / "linear.csv"
-    done = command("bench", "linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
-    assert done.returncode == 0, done.stderr
+    bench.main(["linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path)])
     bare, *others = rows_of(path)
     assert (bare["contender"], bare["loss"], bare["time_of_gemms"]) == ("three GEMMs", "", "1")
     assert [r["contender"] for r in others if r["loss"] == "family"] == ["longtail complement + focal"]
@@ -108,11 +107,10 @@ def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
         assert float(row["time_of_gemms"]) == pytest.approx(ratio, rel=1e-3)
 
 
-def test_training_step_rows(tmp_path):
+def test_training_step_rows(tmp_path, bench):
     path = tmp_path / "step.csv"
     options = ["--tokens", "256", "--rounds", "1", "--vocabulary", "4096", "--most", "512", "--output", str(path)]
-    done = command("bench", "step", *options)
-    assert done.returncode == 0, done.stderr
+    bench.main(["step", *options])
     rows = rows_of(path)
     assert [row["contender"] for row in rows] == ["plain PyTorch", "fused loss", "fused linear loss"]
     for row in rows:
