@@ -125,7 +125,10 @@ COSTS = (
     *(
         Cost(
             *(f"{loss} {where}, {dtype}: time of sigmoid focal", 1.3, MULTI_LABEL.section, (loss,), gradient),
-            *(MULTI_LABEL.shapes[0], dtype, "median_ms", (MULTI_LABEL.losses[0], "longtail"), "longtail", gradient),
+            shape=MULTI_LABEL.shapes[0],
+            dtype=dtype,
+            rival=(MULTI_LABEL.losses[0], "longtail"),
+            rival_gradient=gradient,
         )
         for loss in MULTI_LABEL.losses[1:]
         for where, gradient in (("in place", "inplace"), ("in the default mode", "backward"))

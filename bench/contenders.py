@@ -81,20 +81,20 @@ class Problem:
     @property
     def index(self) -> Tensor:
         """[N, K] or [N, 1, H, W] int64: the classes of each row whose gradients are compared apart from the others."""
-        return self.target.unsqueeze(1) if self.labels is None else self.labels.index
+        return self.target.unsqueeze(1) if self.labels is None else self.labels.classes
 
     @classmethod
     def of_labels(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
         """Several labels a row, and logits [N, C] as an untrained classifier has them.
 
-        Of those 0.2 % have a probability below the asymmetric loss's clip of 0.05, and nearly no register of negatives
-        is free of gradient. After some training most are, and the kernels skip them: they are then faster than here.
+        Of those 0.2 % have a probability below the asymmetric loss's clip of 0.05, and hardly a register of negatives
+        is free of gradient. After some training most are, and the CPU kernel, which skips those, is faster than here.
         """
         generator = torch.Generator(device).manual_seed(0)
         logits = torch.randn(shape, generator=generator, device=device).to(dtype)
         counts = long_tail(shape[1], device)
         labels = of_long_tail(logits, counts, generator)
-        return cls(logits, labels.index[:, 0], counts, labels=labels)
+        return cls(logits, labels.classes[:, 0], counts, labels=labels)
 
     @classmethod
     def make(

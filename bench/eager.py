@@ -139,7 +139,7 @@ def asymmetric_loss(
     gamma_negative: float = 4.0,
     clip: float = 0.05,
 ) -> Tensor:
-    """Mean asymmetric loss (Ridnik et al. 2021, eq. 3 and 4), with timm 1.0.31's operations and its floor of 1e-8.
+    """Mean asymmetric loss (Ridnik et al. 2021, p_m of eq. 4), with timm 1.0.31's operations and its floor of 1e-8.
 
     The gradient takes the focusing factors for constants, as the authors' and timm's option
     ``disable_torch_grad_focal_loss`` does: without it eager PyTorch differentiates the powers, too, and is slower.
@@ -167,7 +167,7 @@ def distribution_balanced_loss(
     rebalance_beta: float,
     rebalance_mu: float,
 ) -> Tensor:
-    """Mean distribution-balanced loss (Wu et al. 2020, eq. 8 with a focal factor) for given class vectors [C].
+    """Mean distribution-balanced loss (Wu et al. 2020, with the focal factor) for given class vectors [C].
 
     timm 1.0.31's operations, but for a factor of 2 that is not in the paper. Half logits are taken to float32 first, as
     in timm.

@@ -83,7 +83,7 @@ SIGMOID = Plan(
 )
 
 MULTI_LABEL = dataclasses.replace(
-    suite.MULTI_LABEL, section="gpu-multi-label", device="cuda", dtypes=GPU.dtypes, rounds=50
+    suite.MULTI_LABEL, section="gpu-multi-label", device="cuda", dtypes=GPU.dtypes, rounds=50, budget=0.5
 )
 
 SOFT = Plan(

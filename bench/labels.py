@@ -17,7 +17,7 @@ EMPTY = 64
 class Labels(NamedTuple):
     """The labels of N rows, in two forms."""
 
-    index: Tensor
+    classes: Tensor
     """int64 [N, MOST]: a row's labels, some of them repeated; any classes where it has none."""
     hot: Tensor
     """[N, C] in the logits' dtype: 1 at the labels, else 0."""
@@ -26,12 +26,12 @@ class Labels(NamedTuple):
 def of_long_tail(logits: Tensor, counts: Tensor, generator: torch.Generator) -> Labels:
     """About four labels a row, drawn as often as ``counts`` [C] has them."""
     rows, device = len(logits), logits.device
-    index = torch.multinomial(counts.float(), rows * MOST, replacement=True, generator=generator).view(rows, MOST)
+    classes = torch.multinomial(counts.float(), rows * MOST, replacement=True, generator=generator).view(rows, MOST)
     found = torch.randint(1, MOST + 1, (rows, 1), generator=generator, device=device)
-    index = torch.where(torch.arange(MOST, device=device) < found, index, index[:, :1])
-    hot = torch.zeros_like(logits).scatter_(1, index, 1.0)
+    classes = torch.where(torch.arange(MOST, device=device) < found, classes, classes[:, :1])
+    hot = torch.zeros_like(logits).scatter_(1, classes, 1.0)
     hot[1::EMPTY] = 0.0
-    return Labels(index, hot)
+    return Labels(classes, hot)
 
 
 def num_samples(counts: Tensor) -> int:
