@@ -76,6 +76,7 @@ def test_tiny_run_writes_every_row_and_the_picture(tmp_path):
     ("section", "shape", "rows", "losses"),
     [
         ("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]),
+        ("multi_label", "64,96", 64, ["multi_label_focal", "asymmetric", "distribution_balanced"]),
         ("soft", "64,96", 64, ["soft"]),
         ("statistics", "64,96", 64, ["plain", "statistics"]),
         ("tail", "64,96", 64, ["plain", "vector_scaling", "immax", "seesaw", "hierarchical", "hierarchical_shuffled"]),
@@ -236,7 +237,9 @@ def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("bench")
-@pytest.mark.parametrize(("plan", "shape"), [("SIGMOID", (64, 96)), ("IMAGES", (2, 9, 7, 8))])
+@pytest.mark.parametrize(
+    ("plan", "shape"), [("SIGMOID", (64, 96)), ("MULTI_LABEL", (64, 96)), ("IMAGES", (2, 9, 7, 8))]
+)
 def test_the_other_gpu_sections_agree_with_eager(plan, shape):
     """On the CPU: every loss compared, in each gradient mode, with rows of all pixels."""
     from bench import gpu, suite
