@@ -14,11 +14,21 @@ _ADJUSTMENT = "class_bias=longtail.logit_adjustment(samples_per_class, tau)"
 # By option: what other libraries, papers and configurations call it; and a value, where the name does not say how.
 _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "focal_gamma": (("gamma", "focusing_parameter"), ""),
-    "gamma": (("focal_gamma", "complement_gamma", "focusing_parameter"), ""),
+    "gamma": (("focal_gamma", "complement_gamma", "focusing_parameter", "db_focal_gamma"), ""),
+    "gamma_positive": (("gamma_pos", "asl_gamma_pos", "gamma"), ""),
+    "gamma_negative": (("gamma_neg", "asl_gamma_neg"), ""),
+    "clip": (("asl_clip", "prob_margin", "probability_margin"), ""),
+    "detach": (("disable_torch_grad_focal_loss", "disable_torch_grad"), "detach=True"),
+    "negative_scale": (("neg_scale", "db_neg_scale"), ""),
+    "kappa": (("init_bias", "db_init_bias", "neg_bias"), ""),
+    "rebalance_alpha": (("map_alpha",), ""),
+    "rebalance_beta": (("map_beta",), ""),
+    "rebalance_mu": (("map_mu", "map_gamma"), ""),
+    "num_samples": (("train_num", "num_data"), ""),
     "alpha": (("focal_alpha",), ""),
     "weight": (("alpha", "class_weight", "class_weights", "cls_weight", "ce_weight"), "weight, a Tensor [C]"),
     "samples_per_class": (
-        ("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class", "cum_samples"),
+        ("samples_per_cls", "cls_num_list", "class_counts", "num_samples_per_class", "cum_samples", "class_freq"),
         "",
     ),
     "ignore_index": (("ignore_label", "ignored_index", "ignore_id", "pad_token_id", "padding_idx"), ""),
@@ -45,6 +55,7 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
 }
 _COUNTS = ("beta", "samples_per_class", *_ELSEWHERE["samples_per_class"][0])
 _NAMES_OF_WEIGHT = ("weight", "weights", "class_weight", "class_weights")
+_FACTORS = ("balance_param", "focal_balance", "loss_weight")
 _NUMBER_OF_CLASSES = ("num_classes", "n_classes", "classes_num")
 
 
@@ -90,6 +101,10 @@ def meant(name: str, accepted: Collection[str]) -> str:
     """The end of a message about an unknown option: the ``accepted`` one that may have been meant, or nothing."""
     if name in _NUMBER_OF_CLASSES:
         return f". The number of classes is that of the {'hierarchy' if 'hierarchy' in accepted else 'logits'}"
+    if name in _FACTORS:
+        return f". Multiply the loss by {name}"
+    if name == "eps" and "clip" in accepted:  # of the authors' asymmetric loss
+        return ". No logarithm is cut off"
     if name in _COUNTS and not set(_COUNTS) & set(accepted) and "weight" in accepted:
         return f". Did you mean {_WEIGHTS}?"
     if name in _NAMES_OF_WEIGHT and "weight" not in accepted and "volume" in accepted:

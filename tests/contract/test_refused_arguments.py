@@ -22,7 +22,9 @@ from tolerances import assert_close, assert_same
 N, C, D = 6, 5, 4
 SOFTMAX = {"label_smoothing", "focal_gamma", "complement_gamma", "scale", "softcap", "z_loss", "normalizer"}
 SOFTMAX |= {"ignore_index", "compensation", *SOFTMAX_VECTORS}
-SIGMOID = {"gamma", "normalizer", "ignore_index", "weight", "pos_weight", "sample_weight"}
+SIGMOID = {"gamma", "normalizer", "ignore_index", "weight", "pos_weight", "sample_weight", "class_bias"}
+SIGMOID |= {"gamma_negative", "clip", "negative_scale", "label_smoothing"}
+REBALANCING = {"rebalance_alpha", "rebalance_beta", "rebalance_mu"}
 OF_LINEAR = {"chunk_size", "linear_weight", "linear_bias"}
 LINEAR = SOFTMAX | OF_LINEAR
 HIERARCHICAL = {"alpha", "normalizer", "ignore_index", "weight", "class_bias", "sample_weight"}
@@ -100,6 +102,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "sigmoid": (plain(longtail.sigmoid_focal_loss, "t", reduction="mean"), SIGMOID),
     "sigmoid_elements": (plain(longtail.sigmoid_focal_loss, "y", reduction="mean"), SIGMOID),
     "binary": (plain(longtail.binary_focal_loss, "y"), SIGMOID),
+    "asymmetric": (plain(longtail.asymmetric_loss, "y"), SIGMOID - {"gamma"} | {"gamma_positive"}),
+    "distribution_balanced": (
+        plain(longtail.distribution_balanced_loss, "y", COUNTS, 20),
+        SIGMOID - {"class_bias"} | REBALANCING | {"kappa"},
+    ),
     "sigmoid_cross_entropy": (plain(longtail.sigmoid_cross_entropy, "y"), SIGMOID),
     **{
         f"balanced_{loss}": (plain(longtail.class_balanced_loss, "t", COUNTS, 0.9, loss), of)
@@ -134,7 +141,8 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "complement_gamma": (1e300, -1e39),
     "focal_gamma": (1e300,),
     "compensation": (1e300, 1e39),
-    "gamma": (1e300,),
+    **dict.fromkeys(("gamma", "gamma_positive", "gamma_negative", *sorted(REBALANCING)), (1e300,)),
+    "negative_scale": (1e300, 1e-50),
     "alpha": (50.0,),  # of a tree of depth 2: exp(-100)
     "normalizer": (1e300, 1e-50, 10**39),
 }
@@ -142,6 +150,9 @@ NO_NUMBERS = (np.array([0.1, 0.2]), "high", 10**400)
 REFUSED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(SOFTMAX & BEYOND_FLOAT32.keys() | {"gamma", "label_smoothing"}, NO_NUMBERS),
     "alpha": (*NO_NUMBERS, -0.1, 400.0, float("nan"), torch.tensor(0.1)),
+    **dict.fromkeys(("gamma_positive", "gamma_negative", "kappa", *REBALANCING), (*NO_NUMBERS, float("nan"))),
+    "clip": (*NO_NUMBERS, -0.1, 1.0, torch.tensor([0.1])),
+    "negative_scale": (*NO_NUMBERS, -1.0, 0.0),
     "softcap": (1e400, np.array(["high"])),
     "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
     "ignore_index": (10**5000, 2**70, -(2**63) - 1, True, 1.5),
@@ -168,11 +179,15 @@ def test_numbers_that_fit(name: str) -> None:
     """float64 holds them; what float32 takes for 0 where 0 is as good; the ends of its range."""
     function, options = OF_NUMBERS[name]
     wide, single = tensors(torch.float64), tensors()
-    for option in sorted(options & BEYOND_FLOAT32.keys() - {"gamma"}):
+    for option in sorted(options & BEYOND_FLOAT32.keys() - {"gamma", "gamma_positive", "gamma_negative"}):
         for value in BEYOND_FLOAT32[option]:
             assert not function(wide, **{option: value}).isnan(), (option, value)
     for option in options & {"label_smoothing", "z_loss", "focal_gamma", "complement_gamma", "compensation"}:
-        assert torch.equal(function(single, **{option: 1e-50}), function(single, **{option: 0.0}))
+        found, wanted = (function(single, **{option: value}) for value in (1e-50, 0.0))
+        if option == "label_smoothing" and "clip" in options:  # another way to the same loss
+            assert_close(found, wanted.double())
+        else:
+            assert torch.equal(found, wanted)
     for option, value in (("softcap", 3.4e38), ("softcap", 1.2e-38), ("scale", 1.2e-38), ("scale", 0.0)):
         if option in options:
             wanted = function(

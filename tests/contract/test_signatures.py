@@ -125,6 +125,18 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
         (longtail.sigmoid_focal_loss, "focal_gamma", "'gamma'"),
         (longtail.sigmoid_focal_loss, "margin", None),
         (longtail.binary_focal_loss, "focal_alpha", "'alpha'"),
+        (longtail.asymmetric_loss, "gamma_pos", "'gamma_positive'"),
+        (longtail.asymmetric_loss, "gamma", "'gamma_positive'"),
+        (longtail.asymmetric_loss, "asl_clip", "'clip'"),
+        (longtail.asymmetric_loss, "disable_torch_grad_focal_loss", "detach=True"),
+        (longtail.AsymmetricLoss, "gamma_neg", "'gamma_negative'"),
+        (longtail.AsymmetricLoss, "smoothing", "'label_smoothing'"),
+        (longtail.distribution_balanced_loss, "neg_scale", "'negative_scale'"),
+        (longtail.distribution_balanced_loss, "init_bias", "'kappa'"),
+        (longtail.distribution_balanced_loss, "map_alpha", "'rebalance_alpha'"),
+        (longtail.distribution_balanced_loss, "map_beta", "'rebalance_beta'"),
+        (longtail.DistributionBalancedLoss, "map_gamma", "'rebalance_mu'"),
+        (longtail.sigmoid_focal_loss, "neg_scale", "'negative_scale'"),
         (longtail.linear_cross_entropy, "final_logit_softcapping", "'softcap'"),
         (longtail.class_balanced_loss, "cls_num_list", "'samples_per_class'"),
         (longtail.class_balanced_loss, "focal_gamma", "'gamma'"),
@@ -149,12 +161,21 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
 )
 def test_unknown_options_bring_to_mind_the_right_ones(function, name: str, meant: str | None) -> None:
     data = {longtail.ClassBalancedLoss: [[1, 2], 0.9], longtail.LinearCrossEntropyLoss: [2, 3]}.get(function, [])
+    data = [[1, 2], 9] if function is longtail.DistributionBalancedLoss else data
     if not isinstance(function, type):
         required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
         data = [torch.ones(2, 3)] * len(required)
     hint = rf"\. Did you mean {meant}\?" if meant else ""
     with pytest.raises(TypeError, match=rf"(unexpected keyword argument '{name}'|unknown options: {name}){hint}$"):
         function(*data, **{name: 1.0})
+
+
+def test_what_needs_no_option() -> None:
+    for name in ("balance_param", "focal_balance", "loss_weight"):
+        with pytest.raises(TypeError, match=rf"'{name}'\. Multiply the loss by {name}$"):
+            longtail.distribution_balanced_loss(*[torch.ones(2, 3)] * 2, [1, 2, 3], 9, **{name: 2.0})
+    with pytest.raises(TypeError, match=r"'eps'\. No logarithm is cut off$"):
+        longtail.asymmetric_loss(*[torch.ones(2, 3)] * 2, eps=1e-8)
 
 
 @pytest.mark.parametrize("name", ["weight", "class_weights"])

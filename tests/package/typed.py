@@ -20,6 +20,11 @@ def of_logits(input: Tensor, target: Tensor) -> None:
     assert_type(longtail.token_weighting(longtail.row_statistics(input, target), "dft"), Tensor)
     longtail.generalized_cross_entropy(input, target, label_smoothing=0.1)  # type: ignore[call-arg]
     longtail.focal_loss(input, target, zloss=1e-4)  # type: ignore[call-overload]
+    assert_type(longtail.asymmetric_loss(input, target, gamma_positive=input, label_smoothing=0.1), Tensor)
+    assert_type(longtail.sigmoid_focal_loss(input, target, alpha=input, gamma=input, clip=0.05), Tensor)
+    assert_type(longtail.distribution_balanced_loss(input, target, [1, 2], 9, kappa=0.1), Tensor)
+    longtail.asymmetric_loss(input, target, gamma_negative="four")  # type: ignore[arg-type]
+    longtail.asymmetric_loss(input, target, gamma=2.0)  # type: ignore[call-arg]
     longtail.sigmoid_cross_entropy(input, target, alpha="much")  # type: ignore[arg-type]
 
 

@@ -34,7 +34,8 @@ def rebalancing(
     """Both, from how many of ``num_samples`` rows have each label."""
     counts, device = checked_counts(samples_per_class)
     total = check_number("num_samples", num_samples, 2.0)
-    kappa, scale = check_number("kappa", kappa), check_number("negative_scale", negative_scale, 0.0)
+    kappa = check_number("kappa", kappa, dtype=dtype)
+    scale = check_number("negative_scale", negative_scale, 0.0, dtype=dtype, vanishes=False)
     check_choice("empty", empty, ("error", "clamp"))
     over = counts > total if empty == "clamp" else counts >= total
     if over.any():

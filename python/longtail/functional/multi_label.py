@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_number
+from ..arguments import arithmetic_dtype, check_number
 from ..class_balance.counts import Counts
 from ..class_balance.rebalancing import rebalancing
 from ..class_balance.scales import Clamp
@@ -65,7 +65,8 @@ def asymmetric_loss(
     """
     refuse_unknown(asymmetric_loss, options)
     if not isinstance(gamma_positive, Tensor) or gamma_positive.dim() == 0:
-        gamma_positive = check_number("gamma_positive", gamma_positive, 0.0)
+        dtype = arithmetic_dtype(input.dtype) if isinstance(input, Tensor) else torch.float32
+        gamma_positive = check_number("gamma_positive", gamma_positive, 0.0, dtype=dtype)
     named: dict[str, Any] = {"gamma": gamma_positive, "gamma_negative": gamma_negative, "clip": clip, "detach": detach}
     return sigmoid_loss(input, target, *sigmoid_request(reduction=reduction, **named, **options))
 
