@@ -85,6 +85,10 @@ def test_the_class_vectors_are_buffers() -> None:
     module.kappa = 0.5
     assert module.class_bias.dtype == torch.float64
     assert_same(module(z.double(), y.double()), balanced(z.double(), y.double(), kappa=0.5))
+    for dtype in (torch.float16, torch.bfloat16):
+        module.to(dtype).kappa = 0.25
+        assert module.class_bias.dtype == module.inverse_counts.dtype == dtype
+        torch.testing.assert_close(module(z, y), balanced(z, y, kappa=0.25), rtol=2e-2, atol=0)
     module.persistent = False
     module.kappa = 0.1
     assert not module.state_dict()

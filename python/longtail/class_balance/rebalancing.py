@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_number
+from ..arguments import arithmetic_dtype, check_choice, check_number
 from ..errors import ArgumentValueError
 from .counts import Counts, checked_counts, finished, without_empty
 from .scales import Clamp
@@ -34,8 +34,8 @@ def rebalancing(
     """Both, from how many of ``num_samples`` rows have each label."""
     counts, device = checked_counts(samples_per_class)
     total = check_number("num_samples", num_samples, 2.0)
-    kappa = check_number("kappa", kappa, dtype=dtype)
-    scale = check_number("negative_scale", negative_scale, 0.0, dtype=dtype, vanishes=False)
+    kappa = check_number("kappa", kappa, dtype=arithmetic_dtype(dtype))
+    scale = check_number("negative_scale", negative_scale, 0.0, dtype=arithmetic_dtype(dtype), vanishes=False)
     check_choice("empty", empty, ("error", "clamp"))
     over = counts > total if empty == "clamp" else counts >= total
     if over.any():
