@@ -14,8 +14,9 @@ import pytest
 
 def test_the_package_imports_no_framework() -> None:
     code = """
-import sys, longtail, longtail.training, longtail.integrations
-print(sorted({"transformers", "lightning", "pytorch_lightning", "accelerate", "trl"} & set(sys.modules)))
+import sys, longtail, longtail.training, longtail.integrations, longtail.integrations.timm
+frameworks = {"transformers", "lightning", "pytorch_lightning", "accelerate", "trl", "timm"}
+print(sorted(frameworks & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
