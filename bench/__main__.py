@@ -22,6 +22,9 @@ SECTIONS = {
     "statistics": Section("losses", "log-probability and entropy of each row, with gradients, likewise"),
     "tail": Section("losses", "losses for long tails and trees: vector scaling, IMMAX, Seesaw, hierarchical; likewise"),
     "sigmoid": Section("losses", "sigmoid focal losses, likewise"),
+    "multi_label": Section(
+        "losses", "losses of several labels a row: sigmoid focal, asymmetric, distribution-balanced"
+    ),
     "soft": Section("losses", "cross-entropy with class probabilities, likewise"),
     "images": Section("losses", "a softmax loss over images, (N, C, H, W), likewise"),
     "few": Section("losses", "softmax losses over rows and images of few classes, contiguous and channels-last"),

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import longtail
+from longtail.functional import multi_label
 from longtail.ops import dispatch
 
 from . import eager, trees
+from .labels import Labels, num_samples, of_long_tail
 
 LOSSES = {
     "plain": "cross-entropy",
@@ -32,6 +34,9 @@ LOSSES = {
     "sigmoid": "sigmoid cross-entropy, class targets",
     "sigmoid_focal": "sigmoid focal, class targets",
     "dense_focal": "sigmoid focal, a target for each element",
+    "multi_label_focal": "sigmoid focal, several labels a row",
+    "asymmetric": "asymmetric loss, several labels a row",
+    "distribution_balanced": "distribution-balanced loss, several labels a row, class vectors made beforehand",
     "balanced": "class-balanced cross-entropy, of calls.py",
     "dense_sigmoid": "sigmoid cross-entropy, a target for each element, of calls.py",
 }
@@ -47,8 +52,9 @@ SIGMOID: dict[str, dict[str, Any]] = {
     "sigmoid": {"alpha": None, "gamma": 0.0},
     "sigmoid_focal": {"alpha": 0.25, "gamma": 2.0},
     "dense_focal": {"alpha": 0.25, "gamma": 2.0},
+    "multi_label_focal": {"alpha": 0.25, "gamma": 2.0},
 }
-"""Of these the sigmoid family, with its options; the mean is over all elements."""
+"""Of these sigmoid focal loss, with its options; the mean is over all elements."""
 
 HIERARCHICAL = ("hierarchical", "hierarchical_shuffled")
 """Of these the classes are in a tree of ``trees.py``."""
@@ -70,6 +76,25 @@ class Problem:
     target: Tensor  # [N] or [N, H, W] int64
     counts: Tensor  # [C] int64, training samples per class, an exponential long tail
     layout: str = "contiguous"  # of LAYOUTS
+    labels: Labels | None = None  # several of each row
+
+    @property
+    def index(self) -> Tensor:
+        """[N, K] or [N, 1, H, W] int64: the classes of each row whose gradients are compared apart from the others."""
+        return self.target.unsqueeze(1) if self.labels is None else self.labels.classes
+
+    @classmethod
+    def of_labels(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
+        """Several labels a row, and logits [N, C] as an untrained classifier has them.
+
+        Of those 0.2 % have a probability below the asymmetric loss's clip of 0.05, and hardly a register of negatives
+        is free of gradient. After some training most are, and the CPU kernel, which skips those, is faster than here.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+        logits = torch.randn(shape, generator=generator, device=device).to(dtype)
+        counts = long_tail(shape[1], device)
+        labels = of_long_tail(logits, counts, generator)
+        return cls(logits, labels.classes[:, 0], counts, labels=labels)
 
     @classmethod
     def make(
@@ -88,6 +113,8 @@ class Problem:
 
     def case(self, loss: str) -> tuple[Tensor, dict[str, Any]]:
         """Targets, and the options of the loss, for one of ``LOSSES``."""
+        if self.labels is not None:
+            return self.labels.hot, self._multi_label(loss)
         if loss in SIGMOID:
             dense = loss == "dense_focal"
             return eager.one_hot(self.target, self.logits) if dense else self.target, SIGMOID[loss]
@@ -120,6 +147,14 @@ class Problem:
             "sample_weight": 0.5 + (row % 8) / 8,
         }
         return self.target.masked_fill(row % 16 == 1, -100), options
+
+    def _multi_label(self, loss: str) -> dict[str, Any]:
+        """Options of the losses of several labels a row; those of the asymmetric loss are its defaults."""
+        if loss == "distribution_balanced":
+            made = longtail.DistributionBalancedLoss(self.counts, num_samples(self.counts))
+            vectors = {"class_bias": made.class_bias, "inverse_counts": made.inverse_counts}
+            return vectors | {"rebalance_alpha": 0.1, "rebalance_beta": 10.0, "rebalance_mu": 0.2}
+        return SIGMOID.get(loss, {})
 
     def _tail(self, loss: str) -> dict[str, Any]:
         """Options of the losses for long tails, with their published numbers."""
@@ -165,6 +200,14 @@ def _fused_sigmoid(logits: Tensor, target: Tensor, gradient: str, options: dict[
     return longtail.sigmoid_focal_loss(logits, target, gradient=gradient, reduction="mean", **options)
 
 
+def _fused_asymmetric(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return longtail.asymmetric_loss(logits, target, gradient=gradient, **options)
+
+
+def _fused_distribution_balanced(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return multi_label.rebalanced(logits, target, gradient=gradient, **options)
+
+
 def _fused_hierarchical(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
     tree, alpha = options["tree"], options["alpha"]
     return longtail.hierarchical_cross_entropy(logits, target, tree.hierarchy, alpha, gradient=gradient)
@@ -179,12 +222,20 @@ def _fused_statistics(logits: Tensor, target: Tensor, gradient: str, options: di
     return eager.policy_loss(found.log_prob, found.entropy)
 
 
+_MULTI_LABEL: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "asymmetric": (eager.asymmetric_loss, _fused_asymmetric),
+    "distribution_balanced": (eager.distribution_balanced_loss, _fused_distribution_balanced),
+}
+
+
 def _own(loss: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """A loss in plain PyTorch and by longtail."""
     if loss == "statistics":
         return eager.statistics_loss, _fused_statistics
     if loss in SIGMOID:
         return eager.sigmoid_loss, _fused_sigmoid
+    if loss in _MULTI_LABEL:
+        return _MULTI_LABEL[loss]
     if loss in HIERARCHICAL:
         return _eager_hierarchical, _fused_hierarchical
     return F.cross_entropy if loss in TORCHS else eager.softmax_loss, _fused
@@ -212,7 +263,8 @@ def of_loss(loss: str, problem: Problem, compiled: bool = True) -> list[Contende
     backend = dispatch.selected(problem.logits.device)
     # The gradient of statistics is made when the loss is known that is written of them.
     modes = {"statistics": {"backward": 3, "inplace": 3}, "soft": {"backward": 3}}.get(loss, GRADIENTS)
-    known = backend != "reference" and loss != "hierarchical_shuffled"  # which takes some classes twice
+    # One takes some classes twice, one a row's targets.
+    known = backend != "reference" and loss not in ("hierarchical_shuffled", "distribution_balanced")
     for gradient, passes in modes.items():
         passes += dense.get(gradient, 0)
         forward = functools.partial(fused, target=target, gradient=gradient, options=options)

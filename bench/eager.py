@@ -131,6 +131,56 @@ def hierarchical_loss(logits: Tensor, target: Tensor, *, levels: Sequence[Level]
     return loss.mean()
 
 
+def asymmetric_loss(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N, C], 0 or 1
+    *,
+    gamma_positive: float = 1.0,
+    gamma_negative: float = 4.0,
+    clip: float = 0.05,
+) -> Tensor:
+    """Mean asymmetric loss (Ridnik et al. 2021, p_m of eq. 4), with timm 1.0.31's operations and its floor of 1e-8.
+
+    The gradient takes the focusing factors for constants, as the authors' and timm's option
+    ``disable_torch_grad_focal_loss`` does: without it eager PyTorch differentiates the powers, too, and is slower.
+    Half logits are taken to float32 first, as in timm.
+    """
+    p, y = torch.sigmoid(logits.float()), target.float()
+    q = (1 - p + clip).clamp(max=1)  # 1 - p_m
+    loss = y * p.clamp(min=1e-8).log()
+    loss = loss + (1 - y) * q.clamp(min=1e-8).log()
+    with torch.no_grad():
+        p_t = p * y + q * (1 - y)
+        factor = (1 - p_t) ** (gamma_positive * y + gamma_negative * (1 - y))
+    return -(loss * factor).mean()
+
+
+def distribution_balanced_loss(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N, C], 0 or 1
+    *,
+    class_bias: Tensor,
+    inverse_counts: Tensor,
+    gamma: float = 2.0,
+    negative_scale: float = 2.0,
+    rebalance_alpha: float,
+    rebalance_beta: float,
+    rebalance_mu: float,
+) -> Tensor:
+    """Mean distribution-balanced loss (Wu et al. 2020, with the focal factor) for given class vectors [C].
+
+    timm 1.0.31's operations, but for a factor of 2 that is not in the paper. Half logits are taken to float32 first, as
+    in timm.
+    """
+    u, y = logits.float() + class_bias, target.float()
+    # Of a row without labels the ratio is to be large, not infinite.
+    drawn = (y * inverse_counts).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    weight = rebalance_alpha + torch.sigmoid(rebalance_beta * (inverse_counts / drawn - rebalance_mu))
+    positive = torch.sigmoid(-u) ** gamma * F.softplus(-u)
+    negative = torch.sigmoid(negative_scale * u) ** gamma * F.softplus(negative_scale * u) / negative_scale
+    return (weight * (y * positive + (1 - y) * negative)).mean()
+
+
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class of each row, else 0, in the shape and dtype of ``like``."""
     return torch.zeros_like(like).scatter_(1, target.unsqueeze(1), 1.0)

@@ -11,7 +11,7 @@ import sys
 
 from longtail.experiments.command_line import Parser
 
-LOSSES = ("cpu", "statistics", "tail", "sigmoid", "soft", "images", "few", "threads", "overhead", "gpu")
+LOSSES = ("cpu", "statistics", "tail", "sigmoid", "multi_label", "soft", "images", "few", "threads", "overhead", "gpu")
 """Those of ``losses.py``."""
 
 COMMANDS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,10 @@ SIGMOID = Plan(
     rounds=50,
 )
 
+MULTI_LABEL = dataclasses.replace(
+    suite.MULTI_LABEL, section="gpu-multi-label", device="cuda", dtypes=GPU.dtypes, rounds=50, budget=0.5
+)
+
 SOFT = Plan(
     section="gpu-soft",
     device="cuda",
@@ -99,5 +104,5 @@ IMAGES = Plan(
     rounds=50,
 )
 
-PLANS = (GPU, STATISTICS, TAIL, SIGMOID, SOFT, IMAGES)
+PLANS = (GPU, STATISTICS, TAIL, SIGMOID, MULTI_LABEL, SOFT, IMAGES)
 """What ``python -m bench gpu`` runs."""

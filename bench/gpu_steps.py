@@ -135,10 +135,10 @@ FIRST = (
         110,
     ),
     _smoke(TRITON, 110, "tests"),
-    _bench("bfloat16", f"gpu --dtype bfloat16 --rounds 20 {GPU_CSV}", 60, **CUDA),
-    _bench("float32", f"gpu --dtype float32 --rounds 20 --shape 16384,8192 4096,128256 {GPU_CSV}", 30, **CUDA),
+    _bench("bfloat16", f"gpu --dtype bfloat16 --rounds 20 {GPU_CSV}", 65, **CUDA),
+    _bench("float32", f"gpu --dtype float32 --rounds 20 --shape 16384,8192 4096,128256 {GPU_CSV}", 35, **CUDA),
     _bench(
-        "Triton", f"gpu --dtype bfloat16 --rounds 20 --shape 32768,1000 16384,8192 4096,128256 {GPU_CSV}", 40, **TRITON
+        "Triton", f"gpu --dtype bfloat16 --rounds 20 --shape 32768,1000 16384,8192 4096,128256 {GPU_CSV}", 45, **TRITON
     ),
     _bench("fused linear", f"{LINEAR} --shape 4096 4096 128256 --rounds 5 --output {{out}}/linear.csv", 40, **CUDA),
     _ncu(40),

@@ -22,7 +22,7 @@ from . import gpu, plot, report, results, suite
 from .measure import TOLERANCE, Mismatch
 
 ON_CPU = (
-    *(suite.CPU, suite.SOFT, suite.STATISTICS, suite.TAIL, suite.SIGMOID, suite.IMAGES),
+    *(suite.CPU, suite.SOFT, suite.STATISTICS, suite.TAIL, suite.SIGMOID, suite.MULTI_LABEL, suite.IMAGES),
     *(suite.THREADS, suite.PAGES, suite.OVERHEAD, suite.MEMORY),
 )
 PLANS = {plan.section: (plan,) for plan in ON_CPU} | {"few": (suite.FEW_ROWS, suite.FEW_IMAGES), "gpu": gpu.PLANS}

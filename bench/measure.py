@@ -120,7 +120,7 @@ class Result:
 
     loss: float
     grad: Tensor  # of the logits' shape
-    at_target: Tensor  # 1 class of each row, float32
+    at_target: Tensor  # the target of each row, or its labels, float32
 
     @classmethod
     def of(cls, contender: Contender, logits: Tensor, index: Tensor) -> Result:
@@ -142,7 +142,7 @@ def compare(problem: Problem, contenders: Sequence[Contender], ring: Ring, tell:
     Raises:
         Mismatch: loss or gradient differ by more than ``TOLERANCE``.
     """
-    index = problem.target.unsqueeze(1)
+    index = problem.index
     first = None
     for contender in contenders:
         tell(f"comparing {contender.loss} {contender.name} {contender.gradient}")

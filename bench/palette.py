@@ -17,8 +17,9 @@ COLOURS = {
     "longtail module": "#332288",
     "liger": "#CC79A7",
     "quack": "#661100",
+    "timm": "#DDCC77",
 }
-"""Okabe and Ito's, which the colour-blind tell apart; for the modules and QuACK some of Tol's muted scheme."""
+"""Okabe and Ito's, which the colour-blind tell apart; for the modules, QuACK and timm some of Tol's muted scheme."""
 
 
 def contender(row: TextRow) -> str:

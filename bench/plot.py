@@ -33,6 +33,7 @@ BARS = {
     "statistics": _times("Any loss of a row"),
     "tail": _times("Losses for long tails and trees"),
     "sigmoid": _times("Sigmoid focal losses"),
+    "multi_label": _times("Losses of several labels a row"),
     "soft": _times("Cross-entropy with class probabilities"),
     "images": _times("Softmax focal loss over images"),
     "overhead": Bars(
@@ -51,6 +52,7 @@ BARS = {
     "gpu-statistics": _times("Any loss of a row"),
     "gpu-tail": _times("Losses for long tails and trees"),
     "gpu-sigmoid": _times("Sigmoid losses"),
+    "gpu-multi-label": _times("Losses of several labels a row"),
     "gpu-soft": _times("Cross-entropy with class probabilities"),
     "gpu-images": _times("Losses over images"),
 }

@@ -44,6 +44,13 @@ def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
     yield longtail.sigmoid_focal_loss, target, {"reduction": "mean"}
     yield longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}
     yield longtail.sigmoid_focal_loss, torch.rand(shape, generator=generator), {"reduction": "none", **sigmoid}
+    hot = (torch.rand(shape, generator=generator) < 0.2).float()
+    hot[0] = 0.0  # no labels
+    yield longtail.asymmetric_loss, hot, {"gamma_positive": vector, "label_smoothing": 0.1}
+    yield longtail.asymmetric_loss, target, {"reduction": "none", "detach": False}
+    counts = {"samples_per_class": 1 + (500 * vector).long(), "num_samples": 1000}
+    yield longtail.distribution_balanced_loss, hot, counts
+    yield longtail.distribution_balanced_loss, target, {"gamma": vector, "reduction": "rows", **counts}
     if len(shape) == 2 and classes <= LARGEST_TREE:  # of images the same kernels take a copy
         tree = trees.of_classes(classes, torch.device("cpu"), shuffled=True)
         weights = {"weight": vector, "class_bias": vector}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import calls, contenders
+from . import calls, contenders, multi_label
 from .contenders import Contender, Problem
 from .measure import Tell, measure
 from .results import Row, rows_of
@@ -59,6 +59,7 @@ class Plan:
     layouts: tuple[str, ...] = ("contiguous",)  # of contenders.LAYOUTS
     times_eager: bool = True  # else eager PyTorch is only compared with
     scales: bool = False  # from one thread to all
+    labels: bool = False  # several of each row
 
     def problems(self) -> list[Case]:
         available = torch.get_num_threads()
@@ -69,6 +70,13 @@ class Plan:
             for layout in self.layouts
             for dtype in self.dtypes
         ]
+
+    def problem(self, case: Case) -> Problem:
+        """The data of one of :meth:`problems`."""
+        device = torch.device(self.device)
+        if self.labels:
+            return Problem.of_labels(case.shape, case.dtype, device)
+        return Problem.make(case.shape, case.dtype, device, case.layout)
 
     def contenders(self, problem: Problem) -> list[Contender]:
         found = [contenders.copy(problem)]
@@ -101,6 +109,17 @@ MEMORY = Plan("memory", (LARGE,), CPU.dtypes, CPU.losses, rounds=0, compiled=Fal
 
 
 SIGMOID = Plan("sigmoid", ((4096, 8192),), CPU.dtypes, ("sigmoid_focal", "dense_focal"), rounds=25)
+
+MULTI_LABEL = Plan(
+    section="multi_label",
+    shapes=((4096, 8192),),
+    dtypes=CPU.dtypes,
+    losses=("multi_label_focal", "asymmetric", "distribution_balanced"),
+    rounds=25,
+    peers=multi_label.peers,
+    labels=True,
+)
+"""Several labels a row; sigmoid focal loss is what the others are measured by."""
 
 SOFT = Plan("soft", ((4096, 8192), (16384, 1000), (4096, 10)), CPU.dtypes, ("soft",), rounds=25)
 """Class probabilities."""
@@ -163,10 +182,10 @@ def run(plan: Plan, tell: Tell) -> Iterator[list[Row]]:
     """
     available = torch.get_num_threads()
     try:
-        for shape, dtype, layout, threads in plan.problems():
+        for case in plan.problems():
             torch.compiler.reset()  # each problem is compiled for itself, none against the recompilation limit
-            torch.set_num_threads(threads)
-            problem = Problem.make(shape, dtype, torch.device(plan.device), layout)
+            torch.set_num_threads(case.threads)
+            problem = plan.problem(case)
             timings = measure(problem, plan.contenders(problem), rounds=plan.rounds, budget=plan.budget, tell=tell)
             yield rows_of(plan.section, problem, timings)
     finally:

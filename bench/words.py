@@ -26,6 +26,9 @@ LOSSES = {
     "sigmoid": "sigmoid cross-entropy, targets are class indices",
     "sigmoid_focal": "sigmoid focal loss, targets are class indices",
     "dense_focal": "sigmoid focal loss, a target for each element",
+    "multi_label_focal": "sigmoid focal loss, several labels a row",
+    "asymmetric": "asymmetric loss (Ridnik et al. 2021), gamma 1 and 4, clip 0.05",
+    "distribution_balanced": "distribution-balanced loss (Wu et al. 2020)",
     "balanced": "cross-entropy with class-balanced weights",
     "dense_sigmoid": "sigmoid cross-entropy, a target for each element",
 }
@@ -42,6 +45,7 @@ CONTENDERS = {
     "longtail module": "longtail module",
     "liger": "Liger",
     "quack": "QuACK",
+    "timm": "timm",
 }
 """Names of those in :data:`palette.COLOURS`."""
 
@@ -57,6 +61,7 @@ TERMS = {
     **dict.fromkeys(("longtail backward", "longtail forward", "longtail inplace"), _MODES),
     **dict.fromkeys(("eager module", "longtail module"), _MODULES),
     **dict.fromkeys(("liger", "quack"), _PEERS),
+    "timm": "timm: its modules, which compute in float32",
     "copy": "copy of the logits: out.copy_(logits), which reads and writes each once",
 }
 """What those are."""

@@ -57,21 +57,21 @@ def outcome(module: nn.Module, *data: Tensor) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss * 2.5, list(module.parameters()))]
 
 
-@pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_exported_module_trains(loss: str, mode: str, strict: bool, decomposed: bool) -> None:
+@pytest.mark.parametrize(
+    ("loss", "mode"), [(loss, mode) for loss in LOSSES for mode in (cases.MODES if loss != "soft" else cases.MODES[:1])]
+)
+def test_exported_module_trains(loss: str, mode: str, strict: bool) -> None:
+    """As it is exported, and decomposed; class probabilities ("soft") have one mode."""
     x = torch.randn(ROWS, FEATURES, generator=cases.generator(0))
     module = Classifier(loss, mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, (x, TARGET), strict=strict)
-        if decomposed:
-            program = program.run_decompositions()
-        exported = program.module()
+        exported = [program.module(), program.run_decompositions().module()]
     other = torch.randn(ROWS, FEATURES, generator=cases.generator(5))
-    for got, want in zip(outcome(exported, other, TARGET), outcome(module, other, TARGET), strict=True):
+    wanted = outcome(module, other, TARGET)
+    for got, want in [pair for one in exported for pair in zip(outcome(one, other, TARGET), wanted, strict=True)]:
         assert want.abs().max() > 0
         assert_close(got, want.double(), factor=4)
 

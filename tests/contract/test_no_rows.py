@@ -12,7 +12,7 @@ from torch import Tensor
 
 import cases
 import longtail
-from interpreted import INTERPRETED, rerun, starts_it
+from interpreted import INTERPRETED
 
 SHAPES = ((0, 4), (0, 4, 3, 2), (2, 4, 0), (2, 4, 0, 3))
 CLASS_BALANCED = ("softmax", "softmax_focal", "sigmoid", "focal")
@@ -157,8 +157,3 @@ def test_the_module_of_a_rank_without_rows() -> None:
         value = longtail.ClassBalancedLoss([4, 3, 2, 1], 0.9, loss)(x, torch.empty(0, dtype=torch.int64))
         value.backward()
         assert value == 0
-
-
-@starts_it
-def test_runs_in_the_interpreter() -> None:
-    rerun(__file__)

@@ -239,35 +239,42 @@ def test_rows_at_the_limits(isa: str, scripts: Scripts) -> None:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The kernels of an instruction set, compiled to stop where arithmetic is undefined."""
     folder = tmp_path_factory.mktemp("watched")
 
     @functools.cache
-    def compiled(isa: str) -> Path:
+    def compiled(isa: str, *report: str) -> Path:
         name = "baseline" if isa == "neon" else isa
-        source, made = ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp", folder / f"{name}.o"
-        build([*FLAGS[isa], "-c", source], made)
+        source, made = ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp", folder / f"{name}{len(report)}.o"
+        build([*FLAGS[isa], *report, "-c", source], made)
         return made
 
     return compiled
 
 
+STOPS = ("-fsanitize-undefined-trap-on-error", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
+REPORTS = ("-fno-sanitize-recover=all",)  # where and what, which takes twice as long to compile
+
+
 def build(arguments: list[str | Path], made: Path) -> None:
-    flags = ["-std=c++17", "-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
+    flags = ["-std=c++17", "-O0", "-fsanitize=undefined", f"-I{ROOT / 'csrc'}"]
     built = subprocess.run([str(COMPILER), *flags, *arguments, "-o", made], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs g++")
 @pytest.mark.parametrize("isa", supported())
-def test_no_arithmetic_is_undefined(isa: str, watched: Callable[[str], Path], tmp_path: Path) -> None:
+def test_no_arithmetic_is_undefined(isa: str, watched: Callable[..., Path], tmp_path: Path) -> None:
     name = "baseline" if isa == "neon" else isa
-    objects = [watched(x) for x in ([isa, "avx512"] if isa == BFLOAT16_ONLY else [isa])]
     main, program = Path(__file__).with_name("undefined.cpp"), tmp_path / "odd"
-    build([f"-DLONGTAIL_KERNELS=kernels_{name}", main, *objects], program)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for report in (STOPS, REPORTS):  # the second says what has stopped the first
+        objects = [watched(x, *report) for x in ([isa, "avx512"] if isa == BFLOAT16_ONLY else [isa])]
+        build([f"-DLONGTAIL_KERNELS=kernels_{name}", *report, main, *objects], program)
+        done = subprocess.run([program], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    assert report is STOPS, f"exit {done.returncode}: {done.stderr}"
     assert done.stdout == f"{isa} is defined\n"
 
 
@@ -287,17 +294,16 @@ def test_nothing_is_read_past_the_last_column(isa: str, scripts: Scripts) -> Non
 
 
 def test_the_best_instruction_set_is_the_default() -> None:
-    done = run(None, "print('isa:', longtail.backends()['cpu'].detail)")
+    done = run("print('isa:', longtail.backends()['cpu'].detail)")
     assert done.returncode == 0, done.stderr
     assert supported()[-1] in done.stdout.lower()
 
 
 @pytest.mark.parametrize("isa", ["sse9", "AVX-1024", "neon" if supported() != ["neon"] else "avx2"])
-def test_an_unknown_instruction_set_is_refused_by_name(isa: str) -> None:
+def test_an_unknown_instruction_set_is_refused_by_name(isa: str, scripts: Scripts) -> None:
     body = "longtail.cross_entropy(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]))\nprint('silently ran')"
-    done = run(isa, body)
+    done = scripts.run(isa, body)
     assert "silently ran" not in done.stdout
     assert done.returncode == 1, "an exception, not a crash"
-    assert "LONGTAIL_CPU_ISA" in done.stderr
-    assert isa in done.stderr
+    assert f"LONGTAIL_CPU_ISA is {isa!r}" in done.stderr
     assert supported()[0] in done.stderr, "the error names the choices"

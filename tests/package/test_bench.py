@@ -76,6 +76,7 @@ def test_tiny_run_writes_every_row_and_the_picture(tmp_path):
     ("section", "shape", "rows", "losses"),
     [
         ("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]),
+        ("multi_label", "64,96", 64, ["multi_label_focal", "asymmetric", "distribution_balanced"]),
         ("soft", "64,96", 64, ["soft"]),
         ("statistics", "64,96", 64, ["plain", "statistics"]),
         ("tail", "64,96", 64, ["plain", "vector_scaling", "immax", "seesaw", "hierarchical", "hierarchical_shuffled"]),
@@ -95,10 +96,9 @@ def test_other_sections(section, shape, rows, losses, tmp_path, bench):
     assert (tmp_path / f"{section}_time.png").exists()
 
 
-def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
+def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path, bench):
     path = tmp_path / "linear.csv"
-    done = command("bench", "linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path))
-    assert done.returncode == 0, done.stderr
+    bench.main(["linear", "--shape", "64", "32", "512", "--rounds", "1", "--output", str(path)])
     bare, *others = rows_of(path)
     assert (bare["contender"], bare["loss"], bare["time_of_gemms"]) == ("three GEMMs", "", "1")
     assert [r["contender"] for r in others if r["loss"] == "family"] == ["longtail complement + focal"]
@@ -108,11 +108,10 @@ def test_fused_linear_rows_say_how_far_from_the_bare_products(tmp_path):
         assert float(row["time_of_gemms"]) == pytest.approx(ratio, rel=1e-3)
 
 
-def test_training_step_rows(tmp_path):
+def test_training_step_rows(tmp_path, bench):
     path = tmp_path / "step.csv"
     options = ["--tokens", "256", "--rounds", "1", "--vocabulary", "4096", "--most", "512", "--output", str(path)]
-    done = command("bench", "step", *options)
-    assert done.returncode == 0, done.stderr
+    bench.main(["step", *options])
     rows = rows_of(path)
     assert [row["contender"] for row in rows] == ["plain PyTorch", "fused loss", "fused linear loss"]
     for row in rows:
@@ -238,7 +237,9 @@ def test_the_gpu_section_compares_peers_where_they_run(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("bench")
-@pytest.mark.parametrize(("plan", "shape"), [("SIGMOID", (64, 96)), ("IMAGES", (2, 9, 7, 8))])
+@pytest.mark.parametrize(
+    ("plan", "shape"), [("SIGMOID", (64, 96)), ("MULTI_LABEL", (64, 96)), ("IMAGES", (2, 9, 7, 8))]
+)
 def test_the_other_gpu_sections_agree_with_eager(plan, shape):
     """On the CPU: every loss compared, in each gradient mode, with rows of all pixels."""
     from bench import gpu, suite

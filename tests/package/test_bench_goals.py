@@ -117,6 +117,36 @@ def test_trees_may_cost_more_where_their_classes_are_shuffled():
     }
 
 
+def test_losses_of_several_labels_beside_sigmoid_focal():
+    shape, where = (4096, 8192), {"section": "multi_label"}
+    half = where | {"dtype": "bfloat16"}
+    times = {"multi_label_focal": 20.0, "asymmetric": 25.0, "distribution_balanced": 30.0}
+    peaks = {"backward": 4096 * 8192 * 4 / 1e6, "inplace": 0.1 * 4096 * 8192 * 4 / 1e6}
+    found = judged(
+        row("asymmetric", "eager", "", 500.0, shape, **where),
+        row("distribution_balanced", "compiled", "", 60.0, shape, **where),
+        *(
+            row(loss, "longtail", mode, ms / (2 if mode == "inplace" else 1), shape, peak_extra_MB=peaks[mode], **where)
+            for loss, ms in times.items()
+            for mode in peaks
+        ),
+        row("multi_label_focal", "longtail", "inplace", 6.0, shape, **half),
+        row("asymmetric", "longtail", "inplace", 9.0, shape, **half),
+        row("asymmetric", "longtail", "backward", 9.0, shape, **half),
+    )
+    assert found == {
+        "multi_label, asymmetric: faster than eager": (20.0, True),
+        "multi_label, distribution_balanced: faster than compiled": (2.0, False),
+        "multi_label, asymmetric in place, float32: time of sigmoid focal": (1.25, True),
+        "multi_label, asymmetric in the default mode, float32: time of sigmoid focal": (1.25, True),
+        "multi_label, distribution_balanced in place, float32: time of sigmoid focal": (1.5, False),
+        "multi_label, distribution_balanced in the default mode, float32: time of sigmoid focal": (1.5, False),
+        "multi_label, asymmetric in place, bfloat16: time of sigmoid focal": (1.5, False),
+        "multi_label, in place: peak extra memory, in logits": (0.1, False),
+        "multi_label, out of place: peak extra memory, in logits": (1.0, True),
+    }
+
+
 def test_few_classes_calls_and_memory():
     few = {"section": "few-images", "speedup_over_cross_entropy": 2.0}
     torchs = {"plain": 0.1, "balanced": 0.2, "dense_sigmoid": 0.4}

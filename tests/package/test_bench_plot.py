@@ -84,12 +84,13 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 def test_the_palette_holds_every_contender() -> None:
-    from bench import calls, contenders, gpu, palette, results, words
+    from bench import calls, contenders, gpu, multi_label, palette, results, words
 
     problem = contenders.Problem.make((4, 5), torch.float32, torch.device("cpu"))
     offered = [*contenders.of_loss("plain", problem), *calls.others(problem), contenders.copy(problem)]
     rows = [{"contender": x.name, "gradient": x.gradient} for x in offered]
     rows += [{"contender": name, "gradient": gradient} for name, _, _, gradient, _ in gpu.PEERS]
+    rows.append({"contender": multi_label.NAME, "gradient": ""})
     rows += [row for name in ("cpu", "growth") for row in results.read(RESULTS / f"{name}.csv")]
     assert {palette.contender(row) for row in rows} == {*palette.COLOURS} == {*words.CONTENDERS} == {*words.TERMS}
     assert {*contenders.LOSSES} == {*words.LOSSES}

@@ -99,6 +99,16 @@ def test_times_of_losses_for_long_tails() -> None:
         check_times(name, stated, losses[loss], section="tail", N=2048, C=32768, dtype=dtype)
 
 
+def test_times_of_losses_of_several_labels() -> None:
+    if all(row["section"] != "multi_label" for row in results.read(results.FOLDER / "cpu.csv")):
+        pytest.skip("no rows yet, and no table")
+    losses = {"sigmoid focal": "multi_label_focal", "asymmetric": "asymmetric"}
+    losses |= {"distribution-balanced": "distribution_balanced"}
+    for name, stated in table("numbers.md", "| loss of several labels, dtype | eager |"):
+        loss, dtype = name.split(", ")
+        check_times(name, stated, losses[loss], section="multi_label", N=4096, C=8192, dtype=dtype)
+
+
 def test_times_of_class_probabilities() -> None:
     for name, stated in table("numbers.md", "| logits, dtype | `F.cross_entropy` |"):
         shape, dtype = name.split(", ")

@@ -1,4 +1,4 @@
-"""``LongTailAccuracy`` as it is where torchmetrics is not installed."""
+"""``LongTailAccuracy``, or another metric, as it is where torchmetrics is not installed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-MADE = ("longtail.training.accuracy", "longtail.training.torchmetrics_metric")
+MADE = tuple(
+    f"longtail.training.{name}" for name in ("accuracy", "average_precision", "frequency_metric", "torchmetrics_metric")
+)
 
 
 @contextmanager
-def without_torchmetrics(instead: Any = None) -> Iterator[Any]:
-    """The class, made anew; ``instead``: what an import of torchmetrics finds, None for nothing."""
-    hidden = {name: sys.modules.pop(name) for name in (*MADE, "torchmetrics") if name in sys.modules}
+def without_torchmetrics(instead: Any = None, name: str = "LongTailAccuracy") -> Iterator[Any]:
+    """The class ``name``, made anew; ``instead``: what an import of torchmetrics finds, None for nothing."""
+    hidden = {module: sys.modules.pop(module) for module in (*MADE, "torchmetrics") if module in sys.modules}
     sys.modules["torchmetrics"] = instead
     try:
-        yield import_module(MADE[0]).LongTailAccuracy
+        made = {**vars(import_module(MADE[0])), **vars(import_module(MADE[1]))}
+        yield made[name]
     finally:
-        for name in (*MADE, "torchmetrics"):
-            sys.modules.pop(name, None)
+        for module in (*MADE, "torchmetrics"):
+            sys.modules.pop(module, None)
         sys.modules.update(hidden)

@@ -94,11 +94,12 @@ def refuse_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "to_rows", refuse)
 
 
-def rerun(file: str, *words: str) -> None:
-    """Runs the tests of ``file`` in the interpreter; words: which, as pytest is told."""
+def rerun(*files: Path) -> None:
+    """Runs the tests of the Triton kernels in ``files`` in the interpreter; of each there is one at least."""
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-rfEp", "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, *words],
+        [*command, "-k", "triton", "-m", "not gpu", *files],
         env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -107,4 +108,5 @@ def rerun(file: str, *words: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    passed = {line.split("::")[0].split("/")[-1] for line in done.stdout.splitlines() if line.startswith("PASSED ")}
+    assert passed == {file.name for file in files}

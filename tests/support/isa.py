@@ -20,7 +20,6 @@ import torch.nn.functional as F
 sys.path[:0] = {folders!r}
 import cases, kernels, limit_cases, longtail, naive, shard_cases
 from tolerances import assert_close
-OWN_DTYPES = {own_dtypes}
 """
 
 
@@ -49,12 +48,14 @@ def with_floats() -> list[str]:
     return [isa for isa in supported() if isa != BFLOAT16_ONLY]
 
 
-# Runs a script a line in a fork of its own: what takes longest, importing torch, is done once.
+# Runs a script a line in a fork of its own: what takes longest, importing torch, is done once. The library reads the
+# instruction set at its first call, which is in the fork.
 FORKS = """
 import json, signal, tempfile, traceback
-def run(body):
+def run(isa, own_dtypes, body):
     try:
-        exec(body, dict(globals()))
+        os.environ["LONGTAIL_CPU_ISA"] = isa
+        exec(body, globals() | {"OWN_DTYPES": [getattr(torch, name) for name in own_dtypes] or cases.DTYPES})
     except BaseException:
         traceback.print_exc()
         return 1
@@ -65,7 +66,7 @@ for line in sys.stdin:
         if child == 0:
             signal.alarm(300)
             os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-            status = run(json.loads(line))
+            status = run(*json.loads(line))
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -73,37 +74,35 @@ for line in sys.stdin:
 """
 
 
-def command(isa: str | None, body: str) -> dict[str, Any]:
+def command(body: str) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGTAIL_")}
-    if isa is not None:
-        environment["LONGTAIL_CPU_ISA"] = isa
-    own = "(torch.bfloat16,)" if isa == BFLOAT16_ONLY else "cases.DTYPES"
-    script = SCRIPT_HEAD.format(folders=sys.path, own_dtypes=own) + body
+    script = SCRIPT_HEAD.format(folders=sys.path) + body
     return {"args": [sys.executable, "-c", script], "env": environment, "text": True}
 
 
-def run(isa: str | None, body: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(**command(isa, body), capture_output=True, timeout=300, check=False)
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    """Under the instruction set that is the default."""
+    return subprocess.run(**command(body), capture_output=True, timeout=300, check=False)
 
 
 class Scripts:
     """Runs scripts under one instruction set or another, each in a process of its own."""
 
     def __init__(self) -> None:
-        self.forking: dict[str, subprocess.Popen[str]] = {}
+        self.forking: subprocess.Popen[str] | None = None
 
     def run(self, isa: str, body: str) -> subprocess.CompletedProcess[str]:
-        if isa not in self.forking:
+        if self.forking is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.forking[isa] = subprocess.Popen(**command(isa, FORKS), **pipes)
-        process = self.forking[isa]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(body) + "\n")
-        process.stdin.flush()
-        status, out, err = json.loads(process.stdout.readline())
+            self.forking = subprocess.Popen(**command(FORKS), **pipes)
+        assert self.forking.stdin is not None
+        assert self.forking.stdout is not None
+        own_dtypes = ["bfloat16"] if isa == BFLOAT16_ONLY else []
+        self.forking.stdin.write(json.dumps((isa, own_dtypes, body)) + "\n")
+        self.forking.stdin.flush()
+        status, out, err = json.loads(self.forking.stdout.readline())
         return subprocess.CompletedProcess(isa, status, out, err)
 
     def stop(self) -> None:
-        for process in self.forking.values():
-            process.communicate()
+        if self.forking is not None:
+            self.forking.communicate()

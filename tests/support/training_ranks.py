@@ -142,6 +142,27 @@ def accuracy_alone(accuracy: Any, hit: Tensor, target: Tensor) -> float:
     return alone.compute().overall
 
 
+def average_precisions(metric: Any, rank: int | None) -> dict[str, Any]:
+    """Scores over all ranks, of one of which alone, and this rank's own."""
+    input, target = (x.flatten(0, 1) for x in data())
+    cut = {None: slice(None), 0: slice(0, 30), 1: slice(30, None)}[rank]
+    input, labels = input.bfloat16().double(), nn.functional.one_hot(target, CLASSES)[:, :FEATURES]
+    seen = metric([200, 50, 30, 10], dtype=torch.float64)
+    seen.update(input[cut], labels[cut])
+    alone = metric([200, 50, 30, 10], score="mean", dtype=torch.bfloat16)
+    empty = [alone.compute().item(), alone.compute(reduce=True).item()]
+    if rank != 0:
+        alone.update(input[cut], labels[cut])
+    together = [seen.compute(reduce=True), seen.compute(), seen.compute(reduce=True), seen.compute()]
+    return {
+        "together": [tuple(x) for x in together],
+        "own": seen.compute(reduce=False).mean,
+        "of one": [alone.compute().item(), alone.compute(reduce=True).item()],
+        "empty": empty,
+        "rows": sum(map(len, seen.preds)),
+    }
+
+
 def statistics(rank: int | None) -> dict[str, Any]:
     """Counts, frequencies and scores of the stream; a rank sees unequal parts of it."""
     _, target = data()
@@ -153,7 +174,10 @@ def statistics(rank: int | None) -> dict[str, Any]:
         stats.update(batch, reduce=True)
     with without_torchmetrics() as plain:
         scores = {"plain": scored(plain, hit[:, cut], shard)}
+    with without_torchmetrics(name="LongTailMeanAveragePrecision") as plain:
+        precisions = {"plain": average_precisions(plain, rank)}
     if find_spec("torchmetrics"):
+        precisions["torchmetrics"] = average_precisions(longtail.training.LongTailMeanAveragePrecision, rank)
         scores["torchmetrics"] = scored(longtail.training.LongTailAccuracy, hit[:, cut], shard)
     mine = torch.tensor([1.0, 2.0], dtype=torch.float64)
     return {
@@ -166,6 +190,7 @@ def statistics(rank: int | None) -> dict[str, Any]:
         "frequency": stats.frequency(),
         "num_targets": stats.num_targets,
         "scores": scores,
+        "average precisions": precisions,
         "epoch": list(ClassBalancedSampler(target.flatten(), num_samples=21, seed=3)),
     }
 
@@ -201,6 +226,9 @@ def faults(rank: int) -> dict[str, Callable[[], Any]]:
         "call": lambda: frequency(2).update([0], reduce=True) if rank else count([0], 2, reduce=True),  # type: ignore[arg-type]
         "decay": lambda: frequency(2, 0.5 + 0.25 * rank).update(other[:1], reduce=True),
         "frequencies' num_classes": lambda: frequency(CLASSES - rank).update(other[:1], reduce=True),
+        "dtype of average precisions": lambda: longtail.training.LongTailMeanAveragePrecision(
+            [3, 3], dtype=torch.float32 if rank else torch.float64
+        ).compute(reduce=True),
         "accuracy's num_classes": lambda: longtail.training.LongTailAccuracy([3] * (2 + rank)).compute(reduce=True),
     }
 

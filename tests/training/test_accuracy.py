@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -256,19 +254,10 @@ def test_synchronised_states_are_not_added_up_again() -> None:
 
 
 def test_a_broken_torchmetrics_warns() -> None:
-    with pytest.warns(UserWarning, match=r"is no torchmetrics.Metric here: torchmetrics raised AttributeError"):  # noqa: SIM117
+    with pytest.warns(UserWarning, match=r"are no torchmetrics.Metric here: torchmetrics raised AttributeError"):  # noqa: SIM117
         with without_torchmetrics(ModuleType("torchmetrics")) as made:
             assert made([5, 5])(torch.tensor([True]), torch.tensor([0])).overall == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with without_torchmetrics():
             pass
-
-
-def test_the_package_imports_no_torchmetrics() -> None:
-    """It takes seconds, which those who do not ask for the class need not wait."""
-    program = (
-        "import sys, longtail, longtail.__main__\nassert 'LongTailAccuracy' in longtail.training.__all__\n"
-        "assert 'torchmetrics' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

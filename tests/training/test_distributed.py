@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -67,6 +68,11 @@ def test_counts(seen: list[dict[str, Any]], alone: dict[str, Any]) -> None:
         ("call", "ArgumentValueError", "ranks disagree on the call: 'class_counts' on rank 0, 'Streaming"),
         ("decay", "ArgumentValueError", r"ranks disagree on decay: 0\.5 on rank 0, 0\.75 on rank 1"),
         ("frequencies' num_classes", "ArgumentValueError", "ranks disagree on num_classes: 5 on rank 0, 4 on rank 1"),
+        (
+            "dtype of average precisions",
+            "ArgumentValueError",
+            r"ranks disagree on dtype: 'torch\.float64' on rank 0, 't",
+        ),
         ("accuracy's num_classes", "ArgumentValueError", "ranks disagree on num_classes: 2 on rank 0, 3 on rank 1"),
     ],
 )
@@ -117,6 +123,23 @@ def test_accuracy(seen: list[dict[str, Any]], alone: dict[str, Any], kind: str) 
     assert seen[0]["scores"][kind]["more"] == seen[1]["scores"][kind]["more"] != expected["together"][0][0]
     own = {scores["scores"][kind]["own"][0] for scores in (*seen, alone)}
     assert len(own) == 3, "each rank keeps its own state"
+
+
+@pytest.mark.parametrize("kind", ["plain", "torchmetrics"])
+def test_average_precisions(seen: list[dict[str, Any]], alone: dict[str, Any], kind: str) -> None:
+    """Of all ranks' rows, the states staying each rank's own; also where a rank, or every rank, has none."""
+    if kind not in alone["average precisions"]:
+        pytest.skip("torchmetrics is not installed")
+    expected = alone["average precisions"][kind]
+    ranks = [rank["average precisions"][kind] for rank in seen]
+    for scores in ranks:
+        for together in scores["together"]:
+            for got, want in zip(together, expected["together"][0], strict=True):
+                assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(want, dtype=torch.float64))
+        assert all(math.isnan(x) for x in scores["empty"])
+        assert scores["of one"] == pytest.approx([ranks[1]["own"]] * 2, rel=1e-6)
+    assert [scores["rows"] for scores in ranks] == [30, 18]
+    assert len({ranks[0]["own"], ranks[1]["own"], expected["own"]}) == 3
 
 
 def test_sampler_knows_its_rank(seen: list[dict[str, Any]]) -> None:

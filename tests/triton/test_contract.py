@@ -8,18 +8,20 @@ import pytest
 
 from interpreted import rerun, starts_it
 
-CONTRACT = Path(__file__).parents[1] / "contract"
+# Of tests/contract, and of this folder those that need the interpreter: a start for several files, as it takes seconds.
+RUNS = {
+    "softmax": ("softmax_operators", "scale_grad", "means", "row_statistics"),
+    "hierarchical": ("hierarchical", "hierarchical_operators", "linear_hierarchical"),
+    "sigmoid": ("sigmoid_operators", "hierarchical_shards"),
+    "options": ("class_probabilities", "functions", "limits", "long_tail_options", "no_rows", "wrong_arguments"),
+}
+FOLDERS = [Path(__file__).parents[1] / "contract", Path(__file__).parent]
 
 
 @starts_it
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("class_probabilities", "hierarchical", "hierarchical_operators", "hierarchical_shards", "limits"),
-        *("linear_hierarchical", "long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators"),
-        "softmax_operators",
-    ],
-)
-def test_in_a_process_of_its_own(name: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_in_a_process_of_its_own(run: str) -> None:
     pytest.importorskip("triton")
-    rerun(str(CONTRACT / f"test_{name}.py"), "-k", "triton", "-m", "not gpu")
+    paths = [path for name in RUNS[run] for folder in FOLDERS if (path := folder / f"test_{name}.py").exists()]
+    assert len(paths) == len(RUNS[run])
+    rerun(*paths)

@@ -10,7 +10,7 @@ import torch
 import cases
 import longtail
 import sigmoid_cases
-from interpreted import interpreted, refuse_copies, rerun, starts_it
+from interpreted import interpreted, refuse_copies
 from tolerances import assert_close, assert_same
 
 triton = pytest.importorskip("triton")
@@ -182,8 +182,3 @@ def test_elementary_functions() -> None:
     evaluate[(1,)](x, out, N=len(x))
     assert out[:, 0].isnan().all()
     assert (out[2, 2:4] == 0).all()
-
-
-@starts_it
-def test_in_a_process_of_its_own() -> None:
-    rerun(__file__)

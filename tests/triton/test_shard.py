@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,4 +166,4 @@ def test_wrong_arguments_raise() -> None:
 
 @starts_it
 def test_in_a_process_of_its_own() -> None:
-    rerun(__file__)
+    rerun(Path(__file__), Path(__file__).with_name("test_target_terms.py"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import cases
 from batches import SoftmaxBatch, check, one_thread
-from interpreted import interpreted, refuse_copies, rerun, starts_it
+from interpreted import interpreted, refuse_copies
 from kernels import TRITON
 from longtail.ops.layout import to_images
 from tolerances import assert_same
@@ -91,8 +91,3 @@ def test_neutral_terms_change_no_bit(shape: tuple[int, ...]) -> None:
             one.run()
     for found, expected in zip(batches[1].outputs(), batches[0].outputs(), strict=True):
         assert_same(found, expected)
-
-
-@starts_it
-def test_in_a_process_of_its_own() -> None:
-    rerun(__file__)

@@ -9,7 +9,7 @@ import torch
 
 import cases
 import longtail
-from interpreted import interpreted, rerun, starts_it
+from interpreted import interpreted
 from longtail.options import SoftmaxOptions
 
 pytest.importorskip("triton")
@@ -118,8 +118,3 @@ def test_an_image_target_out_of_range_is_named() -> None:
     target = torch.tensor([[0, 5, 1]])
     with longtail.use_backend("triton"), pytest.raises(IndexError, match="target 5 in row 1"):
         longtail.cross_entropy(torch.zeros(1, 5, 3), target)
-
-
-@starts_it
-def test_in_a_process_of_its_own() -> None:
-    rerun(__file__)

@@ -141,13 +141,22 @@ def rebalanced(
     gamma: float | Tensor = 2.0,
     negative_scale: float = 2.0,
     *,
+    rebalance_alpha: float = 0.1,
+    rebalance_beta: float = 10.0,
+    rebalance_mu: float = 0.2,
     reduction: str = "mean",
     **options: Any,
 ) -> Tensor:
     """:func:`distribution_balanced_loss` for given class vectors."""
-    named: dict[str, Any] = {
-        "class_bias": class_bias,
-        "inverse_counts": inverse_counts,
-        "negative_scale": negative_scale,
-    }
-    return sigmoid_loss(input, target, *sigmoid_request(gamma=gamma, reduction=reduction, **named, **options))
+    records = sigmoid_request(
+        class_bias=class_bias,
+        inverse_counts=inverse_counts,
+        gamma=gamma,
+        negative_scale=negative_scale,
+        rebalance_alpha=rebalance_alpha,
+        rebalance_beta=rebalance_beta,
+        rebalance_mu=rebalance_mu,
+        reduction=reduction,
+        **options,
+    )
+    return sigmoid_loss(input, target, *records)

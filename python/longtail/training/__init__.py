@@ -13,11 +13,12 @@ from .multi_label_sampler import MultiLabelSampler
 from .normalized_linear import NormalizedLinear
 from .sampler import ClassBalancedSampler
 from .schedules import ComplementGammaSchedule, DeferredReweighting
-from .scores import LongTailScores
+from .scores import LongTailAveragePrecisions, LongTailScores
 from .sigmoid_start import init_sigmoid_bias_, parameter_groups_without_bias_decay
 
 if TYPE_CHECKING:
     from .accuracy import LongTailAccuracy
+    from .average_precision import LongTailMeanAveragePrecision
 
 __all__ = [
     "ClassBalancedSampler",
@@ -26,6 +27,8 @@ __all__ = [
     "ComplementObjectiveTraining",
     "DeferredReweighting",
     "LongTailAccuracy",
+    "LongTailAveragePrecisions",
+    "LongTailMeanAveragePrecision",
     "LongTailScores",
     "MultiLabelSampler",
     "NormalizedLinear",
@@ -41,9 +44,10 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """LongTailAccuracy is made when it is first asked for: torchmetrics takes seconds to import."""
-        if name != "LongTailAccuracy":
+        """The metrics are made when they are first asked for: torchmetrics takes seconds to import."""
+        if name not in ("LongTailAccuracy", "LongTailMeanAveragePrecision"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from .accuracy import LongTailAccuracy
+        from .average_precision import LongTailMeanAveragePrecision
 
-        return LongTailAccuracy
+        return LongTailAccuracy if name == "LongTailAccuracy" else LongTailMeanAveragePrecision

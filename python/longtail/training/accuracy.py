@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_number, check_tensors, is_dtensor
-from ..class_balance.arrays import check_ignore_index
+from ..arguments import check_tensors, is_dtensor
 from ..class_balance.chunks import count_indices
-from ..class_balance.counts import Counts, checked_counts
-from ..parallel.ranks import checked_sum, group_or_alone
+from ..class_balance.counts import Counts
+from ..parallel.ranks import checked_sum
 from ..reference.row_statistics import RowStatistics
+from .frequency_metric import FrequencyMetric, check_on_device
 from .scores import LongTailScores, scores_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    from .plain_metric import Metric
-if not TYPE_CHECKING:
-    try:
-        from .torchmetrics_metric import Metric
-    except Exception as error:  # a broken installation raises more than ImportError
-        if not (isinstance(error, ModuleNotFoundError) and error.name == "torchmetrics"):
-            warnings.warn(
-                f"LongTailAccuracy is no torchmetrics.Metric here: torchmetrics raised {error!r}", stacklevel=2
-            )
-        from .plain_metric import Metric
 
-SCORES = tuple(name for name in LongTailScores._fields if name != "per_class")
-
-
-class LongTailAccuracy(Metric):
+class LongTailAccuracy(FrequencyMetric):
     """Streaming accuracy: overall, balanced, per class, many-, medium- and few-shot (Liu et al. 2019).
 
     Means are over the classes seen in ``update``, each counting the same. Where torchmetrics is installed this is a
@@ -57,9 +43,7 @@ class LongTailAccuracy(Metric):
         TypeError, ValueError: an argument has the wrong type, or is out of its range.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
+    _choices = tuple(name for name in LongTailScores._fields if name != "per_class")
     seen: Tensor
     correct: Tensor
 
@@ -73,17 +57,7 @@ class LongTailAccuracy(Metric):
         score: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        self.samples_per_class, _ = checked_counts(samples_per_class)
-        self.many = check_number("many", many)
-        self.few = check_number("few", few)
-        if self.few > self.many:
-            raise ValueError(f"few is {few}, expected at most many = {many}, so that no class is in both")
-        check_ignore_index(ignore_index)
-        self.ignore_index = ignore_index
-        if score is not None:
-            check_choice("score", score, SCORES)
-        self.score = score
+        super().__init__(samples_per_class, many, few, ignore_index=ignore_index, score=score, **options)
         nothing = torch.zeros_like(self.samples_per_class, dtype=torch.int64)
         self.add_state("seen", nothing, dist_reduce_fx="sum")
         self.add_state("correct", nothing.clone(), dist_reduce_fx="sum")
@@ -125,14 +99,14 @@ class LongTailAccuracy(Metric):
             RuntimeError: with torchmetrics, ``reduce`` is given between ``sync()`` and ``unsync()``.
         """
         seen, correct = self.seen, self.correct
-        if self._sums_ranks(True if reduce is None and group is not None else reduce):
+        summed, ranks = self._summed(reduce, group)
+        if summed:
             both = torch.cat([seen, correct]).double()  # exact to 2^53
             options = {"the call": "LongTailAccuracy.compute", "num_classes": seen.numel()}
-            ranks = group_or_alone(self.process_group if group is None else group)
             seen, correct = checked_sum(both, options, ranks, seen.device).to(torch.int64).chunk(2)
         seen, correct = torch.stack([seen, correct]).cpu()
         scores = scores_of(seen, correct, self.samples_per_class, self.many, self.few)
-        return scores if self.score is None else torch.tensor(getattr(scores, self.score), device=self.seen.device)
+        return self._asked(scores)
 
 
 def _right(preds: Tensor | RowStatistics, target: Tensor, num_classes: int) -> Tensor:
@@ -143,8 +117,7 @@ def _right(preds: Tensor | RowStatistics, target: Tensor, num_classes: int) -> T
         raise TypeError(f"target has dtype {target.dtype}, expected integers: update(preds, target)")
     if is_dtensor(given):
         raise TypeError("preds is a DTensor, expected preds.full_tensor(), or its shard with reduce=True")
-    if given.device != target.device:
-        raise ValueError(f"preds is on {given.device}, expected {target.device} as the target")
+    check_on_device(given, target)
     if given.is_complex():
         raise TypeError(f"preds has dtype {given.dtype}, expected logits, labels or bool")
     shape, labels = list(target.shape), given

@@ -1,4 +1,4 @@
-"""What ``LongTailAccuracy`` stands on where torchmetrics is not installed: the part of its Metric that it needs."""
+"""What the metrics by class frequency stand on without torchmetrics: the part of its Metric that they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Metric(nn.Module):
-    """Keeps sums over batches and ranks; a call adds a batch and returns the value of that batch alone.
+    """Keeps sums over batches, or their rows; a call adds a batch and returns the value of that batch alone.
 
     Args:
         sync_on_compute, process_group: as torchmetrics has them; its other options need it.
@@ -32,33 +32,36 @@ class Metric(nn.Module):
         self.sync_on_compute = sync_on_compute
         self.process_group = process_group
         self._states: list[str] = []
+        self._device = torch.get_default_device()
         self._saved = False
 
-    def add_state(self, name: str, default: Tensor, dist_reduce_fx: str = "sum") -> None:
-        """A tensor that starts at ``default``, zeros, and that batches and ranks add to."""
-        assert dist_reduce_fx == "sum"
+    def add_state(self, name: str, default: Tensor | list[Tensor], dist_reduce_fx: str = "sum") -> None:
+        """A tensor that starts at ``default``, zeros, and that batches add to; or a list ("cat") that they lengthen."""
+        assert dist_reduce_fx == ("cat" if isinstance(default, list) else "sum")
         setattr(self, name, default)  # no buffer: DistributedDataParallel would write rank 0's over the others'
+        if isinstance(default, Tensor):
+            self._device = default.device
         self._states.append(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        for name, state in self._sums().items():
-            setattr(self, name, state.to(fn(state).device))  # counts stay integers under half()
+        self._device = fn(torch.zeros(1, device=self._device)).device
+        for name, state in self._kept().items():
+            setattr(self, name, _each(state, lambda x: x.to(self._device)))  # counts stay integers under half()
         return self
 
-    def _sums(self) -> dict[str, Tensor]:
+    def _kept(self) -> dict[str, Tensor | list[Tensor]]:
         return {name: getattr(self, name) for name in self._states}
 
     @property
     def device(self) -> torch.device:
         """Where the states are."""
-        device: torch.device = getattr(self, self._states[0]).device
-        return device
+        return self._device
 
     def reset(self) -> None:
         """Forgets everything seen."""
-        for name, state in self._sums().items():
-            setattr(self, name, torch.zeros_like(state))
+        for name, state in self._kept().items():
+            setattr(self, name, [] if isinstance(state, list) else torch.zeros_like(state))
 
     def update(self, *batch: Any) -> None:
         raise NotImplementedError
@@ -68,7 +71,7 @@ class Metric(nn.Module):
 
     def forward(self, *batch: Any, **named: Any) -> Any:
         """Adds a batch, as ``update``, and returns the value of that batch, which this process alone has seen."""
-        before = self._sums()
+        before = self._kept()
         self.reset()
         try:
             self.update(*batch, **named)
@@ -86,16 +89,20 @@ class Metric(nn.Module):
         self._saved = mode
 
     def _sums_ranks(self, reduce: bool | None) -> bool:
-        """Whether ``compute`` itself adds up the ranks' states."""
+        """Whether ``compute`` itself goes over the ranks' states."""
         return self.sync_on_compute if reduce is None else reduce
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._saved:
-            destination |= {prefix + name: state.clone() for name, state in self._sums().items()}
+            destination |= {prefix + name: _each(state, Tensor.clone) for name, state in self._kept().items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in self._states:  # as torchmetrics: what is there is taken, and what is missing is not missed
             if prefix + name in state_dict:
-                setattr(self, name, state_dict.pop(prefix + name).to(self.device))
+                setattr(self, name, _each(state_dict.pop(prefix + name), lambda x: x.to(self._device)))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _each(state: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:
+    return [change(x) for x in state] if isinstance(state, list) else change(state)
