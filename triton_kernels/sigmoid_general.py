@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .loss_math import LOG2_E, log1p, maximum
+from .loss_math import LOG2_E, maximum
 from .sigmoid_math import Element, logistic, product
+
+SMALLEST = tl.constexpr(1.17549435e-38)
 
 
 class Shifted(NamedTuple):
@@ -41,19 +43,25 @@ def power_of(log_x, gamma):
 
 
 @triton.jit
-def minus_log1m(miss, hit):
-    """-log(hit), where hit = 1 - miss; near 1 by log1p(miss / hit): the hardware's log loses its digits there."""
-    return tl.where(hit > 0.5, log1p(miss / hit), -tl.log(hit))
+def log_cut(x):
+    """log(x) for 0 <= x <= 1: finite and very low for what is no normal number."""
+    return tl.log(maximum(x, SMALLEST))
 
 
 @triton.jit
-def shifted(x, o):
+def minus_log1m(miss, hit):
+    """-log(1 - miss); hit is 1 - miss rounded by e, which is made up for: -log(hit + e) = -log(hit) - e / hit."""
+    return -(tl.log(hit) + (1.0 - hit - miss))
+
+
+@triton.jit
+def shifted(x, clip):
     miss, hit, cost, slope = x.p, x.q, x.plus, x.p * x.q
-    if o.clip is not None:
-        over = x.p - o.clip
+    if clip is not None:
+        over = x.p - clip
         live = over > 0.0
         miss = maximum(over, 0.0)  # NaN stays NaN
-        hit = tl.where(live, x.q + o.clip, 1.0)
+        hit = tl.where(live, x.q + clip, 1.0)
         cost = minus_log1m(miss, hit)
         slope = tl.where(live, slope, miss)
     return Shifted(miss, hit, cost, slope)
@@ -64,18 +72,17 @@ def general_hard(u, one, gamma_positive, gamma_negative, o, FOCUS: tl.constexpr)
     """For y in {0, 1}: the loss and its derivative by u."""
     x = u if o.scale is None else o.scale * u
     s = logistic(tl.where(one, -u, x))  # of what the loss rises with
-    n = shifted(s, o)
-    cost, slope, miss, log_miss = s.plus, s.p, s.p, -s.minus
+    n = shifted(s, None if o.clip is None else tl.where(one, 0.0, o.clip))
+    cost, slope, log_miss = s.plus, s.p, -s.minus
     rise = product(s.q, s.plus)  # d log(miss) times the cost: tends to 0 with q, also where the cost is infinite
     if o.clip is not None:
         cost = tl.where(one, cost, n.cost)
         slope = tl.where(one, slope, n.slope / n.hit)
-        rise = tl.where(one, rise, n.slope * (n.cost / tl.where(n.miss == 0.0, 1.0, n.miss)))
-        miss = tl.where(one, miss, n.miss)
-        log_miss = tl.where(one, log_miss, tl.log(n.miss))
+        rise = product(n.slope, cost) / tl.where(n.miss == 0.0, 1.0, n.miss)
+        log_miss = log_cut(n.miss)
     if FOCUS != "none":
         gamma = tl.where(one, gamma_positive, gamma_negative)
-        focal = whole_power(miss, gamma) if FOCUS == "whole" else power_of(log_miss, gamma)
+        focal = whole_power(n.miss, gamma) if FOCUS == "whole" else power_of(log_miss, gamma)
         if o.detach is None:
             slope += gamma * rise
         cost *= focal
@@ -93,7 +100,7 @@ def general_soft(u, y, positive, gamma_positive, gamma_negative, o, FOCUS: tl.co
     """
     rest, weighted = 1.0 - y, positive * y
     x = logistic(u)
-    n = shifted(x if o.scale is None else logistic(o.scale * u), o)
+    n = shifted(x if o.scale is None else logistic(o.scale * u), o.clip)
     fall = n.miss if o.clip is None else n.slope / n.hit
     negative = product(rest, n.cost)
     miss_slope = rest * n.slope
@@ -110,7 +117,7 @@ def general_soft(u, y, positive, gamma_positive, gamma_negative, o, FOCUS: tl.co
             # Tends to 0 with p or 1 - p, also times a cost that is infinite.
             rise = product(miss_slope - y * (x.p * x.q), cost)
             slope += gamma * rise / tl.where(miss == 0.0, 1.0, miss)
-        focal = power_of(tl.log(miss), gamma)
+        focal = power_of(log_cut(miss), gamma)
         cost *= focal
         slope *= focal
     return Element(cost, slope)

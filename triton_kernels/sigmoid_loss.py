@@ -159,9 +159,10 @@ def _launch(
     grad_loss_stride = 0 if grad_loss is None else grad_loss.stride(0)
     tensors = [logits, written, *([target] if dense else [])]
     tensors += [x for x in (loss, grad_loss) if x is not None and x.dim() == logits.dim()]
-    every, heavy = aligned(*tensors), dense or grad is not None
+    general = not options.is_plain
+    every, heavy = aligned(*tensors), dense or general or grad is not None
     what = {
-        "GENERAL": not options.is_plain, "FOCUS": focus(options, dense), "DENSE": dense,
+        "GENERAL": general, "FOCUS": focus(options, dense), "DENSE": dense,
         "BY_TARGET": options.class_weight_by_target, "LOSSES": losses, "UPSTREAMS": upstreams,
     }  # fmt: skip
     n, c = logits.shape[:2]
