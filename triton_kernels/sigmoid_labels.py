@@ -42,12 +42,11 @@ def row_labels(
 @triton.jit
 def pixel_labels(
     y_image, class_stride, classes, exists, ignored, x,
-    PIXELS: tl.constexpr, CLASSES: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """[1, PIXELS]; y_image: pointers to the targets of class 0."""
-    total = tl.zeros([GROUPS * PIXELS], tl.float32)
+    total = tl.zeros([CLASSES, PIXELS], tl.float32)
     for start in range(0, classes, CLASSES):
         cls = start + tl.arange(0, CLASSES)[:, None]
-        found = labels(of_class(y_image, cls, class_stride, VEC), cls, (cls < classes) & exists, ignored, x)
-        total += over_lanes_sum(found.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1))
-    return tl.sum(total.reshape(GROUPS, PIXELS), 0)[None, :]
+        total += labels(of_class(y_image, cls, class_stride, VEC), cls, (cls < classes) & exists, ignored, x)
+    return tl.sum(total, 0)[None, :]

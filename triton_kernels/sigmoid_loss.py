@@ -121,7 +121,7 @@ def pixels_kernel(
     grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes.to(tl.int64) * p, VEC)
     if DENSE and x.inverse_counts is not None:
         r = with_labels(r, pixel_labels(target + y_image, target_class_stride, classes, exists, ignore_index, x,
-                                        PIXELS, CLASSES, GROUPS, VEC), o)  # fmt: skip
+                                        PIXELS, CLASSES, VEC), o)  # fmt: skip
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
     lost = total  # what the last sum was rounded by
     for start in range(0, classes, CLASSES):
