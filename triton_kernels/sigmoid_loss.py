@@ -19,7 +19,8 @@ from . import tuning
 from .checks import check_sigmoid_loss
 from .launching import COMPILE, aligned, on
 from .loss_math import over_lanes_sum
-from .sigmoid_elements import At, Row, block, element_options, load_factors, vectors
+from .sigmoid_elements import At, Row, block, element_options, focus, load_factors, vectors, with_labels
+from .sigmoid_labels import pixel_labels, row_labels
 from .softmax_pixels import first_class, of_class, place
 from .softmax_rows import edges, load_target
 
@@ -37,13 +38,16 @@ def load_rows(target, grad_loss, target_stride, grad_loss_stride, row, exists, c
     upstream = 0.0
     if grad_loss is not None and not UPSTREAMS:
         upstream = tl.load(grad_loss + row * grad_loss_stride, mask=counted, other=0.0)
-    return Row(counted, tl.where(counted, g, -1), ignore_index, factor, positive, upstream)
+    rarity = 0.0
+    if x.inverse_counts is not None and not DENSE:
+        rarity = o.rebalance_beta / tl.load(x.inverse_counts + g, mask=counted, other=1.0)
+    return Row(counted, tl.where(counted, g, -1), ignore_index, factor, positive, upstream, rarity)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def rows_kernel(
     logits, target, grad_loss, loss, grad, stride, target_stride, grad_stride, grad_loss_stride, rows, classes,
-    ignore_index, x, o, FOCUS: tl.constexpr,
+    ignore_index, x, o, GENERAL: tl.constexpr, FOCUS: tl.constexpr,
     DENSE: tl.constexpr, BY_TARGET: tl.constexpr, LOSSES: tl.constexpr, UPSTREAMS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, RUN: tl.constexpr, VEC: tl.constexpr,
     EDGES: tl.constexpr,
@@ -51,8 +55,8 @@ def rows_kernel(
     """Logits [N, C].
 
     grid: ceil(N / ROWS) programs of ROWS whole rows, in blocks of BLOCK classes. Sweeps: one.
-    reads: logits [N, C] once, ignored rows never; target [N], or [N, C] once if DENSE; grad_loss (with `grad`) [N], or
-      [N, C] once if UPSTREAMS; per row its weights; weight and pos_weight [C] from cache, where columns have their own.
+    reads: logits [N, C] once, ignored rows never; target [N], or [N, C] once if DENSE (with inverse_counts twice);
+      grad_loss (with `grad`) [N], or [N, C] once if UPSTREAMS; per row its weights; class vectors [C] from cache.
     writes: loss [N], or [N, C] if LOSSES; grad [N, C] (may be the logits' own memory).
     bytes: one pass over each of the matrices named above, about 20 per row.
     A row is its body, whole vectors of VEC elements from its first aligned one on, and, if EDGES, fewer than VEC
@@ -70,13 +74,16 @@ def rows_kernel(
     y_row, out_row = row * target_stride, row * classes
     z_body, grad_body = (z_row + head) // VEC * VEC, (grad_row + head) // VEC * VEC
     y_body, out_body = (y_row + head) // VEC * VEC, (out_row + head) // VEC * VEC
+    if DENSE and x.inverse_counts is not None:
+        r = with_labels(r, row_labels(target + y_row, target + y_body, head, body, classes, exists, ignore_index, x,
+                                      ROWS, BLOCK, LANES, RUN, VEC, EDGES), o)  # fmt: skip
     total = tl.zeros([LANES], tl.float32)
     for start in range(0, classes // VEC * VEC, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]
         at = At(z_body + cols, y_body + cols, grad_body + cols, out_body + cols)
         loaded = (cols < body) & r.counted
         value = block(logits, target, grad_loss, loss, grad, at, r, head + cols, loaded, loaded, (cols < body) & exists,
-                      x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, False)  # fmt: skip
+                      x, o, GENERAL, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, False)  # fmt: skip
         total += over_lanes_sum(value.reshape(ROWS * BLOCK // (LANES * RUN), LANES, RUN))
     total = tl.sum(total.reshape(ROWS, LANES // ROWS), 1)[:, None]
     if EDGES:
@@ -84,7 +91,7 @@ def rows_kernel(
         at = At(z_row + cols, y_row + cols, grad_row + cols, out_row + cols)
         loaded = (cols < classes) & r.counted
         value = block(logits, target, grad_loss, loss, grad, at, r, cols, loaded, loaded, (cols < classes) & exists,
-                      x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, False)  # fmt: skip
+                      x, o, GENERAL, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, False)  # fmt: skip
         total += tl.sum(value, 1)[:, None]
     if loss is not None and not LOSSES:
         tl.store(loss + row, total, mask=exists)
@@ -93,8 +100,8 @@ def rows_kernel(
 @triton.jit(do_not_specialize=INTEGERS)
 def pixels_kernel(
     logits, target, grad_loss, loss, grad, stride, class_stride, target_stride, target_class_stride, grad_stride,
-    grad_class_stride, grad_loss_stride, rows, classes, pixels, ignore_index, x, o, FOCUS: tl.constexpr,
-    DENSE: tl.constexpr, BY_TARGET: tl.constexpr, LOSSES: tl.constexpr, UPSTREAMS: tl.constexpr,
+    grad_class_stride, grad_loss_stride, rows, classes, pixels, ignore_index, x, o, GENERAL: tl.constexpr,
+    FOCUS: tl.constexpr, DENSE: tl.constexpr, BY_TARGET: tl.constexpr, LOSSES: tl.constexpr, UPSTREAMS: tl.constexpr,
     PIXELS: tl.constexpr, CLASSES: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Logits [N, C, P], P = `pixels`; `rows` = N * P.
@@ -112,6 +119,9 @@ def pixels_kernel(
                   DENSE, BY_TARGET, UPSTREAMS)  # fmt: skip
     z_image, y_image = first_class(0, here, stride, VEC), first_class(0, here, target_stride, VEC)
     grad_image, out_image = first_class(0, here, grad_stride, VEC), first_class(0, here, classes.to(tl.int64) * p, VEC)
+    if DENSE and x.inverse_counts is not None:
+        r = with_labels(r, pixel_labels(target + y_image, target_class_stride, classes, exists, ignore_index, x,
+                                        PIXELS, CLASSES, VEC), o)  # fmt: skip
     total = tl.zeros([GROUPS * PIXELS], tl.float32)
     lost = total  # what the last sum was rounded by
     for start in range(0, classes, CLASSES):
@@ -120,7 +130,7 @@ def pixels_kernel(
                 of_class(grad_image, cls, grad_class_stride, VEC), of_class(out_image, cls, p, VEC))  # fmt: skip
         real = cls < classes
         value = block(logits, target, grad_loss, loss, grad, at, r, cls, real, real & exists, real & exists,
-                      x, o, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
+                      x, o, GENERAL, FOCUS, DENSE, BY_TARGET, LOSSES, UPSTREAMS, not DENSE)  # fmt: skip
         if loss is not None and not LOSSES:
             added = over_lanes_sum(value.reshape(CLASSES // GROUPS, GROUPS * PIXELS, 1)) - lost
             summed = total + added
@@ -128,10 +138,6 @@ def pixels_kernel(
             total = summed
     if loss is not None and not LOSSES:
         tl.store(loss + row, tl.sum(total.reshape(GROUPS, PIXELS), 0)[None, :], mask=exists)
-
-
-def _focus(gamma: float) -> str:
-    return {0.0: "none", 2.0: "square"}.get(gamma, "power")
 
 
 def _launch(
@@ -153,10 +159,11 @@ def _launch(
     grad_loss_stride = 0 if grad_loss is None else grad_loss.stride(0)
     tensors = [logits, written, *([target] if dense else [])]
     tensors += [x for x in (loss, grad_loss) if x is not None and x.dim() == logits.dim()]
-    every, heavy = aligned(*tensors), dense or grad is not None
+    general = not options.is_plain
+    every, heavy = aligned(*tensors), dense or general or grad is not None
     what = {
-        "FOCUS": _focus(o.gamma), "DENSE": dense, "BY_TARGET": options.class_weight_by_target, "LOSSES": losses,
-        "UPSTREAMS": upstreams,
+        "GENERAL": general, "FOCUS": focus(options, dense), "DENSE": dense,
+        "BY_TARGET": options.class_weight_by_target, "LOSSES": losses, "UPSTREAMS": upstreams,
     }  # fmt: skip
     n, c = logits.shape[:2]
     matrices = (logits, target, grad_loss, loss, grad)

@@ -215,7 +215,7 @@ def _elements(heavy: bool) -> int:
 def element_rows(classes: int, itemsize: int, strides: tuple[int, ...], aligned: bool, heavy: bool) -> ElementRows:
     """For rows of the sigmoid family.
 
-    ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient or dense targets.
+    ``strides``: of every matrix, the logits' first. ``heavy``: with a gradient, dense targets or general options.
     """
     vec = _vector(itemsize, strides, aligned)
     edges = any(n % vec for n in (classes, strides[0]))

@@ -74,8 +74,9 @@ def test_weights_broadcast_as_in_torch(
     g = cases.generator(3)
     logits, y = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     given = {"weight": torch.rand(weight_shape, generator=g, dtype=torch.float64)}
-    if shape[1:2] == (5,):
-        given["pos_weight"] = torch.rand((5, *(1 for _ in shape[2:])), generator=g, dtype=torch.float64)
+    along = shape[1:2] == (5,) and len(weight_shape) < 2
+    pos_shape = (5, *(1 for _ in shape[2:])) if along else weight_shape
+    given["pos_weight"] = torch.rand(pos_shape, generator=g, dtype=torch.float64)
     x, w = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     loss = longtail.sigmoid_cross_entropy(x * 1.0, y.sigmoid(), reduction=reduction, gradient=gradient, **given)
     truth = F.binary_cross_entropy_with_logits(w, y.sigmoid(), reduction=reduction, **given)
@@ -114,6 +115,24 @@ def test_every_option(kind: str, reduction: str, dtype: torch.dtype) -> None:
             ours, true = value_and_grad(loss, x, up.to(loss.dtype)), value_and_grad(truth, w, up)
             assert_close(ours[0], true[0], what=f"loss {option_set} {shape}", factor=3)
             assert_close(ours[1], true[1], what=f"gradient {option_set} {shape}", factor=3)
+
+
+@pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
+def test_weights_of_the_distribution_balanced_loss(kind: str) -> None:
+    """Of the operators, and a row without labels: its weights are alpha + 1."""
+    for shape in ((7, 19), (3, 6, 5)):
+        logits, target = sigmoid_cases.random_case(shape, kind, torch.float64)
+        if kind != "class":
+            target[0] = 0.0
+        options = sigmoid_cases.options("balanced", logits)
+        w = logits.clone().requires_grad_()
+        truth = sigmoid_cases.naive(w, target, True, **options)
+        up = torch.randn(shape, generator=cases.generator(3), dtype=torch.float64)
+        flat = target.flatten() if kind == "class" else target
+        tail = sigmoid_cases.operator_options(options)
+        loss, grad = torch.ops.longtail.sigmoid_loss_and_grad(up, logits, flat, *tail, True)
+        assert_close(loss, truth.detach(), what="loss", factor=3)
+        assert_close(grad, torch.autograd.grad(truth, w, up)[0], what="gradient", factor=3)
 
 
 def test_by_hand() -> None:

@@ -25,7 +25,7 @@ BOTH = (False, True)
 CPU_SHAPES = [(7, 11), (2, 1000), (3, 7, 5), (2, 19, 32)]
 # Short rows; rows whose ends are not aligned; more than one block; pixels of several images in one program.
 TRITON_SHAPES = [(9, 1), (7, 11), (3, 127), (2, 4100), (3, 7, 5), (2, 19, 32)]
-# The interpreter is slow: every option once over rows and over images, three of them elsewhere.
+# The interpreter is slow: every option once over rows and over images, four of them elsewhere.
 TRITON_OPTIONS = [(3, 127), (3, 7, 5)]
 EMULATED_ROWS = [(9, 1), (7, 11), (5, 64), (6, 127), (3, 1003), (2, 2100)]
 EMULATED_IMAGES = [(3, 7, 35), (2, 19, 64), (1, 1, 96), (2, 70, 40), (5, 3, 1)]
@@ -62,7 +62,7 @@ def with_every_option(
 ) -> Iterator[object]:
     """at: the option sets, if not all that a kind of targets takes; alternate: elementwise or summed in turn."""
     for kind in KINDS:
-        for i, name in enumerate(sigmoid_cases.sets_for(kind)):
+        for i, name in enumerate(sigmoid_cases.sets_for(kind, inner=True)):
             if not at or name in at:
                 yield from over(kernels, shapes, [kind], [name], [i % 2 == 0] if alternate else BOTH)
 
@@ -74,7 +74,7 @@ def with_every_option(
         *with_every_option(TRITON, TRITON_OPTIONS, alternate=True),
         *with_every_option(
             *(TRITON, [x for x in TRITON_SHAPES if x not in TRITON_OPTIONS]),
-            at=("plain", "mixed", "by_target"),
+            at=("plain", "mixed", "by_target", "balanced"),
             alternate=True,
         ),
         *with_every_option(ROWS, [(6, 127)]),
@@ -151,7 +151,36 @@ def test_saturation(kernels: Kernels, shape: tuple[int, ...], gamma: float, alph
         assert one.losses[0].item() == 17.0
 
 
-@pytest.mark.parametrize("option_set", ["plain", "focal_half", "focal"])
+# Exponents by powers and by multiplication, with a probability shift and without, soft and hard targets.
+GENERAL: list[dict[str, Any]] = [
+    {"gamma": 0.5, "gamma_negative": 0.0, "clip": 0.05},
+    {"gamma": 1.0, "gamma_negative": 4.0, "clip": 0.2, "negative_scale": 2.0, "alpha": 0.3},
+    {"gamma": 0.0, "gamma_negative": 0.5, "negative_scale": 0.5},
+    {"gamma": 2.0, "gamma_negative": 3.0, "detach": True},
+    {"gamma": 2.0, "label_smoothing": 0.1, "clip": 0.05, "negative_scale": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", GENERAL, ids=[f"general{i}" for i in range(len(GENERAL))])
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [
+        *over(CPU | TRITON | GPU, [(4, 8), (1, 4, 8)]),
+        *over(emulated(SIGMOID_REGIMES, "lanes"), [(4, 8)]),
+        *over(emulated(SIGMOID_PIXELS, "along"), [(1, 4, 8)]),
+    ],
+)
+def test_saturation_with_every_option(kernels: Kernels, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    z = torch.tensor([sign * margin for margin in (17.0, 100.0, 1e4, torch.inf) for sign in (1.0, -1.0)])
+    y = torch.tensor([0.0, 1.0, 0.4, 1.0 + 2.0**-23])[:, None].expand(4, 8).contiguous()
+    check(SigmoidBatch(kernels, (z.repeat(4, 1).reshape(shape), y.reshape(shape)), {"alpha": None} | options, True))
+    rows = torch.stack([z, -z], 1)
+    chosen = torch.arange(8) % 3 % 2
+    case = (rows, chosen) if len(shape) == 2 else (rows.t()[None].contiguous(), chosen[None])
+    check(SigmoidBatch(kernels, case, {"alpha": None} | options, True))
+
+
+@pytest.mark.parametrize("option_set", ["plain", "focal_half", "focal", "balanced"])
 @pytest.mark.parametrize(
     ("kernels", "shape", "kind"),
     [
@@ -169,6 +198,7 @@ def test_infinite_and_undefined_logits(kernels: Kernels, shape: tuple[int, ...],
     check(SigmoidBatch(kernels, (logits, target), sigmoid_cases.options(option_set, logits), True), factor=2)
 
 
+@pytest.mark.parametrize("option_set", ["focal", "balanced"])
 @pytest.mark.parametrize(
     ("kernels", "shape", "kind", "elementwise"),
     [
@@ -178,7 +208,7 @@ def test_infinite_and_undefined_logits(kernels: Kernels, shape: tuple[int, ...],
     ],
 )
 def test_infinite_upstream_gradients_and_weights_of_what_is_ignored(
-    kernels: Kernels, shape: tuple[int, ...], kind: str, elementwise: bool
+    kernels: Kernels, shape: tuple[int, ...], kind: str, elementwise: bool, option_set: str
 ) -> None:
     logits, target = sigmoid_cases.random_case(shape, kind)
     rows, ignored = (shape[0], *shape[2:]), target == cases.IGNORE
@@ -186,7 +216,7 @@ def test_infinite_upstream_gradients_and_weights_of_what_is_ignored(
     if elementwise or kind == "class":
         up.masked_fill_(ignored if kind == "hard" else ignored.unsqueeze(1) if elementwise else ignored, torch.inf)
     up = up if elementwise else up.view(-1)
-    options = sigmoid_cases.options("focal", logits)
+    options = sigmoid_cases.options(option_set, logits)
     one = SigmoidBatch(kernels, (sigmoid_cases.poisoned(logits, target), target), options, elementwise, up)
     check(one)
     assert all(x.isfinite().all() for x in (*one.losses, *one.grads))
@@ -288,12 +318,13 @@ def test_strides_of_upstream_and_target(kernels: Kernels, shape: tuple[int, ...]
     ],
 )
 def test_class_vectors_anywhere(kernels: Kernels, shape: tuple[int, ...], kind: str) -> None:
-    """Weights that begin at no 16-byte boundary."""
+    """Vectors that begin at no 16-byte boundary."""
     logits, target = sigmoid_cases.random_case(shape, kind)
-    options = sigmoid_cases.options("mixed", logits)
-    for name in ("weight", "pos_weight"):
-        options[name] = cases.LAYOUTS["offset"](options[name])
-    check(SigmoidBatch(kernels, (sigmoid_cases.poisoned(logits, target), target), options, False))
+    first, second, third = (sigmoid_cases.options(name, logits) for name in ("mixed", "per_class", "balanced"))
+    for options in (first, second | third):
+        vectors = {name: x for name, x in options.items() if isinstance(x, Tensor) and name != "sample_weight"}
+        moved = {name: cases.LAYOUTS["offset"](x) for name, x in vectors.items()}
+        check(SigmoidBatch(kernels, (sigmoid_cases.poisoned(logits, target), target), options | moved, False))
 
 
 def target_of(shape: tuple[int, ...], fill: int) -> Tensor:
@@ -307,8 +338,7 @@ def target_of(shape: tuple[int, ...], fill: int) -> Tensor:
 def test_without_an_ignored_target(kernels: Kernels, shape: tuple[int, ...]) -> None:
     logits, _ = sigmoid_cases.random_case(shape, "class")
     target = (torch.arange(target_of(shape, 0).numel()) * 5 % 19).view(shape[0], *shape[2:])
-    one = SigmoidBatch(kernels, (logits, target), {"alpha": None, "gamma": 2.0}, False)
-    one.tail[4] = None
+    one = SigmoidBatch(kernels, (logits, target), {"gamma": 2.0, "ignore_index": None}, False)
     check(one)
     one.target = torch.rand(shape)
     place = 0 if len(shape) == 2 else (0, 0)
@@ -344,8 +374,7 @@ def test_sums_of_many_classes_where_blocks_are_smallest(kernels: Operators) -> N
     """The loss of dense targets alone: in the interpreter thousands of classes are slow."""
     logits = torch.full((1, 3000, 4), 0.3)
     logits[0, 7, 1], logits[0, 9, 2] = torch.inf, torch.nan
+    tail = sigmoid_cases.operator_options({"ignore_index": None})
     with longtail.use_backend(kernels.backend):
-        loss = torch.ops.longtail.sigmoid_loss(
-            logits, torch.zeros_like(logits), *[None] * 3, False, None, None, 0.0, False
-        )
+        loss = torch.ops.longtail.sigmoid_loss(logits, torch.zeros_like(logits), *tail, False)
     assert_close(loss, torch.nn.functional.softplus(logits.double()).sum(1).flatten())

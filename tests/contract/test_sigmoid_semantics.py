@@ -178,7 +178,13 @@ def test_layouts(layout: str, kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["none", "rows", "sum", "mean"])
 @pytest.mark.parametrize(
-    ("kind", "option_set"), [(kind, name) for kind in sigmoid_cases.TARGETS for name in sigmoid_cases.sets_for(kind)]
+    ("kind", "option_set"),
+    [
+        (kind, name)
+        for kind in sigmoid_cases.TARGETS
+        for name in sigmoid_cases.sets_for(kind)
+        if name != "asymmetric"  # its gradient is meant to be none of its loss
+    ],
 )
 def test_gradcheck(kind: str, option_set: str, reduction: str) -> None:
     """In float64 through the compiled CPU kernel."""

@@ -13,7 +13,7 @@ import pytest
 from documents import ROOT
 
 MODULES = ["longtail", "longtail.reference", "longtail.training", *(
-    f"longtail.integrations.{name}" for name in ("lightning", "transformers", "trl")
+    f"longtail.integrations.{name}" for name in ("lightning", "timm", "transformers", "trl")
 )]  # fmt: skip
 
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 PROGRAM = """
-import sys, longtail, longtail.training, longtail.integrations, longtail.__main__ as command
+import sys, longtail, longtail.training, longtail.integrations.timm, longtail.__main__ as command
 assert {"LongTailAccuracy", "LongTailMeanAveragePrecision"} < set(longtail.training.__all__)
 command.make_parser()
 extras = {"rich", "sklearn", "scipy", "matplotlib", "torchmetrics"}
-extras |= {"transformers", "lightning", "pytorch_lightning", "accelerate", "trl"}
+extras |= {"transformers", "lightning", "pytorch_lightning", "accelerate", "trl", "timm"}
 print(sorted(extras & set(sys.modules)))
 """
 

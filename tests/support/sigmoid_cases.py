@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cases
+from longtail.options import SigmoidOptions
 
 TARGETS = ("class", "hard", "soft")
 
-# name -> (alpha, gamma, class vectors and row weights)
+# name -> (alpha, gamma, vectors, and in a dict whatever is a number)
 OPTION_SETS: dict[str, tuple[Any, ...]] = {
     "plain": (None, 0.0),
     "weight": (None, 0.0, "weight"),
@@ -24,7 +25,18 @@ OPTION_SETS: dict[str, tuple[Any, ...]] = {
     "mixed": (0.3, 1.5, "weight", "pos_weight", "sample_weight"),
     "mixed_square": (0.7, 2.0, "weight", "pos_weight", "sample_weight"),
     "by_target": (None, 2.0, "weight", "by_target", "sample_weight"),
+    "asymmetric": (None, 1.0, {"gamma_negative": 4.0, "clip": 0.05, "detach": True}),
+    "balanced": (
+        *(None, 2.0, "class_bias", "inverse_counts"),
+        {"negative_scale": 2.0, "rebalance_alpha": 0.1, "rebalance_beta": 10.0, "rebalance_mu": 0.2},
+    ),
+    "per_class": (
+        *(None, 0.0, "alpha", "gamma", "pos_weight"),
+        {"label_smoothing": 0.1, "clip": 0.05, "negative_scale": 0.5},
+    ),
+    "unequal": (0.3, 0.5, "class_bias", "alpha", "weight", {"gamma_negative": 2.5, "clip": 0.1}),
 }
+INNER = ("inverse_counts",)  # of the operators, not of the public functions
 
 
 def torchvision_focal(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -44,25 +56,44 @@ def one_hot(target: Tensor, logits: Tensor) -> Tensor:
     return torch.where((target == cases.IGNORE).unsqueeze(1), 0, hot).to(logits.dtype)
 
 
+def _column(value: Any, logits: Tensor) -> Any:
+    """[C] along dimension 1; a number as it is."""
+    return value.view([1, -1] + [1] * (logits.dim() - 2)) if isinstance(value, Tensor) else value
+
+
+def _rebalanced(y: Tensor, rarity: Tensor, alpha: float, beta: float, mu: float) -> Tensor:
+    """Wu et al. 2020, eq. 4 to 6, of 1 / n for each class: r_ij = (1 / n_j) / (the sum over the labels of 1 / n)."""
+    return alpha + 1 / (1 + torch.exp(-beta * (rarity / (y * rarity).sum(1, keepdim=True) - mu)))
+
+
 def naive(logits: Tensor, target: Tensor, elementwise: bool = False, **options: Any) -> Tensor:
     """Losses of (N, C, ...) logits, element by element or summed over dimension 1; for moderate logits only."""
     dense = target.shape == logits.shape
     ignored = target == cases.IGNORE
     y = target.masked_fill(ignored, 0).to(logits.dtype) if dense else one_hot(target, logits)
-    column = [1, -1] + [1] * (logits.dim() - 2)
-    pos = options["pos_weight"].view(column) if "pos_weight" in options else 1.0
+    vectors = {name: _column(value, logits) for name, value in options.items() if name != "sample_weight"}
     ignored = ignored if dense else ignored.unsqueeze(1).expand_as(logits)
-    z = torch.where(ignored, 0, logits)
-    p = torch.sigmoid(z)
-    ce = -(pos * y * F.logsigmoid(z) + (1 - y) * F.logsigmoid(-z))
-    loss = ce * (y * (1 - p) + (1 - y) * p) ** options.get("gamma", 0.0)
-    alpha = options.get("alpha")
+    factor = 1.0
+    if "inverse_counts" in options:
+        numbers = (options[f"rebalance_{x}"] for x in ("alpha", "beta", "mu"))
+        factor = _rebalanced(y, vectors["inverse_counts"], *numbers)
+    z = torch.where(ignored, 0, logits) + vectors.get("class_bias", 0.0)
+    y = y * (1 - options.get("label_smoothing", 0.0)) + options.get("label_smoothing", 0.0) / 2
+    scale, clip = options.get("negative_scale", 1.0), options.get("clip", 0.0)
+    shifted = (torch.sigmoid(scale * z) - clip).clamp(min=0)
+    negative = -torch.log((torch.sigmoid(-scale * z) + clip).clamp(max=1)) if clip else -F.logsigmoid(-scale * z)
+    ce = -vectors.get("pos_weight", 1.0) * y * F.logsigmoid(z) + (1 - y) * negative / scale
+    gamma = vectors.get("gamma", 0.0)
+    exponent = gamma * y + options.get("gamma_negative", gamma) * (1 - y)
+    focal = (y * torch.sigmoid(-z) + (1 - y) * shifted) ** exponent
+    loss = ce * (focal.detach() if options.get("detach") else focal) * factor
+    alpha = vectors.get("alpha")
     if alpha is not None:
         loss = loss * (alpha * y + (1 - alpha) * (1 - y))
     if options.get("class_weight_by_target"):
         loss = loss * options["weight"][target.clamp(min=0)].unsqueeze(1)
     elif "weight" in options:
-        loss = loss * options["weight"].view(column)
+        loss = loss * vectors["weight"]
     if "sample_weight" in options:
         loss = loss * options["sample_weight"].unsqueeze(1)
     loss = torch.where(ignored, 0, loss)
@@ -93,30 +124,37 @@ def poisoned(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def options(name: str, logits: Tensor, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments of the public functions; class vectors and weights in `vector_dtype` of the logits."""
+    """Keyword arguments of the public functions, and INNER; vectors in `vector_dtype` of the logits."""
     g = cases.generator(2000 + seed)
     dtype = cases.vector_dtype(logits.dtype)
     alpha, gamma, *rest = OPTION_SETS[name]
     result: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "ignore_index": cases.IGNORE}
     for entry in rest:
-        if entry == "by_target":
+        if isinstance(entry, dict):
+            result |= entry
+        elif entry == "by_target":
             result["class_weight_by_target"] = True
         elif entry == "sample_weight":
             rows = (logits.shape[0], *logits.shape[2:])
             result[entry] = (2 * torch.rand(rows, generator=g, dtype=torch.float64)).to(dtype)
         else:
-            result[entry] = (0.2 + 2 * torch.rand(logits.shape[1], generator=g, dtype=torch.float64)).to(dtype)
+            draw = torch.rand(logits.shape[1], generator=g, dtype=torch.float64)
+            result[entry] = (draw if entry == "alpha" else 0.2 + 2 * draw).to(dtype)
     return result
 
 
-def sets_for(kind: str) -> list[str]:
-    """The option sets that targets of this kind take."""
-    return [name for name, entry in OPTION_SETS.items() if kind == "class" or "by_target" not in entry]
+def sets_for(kind: str, inner: bool = False) -> list[str]:
+    """The option sets that targets of this kind take, of the public functions or (``inner``) of the operators."""
+    without = (() if kind == "class" else ("by_target",)) + (() if inner else INNER)
+    return [name for name, entry in OPTION_SETS.items() if not any(x in entry for x in without)]
 
 
 def operator_options(opts: dict[str, Any]) -> list[Any]:
     """The operators' trailing arguments (without `elementwise`), in schema order."""
-    vectors = [opts.get(k) for k in ("weight", "pos_weight")]
-    rows = opts.get("sample_weight")
-    vectors.append(None if rows is None else rows.reshape(-1))
-    return [*vectors, opts.get("class_weight_by_target", False), cases.IGNORE, opts["alpha"], opts["gamma"]]
+    given = {"ignore_index": cases.IGNORE} | opts
+    for name, off in (("alpha", None), ("gamma", 0.0)):
+        if isinstance(given.get(name), Tensor):
+            given |= {f"class_{name}": given[name], name: off}
+    if given.get("sample_weight") is not None:
+        given["sample_weight"] = given["sample_weight"].reshape(-1)
+    return list(SigmoidOptions(**given))

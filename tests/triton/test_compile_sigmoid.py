@@ -66,6 +66,35 @@ def test_every_option_at_once(
     assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", compiled[0].asm["ptx"]), "rounded, not cut off"
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "option_set"),
+    [
+        *((shape, kind, "balanced") for shape in SHAPES[2:] for kind in ("class", "soft")),
+        *((SHAPES[2], kind, "per_class") for kind in ("class", "soft")),
+        *((SHAPES[2], "soft", "asymmetric"), (SHAPES[3], "class", "unequal")),
+    ],
+)
+def test_general_kernels(
+    shape: tuple[int, ...], kind: str, option_set: str, compiled: list[Any], tmp_path: Path
+) -> None:
+    activate(90)
+    launch("both", shape, kind, option_set, torch.bfloat16 if kind == "class" else torch.float32)
+    (kernel,) = compiled
+    wide = check(kernel, tmp_path, kind == "class")
+    assert wide["ld"] > 0
+    assert wide["st"] > 0
+    assert not has_barrier(longest_loop(kernel))
+
+
+def test_whole_exponents_cost_no_exponential(compiled: list[Any]) -> None:
+    activate(90)
+    for option_set in ("plain", "asymmetric", "unequal"):
+        launch("both", (2, 1000), "class", option_set, torch.bfloat16)
+    plain, whole, power = map(ex2, compiled)
+    assert plain == whole
+    assert power == 2 * plain
+
+
 @pytest.mark.parametrize("kind", ["class", "hard"])
 @pytest.mark.parametrize("what", PASSES[:2])
 @pytest.mark.parametrize("shape", SHAPES[1:])
@@ -104,6 +133,12 @@ def test_numbers_and_batches_do_not_recompile(compiled: list[Any]) -> None:
         for rows, gamma in ((2, 0.5), (1, 3.0), (17, 1.0), (16, 5.0)):
             launch(what, (rows, 1000), "class", "mixed", torch.float32, gamma=gamma, alpha=gamma / 10)
     assert len({kernel.hash for kernel in compiled}) == 2, "one kernel for the loss, one for its gradient"
+    compiled.clear()
+    for x in (0.25, 0.5, 0.75):
+        numbers = ("clip", "label_smoothing", "negative_scale", "rebalance_alpha", "rebalance_beta", "rebalance_mu")
+        launch("loss", (2, 1000), "class", "balanced", torch.float32, gamma_negative=x, **dict.fromkeys(numbers, x))
+        launch("loss", (2, 1000), "class", "asymmetric", torch.float32, gamma_negative=8 * x, gamma=4 * x, clip=x)
+    assert len({kernel.hash for kernel in compiled}) == 2
 
 
 def test_few_kernels_for_all_sizes(compiled: list[Any]) -> None:

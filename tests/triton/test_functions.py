@@ -123,13 +123,20 @@ def test_nothing_there(mode: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(("alpha", "gamma"), [(None, 0.0), (None, 0.5), (0.25, 2.0)])
-def test_infinite_logits_and_nan_targets(alpha: float | None, gamma: float) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"gamma": 0.0}, {"gamma": 0.5}, {"alpha": 0.25, "gamma": 2.0}),
+        {"gamma": 1.0, "gamma_negative": 0.5, "negative_scale": 2.0},
+    ],
+    ids=["cross_entropy", "power", "square", "general"],
+)
+def test_infinite_logits_and_nan_targets(options: dict[str, float]) -> None:
     """Surely right: 0. Surely wrong, or soft: inf, with a finite gradient. A target of NaN: NaN."""
     inf = torch.inf
     z = torch.tensor([[inf, -inf, inf, -inf], [inf, -inf, 1.0, 0.0]])
     y = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.3, 0.3, torch.nan, 0.0]])
-    tail = (None, None, None, False, None, alpha, gamma)
+    tail = sigmoid_cases.operator_options({"ignore_index": None} | options)
     with longtail.use_backend("triton"):
         loss = ops.sigmoid_loss(z, y, *tail, True)
         grad = ops.sigmoid_loss_backward(torch.ones(2, 4), z, y, *tail)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from longtail.triton_kernels import tuning
@@ -9,6 +11,7 @@ from longtail.triton_kernels import tuning
 import cases
 from launches import Launches
 from longtail.ops import dispatch
+from longtail.options import SigmoidOptions
 
 H200 = 50 * 2**20 // 132
 
@@ -119,9 +122,11 @@ def launch_softmax(logits: torch.Tensor) -> None:
     launch(torch.ones(rows), logits, torch.zeros(rows, dtype=torch.long), *tail)
 
 
-def launch_sigmoid(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, elementwise: bool = True) -> None:
+def launch_sigmoid(
+    logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, elementwise: bool = True, **options: Any
+) -> None:
     launch = dispatch.implementation("triton", "sigmoid_loss")
-    launch(logits, target, None, None, None, False, None, 0.25, gamma, elementwise)
+    launch(logits, target, *SigmoidOptions(alpha=0.25, gamma=gamma, **options), elementwise)
 
 
 @pytest.mark.parametrize(("classes", "kernel"), [(64, "pixel_tile_kernel"), (65, "pixel_sweep_kernel")])
@@ -145,6 +150,23 @@ def test_the_sigmoid_family_is_specialised_for_what_it_is_given(launches: Launch
     for gamma in (0.0, 2, 1.5, 3.0):
         launch_sigmoid(z, classes, gamma)
     assert [constants["FOCUS"] for _, _, constants in launches] == ["none", "square", "power", "power"]
+    assert not any(constants["GENERAL"] for _, _, constants in launches)
+    launches.clear()
+    for gamma, target, options in (
+        (2.0, classes, {"clip": 0.1}),
+        (0.0, classes, {"negative_scale": 2.0}),
+        (2.5, classes, {"gamma_negative": 0.0}),
+        (2.0, z, {"clip": 0.1}),
+        (2.0, classes, {"label_smoothing": 0.1}),
+        (0.0, classes, {"class_gamma": torch.ones(40)}),
+    ):
+        launch_sigmoid(z, target, gamma, **options)
+    assert [constants["FOCUS"] for _, _, constants in launches] == ["whole", "none", *["power"] * 4]
+    assert all(constants["GENERAL"] for _, _, constants in launches)
+    launches.clear()
+    off = {"gamma_negative": 2.0, "clip": 0.0, "negative_scale": 1.0, "rebalance_alpha": 0.1}
+    launch_sigmoid(z, classes, **off)
+    assert not launches[0][2]["GENERAL"], "options that change nothing"
     launches.clear()
     launch_sigmoid(z, classes, elementwise=False)
     launch_sigmoid(z, torch.zeros(3, 40))

@@ -9,6 +9,7 @@ import torch
 
 import cases
 import longtail
+import sigmoid_cases
 from interpreted import interpreted
 from longtail.options import SoftmaxOptions
 
@@ -87,7 +88,7 @@ def test_softmax_of_class_probabilities() -> None:
 def test_sigmoid(shape: tuple[int, ...]) -> None:
     n = 7 if len(shape) == 2 else 12
     logits, target, up = torch.zeros(shape), torch.zeros(n, dtype=torch.long), torch.zeros(n)
-    c, tail = shape[1], [None, None, None, False, cases.IGNORE, None, 0.0]
+    c, tail = shape[1], sigmoid_cases.operator_options({})
     wrong: list[tuple[Any, list[Any]]] = [
         (ops.sigmoid_loss, [logits, target[1:], *tail, False]),
         (ops.sigmoid_loss, [logits, target.int(), *tail, False]),
@@ -96,10 +97,16 @@ def test_sigmoid(shape: tuple[int, ...]) -> None:
         (ops.sigmoid_loss, [logits, torch.zeros(*shape, 2)[..., 0], *tail, False]),
         (ops.sigmoid_loss, [torch.zeros(*shape, 2)[..., 0], target, *tail, False]),
         (ops.sigmoid_loss, [logits[:1].expand(shape), target, *tail, False]),
-        (ops.sigmoid_loss, [logits, target, torch.ones(c - 1), *tail[1:], False]),
-        (ops.sigmoid_loss, [logits, target, None, torch.ones(c).double(), *tail[2:], False]),
+        *(
+            (ops.sigmoid_loss, [logits, target, *sigmoid_cases.operator_options(options), False])
+            for options in (
+                *({"weight": torch.ones(c - 1)}, {"pos_weight": torch.ones(c).double()}),
+                *({"class_bias": torch.ones(2 * c)[::2]}, {"class_alpha": torch.ones(c + 1)}),
+                *({"class_gamma": torch.ones(c, 1)}, {"inverse_counts": torch.ones(c).half()}),
+                {"class_weight_by_target": True},
+            )
+        ),
         (ops.sigmoid_loss, [logits, target, None, None, torch.ones(2 * n)[::2], *tail[3:], False]),
-        (ops.sigmoid_loss, [logits, target, None, None, None, True, *tail[4:], False]),
         (ops.sigmoid_loss_backward, [up[1:], logits, target, *tail]),
         (ops.sigmoid_loss_backward, [torch.zeros(*shape, 2)[..., 0], logits, target, *tail]),
         (ops.sigmoid_loss_and_grad_, [up.double(), logits, target, *tail, False]),

@@ -93,12 +93,13 @@ def elements(
     # A weight of positives says nothing of negatives, even if it is infinite.
     cost = torch.where(y == 0, 0.0, pos_weight * _product(y, x.minus)) + _product(rest, cost_n) / own.scale
     slope = _product(rest, cost_slope_n) - torch.where(y == 0, 0.0, pos_weight * y * x.q)
-    exponent = gamma if own.gamma is None else gamma * y + own.gamma * rest
+    # y may be a rounding outside of [0, 1]: an exponent below 0 would make inf of a focal factor of 0.
+    exponent = gamma if own.gamma is None else (gamma * y + own.gamma * rest).clamp(min=0.0)
     if not isinstance(exponent, Tensor) and not exponent:
         return Element(factor * cost, factor * slope)
     soft = (y != 0) & (y != 1)
     miss = y * x.q + rest * miss_n
-    hit = miss <= 0  # y may be a rounding outside of [0, 1]
+    hit = miss <= 0
     safe_miss = torch.where(hit, 1.0, miss)
     log_n = torch.where(hit, -torch.inf, safe_miss.log()) if own.clip else -n.minus
     log_soft = torch.where(hit, -torch.inf, torch.where(soft, safe_miss, 1.0).log())
