@@ -114,7 +114,7 @@ def distribution_balanced_loss(
         kappa: of the bias; 0 switches it off.
         negative_scale: lambda > 0; 1 switches it off.
         rebalance_alpha, rebalance_beta, rebalance_mu: alpha, beta >= 0 and mu of the map. 0.1, 10 and 0.2 as the
-            authors' code for COCO-MLT; mu is 0.3 there for VOC-MLT.
+            authors' code for COCO-MLT; for VOC-MLT mu is 0.3 there, and negative_scale 5.
         empty: what to do with classes that no row, or every row, has: "error" or "clamp" (counted as 1, and as N - 1).
         reduction: "mean" (over the elements, as in the authors' code), "sum", "rows" or "none".
         options: the others of :func:`longtail.sigmoid_focal_loss`; alpha is off.
