@@ -89,11 +89,10 @@ LONGTAIL_INLINE Shifted<T> shifted(const Logistic<T>& x, const GeneralOptions<S>
   return {miss, hit, minus_log1m(miss, hit), select(live, x.p * x.q, miss)};
 }
 
-// For y in {0, 1}: the loss, and its derivative by u.
+// For y in {0, 1}, with the exponent of its kind: the loss, and its derivative by u.
 template <typename T, typename M, typename S, typename Limit>
-LONGTAIL_INLINE Element<T> general_hard(T u, M one, T gamma_positive, T gamma_negative, const GeneralOptions<S>& o,
-                                        Limit lowest) {
-  const T zero = T(S(0)), unit = T(S(1)), gamma = select(one, gamma_positive, gamma_negative);
+LONGTAIL_INLINE Element<T> general_hard(T u, M one, T gamma, const GeneralOptions<S>& o, Limit lowest) {
+  const T zero = T(S(0)), unit = T(S(1));
   const T x = select(one, -u, T(o.scale) * u);  // what the loss rises with
   const Logistic<T> s = logistic(x, lowest);
   T cost, slope, rise, focal;  // -log p_t, its derivative by x, and that of log(1 - p_t) times -log p_t
@@ -120,11 +119,10 @@ LONGTAIL_INLINE Element<T> general_hard(T u, M one, T gamma_positive, T gamma_ne
   return {select(one, focal * cost, focal * cost * T(o.inverse_scale)), select(one, -derivative, derivative)};
 }
 
-// For 0 <= y <= 1, with 1 - p_t read as y (1 - p) + (1 - y) p, and so the exponent; `positive` multiplies the positive
-// term (pos_weight). The loss, and its derivative by u.
+// For 0 <= y <= 1, with 1 - p_t read as y (1 - p) + (1 - y) p, as the exponent has been; `positive` multiplies the
+// positive term (pos_weight). The loss, and its derivative by u.
 template <typename T, typename S, typename Limit>
-LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T gamma_positive, T gamma_negative,
-                                        const GeneralOptions<S>& o, Limit lowest) {
+LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T gamma, const GeneralOptions<S>& o, Limit lowest) {
   const T zero = T(S(0)), unit = T(S(1)), rest = unit - y, weighted = positive * y;
   const Logistic<T> x = logistic(u, lowest);
   const Logistic<T> scaled = o.scale == S(1) ? x : logistic(T(o.scale) * u, lowest);
@@ -133,7 +131,6 @@ LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T gamma_positive, 
                  select(rest == zero, zero, rest * n.cost * T(o.inverse_scale));
   const T fall = o.clip == S(0) ? n.miss : n.slope * reciprocal(n.hit);
   const T slope = rest * fall - weighted * x.q;
-  const T gamma = gamma_positive * y + gamma_negative * rest;
   const T sum = y * x.q + rest * n.miss, miss = select(sum < zero, zero, sum);  // y may be a rounding outside of [0, 1]
   const T miss_slope = rest * T(o.scale) * n.slope - y * (x.p * x.q);
   // It tends to 0 with p or 1 - p, also times a cost that is infinite.

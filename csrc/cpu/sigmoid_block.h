@@ -106,7 +106,7 @@ LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const Sig
   Element<V> found = {zero, zero};
   V factor = zero;
   if (!smooth) {
-    found = general_hard(u, one, gamma_positive, gamma_negative, b.general, kLowest);
+    found = general_hard(u, one, select(one, gamma_positive, gamma_negative), b.general, kLowest);
     factor = select(one, positive * weights * row_factor, negative * row_factor);
   }
   auto settled = one | (y == zero);
@@ -115,8 +115,9 @@ LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const Sig
   }
   if (smooth || (Target::kDense && !all(settled))) {
     const V soft_y = y + V(b.general.smoothing) * (V(T(0.5)) - y);
-    const Element<V> soft = general_soft(u, soft_y, weights, gamma_positive, gamma_negative, b.general, kLowest);
-    const V alpha = positive * soft_y + negative * (unit - soft_y);
+    const V rest = unit - soft_y, alpha = positive * soft_y + negative * rest;
+    const V gamma = gamma_positive * soft_y + gamma_negative * rest;
+    const Element<V> soft = general_soft(u, soft_y, weights, gamma, b.general, kLowest);
     const auto taken = smooth ? settled & (zero == unit) : settled;
     found = {select(taken, found.loss, soft.loss), select(taken, found.slope, soft.slope)};
     factor = select(taken, factor, alpha * row_factor);

@@ -41,6 +41,13 @@ LONGTAIL_DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// log2(x) of a normal number: 2^-22 of itself, or, between 1/2 and 2, 2^-22.
+LONGTAIL_DEVICE float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The larger; NaN if either is.
 LONGTAIL_DEVICE float max_nan(float a, float b) {
   float y;

@@ -44,7 +44,7 @@ class SigmoidPixels {
         return sweep<Focus::none>(total);
       case Focus::square:
         return sweep<Focus::square>(total);
-      case Focus::power:
+      default:
         return sweep<Focus::power>(total);
     }
   }

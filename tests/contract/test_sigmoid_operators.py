@@ -17,6 +17,7 @@ from emulation.harness import STORAGES
 from emulation.plans import SIGMOID_PIXELS, SIGMOID_REGIMES, emulated
 from interpreted import HALVES
 from kernels import CPU, GPU, TRITON, Operators, over
+from longtail.options import SigmoidOptions
 from tolerances import assert_close
 
 KINDS = sigmoid_cases.TARGETS
@@ -308,7 +309,7 @@ def test_without_an_ignored_target(kernels: Kernels, shape: tuple[int, ...]) -> 
     logits, _ = sigmoid_cases.random_case(shape, "class")
     target = (torch.arange(target_of(shape, 0).numel()) * 5 % 19).view(shape[0], *shape[2:])
     one = SigmoidBatch(kernels, (logits, target), {"alpha": None, "gamma": 2.0}, False)
-    one.tail[4] = None
+    one.tail = [*SigmoidOptions(*one.tail)._replace(ignore_index=None)]
     check(one)
     one.target = torch.rand(shape)
     place = 0 if len(shape) == 2 else (0, 0)

@@ -17,7 +17,7 @@ import sigmoid_cases
 from layouts import assert_padding_untouched, laid
 from longtail.ops import fallback
 from longtail.ops.layout import row_count, to_images, to_rows
-from longtail.options import SoftmaxOptions
+from longtail.options import SigmoidOptions, SoftmaxOptions
 from tolerances import assert_close, assert_same
 
 # The order of the sum of a row's U, and the hardware's exp, cost more digits than eager PyTorch's sums do.
@@ -233,7 +233,8 @@ class SigmoidBatch(Batch):
         for loss in self.losses:
             assert_close(as_rows(loss), truth[0], eager[0], what="loss", factor=factor)
         self.check_gradients(truth[1], eager[1], factor)
-        ignored = torch.zeros_like(y, dtype=torch.bool) if self.tail[4] is None else y == self.tail[4]
+        ignore_index = SigmoidOptions(*self.tail).ignore_index
+        ignored = torch.zeros_like(y, dtype=torch.bool) if ignore_index is None else y == ignore_index
         ignored = ignored if dense else ignored[:, None].expand_as(z)
         for grad in self.grads:
             assert (as_rows(grad)[ignored] == 0).all(), "what is ignored is exactly 0"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cases
+from longtail.options import SigmoidOptions
 
 TARGETS = ("class", "hard", "soft")
 
@@ -116,7 +117,6 @@ def sets_for(kind: str) -> list[str]:
 
 def operator_options(opts: dict[str, Any]) -> list[Any]:
     """The operators' trailing arguments (without `elementwise`), in schema order."""
-    vectors = [opts.get(k) for k in ("weight", "pos_weight")]
     rows = opts.get("sample_weight")
-    vectors.append(None if rows is None else rows.reshape(-1))
-    return [*vectors, opts.get("class_weight_by_target", False), cases.IGNORE, opts["alpha"], opts["gamma"]]
+    named = {**opts, "ignore_index": cases.IGNORE, "sample_weight": None if rows is None else rows.reshape(-1)}
+    return list(SigmoidOptions(**named))

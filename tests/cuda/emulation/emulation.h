@@ -94,6 +94,8 @@ inline float exp2_fast(float x) {
   return y < 1.17549435e-38f ? 0.0f : nudged(y);
 }
 
+inline float log2_fast(float x) { return nudged(log2f(x)) + (x > 0.5f && x < 2.0f ? 0x1p-23f : 0.0f); }
+
 inline float reciprocal_fast(float x) {
   const float y = 1.0f / x;
   return fabsf(y) < 1.17549435e-38f ? 0.0f : nudged(y);
