@@ -106,7 +106,8 @@ LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const Sig
   Element<V> found = {zero, zero};
   V factor = zero;
   if (!smooth) {
-    found = general_hard(u, one, select(one, gamma_positive, gamma_negative), b.general, kLowest);
+    const auto exponent = [&] { return select(one, gamma_positive, gamma_negative); };
+    found = general_hard(u, one, exponent, b.general, kLowest);
     factor = select(one, positive * weights * row_factor, negative * row_factor);
   }
   auto settled = one | (y == zero);

@@ -80,6 +80,17 @@ LONGTAIL_DEVICE bool all(const LaneMask<kCount>& a) {
   return found;
 }
 
+// The lanes from kPart on, then those before: after all of them have been the first ones, they are in order again.
+template <int kPart, int kCount>
+LONGTAIL_DEVICE Lanes<kCount> rotated(const Lanes<kCount>& a) {
+  return each_lane<kCount>([&](int i) { return a.x[(i + kPart) % kCount]; });
+}
+
+template <int kPart>
+LONGTAIL_DEVICE float rotated(float all) {
+  return all;
+}
+
 // In the order of the lanes.
 template <int kCount>
 LONGTAIL_DEVICE float total_of(const Lanes<kCount>& a) {

@@ -8,14 +8,14 @@
 namespace longtail {
 namespace gpu {
 
-// kCount neighbouring pixels of one image in one of the `groups` threads that share them.
+// kCount neighbouring pixels of one image, four at most, in one of the `groups` threads that share them.
 template <typename Z, int kCount>
 class GeneralSigmoidPixels {
  public:
   // first: of the pixels, counted over all images.
   LONGTAIL_DEVICE GeneralSigmoidPixels(const SigmoidLossArgs& args, const GeneralOptions& options, Pass pass,
                                        int64_t first, int group, int groups)
-      : a_(args), o_(options), group_(group), groups_(groups) {
+      : a_(args), o_(options), vectors_(has_vectors(args)), group_(group), groups_(groups) {
     const int64_t image = first / a_.pixels, pixel = first - image * a_.pixels;
     const int64_t element = image * a_.num_classes * a_.pixels + pixel;
     logits_ = static_cast<const Z*>(a_.logits) + image * a_.logits_stride + pixel;
@@ -83,31 +83,31 @@ class GeneralSigmoidPixels {
     Vector<Z, kCount> logits;
     logits.load(logits_ + j * a_.logits_class_stride);
     V z, y;
-    LaneMask<kCount> ignored;
     if (a_.target == nullptr) {
       y = dense_targets<Z, kCount>(a_, dense_ + j * a_.dense_class_stride);
-      ignored = ignored_targets(a_, y);
     } else {
       y = each_lane<kCount>([&](int i) { return target_[i] == j ? 1.0f : 0.0f; });
-      ignored = each_bit<kCount>([&](int i) { return target_[i] < 0; });
     }
     logits.get(z.x);
-    const auto loaded = [&](const float* p, int) { return Lanes<kPartOf<kCount>>(load_constant(p + j)); };
-    const Element<V> found = general_elements<kCount>(a_, o_, loaded, z, y, ignored, ratio_);
-    const V loss = select(ignored, V(0.0f), found.loss * factor_);
+    const auto loaded = [&](const float* p, int, auto lanes) { return decltype(lanes)(load_constant(p + j)); };
+    Element<V> found = general_elements<kCount>(a_, o_, vectors_, loaded, z, y, factor_, ratio_);
     const int64_t at = static_cast<int64_t>(j) * a_.pixels;
-    if (losses_ != nullptr) store_floats(losses_ + at, loss.x);
-    if (grad_ != nullptr) {
-      V up = upstream_;
-      if (upstreams_ != nullptr) load_constants(upstreams_ + at, 0, true, up.x);
-      const V slope = select(ignored, V(0.0f), found.slope * (factor_ * up));
-      Vector<Z, kCount>::store(grad_ + j * a_.grad_class_stride, slope.x);
+    V up = upstream_;
+    if (upstreams_ != nullptr) load_constants(upstreams_ + at, 0, true, up.x);
+    found.slope = found.slope * up;
+    if (a_.ignoring) {
+      const auto ignored =
+          a_.target == nullptr ? ignored_targets(a_, y) : each_bit<kCount>([&](int i) { return target_[i] < 0; });
+      found = {select(ignored, V(0.0f), found.loss), select(ignored, V(0.0f), found.slope)};
     }
-    return loss;
+    if (losses_ != nullptr) store_floats(losses_ + at, found.loss.x);
+    if (grad_ != nullptr) Vector<Z, kCount>::store(grad_ + j * a_.grad_class_stride, found.slope.x);
+    return found.loss;
   }
 
   const SigmoidLossArgs& a_;
   const GeneralOptions& o_;
+  const bool vectors_;
   const int group_, groups_;
   const Z* logits_;
   Z* grad_;                 // or null

@@ -15,6 +15,7 @@ class GeneralSigmoidRow {
                                     int thread, int width)
       : a_(args),
         o_(options),
+        vectors_(has_vectors(args)),
         thread_(thread),
         width_(width),
         logits_(static_cast<const Z*>(args.logits) + row * args.logits_stride),
@@ -96,20 +97,28 @@ class GeneralSigmoidRow {
     Vector<Z, kWidth> logits;
     logits.load(logits_ + column);
     V z, y;
-    LaneMask<kWidth> ignored = {};
     if (a_.target == nullptr) {
       y = dense_targets<Z, kWidth>(a_, dense_ + column);
-      ignored = ignored_targets(a_, y);
     } else {
       y = each_lane<kWidth>([&](int i) { return column + i == target_ ? 1.0f : 0.0f; });
     }
     logits.get(z.x);
-    const auto loaded = [&](const float* p, int k) { return constants<kPartOf<kWidth>>(p, column + k, aligned); };
-    const Element<V> found = general_elements<kWidth>(a_, o_, loaded, z, y, ignored, ratio_);
-    const V loss = select(ignored, V(0.0f), found.loss * V(factor_));
-    const V up = V(factor_) * (upstreams_ != nullptr ? constants<kWidth>(upstreams_, column, true) : V(upstream_));
-    store<kWidth>(column, select(ignored, V(0.0f), found.slope * up), loss);
-    return total_of(loss);
+    const auto loaded = [&](const float* p, int k, auto lanes) {
+      load_constants(p, column + k, aligned, lanes.x);
+      return lanes;
+    };
+    Element<V> found = general_elements<kWidth>(a_, o_, vectors_, loaded, z, y, factor_, ratio_);
+    if (upstreams_ != nullptr) {
+      found.slope = found.slope * constants<kWidth>(upstreams_, column, true);
+    } else {
+      found.slope = found.slope * V(upstream_);
+    }
+    if (a_.ignoring && a_.target == nullptr) {
+      const auto ignored = ignored_targets(a_, y);
+      found = {select(ignored, V(0.0f), found.loss), select(ignored, V(0.0f), found.slope)};
+    }
+    store<kWidth>(column, found.slope, found.loss);
+    return total_of(found.loss);
   }
 
   template <int kWidth>
@@ -127,6 +136,7 @@ class GeneralSigmoidRow {
 
   const SigmoidLossArgs& a_;
   const GeneralOptions& o_;
+  const bool vectors_;
   const int thread_, width_;
   const Z* const logits_;
   const float* const upstreams_;  // of each element, or null

@@ -86,13 +86,13 @@ void launch_sigmoid(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, voi
                                                                                                      stream);
 }
 
-// Launches that are not plain: one kernel has all passes and targets.
-template <typename Z, int kCount>
+// Launches that are not plain: one kernel has all passes and targets. Of pixels, kFew of which a thread has.
+template <typename Z, int kCount, int kFew>
 void launch_general_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   const auto options = longtail::generic::general_options<float>(a);
   if (a.pixels > 0) {
-    const auto [grid, shared] = pixel_grid(a, plan, kCount);
-    return launch(general_sigmoid_pixels_kernel<Z, kCount>, grid, plan.threads, 1, shared, stream, a, options, pass,
+    const auto [grid, shared] = pixel_grid(a, plan, kFew);
+    return launch(general_sigmoid_pixels_kernel<Z, kFew>, grid, plan.threads, 1, shared, stream, a, options, pass,
                   plan.lanes);
   }
   const bool in_warp = plan.regime == Regime::warp;
@@ -103,7 +103,7 @@ void launch_general_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& pla
 
 template <typename Z>
 void launch_general_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
-  (plan.vector ? launch_general_sigmoid<Z, 16 / sizeof(Z)> : launch_general_sigmoid<Z, 1>)(a, pass, plan, stream);
+  (plan.vector ? launch_general_sigmoid<Z, 16 / sizeof(Z), 4> : launch_general_sigmoid<Z, 1, 1>)(a, pass, plan, stream);
 }
 
 // One storage type per compiled file.

@@ -60,9 +60,9 @@ def _way(before: dict[int, int], last: int) -> list[int]:
     return way[::-1]
 
 
-def loops(function: str, exponentials: int) -> list[list[str]]:
-    """The operations on the shortest way round each loop that takes at least so many exponentials and holds no other
-    such loop: what is rare, such as a row's target, stands beside that way. Shortest first."""
+def loops(function: str, exponentials: int, reciprocals: int = 0, logarithms: int = 0) -> list[list[str]]:
+    """The operations on the shortest way round each loop that takes at least so many of each of these functions and
+    holds no other such loop: what is rare, such as a row's target, stands beside that way. Shortest first."""
     code = parse(function)
     index = {one.address: i for i, one in enumerate(code)}
     following = [_successors(code, index, i) for i in range(len(code))]
@@ -70,6 +70,8 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
     for i, successors in enumerate(following):
         for j in successors:
             preceding[j].append(i)
+    least = {"MUFU.EX2": exponentials, "MUFU.RCP": reciprocals, "MUFU.LG2": logarithms}
+    rarest = "MUFU.LG2" if logarithms else "MUFU.EX2"
     found: dict[int, list[str]] = {}
     ends: dict[int, int] = {}
     for last, one in enumerate(code):
@@ -78,11 +80,11 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
         first = index[one.target]
         inside = range(first, len(code))
         begun, ended = _ways(following, first, inside), _ways(preceding, last, inside)
-        middles = [i for i in inside if code[i].operation.startswith("MUFU.EX2") and i in begun and i in ended]
+        middles = [i for i in inside if code[i].operation.startswith(rarest) and i in begun and i in ended]
         for middle in middles:
             way = [*_way(begun, middle)[:-1], *reversed(_way(ended, middle))]
             names = [code[i].operation for i in way]
-            enough = sum(name.startswith("MUFU.EX2") for name in names) >= exponentials
+            enough = all(sum(name.startswith(what) for name in names) >= n for what, n in least.items())
             if enough and len(names) < len(found.get(first, code)):
                 found[first], ends[first] = names, last
     innermost = [way for first, way in found.items() if not any(first < other <= ends[first] for other in found)]

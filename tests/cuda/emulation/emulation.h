@@ -20,6 +20,9 @@
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(8) float2 {
   float x, y;
 };
@@ -179,6 +182,8 @@ inline uint4 load_16(const void* p) { return *static_cast<const uint4*>(p); }
 inline uint4 load_16_streaming(const void* p) { return load_16(p); }
 inline void store_16(void* p, uint4 x) { *static_cast<uint4*>(p) = x; }
 inline void store_16_streaming(void* p, uint4 x) { store_16(p, x); }
+inline uint2 load_8(const void* p) { return *static_cast<const uint2*>(p); }
+inline void store_8_streaming(void* p, uint2 x) { *static_cast<uint2*>(p) = x; }
 inline float load_constant(const float* p) { return *p; }
 inline float4 load_constant_16(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
