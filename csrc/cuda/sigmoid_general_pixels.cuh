@@ -15,7 +15,12 @@ class GeneralSigmoidPixels {
   // first: of the pixels, counted over all images.
   LONGTAIL_DEVICE GeneralSigmoidPixels(const SigmoidLossArgs& args, const GeneralOptions& options, Pass pass,
                                        int64_t first, int group, int groups)
-      : a_(args), o_(options), vectors_(has_vectors(args)), group_(group), groups_(groups) {
+      : a_(args),
+        o_(options),
+        vectors_(has_vectors(args)),
+        group_(group),
+        groups_(groups),
+        counts_(args.target == nullptr) {
     const int64_t image = first / a_.pixels, pixel = first - image * a_.pixels;
     const int64_t element = image * a_.num_classes * a_.pixels + pixel;
     logits_ = static_cast<const Z*>(a_.logits) + image * a_.logits_stride + pixel;
@@ -74,14 +79,15 @@ class GeneralSigmoidPixels {
     LONGTAIL_DEVICE_ASSERT(ignored || valid, "target is out of bounds");
     const bool counted = valid && !ignored;
     target_[i] = counted ? static_cast<int>(g) : -1;
+    counts_ = counts_ || counted;
     if (counted && a_.class_weight_by_target) factor_.x[i] *= load_constant(a_.weight + g);
     if (counted && a_.inverse_counts != nullptr) ratio_.x[i] = a_.rebalance_beta / load_constant(a_.inverse_counts + g);
   }
 
   LONGTAIL_DEVICE Lanes<kCount> take(int j) const {
     using V = Lanes<kCount>;
-    Vector<Z, kCount> logits;
-    logits.load(logits_ + j * a_.logits_class_stride);
+    Vector<Z, kCount> logits = {};
+    if (counts_) logits.load(logits_ + j * a_.logits_class_stride);
     V z, y;
     if (a_.target == nullptr) {
       y = dense_targets<Z, kCount>(a_, dense_ + j * a_.dense_class_stride);
@@ -109,6 +115,7 @@ class GeneralSigmoidPixels {
   const GeneralOptions& o_;
   const bool vectors_;
   const int group_, groups_;
+  bool counts_;  // whether any of the pixels does
   const Z* logits_;
   Z* grad_;                 // or null
   int64_t dense_;           // where the pixels' targets begin

@@ -44,8 +44,10 @@ class SigmoidPixels {
         return sweep<Focus::none>(total);
       case Focus::square:
         return sweep<Focus::square>(total);
-      default:
+      case Focus::power:
         return sweep<Focus::power>(total);
+      case Focus::general:  // GeneralSigmoidPixels
+        return;
     }
   }
 
