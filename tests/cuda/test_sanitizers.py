@@ -231,7 +231,7 @@ GENERAL_VECTORS = ("weight", "pos_weight", "class_bias", "class_alpha", "class_g
 
 def sigmoid_general() -> Iterator[Batch]:
     rows = [(SIGMOID_REGIMES[name], (5, 123)) for name in ("cluster_2", "lanes", "block", "single_elements")]
-    pixels = [(SIGMOID_PIXELS[name], (2, 6, 40)) for name in ("warps", "along", "in_a_warp", "single_pixels_spread")]
+    pixels = [(SIGMOID_PIXELS[name], (3, 6, 96)) for name in ("warps", "along", "in_a_warp", "single_pixels_spread")]
     for plans, shape in (*rows, *pixels):
         for i, dtype in enumerate(harness.STORAGES):
             logits, target = sigmoid_cases.random_case(shape, ("soft", "class", "hard")[i], dtype)
