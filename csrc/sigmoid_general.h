@@ -89,43 +89,53 @@ LONGTAIL_INLINE Shifted<T> shifted(const Logistic<T>& x, const GeneralOptions<S>
   return {miss, hit, minus_log1m(miss, hit), select(live, x.p * x.q, miss)};
 }
 
-// For y in {0, 1}: the loss, and its derivative by u.
+// What the loss of y in {0, 1} is made of, where x is what it rises with: u scaled for y = 0, and -u for y = 1.
+template <typename T>
+struct HardTerms {
+  T focal;        // (1 - p_t)^gamma
+  T cost, slope;  // -log p_t, and the derivative of the loss by x over `focal`
+};
+
 template <typename T, typename M, typename S, typename Limit>
-LONGTAIL_INLINE Element<T> general_hard(T u, M one, T gamma_positive, T gamma_negative, const GeneralOptions<S>& o,
-                                        Limit lowest) {
-  const T zero = T(S(0)), unit = T(S(1)), gamma = select(one, gamma_positive, gamma_negative);
-  const T x = select(one, -u, T(o.scale) * u);  // what the loss rises with
+LONGTAIL_INLINE HardTerms<T> hard_terms(T x, M one, T gamma, const GeneralOptions<S>& o, Limit lowest) {
+  const T zero = T(S(0)), unit = T(S(1));
   const Logistic<T> s = logistic(x, lowest);
-  T cost, slope, rise, focal;  // -log p_t, its derivative by x, and that of log(1 - p_t) times -log p_t
-  if (o.clip == S(0)) {
-    cost = s.plus;
-    slope = s.p;
-    rise = select(s.q == zero, zero, s.q * s.plus);  // tends to 0 with q, also where the cost is infinite
-    focal = o.whole ? whole_power(s.p, one, o) : power_of(-s.minus, gamma, lowest);
-  } else {
+  T miss = s.p, log_miss = -s.minus, cost = s.plus, slope = s.p;
+  T rise = select(s.q == zero, zero, s.q * cost);  // tends to 0 with q, also where the cost is infinite
+  if (o.clip != S(0)) {
     const Shifted<T> shift = shifted(s, o);
-    const T pq = s.p * s.q, ratio = reciprocal(shift.hit);
-    cost = select(one, s.plus, shift.cost);
-    slope = select(one, s.p, shift.slope * ratio);
-    const T miss = select(one, s.p, shift.miss);
-    rise = zero;
+    miss = select(one, miss, shift.miss);
+    cost = select(one, cost, shift.cost);
+    slope = select(one, slope, shift.slope * reciprocal(shift.hit));
+    if (!o.whole) log_miss = select(one, log_miss, log_cut(shift.miss, Smallest<S>::kNormal));
     if (o.pull != S(0)) {
       const T share = shift.cost / select(shift.miss == zero, unit, shift.miss);
-      rise = select(one, select(s.q == zero, zero, s.q * s.plus), pq * share);
+      rise = select(one, rise, s.p * s.q * share);
     }
-    focal = o.whole ? whole_power(miss, one, o)
-                    : power_of(select(one, -s.minus, log_cut(shift.miss, Smallest<S>::kNormal)), gamma, lowest);
   }
-  const T derivative = focal * (T(o.pull) * gamma * rise + slope);
-  return {select(one, focal * cost, focal * cost * T(o.inverse_scale)), select(one, -derivative, derivative)};
+  if (o.pull != S(0)) slope = gamma * rise + slope;
+  return {o.whole ? whole_power(miss, one, o) : power_of(log_miss, gamma, lowest), cost, slope};
 }
 
-// For 0 <= y <= 1, with 1 - p_t read as y (1 - p) + (1 - y) p, and so the exponent; `positive` multiplies the positive
-// term (pos_weight). The loss, and its derivative by u.
+// For y in {0, 1}: the loss, and its derivative by u. exponent(): that of each element's kind.
+template <typename T, typename M, typename Exponent, typename S, typename Limit>
+LONGTAIL_INLINE Element<T> general_hard(T u, M one, const Exponent& exponent, const GeneralOptions<S>& o,
+                                        Limit lowest) {
+  const bool scaled = o.scale != S(1);
+  T gamma = T(S(0));
+  if (o.pull != S(0) || !o.whole) gamma = exponent();
+  const HardTerms<T> t = hard_terms(select(one, -u, scaled ? T(o.scale) * u : u), one, gamma, o, lowest);
+  T loss = t.focal * t.cost, derivative = t.focal * t.slope;
+  if (scaled) loss = select(one, loss, loss * T(o.inverse_scale));
+  return {loss, select(one, -derivative, derivative)};
+}
+
+// For 0 <= y <= 1, with 1 - p_t read as y (1 - p) + (1 - y) p, as the exponent `mixed` has been; `positive` multiplies
+// the positive term (pos_weight). The loss, and its derivative by u.
 template <typename T, typename S, typename Limit>
-LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T gamma_positive, T gamma_negative,
-                                        const GeneralOptions<S>& o, Limit lowest) {
+LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T mixed, const GeneralOptions<S>& o, Limit lowest) {
   const T zero = T(S(0)), unit = T(S(1)), rest = unit - y, weighted = positive * y;
+  const T gamma = maximum(zero, mixed);  // y may be a rounding outside of [0, 1]
   const Logistic<T> x = logistic(u, lowest);
   const Logistic<T> scaled = o.scale == S(1) ? x : logistic(T(o.scale) * u, lowest);
   const Shifted<T> n = shifted(scaled, o);
@@ -133,8 +143,7 @@ LONGTAIL_INLINE Element<T> general_soft(T u, T y, T positive, T gamma_positive, 
                  select(rest == zero, zero, rest * n.cost * T(o.inverse_scale));
   const T fall = o.clip == S(0) ? n.miss : n.slope * reciprocal(n.hit);
   const T slope = rest * fall - weighted * x.q;
-  const T gamma = gamma_positive * y + gamma_negative * rest;
-  const T sum = y * x.q + rest * n.miss, miss = select(sum < zero, zero, sum);  // y may be a rounding outside of [0, 1]
+  const T sum = y * x.q + rest * n.miss, miss = select(sum < zero, zero, sum);
   const T miss_slope = rest * T(o.scale) * n.slope - y * (x.p * x.q);
   // It tends to 0 with p or 1 - p, also times a cost that is infinite.
   const T pull = T(o.pull) * gamma * select(miss_slope == zero, zero, miss_slope * cost);

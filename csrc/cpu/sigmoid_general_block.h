@@ -93,12 +93,15 @@ __attribute__((noinline)) Element<Vec<T>> general_others(const SigmoidBlock<T>& 
   const V gamma_positive = each_or(b.gammas, b.gamma_positive, k, left);
   const V gamma_negative = b.same_gamma ? gamma_positive : V(b.gamma_negative);
   const auto soft = [&](V soft_y) {
-    const Element<V> found = general_soft(u, soft_y, weights, gamma_positive, gamma_negative, o, kLowest);
-    const V factor = alpha * soft_y + rest * (V(T(1)) - soft_y);
+    const V soft_rest = V(T(1)) - soft_y;
+    const V gamma = b.same_gamma ? gamma_positive : gamma_positive * soft_y + gamma_negative * soft_rest;
+    const Element<V> found = general_soft(u, soft_y, weights, gamma, o, kLowest);
+    const V factor = alpha * soft_y + rest * soft_rest;
     return Element<V>{factor * found.loss, factor * found.slope};
   };
   if (o.smoothing != T(0)) return soft(y + V(o.smoothing) * (V(T(0.5)) - y));
-  const Element<V> hard = general_hard(u, one, gamma_positive, gamma_negative, o, kLowest);
+  const auto exponent = [&] { return select(one, gamma_positive, gamma_negative); };
+  const Element<V> hard = general_hard(u, one, exponent, o, kLowest);
   const V factor = select(one, alpha * weights, rest);
   const Element<V> found = {factor * hard.loss, factor * hard.slope};
   if (all(settled)) return found;

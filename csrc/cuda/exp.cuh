@@ -48,7 +48,13 @@ LONGTAIL_DEVICE float minus_log1m(float x) {
   return p * x;
 }
 
-// The same to a relative error of 7e-6: for what is rounded to a half type.
+// -log(hit), where hit is 1 - miss to its own last digit, for 0 <= miss <= 1. The hardware's logarithm of 1/2 and less
+// has all digits.
+LONGTAIL_DEVICE float minus_log1m(float miss, float hit) {
+  return miss > 0.5f ? -kLn2 * log2_fast(hit) : minus_log1m(miss);
+}
+
+// minus_log1m(x) to a relative error of 7e-6: for what is rounded to a half type.
 LONGTAIL_DEVICE float minus_log1m_rough(float x) {
   float p = 0.8238958716392517f * x - 0.2804425954818726f;
   p = p * x + 0.3882229626178741f;

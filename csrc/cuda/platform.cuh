@@ -1,9 +1,9 @@
 // The only file that knows CUDA itself: everything below it is written against the names that this one gives.
 //
 // Beside these names kernels use threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads, __syncwarp,
-// __shfl_xor_sync and __shfl_sync with a full mask, uint4, float2, float4, and the <math.h> functions of loss_math.h.
-// The tests compile the same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one of these
-// names.
+// __shfl_xor_sync and __shfl_sync with a full mask, uint2, uint4, float2, float4, and the <math.h> functions of
+// loss_math.h. The tests compile the same kernels for the host (LONGTAIL_EMULATED), where emulation.h gives every one
+// of these names.
 #pragma once
 
 #ifdef LONGTAIL_EMULATED
@@ -38,6 +38,13 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 LONGTAIL_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// log2(x) of a normal number: 2^-22 of itself, or, between 1/2 and 2, 2^-22.
+LONGTAIL_DEVICE float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -114,6 +121,9 @@ LONGTAIL_DEVICE uint4 load_16(const void* p) { return *static_cast<const uint4*>
 LONGTAIL_DEVICE uint4 load_16_streaming(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
 LONGTAIL_DEVICE void store_16(void* p, uint4 x) { *static_cast<uint4*>(p) = x; }
 LONGTAIL_DEVICE void store_16_streaming(void* p, uint4 x) { __stcs(static_cast<uint4*>(p), x); }
+
+LONGTAIL_DEVICE uint2 load_8(const void* p) { return *static_cast<const uint2*>(p); }
+LONGTAIL_DEVICE void store_8_streaming(void* p, uint2 x) { __stcs(static_cast<uint2*>(p), x); }
 
 // Constant for the whole launch, and read by many rows.
 LONGTAIL_DEVICE float load_constant(const float* p) { return __ldg(p); }

@@ -71,6 +71,14 @@ class Joint {
     return sum_lanes(row, kWarpSize);
   }
 
+  // The same in every thread of the row.
+  LONGTAIL_DEVICE float sum_for_all(float x) {
+    const float4* slots = exchange(float4{sum_lanes(x, kWarpSize), 0.0f, 0.0f, 0.0f});
+    float row = 0.0f;
+    for (int i = lane(); i < cluster_ * warps_; i += kWarpSize) row += slots[i].x;
+    return sum_lanes(row, kWarpSize);
+  }
+
   // The leading warp's coefficients, in every thread of its block.
   LONGTAIL_DEVICE Grad share(const Grad& g) {
     float* x = dynamic_shared<float>() + 4 * 2 * cluster_ * warps_ + 8 * turn_;

@@ -1,6 +1,8 @@
 // Launches of the sigmoid family: from a problem to its plan, from a plan to its kernel.
 #pragma once
 
+#include "sigmoid_general_pixels.cuh"
+#include "sigmoid_general_rows.cuh"
 #include "sigmoid_pixels.cuh"
 #include "sigmoid_rows.cuh"
 
@@ -55,12 +57,21 @@ void launch_sigmoid_rows(const SigmoidLossArgs& a, PassOf pass, const Plan& plan
   launch(kernel, grid_of(a.rows, plan), plan.threads, plan.cluster, shared, stream, a, pass, in_warp ? plan.lanes : 0);
 }
 
+// Pixels, `plan.lanes` threads along them.
+struct PixelGrid {
+  int64_t blocks;
+  int shared;
+};
+
+inline PixelGrid pixel_grid(const SigmoidLossArgs& a, const Plan& plan, int count) {
+  constexpr int64_t kMost = int64_t(1) << 30;  // kernels go on to the pixels beyond
+  const int64_t tiles = ceil_div(a.rows, int64_t(plan.lanes) * count);
+  return {tiles < kMost ? tiles : kMost, plan.threads > plan.lanes ? plan.threads * count * 4 : 0};
+}
+
 template <typename Z, int kCount, typename PassOf>
 void launch_sigmoid_pixels(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, void* stream) {
-  constexpr int64_t kMost = int64_t(1) << 30;  // kernels go on to the pixels beyond
-  const int64_t tiles = ceil_div(a.rows, int64_t(plan.lanes) * kCount);
-  const int64_t grid = tiles < kMost ? tiles : kMost;
-  const int shared = plan.threads > plan.lanes ? plan.threads * kCount * 4 : 0;
+  const auto [grid, shared] = pixel_grid(a, plan, kCount);
   if (a.target == nullptr) {  // dense targets take so much that a pass of their own gains them little
     launch(sigmoid_pixels_kernel<Z, kCount, true, Pass>, grid, plan.threads, 1, shared, stream, a, Pass(pass),
            plan.lanes);
@@ -75,10 +86,36 @@ void launch_sigmoid(const SigmoidLossArgs& a, PassOf pass, const Plan& plan, voi
                                                                                                      stream);
 }
 
+// Launches that are not plain: one kernel has all passes and targets. Of pixels, kFew of which a thread has.
+template <typename Z, int kCount, int kFew>
+void launch_general_sigmoid(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  const auto options = longtail::generic::general_options<float>(a);
+  if (a.pixels > 0) {
+    const auto [grid, shared] = pixel_grid(a, plan, kFew);
+    return launch(general_sigmoid_pixels_kernel<Z, kFew>, grid, plan.threads, 1, shared, stream, a, options, pass,
+                  plan.lanes);
+  }
+  const bool in_warp = plan.regime == Regime::warp;
+  const int shared = in_warp ? 0 : joint_bytes(plan.threads, plan.cluster);
+  launch(general_sigmoid_rows_kernel<Z, kCount>, grid_of(a.rows, plan), plan.threads, plan.cluster, shared, stream, a,
+         options, pass, in_warp ? plan.lanes : 0);
+}
+
+template <typename Z>
+void launch_general_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
+  (plan.vector ? launch_general_sigmoid<Z, 16 / sizeof(Z), 4> : launch_general_sigmoid<Z, 1, 1>)(a, pass, plan, stream);
+}
+
+// One storage type per compiled file.
+extern template void launch_general_sigmoid_storage<float>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+extern template void launch_general_sigmoid_storage<BFloat16>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+extern template void launch_general_sigmoid_storage<Float16>(const SigmoidLossArgs&, Pass, const Plan&, void*);
+
 // Single elements are rare: one kernel has all passes of them.
 template <typename Z>
 void launch_sigmoid_storage(const SigmoidLossArgs& a, Pass pass, const Plan& plan, void* stream) {
   constexpr int kCount = 16 / sizeof(Z);
+  if (!a.plain) return launch_general_sigmoid_storage<Z>(a, pass, plan, stream);
   if (!plan.vector) return launch_sigmoid<Z, 1>(a, pass, plan, stream);
   if (pass == Pass::loss) return launch_sigmoid<Z, kCount>(a, Fixed<Pass::loss>(), plan, stream);
   if (pass == Pass::backward) return launch_sigmoid<Z, kCount>(a, Fixed<Pass::backward>(), plan, stream);

@@ -46,6 +46,8 @@ class SigmoidPixels {
         return sweep<Focus::square>(total);
       case Focus::power:
         return sweep<Focus::power>(total);
+      case Focus::general:  // GeneralSigmoidPixels
+        return;
     }
   }
 

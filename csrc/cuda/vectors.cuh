@@ -121,6 +121,28 @@ struct Vector<Z, 1> {
   static LONGTAIL_DEVICE void store(Z* p, const float (&x)[1]) { from_float(x[0], *p); }
 };
 
+// Four neighbours of a half type, at an 8-byte boundary.
+template <typename Z>
+struct FourHalves {
+  uint2 bits;
+
+  LONGTAIL_DEVICE void load(const Z* p) { bits = load_8(p); }
+  LONGTAIL_DEVICE void get(float (&x)[4]) const {
+    unpack(bits.x, x, Z());
+    unpack(bits.y, x + 2, Z());
+  }
+  static LONGTAIL_DEVICE void store(Z* p, const float (&x)[4]) {
+    uint2 out;
+    out.x = pack(x, Z());
+    out.y = pack(x + 2, Z());
+    store_8_streaming(p, out);
+  }
+};
+template <>
+struct Vector<BFloat16, 4> : FourHalves<BFloat16> {};
+template <>
+struct Vector<Float16, 4> : FourHalves<Float16> {};
+
 // Elements of a row before its first 16-byte boundary; all of them if it has none.
 template <typename Z>
 LONGTAIL_DEVICE int head_of(const Z* row, int count) {

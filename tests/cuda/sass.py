@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -60,9 +61,9 @@ def _way(before: dict[int, int], last: int) -> list[int]:
     return way[::-1]
 
 
-def loops(function: str, exponentials: int) -> list[list[str]]:
-    """The operations on the shortest way round each loop that takes at least so many exponentials and holds no other
-    such loop: what is rare, such as a row's target, stands beside that way. Shortest first."""
+def loops(function: str, exponentials: int, reciprocals: int = 0, logarithms: int = 0) -> list[list[str]]:
+    """The operations on the shortest way round each loop that takes at least so many of each of these functions and
+    holds no other such loop: what is rare, such as a row's target, stands beside that way. Shortest first."""
     code = parse(function)
     index = {one.address: i for i, one in enumerate(code)}
     following = [_successors(code, index, i) for i in range(len(code))]
@@ -70,6 +71,7 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
     for i, successors in enumerate(following):
         for j in successors:
             preceding[j].append(i)
+    least = {"MUFU.EX2": exponentials, "MUFU.RCP": reciprocals, "MUFU.LG2": logarithms}
     found: dict[int, list[str]] = {}
     ends: dict[int, int] = {}
     for last, one in enumerate(code):
@@ -78,12 +80,28 @@ def loops(function: str, exponentials: int) -> list[list[str]]:
         first = index[one.target]
         inside = range(first, len(code))
         begun, ended = _ways(following, first, inside), _ways(preceding, last, inside)
-        middles = [i for i in inside if code[i].operation.startswith("MUFU.EX2") and i in begun and i in ended]
-        for middle in middles:
-            way = [*_way(begun, middle)[:-1], *reversed(_way(ended, middle))]
+        for way in _through(code, following, (begun, ended), inside, least):
             names = [code[i].operation for i in way]
-            enough = sum(name.startswith("MUFU.EX2") for name in names) >= exponentials
+            enough = all(sum(name.startswith(what) for name in names) >= n for what, n in least.items())
             if enough and len(names) < len(found.get(first, code)):
                 found[first], ends[first] = names, last
     innermost = [way for first, way in found.items() if not any(first < other <= ends[first] for other in found)]
     return sorted(innermost, key=len)
+
+
+def _through(
+    code: list[Instruction],
+    following: list[list[int]],
+    ends: tuple[dict[int, int], dict[int, int]],
+    inside: range,
+    least: dict[str, int],
+) -> Iterator[list[int]]:
+    """Ways by a logarithm where one is asked for, else by an exponential; by two where reciprocals are asked for."""
+    begun, ended = ends
+    what = "MUFU.LG2" if least["MUFU.LG2"] else "MUFU.EX2"
+    middles = [i for i in inside if code[i].operation.startswith(what) and i in begun]
+    for one in middles:
+        between = _ways(following, one, inside) if least["MUFU.RCP"] else {one: -1}
+        for other in middles:
+            if other in between and other in ended:
+                yield [*_way(begun, one)[:-1], *_way(between, other)[:-1], *reversed(_way(ended, other))]

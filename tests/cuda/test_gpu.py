@@ -256,6 +256,44 @@ def test_sigmoid_over_images(shape: tuple[int, ...], kind: str, dtype: torch.dty
                 check(one)
 
 
+GENERAL = {
+    "asymmetric": ({"gamma": 1.0, "gamma_negative": 4.0, "clip": 0.05, "detach": True}, ()),
+    "attached": ({"alpha": 0.25, "gamma": 0.5, "gamma_negative": 2.5, "clip": 0.2}, ("pos_weight", "class_bias")),
+    "balanced": (
+        {"gamma": 2.0, "negative_scale": 2.0, "rebalance_alpha": 0.1, "rebalance_beta": 10.0, "rebalance_mu": 0.2},
+        ("inverse_counts", "class_bias"),
+    ),
+    "smoothed": ({"gamma": 1.5, "label_smoothing": 0.1}, ("class_alpha", "class_gamma")),
+}
+GENERAL_SHAPES = ((300, 1), (301, 11), (129, 1000), (130, 8192), (3, 50257), (3, 7, 35), (2, 19, 1024), (2, 1203, 512),
+                  (1, 20000, 8))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", harness.STORAGES, ids=cases.name)
+@pytest.mark.parametrize("kind", sigmoid_cases.TARGETS)
+@pytest.mark.parametrize("shape", GENERAL_SHAPES, ids=str)
+def test_sigmoid_with_every_option(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> None:
+    """Called without the dispatch, to the same bits every time; soft targets also in the type of the logits.
+
+    factor: in rows of few elements eager PyTorch may happen to be exact.
+    """
+    kernels = Operators("cuda", "cuda", "longtail_cuda")
+    g = cases.generator(9)
+    for numbers, vectors in GENERAL.values():
+        options = {"alpha": None, **numbers, **{name: 0.1 + torch.rand(shape[1], generator=g) for name in vectors}}
+        logits, target = sigmoid_cases.random_case(shape, kind, dtype)
+        for elementwise in (False, True):
+            one = SigmoidBatch(kernels, (sigmoid_cases.poisoned(logits, target), target), options, elementwise)
+            check(one, factor=2)
+            first = one.outputs()
+            one.run()
+            for found, again in zip(first, one.outputs(), strict=True):
+                assert_same(found, again)
+        if kind == "soft":
+            one.target = one.target.to(dtype)
+            check(one, factor=2)
+
+
 @pytest.mark.parametrize("kind", ["class", "soft"])
 @pytest.mark.parametrize("shape", [(2, 19, 1024), (2, 70, 333), (2, 1203, 512)], ids=str)
 def test_sigmoid_over_strided_images_gives_the_same_bits_every_time(shape: tuple[int, int, int], kind: str) -> None:

@@ -77,6 +77,13 @@ def mangled(kind: str, storage: str, switch: str, pass_: int | None = None) -> s
     return f"{len(name)}{name}I{element}{count}Lb{switch}E{fixed}"
 
 
+def general(what: str, storage: str) -> str:
+    """As mangled(), of the sigmoid family with every option, over "rows" or "pixels"."""
+    name = f"general_sigmoid_{what}_kernel"
+    element = "f" if storage == "float" else f"NS0_{len(storage)}{storage}E"
+    return f"{len(name)}{name}I{element}Li{4 if what == 'pixels' else VECTORS[storage]}E"
+
+
 @needs_nvcc
 def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> None:
     used = cuobjdump("-res-usage", library)
@@ -89,6 +96,9 @@ def test_every_architecture_has_every_kernel_and_none_spills(library: Path) -> N
     for arch, kernels in found.items():
         for variant in VARIANTS:
             assert any(mangled(*variant) in name for name in kernels), (arch, variant)
+        for storage in VECTORS:
+            assert any(general("rows", storage) in name for name in kernels), (arch, storage)
+            assert any(general("pixels", storage) in name for name in kernels), (arch, storage)
         assert {name: memory for name, (_, memory) in kernels.items() if memory} == {}, arch
         for kind in KERNELS:
             most = max(registers for name, (registers, _) in kernels.items() if kind in name)
@@ -167,6 +177,28 @@ def test_instructions_an_element_of_sigmoid_focal_loss(
             if elements == way.count("MUFU.EX2") and way.count("FFMA") > 3 * elements:
                 found.append(len(way) / elements)
         assert min(found) <= (single if storage == "float" else half), (storage, found)
+
+
+@needs_nvcc
+def test_instructions_an_element_of_asymmetric_loss(functions: dict[str, str]) -> None:
+    """Targets of elements, a shift of the probability, its gradient detached, apart from the products of its powers;
+    both passes: one exponential, one series, one logarithm and two reciprocals an element."""
+    for what in ("rows", "pixels"):
+        for storage, count in VECTORS.items():
+            (body,) = (body for name, body in functions.items() if general(what, storage) in name)
+            together = 4 if what == "pixels" else count
+            found = [len(way) / together for way in loops(body, together, logarithms=together)]
+            assert found[0] <= (74.0 if together == 8 else 86.0), (what, storage, found)
+            for access in (r"LDG\.E", r"STG\.E(\.\w+)*"):
+                assert re.search(access + (r"\.64" if together < count else r"\.128"), body), (what, storage, access)
+
+
+@needs_nvcc
+def test_instructions_an_element_of_distribution_balanced_loss(functions: dict[str, str]) -> None:
+    """Targets of elements, class bias and weights of the row: two exponentials and two reciprocals an element."""
+    (body,) = (body for name, body in functions.items() if general("rows", "BFloat16") in name)
+    found = [len(way) / 8 for way in loops(body, 16, reciprocals=16)]
+    assert found[0] <= 73.0, found
 
 
 @needs_nvcc

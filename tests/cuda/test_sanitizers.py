@@ -224,6 +224,23 @@ def sigmoid_images() -> Iterator[Batch]:
                 yield sigmoid_batch(plans, (2, 3, 64), kind, "mixed", i == 1, dtype, "whole_vectors_apart")
 
 
+# What is asked for beside a focal loss with one exponent; the sum over a row's labels takes barriers of its own.
+GENERAL = {"alpha": None, "gamma": 1.0, "gamma_negative": 4.0, "clip": 0.05, "rebalance_beta": 10.0}
+GENERAL_VECTORS = ("weight", "pos_weight", "class_bias", "class_alpha", "class_gamma", "inverse_counts")
+
+
+def sigmoid_general() -> Iterator[Batch]:
+    rows = [(SIGMOID_REGIMES[name], (5, 123)) for name in ("cluster_2", "lanes", "block", "single_elements")]
+    pixels = [(SIGMOID_PIXELS[name], (3, 6, 96)) for name in ("warps", "along", "in_a_warp", "single_pixels_spread")]
+    for plans, shape in (*rows, *pixels):
+        for i, dtype in enumerate(harness.STORAGES):
+            logits, target = sigmoid_cases.random_case(shape, ("soft", "class", "hard")[i], dtype)
+            vectors = {name: torch.rand(shape[1]) + 0.1 for name in GENERAL_VECTORS}
+            case = sigmoid_cases.poisoned(logits, target), target
+            layout = ("contiguous", "offset", "contiguous")[i]
+            yield SigmoidBatch(plans, case, {**GENERAL, **vectors}, i == 1, layout=layout)
+
+
 def probability_rows() -> Iterator[Batch]:
     for name in ("lanes", "block", "cluster_2", "single_elements"):
         for i, dtype in enumerate(harness.STORAGES):
@@ -237,7 +254,12 @@ def probability_rows() -> Iterator[Batch]:
 @pytest.mark.parametrize("flavour", ["address", "thread"])
 @pytest.mark.parametrize(
     ("batches", "few"),
-    [(sigmoid_rows, slice(0, None, 3)), (sigmoid_images, slice(1, None, 4)), (probability_rows, slice(1, None, 3))],
+    [
+        (sigmoid_rows, slice(0, None, 3)),
+        (sigmoid_images, slice(1, None, 4)),
+        (sigmoid_general, slice(0, None, 3)),
+        (probability_rows, slice(1, None, 3)),
+    ],
 )
 def test_nothing_is_found_where_every_class_has_a_target(
     batches: Callable[[], Iterable[Batch]], few: slice, flavour: str, tmp_path: Path
@@ -263,6 +285,23 @@ def test_nothing_is_read_where_nothing_counts(tmp_path: Path) -> None:
         else:
             harness.run_apart(build.linked("address"), [beyond], tmp_path)
             assert torch.equal(one.fields["loss"], torch.zeros(64))
+
+
+@pytest.mark.parametrize("place", [0, 12])
+def test_every_barrier_of_label_sums_is_missed_where_it_is_not(place: int, tmp_path: Path) -> None:
+    """Over a cluster's rows and over groups of threads that share pixels."""
+    chosen = list(sigmoid_general())[place]
+    requests = [one.otherwise() for one in launches(chosen)[1:2]]  # the gradient alone: no other sums
+    met = harness.run_apart(build.linked("thread"), requests, tmp_path)
+    assert len(met) >= 2
+    seen = []
+    for barrier in met:
+        try:
+            harness.run_apart(build.linked("thread"), requests, tmp_path, EMULATION_UNORDERED=barrier)
+        except harness.LaunchFailed as error:
+            seen.append("data race" in str(error))
+    assert len(seen) >= 2
+    assert all(seen)
 
 
 def test_both_barriers_over_pixels_are_missed_where_they_are_not(tmp_path: Path) -> None:

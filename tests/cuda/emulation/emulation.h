@@ -20,6 +20,9 @@
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(8) float2 {
   float x, y;
 };
@@ -93,6 +96,8 @@ inline float exp2_fast(float x) {
   const float y = exp2f(x);
   return y < 1.17549435e-38f ? 0.0f : nudged(y);
 }
+
+inline float log2_fast(float x) { return nudged(log2f(x)) + (x > 0.5f && x < 2.0f ? 0x1p-23f : 0.0f); }
 
 inline float reciprocal_fast(float x) {
   const float y = 1.0f / x;
@@ -177,6 +182,8 @@ inline uint4 load_16(const void* p) { return *static_cast<const uint4*>(p); }
 inline uint4 load_16_streaming(const void* p) { return load_16(p); }
 inline void store_16(void* p, uint4 x) { *static_cast<uint4*>(p) = x; }
 inline void store_16_streaming(void* p, uint4 x) { store_16(p, x); }
+inline uint2 load_8(const void* p) { return *static_cast<const uint2*>(p); }
+inline void store_8_streaming(void* p, uint2 x) { *static_cast<uint2*>(p) = x; }
 inline float load_constant(const float* p) { return *p; }
 inline float4 load_constant_16(const float* p) { return *reinterpret_cast<const float4*>(p); }
 

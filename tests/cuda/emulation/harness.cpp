@@ -184,9 +184,9 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(b.logits, buffers);
   resolve(b.target, buffers);
   resolve(b.dense_target, buffers);
-  resolve(b.weight, buffers);
-  resolve(b.pos_weight, buffers);
-  resolve(b.sample_weight, buffers);
+#define LONGTAIL_RESOLVED(name, length) resolve(b.name, buffers);
+  LONGTAIL_SIGMOID_VECTORS(LONGTAIL_RESOLVED)
+#undef LONGTAIL_RESOLVED
   resolve(b.grad_loss, buffers);
   resolve(b.loss, buffers);
   resolve(b.grad, buffers);

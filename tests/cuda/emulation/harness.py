@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.options import SOFTMAX_NUMBERS, SOFTMAX_VECTORS
+from longtail.options import SIGMOID_VECTORS, SOFTMAX_NUMBERS, SOFTMAX_VECTORS
 
 from . import build
 
@@ -52,9 +52,10 @@ Args = _structure(
 SigmoidArgs = _structure(
     "SigmoidArgs",
     f"{_LOGITS} pointer dense_target, int64 dense_stride dense_class_stride,"
-    "pointer weight pos_weight sample_weight grad_loss,"
-    "int64 grad_loss_stride ignore_index, float alpha_positive alpha_negative gamma,"
-    "bool dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
+    f"pointer {' '.join(SIGMOID_VECTORS)} grad_loss,"
+    "int64 grad_loss_stride ignore_index, float alpha_positive alpha_negative gamma gamma_negative clip negative_scale"
+    " label_smoothing rebalance_alpha rebalance_beta rebalance_mu,"
+    "bool same_gamma detach plain dense_is_wide class_weight_by_target ignoring elementwise_loss elementwise_upstream,"
     "pointer loss grad, int64 grad_stride grad_class_stride",
 )
 HierarchicalArgs = _structure(

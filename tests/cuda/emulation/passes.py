@@ -7,9 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from longtail.ops.layout import row_count
-from longtail.options import HierarchicalOptions, SoftmaxOptions
+from longtail.options import SIGMOID_VECTORS, HierarchicalOptions, SigmoidOptions, SoftmaxOptions
 
 from .harness import HIERARCHICAL, SIGMOID, STORAGES, Launch, Plan
+
+SIGMOID_AS_THEY_ARE = (
+    "class_weight_by_target",
+    "gamma",
+    "clip",
+    "detach",
+    "negative_scale",
+    "label_smoothing",
+    "rebalance_alpha",
+    "rebalance_beta",
+    "rebalance_mu",
+)
 
 
 def softmax_launch(
@@ -73,7 +85,7 @@ def sigmoid_launch(
     up: Tensor | None = None,
 ) -> Launch:
     """options: those of the operators (sigmoid_cases.operator_options), in schema order."""
-    weight, pos_weight, sample_weight, by_target, ignore_index, alpha, gamma = options
+    o = SigmoidOptions(*options)
     dense = target.is_floating_point()
     fields = {
         "storage": STORAGES.index(logits.dtype),
@@ -86,18 +98,17 @@ def sigmoid_launch(
         "dense_target" if dense else "target": target,
         "dense_stride" if dense else "target_stride": target.stride(0),
         "dense_class_stride": target.stride(1) if dense else 0,
-        "weight": weight,
-        "pos_weight": pos_weight,
-        "sample_weight": sample_weight,
+        **{name: getattr(o, name) for name in (*SIGMOID_VECTORS, *SIGMOID_AS_THEY_ARE)},
         "grad_loss": up,
         "grad_loss_stride": up.stride(0) if up is not None and up.dim() == 1 else 0,
-        "ignore_index": ignore_index or 0,
-        "alpha_positive": 1.0 if alpha is None else alpha,
-        "alpha_negative": 1.0 if alpha is None else 1.0 - alpha,
-        "gamma": gamma,
+        "ignore_index": o.ignore_index or 0,
+        "alpha_positive": 1.0 if o.alpha is None else o.alpha,
+        "alpha_negative": 1.0 if o.alpha is None else 1.0 - o.alpha,
+        "gamma_negative": o.gamma if o.gamma_negative is None else o.gamma_negative,
+        "same_gamma": o.gamma_negative is None,
+        "plain": o.is_plain,
         "dense_is_wide": dense and target.dtype != logits.dtype,
-        "class_weight_by_target": by_target,
-        "ignoring": ignore_index is not None,
+        "ignoring": o.ignore_index is not None,
         "elementwise_loss": loss is not None and loss.dim() == logits.dim(),
         "elementwise_upstream": up is not None and up.dim() == logits.dim(),
         "loss": loss,
