@@ -80,11 +80,8 @@ class SigmoidRows {
     set(args_.inverse_counts, b.inverse_counts, b.inverse_count);
   }
 
-  // What `rebalanced` multiplies the counts of a row's classes by, from the sum of those of its labels; not 0 / 0.
-  T of_row(T sum) const {
-    const T beta = static_cast<T>(args_.rebalance_beta);
-    return beta == T(0) ? beta : beta / sum;
-  }
+  // What `rebalanced` multiplies the counts of a row's classes by, from the sum of those of its labels.
+  T of_row(T sum) const { return static_cast<T>(args_.rebalance_beta) / sum; }
 
   // The sum of inverse_counts over the labels of row i.
   T label_sum(int64_t i, int64_t g) const {

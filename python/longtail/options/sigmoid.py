@@ -135,7 +135,14 @@ class SigmoidOptions(NamedTuple):
         options = SigmoidOptions(*(*found, bool(by_target), ignore_index, *numbers))
         _check_values("alpha", options.class_alpha, 1.0)
         _check_values("gamma", options.class_gamma, torch.inf)
-        return options
+        return options._rebalanced_evenly() if options.rebalance_beta == 0 else options
+
+    def _rebalanced_evenly(self) -> SigmoidOptions:
+        """Re-balanced with a beta of 0: by one weight, while kernels would multiply it by an infinite ratio."""
+        if self.inverse_counts is None:
+            return self
+        weight = torch.ones_like(self.inverse_counts) if self.weight is None else self.weight
+        return self._replace(weight=weight * (self.rebalance_alpha + 0.5), inverse_counts=None)
 
 
 def _check_values(name: str, value: Tensor | None, high: float) -> None:
