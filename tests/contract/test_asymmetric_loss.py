@@ -81,6 +81,15 @@ def test_reductions_and_modes(kind: str, reduction: str, mode: str) -> None:
             assert_close(got, expected, what=str(shape), factor=4)
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_reference_differentiates_itself(detach: bool) -> None:
+    z, y = data((5, 7), "soft")
+    options = {"gamma": 1.0, "gamma_negative": 4.0, "clip": 0.05, "detach": detach, "elementwise": True}
+    found = with_grad(lambda x: longtail.reference.sigmoid_loss(x, y, **options), z)
+    for got, expected in zip(found, with_grad(lambda x: formula(x, y, detach=detach), z), strict=True):
+        assert_close(got, expected)
+
+
 def test_normalizers_and_weights() -> None:
     z, y = data((5, 7), "hard")
     weight, pos_weight = torch.rand(7, dtype=torch.float64), torch.rand(5, 1, dtype=torch.float64)

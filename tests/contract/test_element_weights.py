@@ -73,23 +73,40 @@ def test_with_every_other_option(backend: str, mode: str) -> None:
     others = {"gamma": 1.5, "alpha": vector / 3, "gamma_negative": 3.0, "clip": 0.1, "detach": True}
     others |= {"negative_scale": 2.0, "class_bias": vector - 1, "sample_weight": torch.rand(6).double()}
     for shape, size in (((6, 5), (6, 5)), ((6, 5, 2), (6, 5, 2))):
-        z, y = data(shape, "soft")
+        z, y = data(shape, "soft")  # hard ones among them
         y[4, :2] = 255
         rows = {"sample_weight": others["sample_weight"].reshape(6, *[1] * (len(shape) - 2)).expand(6, *shape[2:])}
         column = vector.reshape(5, *[1] * (len(shape) - 2)).expand(size).contiguous()
-        for name, reduction in itertools.product(("weight", "pos_weight"), ("none", "rows", "sum", "mean")):
-            found, expected = (
-                with_grad(
-                    lambda x, o=options, y=y: longtail.sigmoid_focal_loss(
-                        x, y, ignore_index=255, label_smoothing=0.1 * (len(o) % 2), gradient=mode, **o
-                    ),
-                    z.masked_fill(y == 255, torch.nan),
-                )
-                for options in ({**others, **rows, name: value, "reduction": reduction} for value in (column, vector))
+        for name, smoothing, reduction in itertools.product(
+            ("weight", "pos_weight"), (0.0, 0.1), ("none", "rows", "sum", "mean")
+        ):
+            results = []
+            for given in (column, vector):
+                options = {**others, **rows, name: given, "reduction": reduction, "label_smoothing": smoothing}
+                with longtail.use_backend(backend):
+                    results.append(
+                        with_grad(
+                            lambda x, o=options, y=y: longtail.sigmoid_focal_loss(
+                                x, y, ignore_index=255, gradient=mode, **o
+                            ),
+                            z.masked_fill(y == 255, torch.nan),
+                        )
+                    )
+            for got, wanted in zip(*results, strict=True):
+                assert_close(got, wanted, what=f"{shape} {name} {reduction}", factor=8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_logits(backend: str) -> None:
+    """Right ones cost 0, wrong ones are infinite, as torch's; whichever way the weights of positives come."""
+    z = torch.tensor([[torch.inf, -torch.inf, torch.inf, -torch.inf]])
+    y = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    for pos_weight in (torch.full((4,), 2.0), torch.full((2, 4), 2.0), torch.full((2, 1), 2.0)):
+        with longtail.use_backend(backend):
+            loss = longtail.sigmoid_cross_entropy(
+                z.expand(2, 4), y.expand(2, 4), pos_weight=pos_weight, reduction="none"
             )
-            with longtail.use_backend(backend):
-                for got, wanted in zip(found, expected, strict=True):
-                    assert_close(got, wanted, what=f"{shape} {name} {reduction}", factor=8)
+        assert loss.tolist() == [[0.0, torch.inf, torch.inf, 0.0]] * 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -114,9 +131,10 @@ def test_a_weight_of_positives_says_nothing_of_negatives(size: tuple[int, ...], 
         assert found[0][~negative].isinf().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_of_each_class(kind: str, mode: str) -> None:
+def test_numbers_of_each_class(kind: str, mode: str, backend: str) -> None:
     """alpha, gamma and class_bias: each column as by itself."""
     alpha, gamma = torch.tensor([0.0, 0.25, 0.7, 1.0]), torch.tensor([0.0, 0.5, 2.0, 5.0])
     bias = torch.tensor([-3.0, 0.0, 1.5, 0.2])
@@ -125,7 +143,8 @@ def test_numbers_of_each_class(kind: str, mode: str) -> None:
         soft = dense(y, z)
         for reduction in ("none", "sum"):
             options = {"alpha": alpha, "gamma": gamma, "class_bias": bias, "reduction": reduction, "gradient": mode}
-            found = with_grad(lambda x, o=options, y=y: longtail.sigmoid_focal_loss(x, y, **o), z)
+            with longtail.use_backend(backend):
+                found = with_grad(lambda x, o=options, y=y: longtail.sigmoid_focal_loss(x, y, **o), z)
 
             def columns(x: Tensor, y: Tensor = soft, reduction: str = reduction) -> Tensor:
                 x = x.unbind(1)
@@ -139,8 +158,9 @@ def test_numbers_of_each_class(kind: str, mode: str) -> None:
                 assert_close(got, expected, what=f"{shape} {reduction}", factor=4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_label_smoothing(kind: str) -> None:
+def test_label_smoothing(kind: str, backend: str) -> None:
     """The same as smoothed targets, of labels as of class indices; and as torch's binary cross-entropy of these."""
     for shape in ((6, 4), (2, 4, 3)):
         z, y = data(shape, kind)
@@ -148,9 +168,9 @@ def test_label_smoothing(kind: str) -> None:
             smooth = (1 - epsilon) * dense(y, z) + epsilon / 2
             weight, pos_weight = torch.rand(4, dtype=torch.float64), 2 * torch.rand(4, dtype=torch.float64)
             options = {"weight": weight, "pos_weight": pos_weight, "reduction": "none"}
-            found = with_grad(
-                lambda x, e=epsilon, o=options, y=y: longtail.sigmoid_cross_entropy(x, y, label_smoothing=e, **o), z
-            )
+            given = {**options, "label_smoothing": epsilon}
+            with longtail.use_backend(backend):
+                found = with_grad(lambda x, o=given, y=y: longtail.sigmoid_cross_entropy(x, y, **o), z)
             column = {name: v.reshape(4, *[1] * (len(shape) - 2)) for name, v in options.items() if name != "reduction"}
             exact = with_grad(
                 lambda x, o=column, t=smooth: F.binary_cross_entropy_with_logits(x, t, reduction="none", **o), z

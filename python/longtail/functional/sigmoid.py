@@ -88,7 +88,8 @@ def sigmoid_focal_loss(
         class_weight_by_target: the weight of a row's target class multiplies its whole row, negatives included, as the
             class-balanced paper has it; class indices only.
         pos_weight: [C], multiplies the positive term of each class, as in ``F.binary_cross_entropy_with_logits``; other
-            shapes as those of ``weight``, where those that are not along the classes cost a second loss.
+            shapes as those of ``weight``, where those that are not along the classes cost a second loss, make their
+            gradient in backward whatever ``gradient`` says, and overflow at logits of some 1e26.
         sample_weight: v, of the rows' shape: (N,) or (N, d1, ...).
         class_bias: [C], added to the logits: they are z + class_bias wherever z stands here.
         gamma_negative: >= 0, in the place of gamma for y = 0; None: gamma. Of soft targets the exponent is

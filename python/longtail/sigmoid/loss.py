@@ -208,6 +208,7 @@ def _of_elements(
             at.restore(found(options._replace(pos_weight=ones * x), Request("none"))[0]) for x in (0.0, large)
         )
         target = at.restore(y)
+        target = target + options.label_smoothing * (0.5 - target)
         negative = target == 0  # of which no weight says anything, in value or gradient, even if it is infinite
         terms = torch.where(negative, 1.0, over.pos_weight) * (positive / large)
         loss = rest.masked_fill(target == 1, 0.0) + torch.where(negative, 0.0, terms)
