@@ -36,12 +36,14 @@ from .functional import (
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
     token_weighting,
+    two_way_loss,
     vocab_parallel_cross_entropy,
     vocab_parallel_hierarchical_cross_entropy,
     vocab_parallel_linear_cross_entropy,
     vocab_parallel_linear_hierarchical_cross_entropy,
     vocab_parallel_linear_row_statistics,
     vocab_parallel_row_statistics,
+    zlpr_loss,
 )
 from .hierarchical import Hierarchy
 from .modules import (
@@ -58,6 +60,8 @@ from .modules import (
     SeesawLoss,
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
+    TwoWayLoss,
+    ZLPRLoss,
 )
 from .ops.backends import backends
 from .ops.dispatch import use_backend
@@ -80,6 +84,8 @@ __all__ = [
     "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "TwoWayLoss",
+    "ZLPRLoss",
     "adjusted_logits",
     "backends",
     "binary_focal_loss",
@@ -110,6 +116,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "token_weighting",
     "training",
+    "two_way_loss",
     "use_backend",
     "vector_scaling",
     "vocab_parallel_cross_entropy",
@@ -118,4 +125,5 @@ __all__ = [
     "vocab_parallel_linear_hierarchical_cross_entropy",
     "vocab_parallel_linear_row_statistics",
     "vocab_parallel_row_statistics",
+    "zlpr_loss",
 ]

@@ -13,6 +13,7 @@ from .softmax import (
     GeneralizedCrossEntropyLoss,
     PolyCrossEntropyLoss,
 )
+from .two_way import TwoWayLoss, ZLPRLoss
 
 __all__ = [
     "BinaryFocalLoss",
@@ -28,4 +29,6 @@ __all__ = [
     "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "TwoWayLoss",
+    "ZLPRLoss",
 ]
