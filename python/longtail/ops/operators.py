@@ -222,6 +222,7 @@ for _name, _schema in SCHEMAS.items():
 for _schema in (
     f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
     f"sigmoid_mean(Tensor logits, Tensor target, {SIGMOID}, bool rows) -> (Tensor mean, Tensor divisor)",
+    f"two_way_mean(Tensor logits, Tensor target, {TWO_WAY}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
     "dense_targets_fit(Tensor target, int? ignore_index) -> bool",
 ):
     _kernel_libraries[COMPILED.index("cpu")].define(_schema)
@@ -285,6 +286,7 @@ def _of_cpu(name: str) -> Callable[..., Any]:
 
 softmax_mean = _of_cpu("softmax_mean")
 sigmoid_mean = _of_cpu("sigmoid_mean")
+two_way_mean = _of_cpu("two_way_mean")
 dense_targets_fit = _of_cpu("dense_targets_fit")
 
 softmax_loss = _entry("softmax_loss")

@@ -15,7 +15,7 @@ TWO_WAY = autograd.Family(
     operators.two_way_loss_and_grad,
     operators.two_way_loss_and_grad_,
     operators.two_way_loss_backward,
-    None,
+    operators.two_way_mean,
     statistics=1,
 )
 

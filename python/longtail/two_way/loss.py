@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import arguments
 from ..arguments import arithmetic_dtype
 from ..ops import operators
-from ..ops.autograd import differentiable_loss
+from ..ops.autograd import differentiable_loss, direct_loss
 from ..options import Request, TwoWayOptions
 from ..reference import two_way
 from ..sigmoid.loss import Layout, checked_elements, lay_out
@@ -44,6 +44,14 @@ def _denominator(
     return counted if normalizer is None else counted.clamp(min=1)
 
 
+def _at_once(at: Layout, options: TwoWayOptions, request: Request) -> bool:
+    """Whether one operator makes the whole mean, and its denominator, unless it finds a target out of bounds."""
+    plain = request.reduction == "mean" and request.gradient == "backward"
+    counts = request.normalizer is None or isinstance(request.normalizer, str)
+    known = not at.dense or options.ignore_index is None
+    return plain and counts and known and operators.direct(at.logits, at.target, *options)
+
+
 def two_way_loss(input: Tensor, target: Tensor, options: TwoWayOptions, request: Request) -> Tensor:
     """Both losses. Everything is checked here; see :func:`longtail.two_way_loss`."""
     arguments.check_tensors(input=input, target=target)
@@ -54,6 +62,14 @@ def two_way_loss(input: Tensor, target: Tensor, options: TwoWayOptions, request:
     options = options.checked(dtype)
     at = _lay_out(input, target)
     options = options.prepared(input, at.rows, at.logits.shape[1], dtype, at.dense)
+    if _at_once(at, options, request):
+        try:
+            data = at.logits, at.target
+            loss: Tensor = direct_loss(TWO_WAY, data, options, "mean", None, None, (request.normalizer == "count",))
+            return loss
+        except IndexError:
+            if not at.dense:
+                raise
     y = checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     denominator = None
     if request.reduction == "mean":
