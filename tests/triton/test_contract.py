@@ -17,7 +17,7 @@ CONTRACT = Path(__file__).parents[1] / "contract"
     [
         *("class_probabilities", "hierarchical", "hierarchical_operators", "hierarchical_shards", "limits"),
         *("linear_hierarchical", "long_tail_options", "means", "row_statistics", "scale_grad", "sigmoid_operators"),
-        "softmax_operators",
+        *("softmax_operators", "two_way_operators"),
     ],
 )
 def test_in_a_process_of_its_own(name: str) -> None:
