@@ -10,11 +10,15 @@ import torch
 
 import cases
 from batches import check, one_thread
+from emulation.harness import LaunchFailed
+from emulation.plans import SIGMOID_PIXELS, SIGMOID_REGIMES, emulated
 from interpreted import HALVES
 from kernels import CPU, GPU, TRITON, over
 from two_way_cases import KINDS, OPTION_SETS, TwoWayBatch, TwoWayKernels, options, random_case
 
 VECTORS = ("zlpr_vectors", "two_way_vectors")
+ROWS = emulated(SIGMOID_REGIMES, "lanes", "block", "cluster_2", "warp_of_single_elements")
+PIXELS = emulated(SIGMOID_PIXELS, "along", "in_a_warp", "single_pixels_spread")
 # One class, two; less than a register, no whole number of them; more than a block; images.
 CPU_SHAPES = [(7, 1), (7, 2), (6, 11), (3, 127), (3, 2100), (3, 7, 5), (2, 19, 32), (1, 70, 300)]
 TRITON_SHAPES = [(7, 1), (7, 11), (3, 127), (2, 4100), (3, 7, 5), (2, 19, 32)]
@@ -33,6 +37,8 @@ def _one_thread() -> Iterator[None]:
         *over(CPU, CPU_SHAPES, KINDS, OPTION_SETS),
         *over(TRITON, TRITON_SHAPES, KINDS, VECTORS),
         *over(TRITON, [(7, 11), (3, 7, 5)], KINDS, ("zlpr", "two_way")),
+        *over(ROWS, [(6, 127)], KINDS, OPTION_SETS),
+        *over(PIXELS, [(2, 21, 48)], KINDS, OPTION_SETS),
         *over(GPU, GPU_SHAPES, KINDS, OPTION_SETS),
     ],
 )
@@ -40,11 +46,30 @@ def test_every_option(kernels: TwoWayKernels, shape: tuple[int, ...], kind: str,
     check(TwoWayBatch.of(kernels, shape, kind, name))
 
 
+SLOW = ("widest", "cluster_16")  # many threads
+EMULATED_ROWS = [(9, 1), (7, 11), (5, 64), (3, 1003), (2, 2100)]
+EMULATED_IMAGES = [(3, 7, 35), (2, 19, 64), (1, 1, 96), (2, 70, 40), (5, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "shape", "kind"),
+    [
+        *over(emulated(SIGMOID_REGIMES, *(x for x in SIGMOID_REGIMES if x not in SLOW)), EMULATED_ROWS, KINDS),
+        *over(emulated(SIGMOID_REGIMES, *SLOW), [(9, 1), (2, 2100)], KINDS),
+        *over(emulated(SIGMOID_PIXELS), EMULATED_IMAGES, KINDS),
+    ],
+)
+def test_every_size(kernels: TwoWayKernels, shape: tuple[int, ...], kind: str) -> None:
+    check(TwoWayBatch.of(kernels, shape, kind, "two_way_vectors"))
+
+
 @pytest.mark.parametrize(
     ("kernels", "dtype", "shape", "kind"),
     [
         *over(CPU, (torch.float64, *HALVES), [(5, 203), (2, 19, 33)], ("class", "soft")),
         *over(TRITON | GPU, HALVES, [(5, 203), (2, 19, 32)], ("class", "soft")),
+        *over(ROWS, HALVES, [(4, 1003)], ("class", "soft")),
+        *over(PIXELS, HALVES, [(2, 19, 64)], ("class", "soft")),
     ],
 )
 def test_every_type(kernels: TwoWayKernels, dtype: torch.dtype, shape: tuple[int, ...], kind: str) -> None:
@@ -67,20 +92,35 @@ def saturated(margin: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(logits), y.repeat(6, 1)
 
 
+@pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize(
     ("kernels", "margin", "name"),
     [*over(CPU | GPU, (20.0, 100.0, 1e4), OPTION_SETS), *over(TRITON, (20.0, 1e4), ("zlpr", "two_way"))],
 )
-def test_saturation(kernels: TwoWayKernels, margin: float, name: str) -> None:
+def test_saturation(kernels: TwoWayKernels, margin: float, name: str, images: bool) -> None:
     logits, y = saturated(margin)
+    if images:
+        logits, y = (x.view(6, 6, 19).movedim(1, 2).contiguous() for x in (logits, y))
     check(TwoWayBatch(kernels, (logits, y), options(name, logits)), factor=2)
-    images = logits.view(6, 6, 19).movedim(1, 2).contiguous(), y.view(6, 6, 19).movedim(1, 2).contiguous()
-    check(TwoWayBatch(kernels, images, options(name, images[0])), factor=2)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "name"), over(emulated(SIGMOID_REGIMES, "lanes", "block"), ("zlpr", "two_way_vectors"))
+)
+def test_saturation_in_registers(kernels: TwoWayKernels, name: str) -> None:
+    for margin in (20.0, 1e4):
+        logits, y = saturated(margin)
+        check(TwoWayBatch(kernels, (logits, y), options(name, logits)), factor=2)
 
 
 @pytest.mark.parametrize("name", ["zlpr", "two_way_vectors"])
 @pytest.mark.parametrize(
-    ("kernels", "shape", "kind"), over(CPU | TRITON | GPU, [(9, 70), (2, 19, 16)], ("class", "soft"))
+    ("kernels", "shape", "kind"),
+    [
+        *over(CPU | TRITON | GPU, [(9, 70), (2, 19, 16)], ("class", "soft")),
+        *over(ROWS, [(9, 70)], ("class", "soft")),
+        *over(PIXELS, [(2, 19, 16)], ("class", "soft")),
+    ],
 )
 def test_infinite_and_undefined_logits(kernels: TwoWayKernels, shape: tuple[int, ...], kind: str, name: str) -> None:
     logits, target = random_case(shape, kind)
@@ -94,7 +134,10 @@ def test_infinite_and_undefined_logits(kernels: TwoWayKernels, shape: tuple[int,
 
 
 @pytest.mark.parametrize("name", ["zlpr", "two_way"])
-@pytest.mark.parametrize(("kernels", "shape"), over(CPU | TRITON | GPU, [(5, 40), (1, 40, 5)]))
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [*over(CPU | TRITON | GPU, [(5, 40), (1, 40, 5)]), *over(ROWS, [(5, 40)]), *over(PIXELS, [(1, 40, 5)])],
+)
 def test_rows_of_one_side_and_targets_that_are_undefined(
     kernels: TwoWayKernels, shape: tuple[int, ...], name: str
 ) -> None:
@@ -117,6 +160,8 @@ def test_rows_of_one_side_and_targets_that_are_undefined(
         *over(CPU, [(3, 64), (3, 43)], ["row_stride", "offset"]),
         *over(TRITON, [(3, 43)], ["row_stride", "offset"]),
         *over(CPU | TRITON, [(2, 8, 37)], ["class_stride", "image_stride", "offset"]),
+        *over(ROWS, [(5, 64), (5, 1003)], ["row_stride", "offset", "far_apart"]),
+        *over(PIXELS, [(2, 8, 37), (2, 8, 64)], ["whole_vectors_apart", "class_stride", "offset", "far_apart"]),
     ],
 )
 def test_layouts(kernels: TwoWayKernels, shape: tuple[int, ...], layout: str, kind: str) -> None:
@@ -125,7 +170,10 @@ def test_layouts(kernels: TwoWayKernels, shape: tuple[int, ...], layout: str, ki
 
 
 @pytest.mark.parametrize("upstream", ["stride0", "strided"])
-@pytest.mark.parametrize(("kernels", "shape"), over(CPU | TRITON, [(6, 127), (2, 7, 16)]))
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [*over(CPU | TRITON, [(6, 127), (2, 7, 16)]), *over(ROWS, [(6, 127)]), *over(PIXELS, [(2, 7, 16)])],
+)
 def test_strides_of_upstream_and_target(kernels: TwoWayKernels, shape: tuple[int, ...], upstream: str) -> None:
     up = cases.upstreams((6 if len(shape) == 2 else 32,), torch.float32)[upstream]
     batch = TwoWayBatch.of(kernels, shape, "class", "zlpr_vectors", up=up)
@@ -134,7 +182,10 @@ def test_strides_of_upstream_and_target(kernels: TwoWayKernels, shape: tuple[int
 
 
 @pytest.mark.parametrize("kind", ["class", "hard"])
-@pytest.mark.parametrize(("kernels", "shape"), over(CPU | TRITON, [(7, 40), (2, 9, 8)]))
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [*over(CPU | TRITON, [(7, 40), (2, 9, 8)]), *over(ROWS, [(7, 40)]), *over(PIXELS, [(2, 9, 8)])],
+)
 def test_infinite_upstream_gradients_of_what_does_not_count(
     kernels: TwoWayKernels, shape: tuple[int, ...], kind: str
 ) -> None:
@@ -147,7 +198,14 @@ def test_infinite_upstream_gradients_of_what_does_not_count(
 
 
 @pytest.mark.parametrize("kind", ["class", "soft"])
-@pytest.mark.parametrize(("kernels", "shape"), over(CPU | TRITON, [(0, 5), (3, 0), (0, 5, 4), (3, 0, 4), (2, 3, 0)]))
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [
+        *over(CPU | TRITON, [(0, 5), (3, 0), (0, 5, 4), (3, 0, 4), (2, 3, 0)]),
+        *over(ROWS, [(3, 0)]),
+        *over(PIXELS, [(3, 0, 4)]),
+    ],
+)
 def test_nothing_there(kernels: TwoWayKernels, shape: tuple[int, ...], kind: str) -> None:
     target = torch.zeros(shape) if kind == "soft" else torch.full((shape[0], *shape[2:]), cases.IGNORE)
     logits = torch.zeros(shape)
@@ -177,9 +235,12 @@ def test_targets_a_rounding_outside(kernels: TwoWayKernels) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 5])
-@pytest.mark.parametrize(("kernels", "shape"), over(CPU | TRITON, [(2, 5), (1, 5, 2)]))
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [*over(CPU | TRITON, [(2, 5), (1, 5, 2)]), *over(ROWS, [(2, 5)]), *over(PIXELS, [(1, 5, 2)])],
+)
 def test_targets_out_of_bounds(kernels: TwoWayKernels, shape: tuple[int, ...], wrong: int) -> None:
     logits = torch.zeros(shape)
     target = torch.tensor([1, wrong]).view(shape[0], *shape[2:])
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises((IndexError, LaunchFailed), match="out of bounds"):
         TwoWayBatch(kernels, (logits, target), options("zlpr", logits)).run()
