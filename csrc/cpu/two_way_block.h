@@ -26,7 +26,7 @@ template <typename T>
 LONGTAIL_INLINE Lanes<T> dense_lanes(Vec<T> u, Vec<T> y, bool ignoring, T ignored) {
   const Vec<T> zero = T(0), one = T(1);
   Mask<T> positive = {~(y.v <= zero.v)}, negative = {~(y.v >= one.v)};  // NaN is on both
-  auto settled = (y == zero) | (y == one);
+  auto settled = y * y == y;
   if (ignoring) {
     const Mask<T> counts = {y.v != Vec<T>(ignored).v};
     positive = positive & counts;
