@@ -30,7 +30,7 @@ Case = tuple[Callable[..., Tensor], Tensor, dict[str, Any]]
 
 
 def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
-    """Losses with targets and options: the softmax and the sigmoid family, few options and many; trees, over rows."""
+    """Losses with targets and options: the softmax and the sigmoid family, few options and many; two sides; trees of rows."""
     classes = shape[1]
     target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
     target.view(-1)[0] = -100
@@ -44,6 +44,8 @@ def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
     yield longtail.sigmoid_focal_loss, target, {"reduction": "mean"}
     yield longtail.sigmoid_focal_loss, target, {"reduction": "none", **sigmoid}
     yield longtail.sigmoid_focal_loss, torch.rand(shape, generator=generator), {"reduction": "none", **sigmoid}
+    yield longtail.two_way_loss, target, {"class_bias": vector}
+    yield longtail.zlpr_loss, torch.rand(shape, generator=generator).round(), {}
     if len(shape) == 2 and classes <= LARGEST_TREE:  # of images the same kernels take a copy
         tree = trees.of_classes(classes, torch.device("cpu"), shuffled=True)
         weights = {"weight": vector, "class_bias": vector}

@@ -35,8 +35,8 @@ def _one_thread() -> Iterator[None]:
     ("kernels", "shape", "kind", "name"),
     [
         *over(CPU, CPU_SHAPES, KINDS, OPTION_SETS),
-        *over(TRITON, TRITON_SHAPES, KINDS, VECTORS),
-        *over(TRITON, [(7, 11), (3, 7, 5)], KINDS, ("zlpr", "two_way")),
+        *over(TRITON, TRITON_SHAPES, ("class", "soft"), VECTORS[1:]),
+        *over(TRITON, [(7, 11), (3, 7, 5)], ("class", "hard"), ("zlpr",)),
         *over(ROWS, [(6, 127)], KINDS, OPTION_SETS),
         *over(PIXELS, [(2, 21, 48)], KINDS, OPTION_SETS),
         *over(GPU, GPU_SHAPES, KINDS, OPTION_SETS),
