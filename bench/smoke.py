@@ -30,7 +30,7 @@ Case = tuple[Callable[..., Tensor], Tensor, dict[str, Any]]
 
 
 def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
-    """Losses with targets and options: the softmax and the sigmoid family, few options and many; two sides; trees of rows."""
+    """Losses with targets and options, few and many: softmax, sigmoid, two sides of a row; over rows trees."""
     classes = shape[1]
     target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
     target.view(-1)[0] = -100
