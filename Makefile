@@ -31,7 +31,7 @@ TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,asymmetric_loss class_balan
     linear_plan linear_row_statistics long_tail_options means module_options modules no_rows operators \
     probability_functions properties refused_arguments row_losses row_statistics row_statistics_modes rows scale_grad \
     semantics shard_ops sigmoid_bits sigmoid_semantics signatures softmax_definition softmax_operators token_weighting \
-    unwanted_entropy) \
+    two_way two_way_operators unwanted_entropy) \
     $(patsubst %,tests/parallel/test_%.py,contract dtensor dtensor_linear kept_gradient linear statistics vocab) \
     $(patsubst %,tests/triton/test_%.py,contract functions launch wrong_arguments)
 

@@ -106,6 +106,12 @@ FIRST = (
         110,
     ),
     _tests(
+        "two sides of a row",
+        f"{CONTRACT}/test_two_way.py {CONTRACT}/test_two_way_operators.py",
+        "not reference",
+        110,
+    ),
+    _tests(
         "images and ranks",
         f"{CONTRACT}/test_gpu_images.py tests/parallel/test_gpu.py tests/training/test_class_balance.py "
         "tests/training/test_class_frequency.py",

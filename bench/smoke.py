@@ -30,7 +30,7 @@ Case = tuple[Callable[..., Tensor], Tensor, dict[str, Any]]
 
 
 def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
-    """Losses with targets and options: the softmax and the sigmoid family, few options and many; trees, over rows."""
+    """Losses with targets and options, few and many: softmax, sigmoid, two sides of a row; over rows trees."""
     classes = shape[1]
     target = torch.randint(classes, (shape[0], *shape[2:]), generator=generator)
     target.view(-1)[0] = -100
@@ -51,6 +51,8 @@ def cases(shape: Shape, generator: torch.Generator) -> Iterator[Case]:
     counts = {"samples_per_class": 1 + (500 * vector).long(), "num_samples": 1000}
     yield longtail.distribution_balanced_loss, hot, counts
     yield longtail.distribution_balanced_loss, target, {"gamma": vector, "reduction": "rows", **counts}
+    yield longtail.two_way_loss, target, {"class_bias": vector}
+    yield longtail.zlpr_loss, torch.rand(shape, generator=generator).round(), {}
     if len(shape) == 2 and classes <= LARGEST_TREE:  # of images the same kernels take a copy
         tree = trees.of_classes(classes, torch.device("cpu"), shuffled=True)
         weights = {"weight": vector, "class_bias": vector}

@@ -1,6 +1,6 @@
-// The operators of every device, as far as they are the same: those of the families stand in softmax_ops.h and
-// sigmoid_ops.h, those that serve both in row_ops.h. A Device names the types of its arguments, and knows its limits,
-// its memory and how its kernels start: csrc/cpu/ops.cpp, csrc/cuda/ops.cpp.
+// The operators of every device, as far as they are the same: those of the families stand in softmax_ops.h,
+// sigmoid_ops.h, two_way_ops.h and hierarchical_ops.h, those that serve all in row_ops.h. A Device names the types of
+// its arguments, and knows its limits, its memory and how its kernels start: csrc/cpu/ops.cpp, csrc/cuda/ops.cpp.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -10,9 +10,11 @@ from longtail.ops import fallback, layout
 from longtail.options import (
     HIERARCHY_DEPTH,
     SIGMOID_VECTORS,
+    TWO_WAY_VECTORS,
     HierarchicalOptions,
     SigmoidOptions,
     SoftmaxOptions,
+    TwoWayOptions,
 )
 
 
@@ -154,6 +156,21 @@ def check_sigmoid_loss(logits: Tensor, target: Tensor, grad_loss: Tensor | None,
         _check_contiguous("grad_loss", grad_loss)
     else:
         check_factor("grad_loss", grad_loss, logits)
+
+
+def check_two_way_loss(
+    logits: Tensor, target: Tensor, grad_loss: Tensor | None, stats: Tensor, options: TwoWayOptions
+) -> None:
+    """The tensors of ZLPR or of a two-way loss, or of its backward."""
+    check_layout("logits", logits)
+    check_factor("grad_loss", grad_loss, logits)
+    _check("stats", stats, (layout.row_count(logits), 4), torch.float32, logits.device)
+    vectors, _ = options.parted()
+    _check_vectors(logits, dict(zip(TWO_WAY_VECTORS, vectors, strict=True)))
+    if target.is_floating_point():
+        _check_dense(target, logits)
+    else:
+        _check_classes(logits, target, options.ignore_index)
 
 
 def check_hierarchical_loss(

@@ -264,6 +264,11 @@ def pixel_sweep(classes: int, itemsize: int, vec: int, twice: bool, heavy: bool,
     return Pixels(pixels, groups * steps, groups, warps, vec)
 
 
+def two_way_pixels(classes: int, itemsize: int, vec: int, twice: bool, dense: bool, cache: int) -> Pixels:
+    """As pixel_sweep(), of two sides: those of dense targets take twice the registers of a pixel."""
+    return pixel_sweep(classes, itemsize, min(vec, PIXELS_PER_LANE // 2) if dense else vec, twice, True, cache)
+
+
 def _in_flight(warps: int, pixels: int, classes: int, itemsize: int) -> int:
     """Bytes of the logits that the programs of a multiprocessor work on."""
     return PIXEL_THREADS // (WARP * warps) * pixels * classes * itemsize

@@ -17,6 +17,7 @@
 #include "../row_ops.h"
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
+#include "../two_way_ops.h"
 #include "hierarchical_members.h"
 #include "kernels.h"
 #include "long_rows.h"
@@ -141,6 +142,7 @@ struct Cpu {
   using SoftmaxLossArgs = longtail::SoftmaxLossArgs;
   using SigmoidLossArgs = longtail::SigmoidLossArgs;
   using HierarchicalLossArgs = longtail::HierarchicalLossArgs;
+  using TwoWayLossArgs = longtail::TwoWayLossArgs;
   using ScaleGradArgs = longtail::ScaleGradArgs;
   using Element = void;
   using Number = double;
@@ -242,6 +244,18 @@ struct Cpu {
     check(g < 0 || g >= args.tree_classes, "path, node_begin and node_end of class ", g,
           " do not nest, or do not end at it");
     check_target(bad, args, args.ignore_index);
+  }
+
+  static void two_way_loss(TwoWayLossArgs& args, Pass pass, const Tensor&) {
+    const Kernels& kernel = kernels();
+    const auto ignore_index = args.ignoring ? std::optional(args.ignore_index) : std::nullopt;
+    args.stream = args.pixels == 0 && args.grad != args.logits &&
+                  streamed(args.grad, args.rows * args.num_classes * bytes_of(args.storage));
+    check_targets_first(args, ignore_index, 0);
+    const int64_t bad = parallel_rows(args.rows, grain(args), [&](int64_t begin, int64_t end) {
+      return kernel.two_way_loss_rows(args, pass, begin, end);
+    });
+    check_target(bad, args, ignore_index);
   }
 
   static void check_order(const HierarchicalLossArgs& args) {

@@ -5,6 +5,7 @@
 #include "../row_args.h"
 #include "../sigmoid_args.h"
 #include "../softmax_args.h"
+#include "../two_way_args.h"
 
 namespace longtail {
 
@@ -53,6 +54,9 @@ struct HierarchicalLossArgs : HierarchicalLossFields<Storage, void> {
   int64_t mask_bytes;  // of a mask over all classes, with all that registers read
   bool stream;         // as of SoftmaxLossArgs
 };
+struct TwoWayLossArgs : TwoWayLossFields<Storage, void, double> {
+  bool stream;  // as of SoftmaxLossArgs
+};
 struct ScaleGradArgs : ScaleGradFields<Storage, void> {};
 
 // Rows [begin, end). Losses return the first row whose target is neither a class nor ignore_index, or -1; the passes of
@@ -64,6 +68,7 @@ using SigmoidLossRows = int64_t (*)(const SigmoidLossArgs&, Pass, int64_t begin,
 // `scratch`: where there is an order two rows of the logits' type, and mask_bytes, else null. Also returns a row whose
 // path does not nest.
 using HierarchicalLossRows = int64_t (*)(const HierarchicalLossArgs&, Pass, int64_t begin, int64_t end, void* scratch);
+using TwoWayLossRows = int64_t (*)(const TwoWayLossArgs&, Pass, int64_t begin, int64_t end);
 // Multiplies grad by grad_loss; where it is 1 or the target is ignored, nothing changes.
 using ScaleGradRows = void (*)(const ScaleGradArgs&, int64_t begin, int64_t end);
 // How many are not ignored, and the first of these that is no class, or -1.
@@ -91,6 +96,7 @@ struct Kernels {
   CountTargets count_targets;
   DenseTargetsFit dense_targets_fit;
   HierarchicalLossRows hierarchical_loss_rows;
+  TwoWayLossRows two_way_loss_rows;
 };
 
 extern const Kernels kernels_baseline;

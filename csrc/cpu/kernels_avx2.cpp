@@ -11,6 +11,7 @@ const Kernels kernels_avx2 = {"avx2",
                               avx2::scale_grad_rows,
                               avx2::count_targets,
                               avx2::dense_targets_fit,
-                              avx2::hierarchical_loss_rows};
+                              avx2::hierarchical_loss_rows,
+                              avx2::two_way_loss_rows};
 }
 #endif

@@ -11,6 +11,7 @@ const Kernels kernels_avx512 = {"avx512",
                                 avx512::scale_grad_rows,
                                 avx512::count_targets,
                                 avx512::dense_targets_fit,
-                                avx512::hierarchical_loss_rows};
+                                avx512::hierarchical_loss_rows,
+                                avx512::two_way_loss_rows};
 }
 #endif

@@ -23,6 +23,11 @@ int64_t hierarchical_loss_rows(const HierarchicalLossArgs& args, Pass pass, int6
   return avx512_bf16::HierarchicalRows<avx512_bf16::bfloat16, float>(args, pass, scratch).run(begin, end);
 }
 
+int64_t two_way_loss_rows(const TwoWayLossArgs& args, Pass pass, int64_t begin, int64_t end) {
+  if (args.storage != Storage::bfloat16) return kernels_avx512.two_way_loss_rows(args, pass, begin, end);
+  return avx512_bf16::two_way_loss_of<avx512_bf16::bfloat16, float>(args, pass, begin, end);
+}
+
 void scale_grad_rows(const ScaleGradArgs& args, int64_t begin, int64_t end) {
   if (args.storage != Storage::bfloat16) return kernels_avx512.scale_grad_rows(args, begin, end);
   avx512_bf16::scale_grad_of<avx512_bf16::bfloat16, float>(args, begin, end);
@@ -30,9 +35,9 @@ void scale_grad_rows(const ScaleGradArgs& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Kernels kernels_avx512_bf16 = {"avx512_bf16",         softmax_loss_rows,          sigmoid_loss_rows,
-                                     scale_grad_rows,       avx512_bf16::count_targets, avx512_bf16::dense_targets_fit,
-                                     hierarchical_loss_rows};
+const Kernels kernels_avx512_bf16 = {"avx512_bf16",          softmax_loss_rows,          sigmoid_loss_rows,
+                                     scale_grad_rows,        avx512_bf16::count_targets, avx512_bf16::dense_targets_fit,
+                                     hierarchical_loss_rows, two_way_loss_rows};
 
 }  // namespace longtail
 #endif

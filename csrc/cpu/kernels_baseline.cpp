@@ -10,7 +10,8 @@
 #endif
 
 namespace longtail {
-const Kernels kernels_baseline = {
-    LONGTAIL_BASELINE_NAME,  baseline::softmax_loss_rows, baseline::sigmoid_loss_rows,     baseline::scale_grad_rows,
-    baseline::count_targets, baseline::dense_targets_fit, baseline::hierarchical_loss_rows};
+const Kernels kernels_baseline = {LONGTAIL_BASELINE_NAME,           baseline::softmax_loss_rows,
+                                  baseline::sigmoid_loss_rows,      baseline::scale_grad_rows,
+                                  baseline::count_targets,          baseline::dense_targets_fit,
+                                  baseline::hierarchical_loss_rows, baseline::two_way_loss_rows};
 }

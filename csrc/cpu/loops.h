@@ -9,6 +9,7 @@
 #include "softmax_rows.h"
 #include "softmax_tiles.h"
 #include "targets.h"
+#include "two_way_pixels.h"
 
 namespace longtail {
 namespace LONGTAIL_ISA {

@@ -70,6 +70,40 @@ std::tuple<Tensor, Tensor> sigmoid_mean(const Tensor& logits, const Tensor& targ
   return RowOps<Cpu>::mean_loss(loss, denominator);
 }
 
+// How many rows have statistics: those of others are all 0.
+int64_t counted_rows(const TwoWayLossArgs& args) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < args.rows; ++i) {
+    bool any = false;
+    for (int64_t k = 0; k < 4; ++k) {
+      any |= number_at(args.stats, args.storage == Storage::float64,
+                       i * args.stats_stride + k * args.stats_column_stride) != 0.0;
+    }
+    found += any;
+  }
+  return found;
+}
+
+// The same of two_way_loss. count: divides by at least 1.
+std::tuple<Tensor, Tensor, Tensor> two_way_mean(const Tensor& logits, const Tensor& target LONGTAIL_TWO_WAY_PARAMETERS,
+                                                bool count) {
+  using Ops = TwoWayOps<Cpu>;
+  TwoWayLossArgs args = Ops::with_options(logits, target, LONGTAIL_TWO_WAY_VALUES);
+  const bool dense = target.scalar_type() != ScalarType::Long;
+  check(!dense || !ignore_index, "ignore_index is ", ignore_index.value_or(0), ", expected none of dense targets");
+  check(!dense || dense_targets_fit(target, std::nullopt), "a target is out of bounds: expected 0 <= target <= 1");
+  const auto [loss, stats] = Ops::new_outputs(args, logits);
+  Cpu::two_way_loss(args, Pass::loss, logits);
+  const Tensor denominator =
+      dense ? new_tensor(logits, {}, ScalarType::Long)
+            : RowOps<Cpu>::mean_denominator(target, std::nullopt, ignore_index.value_or(-100), args.num_classes);
+  int64_t& counted = *static_cast<int64_t*>(denominator.mutable_data_ptr());
+  if (dense) counted = joint ? counted_rows(args) : args.rows;
+  if (count) counted = std::max<int64_t>(counted, 1);
+  const auto [mean, divisor] = RowOps<Cpu>::mean_loss(loss, denominator);
+  return {mean, stats, divisor};
+}
+
 }  // namespace
 }  // namespace longtail
 
@@ -77,9 +111,11 @@ STABLE_TORCH_LIBRARY_IMPL(longtail_cpu, CPU, library) {
   longtail::SoftmaxOps<longtail::Cpu>::add_to(library);
   longtail::SigmoidOps<longtail::Cpu>::add_to(library);
   longtail::HierarchicalOps<longtail::Cpu>::add_to(library);
+  longtail::TwoWayOps<longtail::Cpu>::add_to(library);
   longtail::RowOps<longtail::Cpu>::add_to(library);
   library.impl("softmax_mean", TORCH_BOX(&longtail::softmax_mean));
   library.impl("sigmoid_mean", TORCH_BOX(&longtail::sigmoid_mean));
+  library.impl("two_way_mean", TORCH_BOX(&longtail::two_way_mean));
   library.impl("dense_targets_fit", TORCH_BOX(&longtail::dense_targets_fit));
 }
 

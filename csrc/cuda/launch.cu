@@ -5,6 +5,7 @@
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
+#include "two_way_loss.cuh"
 
 namespace longtail {
 namespace gpu {
@@ -42,6 +43,10 @@ void sigmoid_loss(const SigmoidLossArgs& args, Pass pass, int device, void* stre
 
 void hierarchical_loss(const HierarchicalLossArgs& args, Pass pass, int device, void* stream) {
   hierarchical_loss_launch(args, pass, hierarchical_plan_of(problem_of(args, pass), device_of(device)), stream);
+}
+
+void two_way_loss(const TwoWayLossArgs& args, Pass pass, int device, void* stream) {
+  two_way_loss_launch(args, pass, plan_of(args, pass, device_of(device)), stream);
 }
 
 void scale_grad(const ScaleGradArgs& args, int device, void* stream) {

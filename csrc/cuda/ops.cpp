@@ -9,6 +9,7 @@
 #include "../row_ops.h"
 #include "../sigmoid_ops.h"
 #include "../softmax_ops.h"
+#include "../two_way_ops.h"
 #include "kernels.h"
 
 namespace longtail {
@@ -31,6 +32,7 @@ struct Cuda {
   using SoftmaxLossArgs = gpu::SoftmaxLossArgs;
   using SigmoidLossArgs = gpu::SigmoidLossArgs;
   using HierarchicalLossArgs = gpu::HierarchicalLossArgs;
+  using TwoWayLossArgs = gpu::TwoWayLossArgs;
   using ScaleGradArgs = gpu::ScaleGradArgs;
   using Element = float;
   using Number = float;
@@ -78,6 +80,12 @@ struct Cuda {
     gpu::hierarchical_loss(args, pass, on.device, on.stream);
   }
 
+  static void two_way_loss(const TwoWayLossArgs& args, Pass pass, const Tensor& logits) {
+    if (args.rows == 0) return;
+    const Launch on(logits);
+    gpu::two_way_loss(args, pass, on.device, on.stream);
+  }
+
   static void scale_grad(const ScaleGradArgs& args, const Tensor& grad) {
     const Launch on(grad);
     gpu::scale_grad(args, on.device, on.stream);
@@ -102,6 +110,7 @@ STABLE_TORCH_LIBRARY_IMPL(longtail_cuda, CUDA, library) {
   longtail::SoftmaxOps<longtail::gpu::Cuda>::add_to(library);
   longtail::SigmoidOps<longtail::gpu::Cuda>::add_to(library);
   longtail::HierarchicalOps<longtail::gpu::Cuda>::add_to(library);
+  longtail::TwoWayOps<longtail::gpu::Cuda>::add_to(library);
   longtail::RowOps<longtail::gpu::Cuda>::add_to(library);
   // The CPU is quicker without.
   library.impl("mean_loss", TORCH_BOX(&longtail::RowOps<longtail::gpu::Cuda>::mean_loss));

@@ -221,6 +221,10 @@ inline Plan sigmoid_pixels_plan_of(const Problem& p, const Device& device) {
   return {Regime::sweep, p.alike, lanes * groups < kWarpSize ? kWarpSize : lanes * groups, lanes, 1};
 }
 
+// Blocks of kBlockThreads of ZLPR and the two-way loss, whose plans are those of the sigmoid family, that a
+// multiprocessor's registers suffice for: 128 a thread.
+constexpr int kTwoWayResident = 2;
+
 // ---- Hierarchical cross-entropy: Regime::sweep, a block per row ----
 
 inline Plan hierarchical_plan_of(const Problem& p, const Device&) {

@@ -39,12 +39,14 @@ from .functional import (
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
     token_weighting,
+    two_way_loss,
     vocab_parallel_cross_entropy,
     vocab_parallel_hierarchical_cross_entropy,
     vocab_parallel_linear_cross_entropy,
     vocab_parallel_linear_hierarchical_cross_entropy,
     vocab_parallel_linear_row_statistics,
     vocab_parallel_row_statistics,
+    zlpr_loss,
 )
 from .hierarchical import Hierarchy
 from .modules import (
@@ -63,6 +65,8 @@ from .modules import (
     SeesawLoss,
     SigmoidCrossEntropyLoss,
     SigmoidFocalLoss,
+    TwoWayLoss,
+    ZLPRLoss,
 )
 from .ops.backends import backends
 from .ops.dispatch import use_backend
@@ -87,6 +91,8 @@ __all__ = [
     "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "TwoWayLoss",
+    "ZLPRLoss",
     "adjusted_logits",
     "asymmetric_loss",
     "backends",
@@ -120,6 +126,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "token_weighting",
     "training",
+    "two_way_loss",
     "use_backend",
     "vector_scaling",
     "vocab_parallel_cross_entropy",
@@ -128,4 +135,5 @@ __all__ = [
     "vocab_parallel_linear_hierarchical_cross_entropy",
     "vocab_parallel_linear_row_statistics",
     "vocab_parallel_row_statistics",
+    "zlpr_loss",
 ]

@@ -35,6 +35,8 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "label_smoothing": (("smoothing", "smooth_factor", "eps", "epsilon"), ""),
     "epsilon": (("eps", "epsilon1", "epsilon_1", "poly_epsilon"), ""),
     "q": (("gce_q", "lq_q"), ""),
+    "positive_temperature": (("Tp", "tp", "T_p"), ""),
+    "negative_temperature": (("Tn", "tn", "T_n"), ""),
     "scale": (("temperature", "logit_scale"), "scale=1 / temperature"),
     "softcap": (("logit_softcapping", "final_logit_softcapping"), ""),
     "z_loss": (("lse_square_scale",), ""),

@@ -79,6 +79,8 @@ CALLS: dict[str, Call] = {
     "focal": partial(softmax, longtail.focal_loss, torch.int64),
     "complement_cross_entropy": partial(softmax, longtail.complement_cross_entropy, torch.int64),
     "complement_entropy": partial(softmax, longtail.complement_entropy, torch.int64),
+    "zlpr": partial(softmax, longtail.zlpr_loss, torch.int64),
+    "two_way": partial(softmax, longtail.two_way_loss, torch.int64),
     "sigmoid_focal, classes": partial(sigmoid, longtail.sigmoid_focal_loss, indices, torch.int64),
     "sigmoid_focal, uint8": partial(sigmoid, longtail.sigmoid_focal_loss, indices, torch.uint8),
     "sigmoid_focal, elements": partial(sigmoid, longtail.sigmoid_focal_loss, elements, None),

@@ -28,6 +28,7 @@ REBALANCING = {"rebalance_alpha", "rebalance_beta", "rebalance_mu"}
 OF_LINEAR = {"chunk_size", "linear_weight", "linear_bias"}
 LINEAR = SOFTMAX | OF_LINEAR
 HIERARCHICAL = {"alpha", "normalizer", "ignore_index", "weight", "class_bias", "sample_weight"}
+TWO_WAY = {"normalizer", "ignore_index", "class_bias", "sample_weight"}
 PARALLEL = {"class_start", "num_classes"}
 OF_CLASSES = (*SOFTMAX_VECTORS[:-1], "pos_weight")
 NOT_FOR_PROBABILITIES = {"focal_gamma", "complement_gamma", "class_margin", "ignore_index"}
@@ -101,6 +102,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     ),
     "sigmoid": (plain(longtail.sigmoid_focal_loss, "t", reduction="mean"), SIGMOID),
     "sigmoid_elements": (plain(longtail.sigmoid_focal_loss, "y", reduction="mean"), SIGMOID),
+    "zlpr": (plain(longtail.zlpr_loss, "t"), TWO_WAY),
+    "two_way": (plain(longtail.two_way_loss, "y"), TWO_WAY | {"positive_temperature", "negative_temperature"}),
     "binary": (plain(longtail.binary_focal_loss, "y"), SIGMOID),
     "asymmetric": (plain(longtail.asymmetric_loss, "y"), SIGMOID - {"gamma"} | {"gamma_positive"}),
     "distribution_balanced": (
@@ -145,6 +148,8 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "negative_scale": (1e300, 1e-50),
     "alpha": (50.0,),  # of a tree of depth 2: exp(-100)
     "normalizer": (1e300, 1e-50, 10**39),
+    "positive_temperature": (1e300, 1e-50),
+    "negative_temperature": (1e300, 1e-50),
 }
 NO_NUMBERS = (np.array([0.1, 0.2]), "high", 10**400)
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -154,6 +159,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "clip": (*NO_NUMBERS, -0.1, 1.0, torch.tensor([0.1])),
     "negative_scale": (*NO_NUMBERS, -1.0, 0.0),
     "softcap": (1e400, np.array(["high"])),
+    **{f"{side}_temperature": (*NO_NUMBERS, 0.0, -1.0, None, torch.tensor(1.0)) for side in ("positive", "negative")},
     "normalizer": (10**400, 1j, torch.tensor(1j), -1.0, True, np.array([1.0, 2.0])),
     "ignore_index": (10**5000, 2**70, -(2**63) - 1, True, 1.5),
     "chunk_size": (10**5000, 2**70, 0, True),
@@ -271,7 +277,7 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], tuple[type[Exception], str]]] = 
     "name",
     [
         *("cross_entropy", "entropy", "linear", "sigmoid", "sigmoid_elements", "sigmoid_cross_entropy"),
-        *("hierarchical", "hierarchical_linear"),
+        *("hierarchical", "hierarchical_linear", "zlpr", "two_way"),
     ],
 )
 def test_transforms_are_refused_with_advice(name: str, transform: str, gradient: str) -> None:
@@ -320,7 +326,7 @@ def test_class_balanced_loss_names_its_own_arguments() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("cross_entropy", "linear", "linear_k", "parallel", "sigmoid", "balanced_focal"),
+        *("cross_entropy", "linear", "linear_k", "parallel", "sigmoid", "balanced_focal", "zlpr"),
         *("hierarchical_linear", "hierarchical_parallel", "hierarchical_parallel_linear"),
     ],
 )

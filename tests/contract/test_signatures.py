@@ -24,6 +24,8 @@ MODULES = {
     longtail.SigmoidCrossEntropyLoss: longtail.sigmoid_cross_entropy,
     longtail.BinaryFocalLoss: longtail.binary_focal_loss,
     longtail.AsymmetricLoss: longtail.asymmetric_loss,
+    longtail.ZLPRLoss: longtail.zlpr_loss,
+    longtail.TwoWayLoss: longtail.two_way_loss,
 }
 
 
@@ -141,6 +143,8 @@ ADJUSTMENT = r"class_bias=longtail\.logit_adjustment\(samples_per_class, tau\)"
         (longtail.class_balanced_loss, "cls_num_list", "'samples_per_class'"),
         (longtail.class_balanced_loss, "focal_gamma", "'gamma'"),
         (longtail.poly_cross_entropy, "eps", "'epsilon'"),
+        (longtail.two_way_loss, "Tp", "'positive_temperature'"),
+        (longtail.two_way_loss, "margin", None),
         (longtail.generalized_cross_entropy, "gce_q", "'q'"),
         (longtail.PolyCrossEntropyLoss, "epsilon1", "'epsilon'"),
         (longtail.cross_entropy, "flavour", None),

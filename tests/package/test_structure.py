@@ -14,8 +14,8 @@ import longtail
 # From the ground up: folders, and single modules; those of one floor do not know each other.
 FLOORS = [
     {"errors", "files", "signatures", "version"}, {"arguments"}, {"options"}, {"reference"}, {"ops"}, {"softmax"},
-    {"sigmoid"}, {"linear"}, {"hierarchical"}, {"parallel"}, {"class_balance"}, {"functional"}, {"modules"},
-    {"training"}, {"integrations"}, {"experiments"}, {"__init__", "__main__"},
+    {"sigmoid"}, {"two_way"}, {"linear"}, {"hierarchical"}, {"parallel"}, {"class_balance"}, {"functional"},
+    {"modules"}, {"training"}, {"integrations"}, {"experiments"}, {"__init__", "__main__"},
 ]  # fmt: skip
 ABOVE_FUNCTIONS = {"functional", "modules", "training", "integrations", "experiments", "__init__", "__main__"}
 KERNELS = "triton_kernels"  # a folder of its own, outside of the package's

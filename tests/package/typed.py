@@ -18,6 +18,8 @@ def of_logits(input: Tensor, target: Tensor) -> None:
     assert_type(longtail.complement_entropy(input, target, weight=input, gradient="forward"), Tensor)
     assert_type(longtail.poly_cross_entropy(input, target, 2.0, temperature=0.5, gradient="inplace"), Tensor)
     assert_type(longtail.token_weighting(longtail.row_statistics(input, target), "dft"), Tensor)
+    assert_type(longtail.zlpr_loss(input, target, gradient="forward"), Tensor)
+    assert_type(longtail.two_way_loss(input, target, 2.0, negative_temperature=0.5), Tensor)
     longtail.generalized_cross_entropy(input, target, label_smoothing=0.1)  # type: ignore[call-arg]
     longtail.focal_loss(input, target, zloss=1e-4)  # type: ignore[call-overload]
     assert_type(longtail.asymmetric_loss(input, target, gamma_positive=input, label_smoothing=0.1), Tensor)

@@ -17,6 +17,9 @@ from batches import Kernels, ProbabilityBatch, SigmoidBatch, SoftmaxBatch
 from emulation.build import COMPILER
 from hierarchical_batches import HierarchicalBatch
 from interpreted import FACTOR, INTERPRETED, interpreted
+from two_way_cases import TwoWayBatch
+
+RowBatch = SoftmaxBatch | HierarchicalBatch | TwoWayBatch
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Operators:
         return FACTOR[dtype] if INTERPRETED else 1.0
 
     def softmax(self, batch: SoftmaxBatch, otherwise: bool = False) -> None:
-        self._of_classes("softmax", batch, otherwise)
+        self._of_rows("softmax", batch, batch.target, otherwise)
 
     def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
-        self._of_classes("hierarchical", batch, otherwise)
+        self._of_rows("hierarchical", batch, batch.target, otherwise)
         written = batch.laid(batch.logits)
         with longtail.use_backend(self.backend):
             self.ops.hierarchical_loss_backward_(batch.up, written, batch.target, batch.stats[0], *batch.tail)
@@ -66,11 +69,13 @@ class Operators:
             self.ops.hierarchical_loss_backward_(shard.up, written, *rest)
         shard.z, shard.grads = z, [grad, written]
 
-    def _of_classes(self, family: str, batch: SoftmaxBatch | HierarchicalBatch, otherwise: bool) -> None:
-        """The operators of a family of class targets and statistics."""
+    def two_way(self, batch: TwoWayBatch, otherwise: bool = False) -> None:
+        self._of_rows("two_way", batch, batch.y, otherwise)
+
+    def _of_rows(self, family: str, batch: RowBatch, target: Tensor, otherwise: bool) -> None:
+        """The operators of a family of statistics."""
         assert not otherwise
-        z, written = batch.laid(batch.logits), batch.laid(batch.logits)
-        up, target, tail = batch.up, batch.target, batch.tail
+        z, written, up, tail = batch.laid(batch.logits), batch.laid(batch.logits), batch.up, batch.tail
         loss, backward, loss_and_grad, loss_and_grad_ = (
             getattr(self.ops, f"{family}_loss{step}") for step in ("", "_backward", "_and_grad", "_and_grad_")
         )

@@ -13,6 +13,7 @@ RUNS = {
     "softmax": ("softmax_operators", "scale_grad", "means", "row_statistics"),
     "hierarchical": ("hierarchical", "hierarchical_operators", "linear_hierarchical"),
     "sigmoid": ("sigmoid_operators", "hierarchical_shards"),
+    "two_way": ("two_way_operators",),
     "options": ("class_probabilities", "functions", "limits", "long_tail_options", "no_rows", "wrong_arguments"),
 }
 FOLDERS = [Path(__file__).parents[1] / "contract", Path(__file__).parent]

@@ -14,6 +14,7 @@ from .seesaw import seesaw_loss
 from .sigmoid import binary_focal_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from .softmax import complement_cross_entropy, complement_entropy, cross_entropy, focal_loss
 from .statistics import linear_row_statistics, row_statistics
+from .two_way import two_way_loss, zlpr_loss
 from .vocab_parallel import (
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
@@ -41,10 +42,12 @@ __all__ = [
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
     "token_weighting",
+    "two_way_loss",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_hierarchical_cross_entropy",
     "vocab_parallel_linear_cross_entropy",
     "vocab_parallel_linear_hierarchical_cross_entropy",
     "vocab_parallel_linear_row_statistics",
     "vocab_parallel_row_statistics",
+    "zlpr_loss",
 ]

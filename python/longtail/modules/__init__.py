@@ -19,6 +19,7 @@ from .softmax import (
     GeneralizedCrossEntropyLoss,
     PolyCrossEntropyLoss,
 )
+from .two_way import TwoWayLoss, ZLPRLoss
 
 __all__ = [
     "AsymmetricLoss",
@@ -36,4 +37,6 @@ __all__ = [
     "SeesawLoss",
     "SigmoidCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "TwoWayLoss",
+    "ZLPRLoss",
 ]

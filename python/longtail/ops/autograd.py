@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import arithmetic_dtype, is_exporting
-from ..options import HierarchicalOptions, SigmoidOptions, SoftmaxOptions
+from ..options import LossOptions
 from ..reference.sizes import Size
 from . import operators
 from .gradient import (
@@ -117,7 +117,7 @@ def _direct_loss(
     family: Family,
     logits: Tensor,
     target: Tensor,
-    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
+    options: LossOptions,
     reduction: str,
     denominator: Tensor | None,
     outputs: tuple[Any, ...],
@@ -164,7 +164,7 @@ def apply(function: type[torch.autograd.Function], logits: Tensor, *others: Any)
 def direct_loss(
     family: Family,
     data: tuple[Tensor, Tensor],
-    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
+    options: LossOptions,
     reduction: str,
     denominator: Tensor | None,
     divisor: Tensor | None,
@@ -186,7 +186,7 @@ def differentiable_loss(
     family: Family,
     input: Tensor,
     data: tuple[Tensor, Tensor],
-    options: SoftmaxOptions | SigmoidOptions | HierarchicalOptions,
+    options: LossOptions,
     reduction: str,
     gradient: str,
     denominator: Tensor | None,

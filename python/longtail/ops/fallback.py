@@ -32,10 +32,10 @@ def check_shapes(logits: Tensor, target: Tensor, lengths: dict[str, tuple[Tensor
             f"longtail: logits of shape {list(logits.shape)} and target of shape {list(target.shape)}, "
             "expected [N, C] and [N]"
         )
-    _check_lengths(lengths)
+    check_lengths(lengths)
 
 
-def _check_lengths(lengths: dict[str, tuple[Tensor | None, int]]) -> None:
+def check_lengths(lengths: dict[str, tuple[Tensor | None, int]]) -> None:
     for name, (vector, length) in lengths.items():
         if vector is not None and vector.shape != (length,):
             raise RuntimeError(f"longtail: {name} has shape {list(vector.shape)}, expected [{length}]")
@@ -86,7 +86,7 @@ def _dense_rows(logits: Tensor, target: Tensor, *values: Any) -> DenseRows | Non
     check_dense(logits, target, options)
     n, c = logits.shape
     lengths = {"weight": c, "class_bias": c, "class_scale": c, "sample_weight": n}
-    _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
+    check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
     return DenseRows.of(logits, target, options) if logits.numel() else None
 
 
@@ -231,7 +231,7 @@ def _sigmoid_elements(logits: Tensor, target: Tensor, *values: Any) -> sigmoid.E
         )
     n, num_classes = logits.shape
     lengths = {name: n if name == "sample_weight" else num_classes for name in SIGMOID_VECTORS}
-    _check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
+    check_lengths({name: (getattr(options, name), length) for name, length in lengths.items()})
     if options.class_weight_by_target and not (one_class and options.weight is not None):
         raise RuntimeError("longtail: class_weight_by_target needs class indices and weight")
     if one_class:

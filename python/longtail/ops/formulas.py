@@ -2,8 +2,8 @@
 
 The public functions bring Functions of their own, which know the gradient modes and torch.func. Here every derivative
 is that of the operator's backward, made when it is asked for, any number of times, outside torch.func. softmax_loss,
-sigmoid_loss, hierarchical_loss and their ``_and_grad`` have one here, by the logits; linear_softmax_loss has its own
-beside its Function.
+sigmoid_loss, hierarchical_loss, two_way_loss and their ``_and_grad`` have one here, by the logits;
+linear_softmax_loss has its own beside its Function.
 """
 
 from __future__ import annotations
@@ -71,9 +71,15 @@ def _hierarchical(
     return [operators.hierarchical_loss_backward(grad_loss, logits, target, stats, *options)]
 
 
+def _two_way(_needs: Any, grad_loss: Tensor, stats: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Gradients:
+    return [operators.two_way_loss_backward(grad_loss, logits, target, stats, *options)]
+
+
 register("softmax_loss", 0, _softmax, statistics=True)
 register("softmax_loss_and_grad", 1, _softmax, statistics=True)
 register("sigmoid_loss", 0, _sigmoid)
 register("sigmoid_loss_and_grad", 1, _sigmoid)
 register("hierarchical_loss", 0, _hierarchical, statistics=True)
 register("hierarchical_loss_and_grad", 1, _hierarchical, statistics=True)
+register("two_way_loss", 0, _two_way, statistics=True)
+register("two_way_loss_and_grad", 1, _two_way, statistics=True)

@@ -79,12 +79,12 @@ def row_count(logits: Tensor) -> int:
     return logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
 
 
-def stats_like(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised statistics [rows, 5]; column by column for [N, C, P], where kernels write a register of each."""
+def stats_like(logits: Tensor, dtype: torch.dtype, numbers: int = 5) -> Tensor:
+    """Uninitialised statistics [rows, numbers]; of [N, C, P] by column, where kernels write a register of each."""
     rows = row_count(logits)
     if logits.dim() == 2:
-        return logits.new_empty((rows, 5), dtype=dtype)
-    return logits.new_empty((5, rows), dtype=dtype).t()
+        return logits.new_empty((rows, numbers), dtype=dtype)
+    return logits.new_empty((numbers, rows), dtype=dtype).t()
 
 
 def to_rows(images: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..arguments import arithmetic_dtype
-from ..options import HIERARCHY_DEPTH, HierarchicalOptions, SigmoidOptions, SoftmaxOptions, schema
+from ..options import HIERARCHY_DEPTH, HierarchicalOptions, SigmoidOptions, SoftmaxOptions, TwoWayOptions, schema
 from . import cpu, dispatch, plain
 from .backends import COMPILED
 from .layout import row_count, stats_like
 from .vmap import refuse_vmap
 
-SOFTMAX, SIGMOID, HIERARCHICAL = (schema(x) for x in (SoftmaxOptions, SigmoidOptions, HierarchicalOptions))
+_OPTIONS: tuple[Any, ...] = (SoftmaxOptions, SigmoidOptions, HierarchicalOptions, TwoWayOptions)
+SOFTMAX, SIGMOID, HIERARCHICAL, TWO_WAY = map(schema, _OPTIONS)
 _OF_LOGITS = "Tensor? class_scale, Tensor? target_scale, Tensor? class_mitigation, Tensor? target_terms"
 _APPLY_OPTIONS = (
     f"Tensor? weight, Tensor? class_bias, {_OF_LOGITS}, int ignore_index, float scale, float softcap, "
@@ -80,6 +81,18 @@ SCHEMAS = {
     "hierarchical_loss_and_grad_": (
         f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {HIERARCHICAL}) -> (Tensor loss, Tensor stats)"
     ),
+    # target: as of sigmoid_loss. stats [rows, 4], laid out as of softmax_loss: m and d of the negatives, then of the
+    # positives, see longtail.reference.two_way; 0 of rows that do not count.
+    "two_way_loss": f"(Tensor logits, Tensor target, {TWO_WAY}) -> (Tensor loss, Tensor stats)",
+    "two_way_loss_backward": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {TWO_WAY}) -> Tensor grad"
+    ),
+    "two_way_loss_and_grad": (
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {TWO_WAY}) -> (Tensor loss, Tensor stats, Tensor grad)"
+    ),
+    "two_way_loss_and_grad_": (
+        f"(Tensor grad_loss, Tensor(a!) logits, Tensor target, {TWO_WAY}) -> (Tensor loss, Tensor stats)"
+    ),
     # target: int64 [rows], whose ignored rows stay as they are whatever grad_loss is there, or None.
     "scale_grad_": "(Tensor(a!) grad, Tensor grad_loss, Tensor? target, int ignore_index) -> ()",
     "mean_denominator": "(Tensor target, Tensor? weight, int ignore_index, int num_classes) -> Tensor",
@@ -127,6 +140,11 @@ def _fake_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor,
     return logits.new_empty((row_count(logits),), dtype=dtype), stats_like(logits, dtype)
 
 
+def _fake_two_way_loss(logits: Tensor, _target: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
+    dtype = arithmetic_dtype(logits.dtype)
+    return logits.new_empty((row_count(logits),), dtype=dtype), stats_like(logits, dtype, 4)
+
+
 def _fake_sigmoid_loss(logits: Tensor, _target: Tensor, *options: Any) -> Tensor:
     *_, elementwise = options
     shape = logits.shape if elementwise else (row_count(logits),)
@@ -172,6 +190,10 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _fake_grad(logits),
     ),
     "hierarchical_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_hierarchical_loss(logits, *rest),
+    "two_way_loss": _fake_two_way_loss,
+    "two_way_loss_backward": lambda _grad_loss, logits, *_: _fake_grad(logits),
+    "two_way_loss_and_grad": lambda _grad_loss, logits, *rest: (*_fake_two_way_loss(logits, *rest), _fake_grad(logits)),
+    "two_way_loss_and_grad_": lambda _grad_loss, logits, *rest: _fake_two_way_loss(logits, *rest),
     "scale_grad_": lambda *_: None,
     "mean_denominator": _fake_mean_denominator,
     "mean_loss": lambda loss, _denominator: (loss.new_empty(()), loss.new_empty(())),
@@ -200,6 +222,7 @@ for _name, _schema in SCHEMAS.items():
 for _schema in (
     f"softmax_mean(Tensor logits, Tensor target, {SOFTMAX}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
     f"sigmoid_mean(Tensor logits, Tensor target, {SIGMOID}, bool rows) -> (Tensor mean, Tensor divisor)",
+    f"two_way_mean(Tensor logits, Tensor target, {TWO_WAY}, bool count) -> (Tensor mean, Tensor stats, Tensor divisor)",
     "dense_targets_fit(Tensor target, int? ignore_index) -> bool",
 ):
     _kernel_libraries[COMPILED.index("cpu")].define(_schema)
@@ -263,6 +286,7 @@ def _of_cpu(name: str) -> Callable[..., Any]:
 
 softmax_mean = _of_cpu("softmax_mean")
 sigmoid_mean = _of_cpu("sigmoid_mean")
+two_way_mean = _of_cpu("two_way_mean")
 dense_targets_fit = _of_cpu("dense_targets_fit")
 
 softmax_loss = _entry("softmax_loss")
@@ -281,6 +305,10 @@ hierarchical_loss_backward = _entry("hierarchical_loss_backward")
 hierarchical_loss_backward_ = _entry("hierarchical_loss_backward_")
 hierarchical_loss_and_grad = _entry("hierarchical_loss_and_grad")
 hierarchical_loss_and_grad_ = _entry("hierarchical_loss_and_grad_")
+two_way_loss = _entry("two_way_loss")
+two_way_loss_backward = _entry("two_way_loss_backward")
+two_way_loss_and_grad = _entry("two_way_loss_and_grad")
+two_way_loss_and_grad_ = _entry("two_way_loss_and_grad_")
 scale_grad_ = _entry("scale_grad_")
 mean_denominator = _entry("mean_denominator")
 mean_loss = _entry("mean_loss")

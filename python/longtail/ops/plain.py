@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import fallback, fallback_hierarchical
+from . import fallback, fallback_hierarchical, fallback_two_way
 from .layout import DENSE_SOFTMAX, logits_position, to_images, to_rows
 
 DEVICE = None
@@ -28,7 +28,8 @@ def detail() -> str:
 
 
 def operator(op: str) -> Callable[..., Any]:
-    family = fallback_hierarchical if op.startswith("hierarchical_") else fallback
+    families = {"hierarchical_": fallback_hierarchical, "two_way_": fallback_two_way}
+    family = next((x for stem, x in families.items() if op.startswith(stem)), fallback)
     return through_rows(op, getattr(family, op))
 
 
@@ -50,7 +51,7 @@ def through_rows(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
             return None
         several = isinstance(result, tuple)
         restored = [_restored(x, logits) for x in (result if several else (result,))]
-        if op.startswith("softmax_loss") and several:
+        if op.startswith(("softmax_loss", "two_way_loss")) and several:
             restored[1] = result[1].t().contiguous().t()
         return tuple(restored) if several else restored[0]
 

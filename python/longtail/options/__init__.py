@@ -13,6 +13,7 @@ from .number import Number
 from .request import GRADIENTS, REDUCTIONS, Request, sigmoid_request, softmax_request
 from .sigmoid import SIGMOID_INNER, SIGMOID_VECTORS, SigmoidOptions
 from .softmax import SOFTMAX_NUMBERS, SOFTMAX_VECTORS, SoftmaxOptions, softmax_options
+from .two_way import TWO_WAY_VECTORS, TwoWayOptions
 
 __all__ = [
     "GRADIENTS",
@@ -23,12 +24,15 @@ __all__ = [
     "SIGMOID_VECTORS",
     "SOFTMAX_NUMBERS",
     "SOFTMAX_VECTORS",
+    "TWO_WAY_VECTORS",
     "HierarchicalOptions",
+    "LossOptions",
     "Number",
     "Request",
     "RowOptions",
     "SigmoidOptions",
     "SoftmaxOptions",
+    "TwoWayOptions",
     "schema",
     "sigmoid_request",
     "softmax_options",
@@ -39,7 +43,11 @@ RowOptions = TypeVar("RowOptions", SoftmaxOptions, HierarchicalOptions)
 """Of the losses of rows that have one class for a target."""
 
 
-def schema(options: type[SoftmaxOptions] | type[SigmoidOptions] | type[HierarchicalOptions]) -> str:
+LossOptions = SoftmaxOptions | SigmoidOptions | HierarchicalOptions | TwoWayOptions
+"""Of any family."""
+
+
+def schema(options: type[LossOptions]) -> str:
     """The arguments of operators, as torch.library writes them."""
     parts = []
     for name, annotation in options.__annotations__.items():

@@ -64,7 +64,7 @@ def lay_out(input: Tensor, target: Tensor) -> Layout:
     return Layout(logits, layout.laid_out(target), input.shape, input.shape[:1] + input.shape[2:], True)
 
 
-def _checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Tensor:
+def checked_elements(target: Tensor, y: Tensor, ignore_index: int | None) -> Tensor:
     """Targets of elements, ``y`` as they are laid out, lie in [0, 1] or are ignored; NaN makes a loss of NaN.
 
     What rounding puts beside [0, 1], where a focal factor would be NaN, counts as 0 or 1. On a GPU only integers are
@@ -161,7 +161,7 @@ def sigmoid_loss(input: Tensor, target: Tensor, options: SigmoidOptions, request
         except IndexError:
             if not at.dense:
                 raise
-    y = _checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
+    y = checked_elements(target, at.target, options.ignore_index) if at.dense else at.target
     denominator = None
     if request.reduction == "mean":
         denominator = _denominator(request.normalizer, at, y, options.ignore_index, dtype)

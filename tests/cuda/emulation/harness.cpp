@@ -13,6 +13,7 @@
 #include "scale_grad.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_loss.cuh"
+#include "two_way_loss.cuh"
 
 #ifdef EMULATION_ASAN
 #include <sanitizer/asan_interface.h>
@@ -22,7 +23,7 @@ using namespace longtail::gpu;
 using longtail::MeanDenominatorArgs;
 using longtail::MeanLossArgs;
 
-enum class Kind { softmax, sigmoid, scaling, denominator, mean, hierarchical };
+enum class Kind { softmax, sigmoid, scaling, denominator, mean, hierarchical, two_way };
 
 // In a file, addresses are numbers of buffers, from 1.
 struct Request {
@@ -32,6 +33,7 @@ struct Request {
   MeanDenominatorArgs denominator;
   MeanLossArgs mean;
   HierarchicalLossArgs hierarchical;
+  TwoWayLossArgs two_way;
   Kind kind;       // which of them
   int processors;  // for `scaling`
   Plan plan;
@@ -44,15 +46,11 @@ extern "C" {
 
 // In the order of harness.STRUCTURES.
 int64_t size_of(int which) {
-  const size_t sizes[] = {sizeof(SoftmaxLossArgs),
-                          sizeof(SigmoidLossArgs),
-                          sizeof(ScaleGradArgs),
-                          sizeof(MeanDenominatorArgs),
-                          sizeof(MeanLossArgs),
-                          sizeof(HierarchicalLossArgs),
-                          sizeof(Plan),
-                          sizeof(Problem),
-                          sizeof(Device),
+  const size_t sizes[] = {sizeof(SoftmaxLossArgs), sizeof(SigmoidLossArgs),
+                          sizeof(ScaleGradArgs),   sizeof(MeanDenominatorArgs),
+                          sizeof(MeanLossArgs),    sizeof(HierarchicalLossArgs),
+                          sizeof(TwoWayLossArgs),  sizeof(Plan),
+                          sizeof(Problem),         sizeof(Device),
                           sizeof(Request)};
   return static_cast<int64_t>(sizes[which]);
 }
@@ -62,6 +60,7 @@ void describe_sigmoid(const SigmoidLossArgs* args, Pass pass, Problem* problem) 
 void describe_hierarchical(const HierarchicalLossArgs* args, Pass pass, Problem* problem) {
   *problem = problem_of(*args, pass);
 }
+void describe_two_way(const TwoWayLossArgs* args, Pass pass, Problem* problem) { *problem = problem_of(*args, pass); }
 void choose_hierarchical_plan(const Problem* problem, const Device* device, Plan* plan) {
   *plan = hierarchical_plan_of(*problem, *device);
 }
@@ -99,6 +98,9 @@ const char* run_request(const Request* request) {
         break;
       case Kind::hierarchical:
         hierarchical_loss_launch(request->hierarchical, request->pass, request->plan, nullptr);
+        break;
+      case Kind::two_way:
+        two_way_loss_launch(request->two_way, request->pass, request->plan, nullptr);
         break;
       case Kind::scaling:
         scale_grad_launch(request->scaling, request->processors, nullptr);
@@ -206,6 +208,16 @@ void resolve_all(Request& request, const std::vector<Buffer>& buffers) {
   resolve(c.loss, buffers);
   resolve(c.stats, buffers);
   resolve(c.grad, buffers);
+  TwoWayLossArgs& d = request.two_way;
+  resolve(d.logits, buffers);
+  resolve(d.target, buffers);
+  resolve(d.dense_target, buffers);
+  resolve(d.class_bias, buffers);
+  resolve(d.sample_weight, buffers);
+  resolve(d.grad_loss, buffers);
+  resolve(d.loss, buffers);
+  resolve(d.stats, buffers);
+  resolve(d.grad, buffers);
 }
 
 }  // namespace
@@ -248,10 +260,12 @@ int main(int count, char** arguments) {
     resolve_all(request, buffers);
     hide_ignored(request.args, true);
     hide_ignored(request.hierarchical, true);
+    hide_ignored(request.two_way, true);
     if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, true);  // pixels share what is read at once
     const char* failure = run_request(&request);
     hide_ignored(request.args, false);
     hide_ignored(request.hierarchical, false);
+    hide_ignored(request.two_way, false);
     if (request.sigmoid.pixels == 0) hide_ignored(request.sigmoid, false);
     if (*failure != '\0') {
       fprintf(stderr, "launch failed: %s\n", failure);

@@ -65,6 +65,13 @@ HierarchicalArgs = _structure(
     "pointer path node_begin node_end node_weight order position weight class_bias sample_weight grad_loss,"
     "int64 grad_loss_stride, pointer loss stats grad, int64 grad_stride grad_class_stride",
 )
+TwoWayArgs = _structure(
+    "TwoWayArgs",
+    f"{_LOGITS} pointer dense_target, int64 dense_stride dense_class_stride,"
+    "pointer class_bias sample_weight grad_loss, int64 grad_loss_stride ignore_index,"
+    "float positive_temperature negative_temperature, bool dense_is_wide ignoring joint,"
+    "pointer loss stats, int64 stats_stride stats_column_stride, pointer grad, int64 grad_stride grad_class_stride",
+)
 Scaling = _structure(
     "Scaling",
     "int storage, int64 rows num_classes pixels, pointer grad, int64 grad_stride grad_class_stride,"
@@ -87,18 +94,19 @@ Device = _structure("Device", "int capability processors shared_per_block shared
 Request = _structure(
     "Request",
     "args args, sigmoid sigmoid, scaling scaling, denominator denominator, mean mean,"
-    "hierarchical hierarchical, int kind processors, plan plan, int pass_ order, int64 most_blocks",
+    "hierarchical hierarchical, two_way two_way, int kind processors, plan plan, int pass_ order, int64 most_blocks",
     args=Args,
     sigmoid=SigmoidArgs,
     scaling=Scaling,
     denominator=Denominator,
     mean=Mean,
     hierarchical=HierarchicalArgs,
+    two_way=TwoWayArgs,
     plan=PlanFields,
 )
-STRUCTURES = (Args, SigmoidArgs, Scaling, Denominator, Mean, HierarchicalArgs, PlanFields, Problem, Device, Request)
-KINDS = (Args, SigmoidArgs, Scaling, Denominator, Mean, HierarchicalArgs)
-SOFTMAX, SIGMOID, SCALING, DENOMINATOR, MEAN, HIERARCHICAL = range(6)
+KINDS = (Args, SigmoidArgs, Scaling, Denominator, Mean, HierarchicalArgs, TwoWayArgs)
+STRUCTURES = (*KINDS, PlanFields, Problem, Device, Request)
+SOFTMAX, SIGMOID, SCALING, DENOMINATOR, MEAN, HIERARCHICAL, TWO_WAY = range(7)
 POINTERS = {name for kind in KINDS for name, type_ in kind._fields_ if type_ is c_void_p}
 
 
@@ -268,6 +276,8 @@ def describe(launch: Launch) -> Any:
         library().describe(ctypes.byref(request.args), launch.pass_, ctypes.byref(problem))
     elif launch.kind == HIERARCHICAL:
         library().describe_hierarchical(ctypes.byref(request.hierarchical), launch.pass_, ctypes.byref(problem))
+    elif launch.kind == TWO_WAY:
+        library().describe_two_way(ctypes.byref(request.two_way), launch.pass_, ctypes.byref(problem))
     else:
         library().describe_sigmoid(ctypes.byref(request.sigmoid), launch.pass_, ctypes.byref(problem))
     return problem
@@ -279,6 +289,6 @@ def poisoned(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor
 
 def planned(launch: Launch, device: Any) -> Launch:
     """With the plan that the operators would choose on the device."""
-    families = {SOFTMAX: "", SIGMOID: "sigmoid_", HIERARCHICAL: "hierarchical_"}
+    families = {SOFTMAX: "", SIGMOID: "sigmoid_", HIERARCHICAL: "hierarchical_", TWO_WAY: "sigmoid_"}
     family = "sigmoid_pixels_" if launch.fields.get("pixels") else families[launch.kind]
     return replace(launch, plan=plan_of(describe(launch), device, family))

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from longtail.ops.layout import row_count
-from longtail.options import SIGMOID_VECTORS, HierarchicalOptions, SigmoidOptions, SoftmaxOptions
+from longtail.options import SIGMOID_VECTORS, HierarchicalOptions, SigmoidOptions, SoftmaxOptions, TwoWayOptions
 
-from .harness import HIERARCHICAL, SIGMOID, STORAGES, Launch, Plan
+from .harness import HIERARCHICAL, SIGMOID, STORAGES, TWO_WAY, Launch, Plan
 
 SIGMOID_AS_THEY_ARE = (
     "class_weight_by_target",
@@ -153,3 +153,45 @@ def hierarchical_launch(
         "grad_stride": 0 if grad is None else grad.stride(0),
     }
     return Launch(fields, pass_, plan, kind=HIERARCHICAL)
+
+
+def two_way_launch(
+    pass_: int,
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    options: list[Any],
+    *,
+    loss: Tensor | None = None,
+    stats: Tensor | None = None,
+    grad: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Launch:
+    """options: those of the operators (two_way_cases.operator_options), in schema order."""
+    o, dense = TwoWayOptions(*options), target.is_floating_point()
+    fields = {
+        **o._asdict(),
+        "ignore_index": o.ignore_index or 0,
+        "ignoring": o.ignore_index is not None,
+        "storage": STORAGES.index(logits.dtype),
+        "rows": row_count(logits),
+        "num_classes": logits.shape[1],
+        "pixels": logits.shape[2] if logits.dim() == 3 else 0,
+        "logits": logits,
+        "logits_stride": logits.stride(0),
+        "logits_class_stride": logits.stride(1),
+        "dense_target" if dense else "target": target,
+        "dense_stride" if dense else "target_stride": target.stride(0),
+        "dense_class_stride": target.stride(1) if dense else 0,
+        "dense_is_wide": dense and target.dtype != logits.dtype,
+        "grad_loss": up,
+        "grad_loss_stride": 0 if up is None else up.stride(0),
+        "loss": loss,
+        "stats": stats,
+        "stats_stride": 0 if stats is None else stats.stride(0),
+        "stats_column_stride": 0 if stats is None else stats.stride(1),
+        "grad": grad,
+        "grad_stride": 0 if grad is None else grad.stride(0),
+        "grad_class_stride": 0 if grad is None else grad.stride(1),
+    }
+    return Launch(fields, pass_, plan, kind=TWO_WAY)

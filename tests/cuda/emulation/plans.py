@@ -12,10 +12,11 @@ from hierarchical_batches import HierarchicalBatch
 from layouts import laid
 from longtail.ops.layout import row_count
 from tolerances import assert_same
+from two_way_cases import TwoWayBatch
 
 from . import harness
 from .harness import BACKWARD, LOSS, LOSS_AND_GRAD, SHARED, SWEEP, WARP, Launch, Plan, describe, poisoned
-from .passes import hierarchical_launch, sigmoid_launch, softmax_launch
+from .passes import hierarchical_launch, sigmoid_launch, softmax_launch, two_way_launch
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Plans:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
     def hierarchical(self, batch: HierarchicalBatch, otherwise: bool = False) -> None:
+        harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
+
+    def two_way(self, batch: TwoWayBatch, otherwise: bool = False) -> None:
         harness.run([one.otherwise() if otherwise else one for one in launches(batch)])
 
     def hierarchical_stats(self, shard: HierarchicalBatch, otherwise: bool = False) -> None:
@@ -79,6 +83,8 @@ def launches(batch: Batch) -> list[Launch]:
         return _softmax_launches(batch, plans, written)
     if isinstance(batch, HierarchicalBatch):
         return _hierarchical_launches(batch, plans, written)
+    if isinstance(batch, TwoWayBatch):
+        return _two_way_launches(batch, plans, written)
     assert isinstance(batch, SigmoidBatch)
     return _sigmoid_launches(batch, plans, written)
 
@@ -125,6 +131,20 @@ def _sigmoid_launches(batch: SigmoidBatch, plans: Plans, written: Tensor) -> lis
         sigmoid_launch(BACKWARD, plans.backward, *inputs, grad=g0, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, grad=g1, up=up),
         sigmoid_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, grad=g2, up=up),
+    ])  # fmt: skip
+
+
+def _two_way_launches(batch: TwoWayBatch, plans: Plans, written: Tensor) -> list[Launch]:
+    rows = row_count(batch.logits)
+    batch.losses = [poisoned((rows,)) for _ in range(3)]
+    batch.stats = [poisoned((4, rows)).t() if written.dim() == 3 else poisoned((rows, 4)) for _ in range(3)]
+    (l0, l1, l2), (s0, s1, s2), (g0, g1, g2), up, y = batch.losses, batch.stats, batch.grads, batch.up, batch.y
+    inputs, in_place = (batch.z, y, batch.tail), (written, y, batch.tail)
+    return _fitting([
+        two_way_launch(LOSS, plans.loss, *inputs, loss=l0, stats=s0),
+        two_way_launch(BACKWARD, plans.backward, *inputs, stats=s0, grad=g0, up=up),
+        two_way_launch(LOSS_AND_GRAD, plans.both, *inputs, loss=l1, stats=s1, grad=g1, up=up),
+        two_way_launch(LOSS_AND_GRAD, plans.both, *in_place, loss=l2, stats=s2, grad=g2, up=up),
     ])  # fmt: skip
 
 

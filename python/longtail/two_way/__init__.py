@@ -1,0 +1,1 @@
+"""ZLPR and the two-way loss: from options to the operators, and their autograd."""
