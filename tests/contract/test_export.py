@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import cases
 import longtail
+from longtail.options import SigmoidOptions
 from tolerances import assert_close
 
 ROWS, FEATURES, CLASSES = 6, 8, 13
@@ -124,7 +125,7 @@ def _arguments(operator: str, seed: int = 0) -> tuple[list[Any], int]:
     x, target = torch.randn(ROWS, FEATURES, dtype=torch.float64, generator=cases.generator(seed)), TARGET
     z = torch.randn(ROWS, CLASSES, dtype=torch.float64, generator=cases.generator(seed + 1))
     options = cases.operator_options(CLASSES, cases.options("mixed", CLASSES, target, torch.float64))
-    binary = (None, None, None, False, cases.IGNORE, 0.25, 2.0)
+    binary = SigmoidOptions(ignore_index=cases.IGNORE, alpha=0.25, gamma=2.0, gamma_negative=3.0, clip=0.05)
     up, wide = [torch.ones(ROWS, dtype=torch.float64)], torch.float64
     weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64, generator=cases.generator(7))
     linear = [x, weight, None, target, 4, wide, wide]

@@ -19,6 +19,7 @@ from emulation.plans import REGIMES, emulated, over_pixels
 from interpreted import FACTOR, HALVES
 from kernels import CPU, TRITON, Operators, over
 from linear_cases import fused, problem
+from longtail.options import SigmoidOptions
 from shard_cases import apply_tail, run_shards
 from tolerances import assert_close, assert_same
 
@@ -180,9 +181,10 @@ def in_place_calls(shape: tuple[int, ...], dtype: torch.dtype, bad: int) -> list
         g = target.repeat_interleave(stride)[::stride]
         softmax = (up, z, g, *cases.operator_options(shape[1], {}))
         found.append(("softmax_loss_and_grad_", z, softmax))
-        for elementwise in (False, True):
+        for elementwise, clip in ((False, 0.0), (True, 0.0), (False, 0.05)):
             z = z.clone()
-            sigmoid = (up, z, g, None, None, None, False, cases.IGNORE, None, 2.0, elementwise)
+            options = SigmoidOptions(ignore_index=cases.IGNORE, gamma=2.0, clip=clip)
+            sigmoid = (up, z, g, *options, elementwise)
             found.append(("sigmoid_loss_and_grad_", z, sigmoid))
         if len(shape) == 2 and bad != -1:
             z = z.clone()
