@@ -30,7 +30,7 @@ class TwoWayPixels : TwoWayLoop<Z, T> {
   using Loop::args_;
   using Loop::bias_;
   using Loop::pass_;
-  static constexpr int64_t kClasses = 16;  // of a pixel, at a time
+  static constexpr int64_t kClasses = 8;  // of a pixel, at a time
 
   // Of each pixel; target: its class, -1 where it is ignored.
   struct Stretch {
@@ -50,7 +50,11 @@ class TwoWayPixels : TwoWayLoop<Z, T> {
     if (bad >= 0) return bad;
     if (pass_ != Pass::backward) {
       for (int64_t j = 0; j < args_.num_classes; j += kClasses) {
-        with_targets(s, [&](const auto& lanes) { add_classes(lanes, s, j); });
+        if (args_.target) {
+          add_classes<false>(s, j);
+        } else {
+          add_classes<true>(s, j);
+        }
       }
     }
     finish(s);
@@ -87,6 +91,11 @@ class TwoWayPixels : TwoWayLoop<Z, T> {
     return static_cast<const Y*>(args_.dense_target) + s.i * args_.dense_stride + j * args_.dense_class_stride + s.p;
   }
 
+  static LONGTAIL_INLINE Lanes<T> class_lanes(V u, V g, int64_t j) {
+    const Mask<T> positive = g == V(T(j)), there = V(T(-1)) < g;
+    return {u, V(T(0)), positive, Mask<T>{~positive.v & there.v}, true};
+  }
+
   // Calls body(lanes), lanes(j, k): class j of the register that begins at pixel k.
   template <typename Body>
   void with_targets(const Stretch& s, const Body& body) const {
@@ -95,11 +104,8 @@ class TwoWayPixels : TwoWayLoop<Z, T> {
       return dense_lanes<T>(logits(s, j, k), load_some(y + k, s.n - k), args_.ignoring, ignored);
     };
     if (args_.target) {
-      body([&](int64_t j, int64_t k) __attribute__((always_inline)) {
-        const V g = load(s.target + k);
-        const Mask<T> positive = g == V(T(j)), there = V(T(-1)) < g;
-        return Lanes<T>{logits(s, j, k), V(T(0)), positive, Mask<T>{~positive.v & there.v}, true};
-      });
+      body([&](int64_t j, int64_t k)
+               __attribute__((always_inline)) { return class_lanes(logits(s, j, k), load(s.target + k), j); });
     } else if (args_.dense_is_wide) {
       body([&](int64_t j, int64_t k) __attribute__((always_inline)) { return dense(j, k, targets<T>(s, j)); });
     } else {
@@ -107,9 +113,35 @@ class TwoWayPixels : TwoWayLoop<Z, T> {
     }
   }
 
-  template <typename At>
-  __attribute__((noinline)) void add_classes(const At& lanes, Stretch& s, int64_t first) const {
+  // Logits and targets of some classes side by side: where they lie, classes are often a power of two apart, of which
+  // the cache keeps few.
+  struct Kept {
+    T u[kClasses][kLongestStretch], y[kClasses][kLongestStretch];
+  };
+
+  template <typename Y>
+  void keep(const Stretch& s, const Y* y, T* kept) const {
+    for (int64_t k = 0; k < s.n; k += V::kLanes) store(kept + k, load_some(y + k, s.n - k));
+  }
+
+  template <bool kDense>
+  __attribute__((noinline)) void add_classes(Stretch& s, int64_t first) const {
     const int64_t last = args_.num_classes - first < kClasses ? args_.num_classes : first + kClasses;
+    Kept kept;
+    for (int64_t j = first; j < last; ++j) {
+      for (int64_t k = 0; k < s.n; k += V::kLanes) store(kept.u[j - first] + k, logits(s, j, k));
+      if (kDense && args_.dense_is_wide) keep(s, targets<T>(s, j), kept.y[j - first]);
+      if (kDense && !args_.dense_is_wide) keep(s, targets<Z>(s, j), kept.y[j - first]);
+    }
+    const T ignored = static_cast<T>(args_.ignore_index);
+    const auto lanes = [&](int64_t j, int64_t k) __attribute__((always_inline)) {
+      const V u = load(kept.u[j - first] + k);
+      if constexpr (kDense) {
+        return dense_lanes<T>(u, load(kept.y[j - first] + k), args_.ignoring, ignored);
+      } else {
+        return class_lanes(u, load(s.target + k), j);
+      }
+    };
     for (int64_t k = 0; k < s.n; k += V::kLanes) {
       Side<V> n = {load(s.m_n + k), load(s.d_n + k)}, p = {load(s.m_p + k), load(s.d_p + k)};
       Largest<T> largest;
