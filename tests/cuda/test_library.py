@@ -255,7 +255,10 @@ def test_only_rows_of_several_blocks_wait_for_their_cluster(library: Path, funct
     for name, body in functions.items():
         kernel = name.split("_kernel")[0]
         spread = kernel.endswith(
-            ("sweep_rows", "shared_rows", "dense_rows", "sigmoid_rows", "mean_denominator", "mean_loss")
+            (
+                *("sweep_rows", "shared_rows", "dense_rows", "sigmoid_rows", "sigmoid_general_rows", "two_way_rows"),
+                *("mean_denominator", "mean_loss"),
+            )
         )
         assert ("UCGABAR" in body) == spread, name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
 from pathlib import Path
@@ -110,6 +111,7 @@ def gradient_of_negatives_off(logits, target, **options):
     return ASYMMETRIC(seen, target, **options)
 
 
+@functools.wraps(REBALANCED)
 def of_other_numbers(*arguments, **options):
     return REBALANCED(*arguments, **(options | {"rebalance_mu": 0.3}))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import cases
 from batches import Kernels, SoftmaxBatch, as_rows
 from longtail.ops.layout import to_images
+from longtail.options import SigmoidOptions
 from tolerances import assert_close, assert_same
 
 INF, NAN = torch.inf, torch.nan
@@ -140,14 +141,14 @@ def check_weights_of_positives(dtype: torch.dtype) -> None:
     up = torch.full((5,), 1.5, dtype=cases.vector_dtype(dtype))
     soft = F.one_hot(target, classes).to(dtype) * 0.75
     for y in (target, F.one_hot(target, classes).to(dtype), soft):
-        for gamma in (0.0, 1.5, 2.0):
+        for numbers in ({"gamma": 0.0}, {"gamma": 1.5}, {"gamma": 2.0}, {"gamma": 1.0, "clip": 0.05}, {"clip": 0.05}):
             results = []
             for odd in (1.0, INF, NAN):
-                options = (None, weights(classes, odd, dtype), None, False, None, 0.25, gamma)
+                options = SigmoidOptions(pos_weight=weights(classes, odd, dtype), alpha=0.25, **numbers)
                 loss, grad = ops.sigmoid_loss_and_grad(up, z, y, *options, False)
                 back = ops.sigmoid_loss_backward(up, z, y, *options)
                 results.append((loss, grad, back, ops.sigmoid_loss(z, y, *options, True)))
             for got in results[1:]:
                 for one, expected in zip(got, results[0], strict=True):
                     assert expected.isfinite().all()
-                    assert_same(one, expected, f"{y.dtype} target, gamma {gamma}")
+                    assert_same(one, expected, f"{y.dtype} target, {numbers}")
