@@ -110,9 +110,9 @@ def general_soft(u, y, positive, gamma_positive, gamma_negative, o, FOCUS: tl.co
     cost = product(weighted, x.minus) + negative
     slope = rest * fall - weighted * x.q
     if FOCUS != "none":
-        gamma = gamma_positive * y + gamma_negative * rest
+        gamma = maximum(gamma_positive * y + gamma_negative * rest, 0.0)  # y may be a rounding outside of [0, 1]
         miss = y * x.q + rest * n.miss
-        miss = tl.where(miss < 0.0, 0.0, miss)  # y may be a rounding outside of [0, 1]
+        miss = tl.where(miss < 0.0, 0.0, miss)
         if o.detach is None:
             # Tends to 0 with p or 1 - p, also times a cost that is infinite.
             rise = product(miss_slope - y * (x.p * x.q), cost)

@@ -69,7 +69,7 @@ LONGTAIL_INLINE Element<Vec<T>> general_negatives(const SigmoidBlock<T>& b, Vec<
   } else {
     const V e = exp_minus(x), p = reciprocal(unit + e), q = e * p, pq = p * q, over = p - V(o.clip);
     miss = maximum(zero, over);
-    const V hit = minimum(unit, q + V(o.clip));
+    const V hit = minimum(q + V(o.clip), unit);  // 1 of NaN, which miss keeps: minus_log1m takes bits apart
     cost = minus_log1m(miss, hit);
     slope = pq * reciprocal(hit);
     if (o.negative_bits == 0) slope = select(zero < over, slope, miss);  // of others a focal factor of 0 says so

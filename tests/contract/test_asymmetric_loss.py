@@ -183,6 +183,21 @@ def test_probabilities_beside_the_shift(clip: float, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name)
+def test_nan_stays_nan(dtype: torch.dtype, backend: str) -> None:
+    """Of its element, whatever the exponents and targets are."""
+    z = torch.linspace(-3, 3, 21, dtype=dtype).index_fill(0, torch.tensor([4, 20]), torch.nan).expand(3, 21)
+    y = torch.tensor([[0.0], [1.0], [0.5]]).expand(3, 21)
+    for clip in (0.0, 0.05, 0.9):
+        for gamma in (0.0, 0.5, 1.0, 4.0):
+            options = {"gamma_positive": 1.0, "gamma_negative": gamma, "clip": clip, "reduction": "none"}
+            with longtail.use_backend(backend):
+                found = with_grad(lambda x, o=options: longtail.asymmetric_loss(x, y, **o), z)
+            assert torch.equal(found[0].isnan(), z.isnan()), options
+            assert torch.equal(found[1].isnan(), z.isnan()), options
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_ignored_rows_and_elements(mode: str, backend: str) -> None:
     z, y = data((6, 9), "soft", torch.float32)

@@ -31,7 +31,7 @@ SETS: tuple[dict[str, Any], ...] = (
 def formula(
     z: Tensor,
     y: Tensor,
-    counts: list[int],
+    counts: list[float],
     rows: float,
     gamma: Any = 2.0,
     kappa: float = 0.05,
@@ -256,6 +256,7 @@ BAD_COUNTS: dict[str, tuple[Any, Any, str]] = {
     "length": ([3, 2], 9, r"\[2\], expected \[3\]"),
     "text": ("many", 9, "samples_per_class"),
     "one row": ([0, 0, 1], 1, "num_samples"),
+    "far apart": ([1, 1e46, 1], 1e50, "inverse_counts of class 1"),
     "total": ([3, 2, 1], "nine", "num_samples"),
     "bool": ([3, 2, 1], True, "num_samples"),
     "infinite": ([3, 2, 1], math.inf, "num_samples"),
@@ -275,6 +276,8 @@ def test_empty_classes() -> None:
     z, y = data((5, 3), "hard")
     found = balanced(z, y, [0, 9, 4], 9, empty="clamp", reduction="none")
     assert_close(found, formula(z, y, [1, 8, 4], 9), factor=8)
+    short = formula(z, y, [1, 8.5, 4], 9)  # of weighted rows
+    assert_close(balanced(z, y, [1, 8.5, 4], 9, empty="clamp", reduction="none"), short, factor=8)
     with pytest.raises(ValueError, match=r"samples_per_class\[1\] is 10"):
         balanced(z, y, [0, 10, 4], 9, empty="clamp")
     with pytest.raises(ValueError, match="empty"):

@@ -146,6 +146,8 @@ BEYOND_FLOAT32: dict[str, tuple[float, ...]] = {
     "compensation": (1e300, 1e39),
     **dict.fromkeys(("gamma", "gamma_positive", "gamma_negative", *sorted(REBALANCING)), (1e300,)),
     "negative_scale": (1e300, 1e-50),
+    "rebalance_beta": (1e300, 1e-50),
+    "clip": (1e-40, 1e-50),
     "alpha": (50.0,),  # of a tree of depth 2: exp(-100)
     "normalizer": (1e300, 1e-50, 10**39),
     "positive_temperature": (1e300, 1e-50),

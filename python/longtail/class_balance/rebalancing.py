@@ -46,7 +46,10 @@ def rebalancing(
         )
     if scale == 0:
         raise ArgumentValueError("negative_scale is 0, expected a positive number")
-    counts = without_empty(counts, empty, ("clamp",)).clamp(max=total - 1)
+    counts = without_empty(counts, empty, ("clamp",))
+    counts = torch.where(counts == total, total - 1, counts)
     bias = -kappa / scale * (total / counts - 1).log()
-    found = {"class_bias": bias, "inverse_counts": counts.min() / counts}
-    return Rebalancing(*(finished(name, x, dtype, device) for name, x in found.items()))
+    return Rebalancing(
+        finished("class_bias", bias, dtype, device),
+        finished("inverse_counts", counts.min() / counts, dtype, device, counts > 0),
+    )

@@ -29,11 +29,11 @@ SIGMOID_NUMBERS = {
     number.name: number
     for number in (
         Number("gamma", low=0.0),
-        Number("clip", low=0.0, high=1.0),
+        Number("clip", low=0.0, high=1.0, vanishes=False),
         Number("negative_scale", low=0.0, off=1.0, vanishes=False),
         Number("label_smoothing", low=0.0, high=1.0),
         Number("rebalance_alpha", low=0.0),
-        Number("rebalance_beta", low=0.0),
+        Number("rebalance_beta", low=0.0, vanishes=False),
         Number("rebalance_mu"),
     )
 }
