@@ -23,6 +23,9 @@ from .suite import (
 NO_MEMORY = 0.02  # of the logits: room for one number per row, and for the allocator's own pages
 LINEAR_MEMORY = 1 / 8  # of the logits
 
+OF_ELEMENTS = ("asymmetric", "distribution_balanced")
+"""Losses of several labels a row that have goals: sums over elements, as sigmoid focal loss, their measure."""
+
 
 class Speed(NamedTuple):
     """How many times as fast as a rival a loss is to be, in the rival's gradient mode; one without has "backward"."""
@@ -54,7 +57,7 @@ FASTER = (
     ),
     *(
         Speed(MULTI_LABEL.section, loss, rival, least, MULTI_LABEL.shapes[0])
-        for loss in MULTI_LABEL.losses[1:]
+        for loss in OF_ELEMENTS
         for rival, least in (("eager", 15), ("compiled", 2.5))
     ),
     *(Speed(plan.section, "focal", "eager", 3) for plan in (FEW_ROWS, FEW_IMAGES)),
@@ -130,7 +133,7 @@ COSTS = (
             rival=(MULTI_LABEL.losses[0], "longtail"),
             rival_gradient=gradient,
         )
-        for loss in MULTI_LABEL.losses[1:]
+        for loss in OF_ELEMENTS
         for where, gradient in (("in place", "inplace"), ("in the default mode", "backward"))
         for dtype in ("float32", "bfloat16")
     ),

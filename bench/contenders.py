@@ -37,6 +37,8 @@ LOSSES = {
     "multi_label_focal": "sigmoid focal, several labels a row",
     "asymmetric": "asymmetric loss, several labels a row",
     "distribution_balanced": "distribution-balanced loss, several labels a row, class vectors made beforehand",
+    "zlpr": "ZLPR, several labels a row",
+    "two_way": "two-way loss over the classes of each row, several labels a row",
     "balanced": "class-balanced cross-entropy, of calls.py",
     "dense_sigmoid": "sigmoid cross-entropy, a target for each element, of calls.py",
 }
@@ -149,7 +151,7 @@ class Problem:
         return self.target.masked_fill(row % 16 == 1, -100), options
 
     def _multi_label(self, loss: str) -> dict[str, Any]:
-        """Options of the losses of several labels a row; those of the asymmetric loss are its defaults."""
+        """Options of the losses of several labels a row; those of all others are their defaults."""
         if loss == "distribution_balanced":
             made = longtail.DistributionBalancedLoss(self.counts, num_samples(self.counts))
             vectors = {"class_bias": made.class_bias, "inverse_counts": made.inverse_counts}
@@ -208,6 +210,14 @@ def _fused_distribution_balanced(logits: Tensor, target: Tensor, gradient: str, 
     return multi_label.rebalanced(logits, target, gradient=gradient, **options)
 
 
+def _fused_zlpr(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return longtail.zlpr_loss(logits, target, gradient=gradient, **options)
+
+
+def _fused_two_way(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
+    return longtail.two_way_loss(logits, target, gradient=gradient, **options)
+
+
 def _fused_hierarchical(logits: Tensor, target: Tensor, gradient: str, options: dict[str, Any]) -> Tensor:
     tree, alpha = options["tree"], options["alpha"]
     return longtail.hierarchical_cross_entropy(logits, target, tree.hierarchy, alpha, gradient=gradient)
@@ -225,6 +235,8 @@ def _fused_statistics(logits: Tensor, target: Tensor, gradient: str, options: di
 _MULTI_LABEL: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "asymmetric": (eager.asymmetric_loss, _fused_asymmetric),
     "distribution_balanced": (eager.distribution_balanced_loss, _fused_distribution_balanced),
+    "zlpr": (eager.zlpr_loss, _fused_zlpr),
+    "two_way": (eager.two_way_loss, _fused_two_way),
 }
 
 

@@ -181,6 +181,40 @@ def distribution_balanced_loss(
     return (weight * (y * positive + (1 - y) * negative)).mean()
 
 
+def _sides(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 logits [N, C] of what is no label, and with the other sign of the labels; -inf in the other's place."""
+    u, label = logits.float(), target > 0
+    return u.masked_fill(label, -torch.inf), (-u).masked_fill(~label, -torch.inf)
+
+
+def zlpr_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean ZLPR (Su et al. 2022) of logits [N, C] and target [N, C], 0 or 1.
+
+    timm 1.0.31 appends a logit of 0 to both sides, a copy of each more. Half logits are taken to float32 first, as in
+    timm.
+    """
+    others, labels = (F.softplus(side.logsumexp(1)) for side in _sides(logits, target))
+    return (others + labels).mean()
+
+
+def two_way_loss(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N, C], 0 or 1
+    *,
+    positive_temperature: float = 4.0,
+    negative_temperature: float = 1.0,
+) -> Tensor:
+    """Mean two-way loss over the classes of each row that has a label (Kobayashi 2023).
+
+    timm 1.0.31 has these operations, and the same over the rows of each class. Half logits are taken to float32 first,
+    as in timm.
+    """
+    others, labels = _sides(logits, target)
+    hard_others = negative_temperature * (others / negative_temperature).logsumexp(1)
+    hard_labels = positive_temperature * (labels / positive_temperature).logsumexp(1)  # -inf: no label, a loss of 0
+    return F.softplus(hard_others + hard_labels).sum() / (target > 0).any(1).sum()
+
+
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class of each row, else 0, in the shape and dtype of ``like``."""
     return torch.zeros_like(like).scatter_(1, target.unsqueeze(1), 1.0)

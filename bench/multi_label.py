@@ -21,6 +21,7 @@ def losses(problem: Problem) -> dict[str, tuple[str, dict[str, Any]]]:
     return {
         "asymmetric": ("AsymmetricLossMultiLabel", {"disable_torch_grad_focal_loss": True, "reduction": "mean"}),
         "distribution_balanced": ("DistributionBalancedLoss", balanced),
+        "zlpr": ("ZlprLoss", {}),  # its TwoWayLoss compares the rows of each class, too
     }
 
 

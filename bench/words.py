@@ -29,6 +29,8 @@ LOSSES = {
     "multi_label_focal": "sigmoid focal loss, several labels a row",
     "asymmetric": "asymmetric loss (Ridnik et al. 2021), gamma 1 and 4, clip 0.05",
     "distribution_balanced": "distribution-balanced loss (Wu et al. 2020)",
+    "zlpr": "ZLPR (Su et al. 2022)",
+    "two_way": "two-way loss over the classes of each row (Kobayashi 2023), temperatures 4 and 1",
     "balanced": "cross-entropy with class-balanced weights",
     "dense_sigmoid": "sigmoid cross-entropy, a target for each element",
 }

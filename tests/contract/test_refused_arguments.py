@@ -316,6 +316,16 @@ def test_dtensors_of_a_hierarchy(name: str) -> None:
             FUNCTIONS[name][0](data, **{argument: DTensor.from_local(torch.ones(count), mesh, [Replicate()])})
 
 
+def test_dtensors_of_two_sides() -> None:
+    """What a rank has of the classes has another loss: its part is not what is asked for."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh, data = dist.device_mesh.init_device_mesh("cpu", (1,)), tensors()
+    for argument, value in (("input", data["z"]), ("target", data["y"])):
+        with pytest.raises(TypeError, match=rf"{argument} is a DTensor, expected whole rows .* {argument}.full_tensor"):
+            FUNCTIONS["two_way"][0](data, **{argument: DTensor.from_local(value, mesh, [Shard(1)])})
+
+
 def test_class_balanced_loss_names_its_own_arguments() -> None:
     data = tensors()
     for call in (longtail.class_balanced_loss, lambda z, y, n, *rest: longtail.ClassBalancedLoss(n, *rest)(z, y)):

@@ -76,7 +76,7 @@ def test_tiny_run_writes_every_row_and_the_picture(tmp_path):
     ("section", "shape", "rows", "losses"),
     [
         ("sigmoid", "64,96", 64, ["sigmoid_focal", "dense_focal"]),
-        ("multi_label", "64,96", 64, ["multi_label_focal", "asymmetric", "distribution_balanced"]),
+        ("multi_label", "64,96", 64, ["multi_label_focal", "asymmetric", "distribution_balanced", "zlpr", "two_way"]),
         ("soft", "64,96", 64, ["soft"]),
         ("statistics", "64,96", 64, ["plain", "statistics"]),
         ("tail", "64,96", 64, ["plain", "vector_scaling", "immax", "seesaw", "hierarchical", "hierarchical_shuffled"]),

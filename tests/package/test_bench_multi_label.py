@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 ASYMMETRIC = longtail.asymmetric_loss
 REBALANCED = multi_label.rebalanced
+TWO_WAY = longtail.two_way_loss
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,16 @@ def distribution_balanced(problem, z, y):
     return weight * torch.where(y > 0, positive, negative)
 
 
-@pytest.mark.parametrize("formula", [asymmetric, distribution_balanced])
+def zlpr(_problem, z, y):
+    return (1 + ((1 - y) * z.exp()).sum(1)).log() + (1 + (y * (-z).exp()).sum(1)).log()
+
+
+def two_way(_problem, z, y):
+    z, y = z[y.any(1)], y[y.any(1)]
+    return (1 + ((1 - y) * z.exp()).sum(1) * (y * (-z / 4).exp()).sum(1) ** 4).log()
+
+
+@pytest.mark.parametrize("formula", [asymmetric, distribution_balanced, zlpr, two_way])
 def test_eager_is_the_formula_and_ours(formula):
     from bench import contenders
 
@@ -116,6 +126,10 @@ def of_other_numbers(*arguments, **options):
     return REBALANCED(*arguments, **(options | {"rebalance_mu": 0.3}))
 
 
+def of_other_temperatures(*arguments, **options):
+    return TWO_WAY(*arguments, 3.0, **options)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "wrong", "loss"),
     [
@@ -123,6 +137,7 @@ def of_other_numbers(*arguments, **options):
         (longtail, "asymmetric_loss", with_the_gradient_of_the_factors, "asymmetric"),
         (longtail, "asymmetric_loss", gradient_of_negatives_off, "asymmetric"),
         (multi_label, "rebalanced", of_other_numbers, "distribution_balanced"),
+        (longtail, "two_way_loss", of_other_temperatures, "two_way"),
     ],
 )
 def test_a_wrong_loss_is_refused(module, name, wrong, loss, monkeypatch):
@@ -160,14 +175,15 @@ def older(class_counts, num_samples):
 def install(monkeypatch, asymmetric):
     stand_in = types.ModuleType("timm.loss")
     stand_in.AsymmetricLossMultiLabel, stand_in.DistributionBalancedLoss = asymmetric, older
+    stand_in.ZlprLoss = longtail.ZLPRLoss
     monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
     monkeypatch.setitem(sys.modules, "timm.loss", stand_in)
 
 
 def test_timm_is_a_contender_where_it_runs(monkeypatch, capsys):
     install(monkeypatch, Timms)
-    rows = run("asymmetric", "distribution_balanced", dtype=torch.bfloat16)
-    assert [row.loss for row in rows if row.contender == "timm"] == ["asymmetric"]
+    rows = run("asymmetric", "distribution_balanced", "zlpr", dtype=torch.bfloat16)
+    assert [row.loss for row in rows if row.contender == "timm"] == ["asymmetric", "zlpr"]
     assert "timm's DistributionBalancedLoss is left out: TypeError" in capsys.readouterr().err
 
 

@@ -52,6 +52,7 @@ def test_label_lists_of_every_kind():
         tuple(map(tuple, LISTS)),
         [set(row) for row in LISTS],
         [torch.tensor(row, dtype=torch.int32) for row in LISTS],
+        [torch.tensor(row) for row in LISTS],
         [np.array(row, dtype=np.uint8) for row in LISTS],
         array,
         iter([([0] * 3, LISTS[:3]), ([0], LISTS[3:])]),

@@ -83,6 +83,14 @@ def balanced(z: Tensor, t: Tensor, gamma: float, e: float, kappa: float = 0.05, 
 
 
 ASL = {"loss_type": "asl", "multi_label": True, "asl_gamma_pos": 1.5}
+
+
+def zlpr(z: Tensor, t: Tensor) -> Tensor:
+    zero = torch.full_like(z[:, :1], 0.0)
+    sides = z.masked_fill(t > 0.5, -torch.inf), (-z).masked_fill(t <= 0.5, -torch.inf)
+    return sum((torch.cat([side, zero], 1).logsumexp(1) for side in sides), torch.zeros(N)).mean()
+
+
 DB = {"loss_type": "db", "multi_label": True, "class_counts": COUNTS, "num_samples": 20}
 WEIGHTED = {"class_weight": WEIGHT, "pos_weight": POSITIVE}
 # Name: arguments, the kind of target, the float64 formula of logits and target.
@@ -142,6 +150,8 @@ CASES: dict[str, tuple[dict[str, Any], str, Any]] = {
         {"loss_type": "poly", "poly_epsilon": -1.0, "smoothing": 0.1}, "classes",
         lambda z, y: poly(z, smoothed(hot(y), 0.1, 1 / C), -1.0),
     ),
+    "zlpr": ({"loss_type": "zlpr", "multi_label": True}, "labels", zlpr),
+    "zlpr of what is above a half": ({"loss_type": "zlpr", "multi_label": True}, "mixed_labels", zlpr),
     "db": (DB, "labels", lambda z, t: balanced(z, t, 2.0, 0.0)),
     "db not focal": (
         {**DB, "db_focal_gamma": 0.0, "smoothing": 0.1, "db_init_bias": 0.1, "db_neg_scale": 3.0}, "labels",
@@ -188,7 +198,6 @@ def test_values_and_gradients_are_timms(name: str) -> None:
 OF_TIMM: list[dict[str, Any]] = [
     {"loss_type": "jsd", "jsd_splits": 2, "smoothing": 0.1},
     {"loss_type": "twoway", "multi_label": True, "twoway_tp": 2.0},
-    {"loss_type": "zlpr", "multi_label": True},
     {"loss_type": "asl", "smoothing": 0.1},
     {"loss_type": "poly", "soft_targets": True},
     {"loss_type": "poly", "multi_label": True, "poly_gamma": 1.0},
@@ -222,6 +231,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loss_type": "focal"}, "'focal', expected one of 'ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db'"),
     ({"loss_type": "ce", "multi_label": True}, "'ce' with multi_label=True, expected one of .*'bce'"),
     ({"loss_type": "zlpr"}, "'zlpr' with multi_label=False, expected one of .*'ce'"),
+    ({"loss_type": "zlpr", "multi_label": True, "smoothing": 0.1}, "'zlpr' .* no smoothing"),
+    ({"loss_type": "twoway", "multi_label": True, "soft_targets": True}, "'twoway' .* no soft_targets"),
     ({"class_weight": WEIGHT}, "'ce' .* no class_weight"),
     ({"loss_type": "asl", "pos_weight": 2.0}, "'asl' .* no pos_weight"),
     ({"bce_target_thresh": 0.0}, "'ce' .* no bce_target_thresh"),

@@ -61,7 +61,8 @@ def rows_of_lists(lists: Sequence[Any], num_classes: int | None, ignore_index: i
         ValueError: a row has a label twice.
     """
     for n, row in enumerate(lists):
-        if isinstance(row, Tensor) and (row.dtype == torch.bool or row.is_floating_point()):
+        # torch.tensor([]) is of float32, and has no label.
+        if isinstance(row, Tensor) and len(row) and (row.dtype == torch.bool or row.is_floating_point()):
             raise TypeError(
                 f"targets[{n}] has dtype {row.dtype}, expected the class indices of a row, or multi-hot rows in one "
                 "tensor: torch.stack(targets)"

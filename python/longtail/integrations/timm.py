@@ -104,6 +104,13 @@ class SmoothedPolyCrossEntropy(nn.Module):
         return f"epsilon={self.epsilon}, smoothing={self.smoothing}"
 
 
+class ZLPRLoss(modules.ZLPRLoss):
+    """:class:`longtail.ZLPRLoss` of targets that are labels above 0.5."""
+
+    def forward(self, input: Tensor, target: Tensor, **overrides: Any) -> Any:
+        return super().forward(input, target > 0.5, **overrides)
+
+
 class DistributionBalancedLoss(modules.DistributionBalancedLoss):
     """:class:`longtail.DistributionBalancedLoss`, times 2 where it has a focal factor, as the authors' code."""
 
@@ -144,12 +151,12 @@ def create_classification_loss(
         task = ClassificationTask(model, criterion=create_classification_loss(smoothing=0.1))
 
     Args:
-        loss_type: "ce", "bce", "asl", "poly" or "db", of :class:`longtail.CrossEntropyLoss`,
+        loss_type: "ce", "bce", "asl", "poly", "zlpr" or "db", of :class:`longtail.CrossEntropyLoss`,
             :class:`longtail.SigmoidCrossEntropyLoss`, :class:`longtail.AsymmetricLoss` (of one label
-            :class:`longtail.FocalLoss`), :class:`longtail.PolyCrossEntropyLoss` and
+            :class:`longtail.FocalLoss`), :class:`longtail.PolyCrossEntropyLoss`, :class:`longtail.ZLPRLoss` and
             :class:`longtail.DistributionBalancedLoss`. None: "bce" for several labels, "ce" for one. timm's own module
-            for "jsd", "twoway" and "zlpr", and where ours lack something: "asl" of one label with smoothing, "poly" of
-            several labels or soft targets, "db" with a focal factor and smoothing or soft targets.
+            for "jsd" and "twoway", and where ours lack something: "asl" of one label with smoothing, "poly" of several
+            labels or soft targets, "db" with a focal factor and smoothing or soft targets.
         multi_label: targets are (N, C), 0 or 1 for each element; class indices (N,) otherwise.
         smoothing: of labels; nothing where ``soft_targets`` says that Mixup or CutMix smoothed them.
         soft_targets: targets are (N, C) in [0, 1]. Without it "db" takes 0 and 1 alone: its focal factor of soft ones
@@ -197,6 +204,8 @@ def create_classification_loss(
         if smoothing:
             return SmoothedPolyCrossEntropy(poly_epsilon, smoothing)
         return modules.PolyCrossEntropyLoss(poly_epsilon)
+    if loss_type == "zlpr":
+        return ZLPRLoss()
     # Of soft targets the focal factor is another there.
     if class_counts is not None and num_samples is not None and not (db_focal_gamma and (soft_targets or smoothing)):
         options = {"kappa": db_init_bias, "negative_scale": db_neg_scale, "label_smoothing": smoothing}
@@ -221,6 +230,7 @@ def _check(kind: str, several: bool, given: dict[str, Any]) -> None:
         (gave("class_weight", "pos_weight") and not weighted, "no class_weight and no pos_weight"),
         (gave("bce_target_thresh", "bce_sum") and kind != "bce", "no bce_target_thresh and no bce_sum"),
         (gave("class_counts", "num_samples") and kind != "db", "no class_counts and no num_samples"),
+        (kind in ("twoway", "zlpr") and (given["soft_targets"] or given["smoothing"]), "no soft_targets, no smoothing"),
         (kind == "db" and not (gave("class_counts") and gave("num_samples")), "class_counts and num_samples"),
         (one_asl and given["soft_targets"], "soft_targets=False"),
         (one_asl and given["asl_reduction"] != "batchmean", "asl_reduction='batchmean'"),

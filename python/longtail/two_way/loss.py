@@ -55,7 +55,9 @@ def _at_once(at: Layout, options: TwoWayOptions, request: Request) -> bool:
 def two_way_loss(input: Tensor, target: Tensor, options: TwoWayOptions, request: Request) -> Tensor:
     """Both losses. Everything is checked here; see :func:`longtail.two_way_loss`."""
     arguments.check_tensors(input=input, target=target)
-    arguments.check_local(input=input, target=target)
+    for name, given in (("input", input), ("target", target)):
+        if arguments.is_dtensor(given):  # of whose classes a rank may have a part
+            raise TypeError(f"{name} is a DTensor, expected whole rows in a plain tensor: {name}.full_tensor()")
     arguments.check_logits(input)
     dtype = arithmetic_dtype(input.dtype)
     request.check(dtype)
