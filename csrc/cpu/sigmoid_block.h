@@ -139,7 +139,18 @@ T sigmoid_block(const Target target, const SigmoidBlock<T> b) {
   };
   const bool summed = !b.upstreams && !b.loss;
   const int64_t whole = b.count / V::kLanes * V::kLanes;
+  bool running = false;
+  if constexpr (kGeneral) {
+    constexpr bool kRuns = Target::kDense || Target::kSparse;
+    running = kRuns && summed && b.simple_negatives && !b.factors && !b.alphas && !b.rows && !target.ignoring();
+  }
   for (int64_t k = 0; k < whole; k += V::kLanes) {
+    if constexpr (kGeneral) {
+      if (running) {
+        k = negative_run<kPass>(target, b, k, whole, sum);
+        if (k == whole) break;
+      }
+    }
     if constexpr (Target::kSparse && !kGeneral) {
       if (summed) {
         const int64_t end = target.next(k, whole) / V::kLanes * V::kLanes;

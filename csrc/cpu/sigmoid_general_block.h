@@ -27,7 +27,7 @@ struct SigmoidBlock {
   T bias, gamma_positive, gamma_negative, inverse_count;
   const T *biases, *alphas, *gammas, *inverse_counts;
   bool same_gamma, rebalancing;
-  bool simple_negatives;  // see general_negatives
+  bool simple_negatives;  // see Negatives
   T dead_below;           // scaled logits of negatives whose shifted probability is 0 whatever the rounding
   T row;                  // what `rebalanced` multiplies the counts by, or those of each pixel
   const T* rows;
@@ -54,30 +54,96 @@ LONGTAIL_INLINE Vec<T> whole_power(Vec<T> x, int bits) {
   return bits & 4 ? low * (square * square) : low;
 }
 
-// What most elements are, as short as it goes: y = 0, and whole exponents.
+// What negatives have in common: numbers of a block that stores to the gradient could not change.
 template <typename T>
-LONGTAIL_INLINE Element<Vec<T>> general_negatives(const SigmoidBlock<T>& b, Vec<T> u) {
-  using V = Vec<T>;
-  const GeneralOptions<T>& o = b.general;
-  const V zero = T(0), unit = T(1), x = o.scale == T(1) ? u : V(o.scale) * u, gamma = b.gamma_negative;
-  if (all(x < V(b.dead_below))) return {zero, zero};
-  V cost, slope, miss, rise = zero;  // as in general_hard
-  if (o.clip == T(0)) {
-    const Logistic<V> s = logistic(x, ExpRange<T>::kLowest);
-    cost = s.plus, slope = miss = s.p;
-    if (o.pull != T(0)) rise = select(s.q == zero, zero, s.q * s.plus);
-  } else {
-    const V e = exp_minus(x), p = reciprocal(unit + e), q = e * p, pq = p * q, over = p - V(o.clip);
-    miss = maximum(zero, over);
-    const V hit = minimum(q + V(o.clip), unit);  // 1 of NaN, which miss keeps: minus_log1m takes bits apart
-    cost = minus_log1m(miss, hit);
-    slope = pq * reciprocal(hit);
-    if (o.negative_bits == 0) slope = select(zero < over, slope, miss);  // of others a focal factor of 0 says so
-    if (o.pull != T(0)) rise = select(zero < over, pq * cost / miss, zero);
+struct Negatives {
+  Vec<T> scale, inverse_scale, clip, dead_below, gamma;
+  int bits;
+  bool pulls;
+
+  LONGTAIL_INLINE explicit Negatives(const SigmoidBlock<T>& b)
+      : scale(b.general.scale),
+        inverse_scale(b.general.inverse_scale),
+        clip(b.general.clip),
+        dead_below(b.dead_below),
+        gamma(b.gamma_negative),
+        bits(b.general.negative_bits),
+        pulls(b.general.pull != T(0)) {}
+
+  // What most elements are, as short as it goes: y = 0, and a whole exponent. kClip: p is shifted.
+  template <bool kClip>
+  LONGTAIL_INLINE Element<Vec<T>> at(Vec<T> u) const {
+    using V = Vec<T>;
+    const V zero = T(0), unit = T(1), x = scale * u;
+    V cost, slope, miss, rise = zero;  // as in general_hard
+    if constexpr (kClip) {
+      if (all(x < dead_below)) return {zero, zero};
+      const V e = exp_minus(x), p = reciprocal(unit + e), q = e * p, pq = p * q, over = p - clip;
+      miss = maximum(zero, over);
+      const V hit = minimum(q + clip, unit);  // 1 of NaN, which miss keeps: minus_log1m takes bits apart
+      cost = minus_log1m(miss, hit);
+      slope = pq * reciprocal(hit);
+      if (bits == 0) slope = select(zero < over, slope, miss);  // of others a focal factor of 0 says so
+      if (pulls) rise = select(zero < over, pq * cost / miss, zero);
+    } else {
+      const Logistic<V> s = logistic(x, ExpRange<T>::kLowest);
+      cost = s.plus, slope = miss = s.p;
+      if (pulls) rise = select(s.q == zero, zero, s.q * s.plus);
+    }
+    const V focal = whole_power(miss, bits);
+    if (pulls) slope = slope + gamma * rise;
+    return {focal * cost * inverse_scale, focal * slope};
   }
-  const V focal = whole_power(miss, o.negative_bits);
-  if (o.pull != T(0)) slope = slope + gamma * rise;
-  return {focal * cost * V(o.inverse_scale), focal * slope};
+};
+
+// The weights of the distribution-balanced loss, as `rebalanced`.
+template <typename T>
+LONGTAIL_INLINE Vec<T> rebalanced_weight(Vec<T> inverse_count, Vec<T> row, Vec<T> shift, Vec<T> alpha) {
+  return alpha + reciprocal(Vec<T>(T(1)) + exp_minus(inverse_count * row - shift));
+}
+
+// Whole registers of [begin, end) up to the first that has more than simple negatives; where that is. Adds the losses
+// to `sum`. For blocks without factors, losses or upstream gradients of each element, of which none is ignored.
+template <Pass kPass, bool kClip, bool kRebalanced, typename T, typename Target>
+LONGTAIL_INLINE int64_t negative_run(const Target& target, const SigmoidBlock<T>& b, int64_t begin, int64_t end,
+                                     Vec<T>& sum) {
+  using V = Vec<T>;
+  const Negatives<T> negatives(b);
+  const V factor = V(b.alpha_negative) * V(b.factor), upstream = b.upstream, bias = b.bias, row = b.row;
+  const V shift = b.general.rebalance_shift, alpha = b.general.rebalance_alpha;
+  const T *const z = b.z, *const biases = b.biases, *const counts = b.inverse_counts;
+  T* const grad = b.grad;
+  const char *const next_z = b.next_z, *const next_y = b.next_y;
+  const int64_t z_bytes = b.z_bytes, y_bytes = b.y_bytes;
+  V total = sum;
+  int64_t k = begin;
+  for (; k < end; k += V::kLanes) {
+    __builtin_prefetch(next_z + k * z_bytes);
+    if constexpr (Target::kDense) {
+      __builtin_prefetch(next_y + k * y_bytes);
+      if (!all(target.load_y(k, V::kLanes) == V(T(0)))) break;
+    } else {
+      if (target.some(k)) break;
+    }
+    const Element<V> found = negatives.template at<kClip>(load(z + k) + (biases ? load(biases + k) : bias));
+    const V weight = kRebalanced ? factor * rebalanced_weight(load(counts + k), row, shift, alpha) : factor;
+    if (kPass != Pass::backward) total = total + weight * found.loss;
+    if (kPass != Pass::loss) store(grad + k, weight * upstream * found.slope);
+  }
+  sum = total;
+  return k;
+}
+
+template <Pass kPass, typename T, typename Target>
+LONGTAIL_INLINE int64_t negative_run(const Target& target, const SigmoidBlock<T>& b, int64_t begin, int64_t end,
+                                     Vec<T>& sum) {
+  const bool clip = b.general.clip != T(0);
+  if (b.rebalancing) {
+    return clip ? negative_run<kPass, true, true>(target, b, begin, end, sum)
+                : negative_run<kPass, false, true>(target, b, begin, end, sum);
+  }
+  return clip ? negative_run<kPass, true, false>(target, b, begin, end, sum)
+              : negative_run<kPass, false, false>(target, b, begin, end, sum);
 }
 
 // All others. `settled`: where y is 0 or 1, or does not count. A function of its own, lest it takes the registers of
@@ -124,7 +190,8 @@ LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const Sig
   }
   Element<V> found;
   if (b.simple_negatives && all(y == zero)) {
-    found = general_negatives(b, u);
+    const Negatives<T> negatives(b);
+    found = b.general.clip != T(0) ? negatives.template at<true>(u) : negatives.template at<false>(u);
     factor = rest * factor;
   } else {
     auto settled = one | (y == zero);
@@ -135,9 +202,8 @@ LONGTAIL_INLINE Element<Vec<T>> general_elements(const Target& target, const Sig
   }
   if (b.rebalancing) {
     const V count = each_or(b.inverse_counts, b.inverse_count, k, left);
-    const V x = count * each_or(b.rows, b.row, k, left) - V(b.general.rebalance_shift);
-    const V capped = minimum(V(-ExpRange<T>::kLowest), x);
-    factor = factor * (V(b.general.rebalance_alpha) + reciprocal(unit + exp_minus(capped)));
+    const V row = each_or(b.rows, b.row, k, left);
+    factor = factor * rebalanced_weight(count, row, V(b.general.rebalance_shift), V(b.general.rebalance_alpha));
   }
   return {factor * found.loss, factor * found.slope};
 }

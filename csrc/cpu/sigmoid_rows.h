@@ -86,20 +86,24 @@ class SigmoidRows {
   // The sum of inverse_counts over the labels of row i.
   T label_sum(int64_t i, int64_t g) const {
     if (args_.target) return inverse_counts_[g];
-    T sum = T(0), y[kBlock];
-    for (int64_t j = 0; j < args_.num_classes; j += kBlock) {
-      const int64_t n = args_.num_classes - j < kBlock ? args_.num_classes - j : kBlock;
-      const Dense<T> target = dense(i, 0, j, n, y);
-      Vec<T> part = T(0);
-      for (int64_t k = 0; k < n; k += Vec<T>::kLanes) {
-        const int64_t left = n - k;
-        Vec<T> found = target.load_y(k, left);
-        if (target.ignoring()) found = select(target.counts(found), found, Vec<T>(T(0)));
-        part = part + found * load_some(inverse_counts_ + j + k, left);
-      }
-      sum += horizontal_sum(part);
+    const char* at = dense_at(i, 0, 0);
+    return args_.dense_is_wide ? label_sum_of(reinterpret_cast<const T*>(at))
+                               : label_sum_of(reinterpret_cast<const Z*>(at));
+  }
+
+  // Most registers have no label: they are told by the targets alone.
+  template <typename Y>
+  T label_sum_of(const Y* y) const {
+    const Vec<T> zero = T(0), ignored = static_cast<T>(args_.ignore_index);
+    Vec<T> sum = zero;
+    for (int64_t j = 0; j < args_.num_classes; j += Vec<T>::kLanes) {
+      const int64_t left = args_.num_classes - j;
+      Vec<T> found = load_some(y + j, left);
+      if (all(found == zero)) continue;
+      if (args_.ignoring) found = select(found == ignored, zero, found);
+      sum = sum + found * load_some(inverse_counts_ + j, left);
     }
-    return sum;
+    return horizontal_sum(sum);
   }
 
   const T* grad_loss(int64_t i) const { return static_cast<const T*>(args_.grad_loss) + i * args_.grad_loss_stride; }
