@@ -35,10 +35,10 @@ def _denominator(
     if not at.dense:
         counted = operators.mean_denominator(y, None, -100 if ignored is None else ignored, at.logits.shape[1])
     elif options.joint:
-        positive = ~(y <= 0)
-        if ignored is not None:
-            positive &= y != ignored
-        counted = positive.any(1).sum()
+        if ignored is not None and ignored > 0:
+            y = y.masked_fill(y == ignored, 0.0)
+        largest = y.amax(1) if y.shape[1] > 0 else y.new_zeros(())  # nothing of the targets' size is made
+        counted = (~(largest <= 0)).sum()
     else:
         counted = torch.full((), math.prod(at.rows), device=y.device)
     return counted if normalizer is None else counted.clamp(min=1)
