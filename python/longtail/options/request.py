@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_normalizer
-from ..errors import ArgumentTypeError
 from .sigmoid import SigmoidOptions
 from .softmax import SoftmaxOptions, softmax_options
 
@@ -51,12 +50,6 @@ def softmax_request(**named: Any) -> tuple[SoftmaxOptions, Request]:
 
 
 def sigmoid_request(**named: Any) -> tuple[SigmoidOptions, Request]:
-    """Both records of what :func:`longtail.sigmoid_focal_loss` takes by name; alpha and gamma may be vectors."""
-    for name in ("alpha", "gamma"):
-        value = named.get(name)
-        if isinstance(value, list | tuple):
-            raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number, or a tensor [C]")
-        if isinstance(value, Tensor) and value.dim() > 0:
-            named[f"class_{name}"] = named.pop(name)
+    """Both records of what :func:`longtail.sigmoid_focal_loss` takes by name."""
     request = {name: named.pop(name) for name in ("reduction", "normalizer", "gradient") if name in named}
     return SigmoidOptions(**named), Request(**request)

@@ -50,8 +50,8 @@ SIGMOID_INNER = (
 class SigmoidOptions(NamedTuple):
     """What the sigmoid operators take after the data, in their order; the meaning: :func:`longtail.sigmoid_focal_loss`.
 
-    As users give them, or, after :meth:`checked` and :meth:`prepared`, as the operators take them: there a vector
-    ``class_alpha`` or ``class_gamma`` stands in the place of the number.
+    As users give them, or, after :meth:`checked` and :meth:`prepared`, as the operators take them: where users give a
+    tensor for alpha or gamma, there ``class_alpha`` or ``class_gamma`` stands in the place of the number.
     """
 
     weight: Tensor | None = None
@@ -95,20 +95,27 @@ class SigmoidOptions(NamedTuple):
         if self.ignore_index is not None:
             check_integer("ignore_index", self.ignore_index, expected="an int or None")
         found: dict[str, Any] = {}
-        for name, number in SIGMOID_NUMBERS.items():
-            value = getattr(self, name)
-            if type(value) is not float or value != number.off:  # what is off needs no check: time at every call
-                found[name] = number.check(value, dtype)
-        if self.alpha is not None:
+        for name, given in (("alpha", self.alpha), ("gamma", self.gamma)):
+            if type(given) is not float and given is not None:
+                found |= _of_each_class(name, given)
+        # What is off needs no check: time at every call.
+        for value, number in zip(self[_FIRST_NUMBER:], _NUMBERS, strict=True):
+            if number is None or (type(value) is float and value == number.off) or number.name in found:
+                continue
+            if (checked := number.check(value, dtype)) is not value:
+                found[number.name] = checked
+        if self.alpha is not None and "alpha" not in found:
             alpha = check_number("alpha", self.alpha, high=1.0)
-            found["alpha"] = None if alpha < 0 else alpha
+            if alpha < 0 or alpha is not self.alpha:
+                found["alpha"] = None if alpha < 0 else alpha
         if self.gamma_negative is not None:
             found["gamma_negative"] = check_number("gamma_negative", self.gamma_negative, 0.0, dtype=dtype)
         if type(self.detach) is not bool:
             raise ArgumentTypeError(f"detach is a {type(self.detach).__name__}, expected a bool")
-        for name, excluded in (("clip", 1.0), ("negative_scale", 0.0)):
-            if found.get(name) == excluded:
-                raise ArgumentValueError(f"{name} is {excluded:g}, expected a number beside it")
+        if self.clip == 1:
+            raise ArgumentValueError("clip is 1, expected a number below it")
+        if self.negative_scale == 0:
+            raise ArgumentValueError("negative_scale is 0, expected a positive number")
         return self._replace(**found) if found else self
 
     def prepared(
@@ -130,9 +137,9 @@ class SigmoidOptions(NamedTuple):
             ignore_index = -100
         elif by_target is False and not [x for x in vectors if x is not None]:  # at most calls
             return self
-        names = tuple(_GIVEN_AS.get(name, name) for name in SIGMOID_VECTORS)
-        found = checked_vectors(names, vectors, input, rows, num_classes, dtype)
-        options = SigmoidOptions(*(*found, bool(by_target), ignore_index, *numbers))
+        if any(x is not None for x in vectors):
+            vectors = tuple(checked_vectors(_GIVEN_NAMES, vectors, input, rows, num_classes, dtype))
+        options = SigmoidOptions(*(*vectors, bool(by_target), ignore_index, *numbers))
         _check_values("alpha", options.class_alpha, 1.0)
         _check_values("gamma", options.class_gamma, torch.inf)
         return options._rebalanced_evenly() if options.rebalance_beta == 0 else options
@@ -143,6 +150,20 @@ class SigmoidOptions(NamedTuple):
             return self
         weight = torch.ones_like(self.inverse_counts) if self.weight is None else self.weight
         return self._replace(weight=weight * (self.rebalance_alpha + 0.5), inverse_counts=None)
+
+
+_FIRST_NUMBER = SigmoidOptions._fields.index("gamma")
+_NUMBERS = [SIGMOID_NUMBERS.get(name) for name in SigmoidOptions._fields[_FIRST_NUMBER:]]
+_GIVEN_NAMES = tuple(_GIVEN_AS.get(name, name) for name in SIGMOID_VECTORS)
+
+
+def _of_each_class(name: str, value: Any) -> dict[str, Any]:
+    """The fields that say what was given for ``name``, alpha or gamma, if that is a tensor [C]."""
+    if isinstance(value, list | tuple):
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}, expected a number, or a tensor [C]")
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return {}
+    return {f"class_{name}": value, name: SigmoidOptions._field_defaults[name]}
 
 
 def _check_values(name: str, value: Tensor | None, high: float) -> None:

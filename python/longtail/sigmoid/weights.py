@@ -25,6 +25,8 @@ NOTHING = OverElements()
 
 def over_elements(options: SigmoidOptions, input: Tensor, dtype: torch.dtype) -> tuple[SigmoidOptions, OverElements]:
     """``options`` whose weights are vectors of classes, and the weights that are none."""
+    if options.weight is None and options.pos_weight is None:
+        return options, NOTHING
     beside: dict[str, Tensor] = {}
     vectors: dict[str, Any] = {}
     for name in OverElements._fields:
