@@ -103,6 +103,13 @@ class Scripts:
         status, out, err = json.loads(self.forking.stdout.readline())
         return subprocess.CompletedProcess(isa, status, out, err)
 
+    def says(self, isa: str, body: str, expected: str) -> str:
+        """What a script prints; asserts that it ends well, and that ``expected`` is in it. -11: a read out of bounds."""
+        done = self.run(isa, body)
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stdout + done.stderr}"
+        assert expected in done.stdout
+        return done.stdout
+
     def stop(self) -> None:
         if self.forking is not None:
             self.forking.communicate()
