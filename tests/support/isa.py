@@ -104,7 +104,7 @@ class Scripts:
         return subprocess.CompletedProcess(isa, status, out, err)
 
     def says(self, isa: str, body: str, expected: str) -> str:
-        """What a script prints; asserts that it ends well, and that ``expected`` is in it. -11: a read out of bounds."""
+        """What a script prints; asserts that it ends well and prints ``expected``. -11: a read out of bounds."""
         done = self.run(isa, body)
         assert done.returncode == 0, f"exit {done.returncode}: {done.stdout + done.stderr}"
         assert expected in done.stdout
