@@ -56,7 +56,7 @@ def add_demo(commands: Any) -> None:
 
 
 def run_demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    require_packages("demo", "longtail demo", parser)
+    require_packages(["demo"], "longtail demo", parser)
     losses = list(dict.fromkeys(arguments.loss or demo.LOSSES))
     plan = demo.Plan(losses, arguments.imbalance_factor, arguments.seeds, arguments.epochs)
     try:

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main
-from longtail.experiments import demo, digits, methods, output
+from longtail.experiments import comparison, demo, digits, methods, output, pool
 
 COUNTS = torch.tensor([40, 20, 8, 3])
 
@@ -203,7 +203,7 @@ def test_an_interrupt_keeps_a_row_of_every_finished_network(few_methods):
         digits.run(plan, stop)
     assert caught.value.done == "2 of 6 networks"
     assert [row["method"] for row in caught.value.rows] == [method.name for method in few_methods[:2]]
-    with digits._prepared_process():
+    with pool.prepared_process():
         expected = digits.train(plan.tasks()[1])
     assert caught.value.rows[1].items() >= expected._asdict().items()
 
@@ -239,10 +239,10 @@ def test_verdicts_follow_the_corrected_test(few_methods):
 
 
 def test_verdict_needs_a_p_value_below_the_level():
-    assert digits.verdict(0.1, 0.049) == "better"
-    assert digits.verdict(-0.1, 0.049) == "worse"
-    assert digits.verdict(0.1, 0.05) == "no difference shown"
-    assert digits.verdict(0.1, math.nan) == ""
+    assert comparison.verdict(0.1, 0.049) == "better"
+    assert comparison.verdict(-0.1, 0.049) == "worse"
+    assert comparison.verdict(0.1, 0.05) == "no difference shown"
+    assert comparison.verdict(0.1, math.nan) == ""
 
 
 def test_quick_command_writes_every_row_and_the_picture(tmp_path, capsys):

@@ -167,7 +167,7 @@ class Run:
             images = normalize(augment(self.train_images[batch.to(self.train_images.device)], self.generator))
             labels = self.train_labels[batch].to(images.device)
             total += self.training.step(images, labels).item() * batch.numel()
-        self.training.end_epoch()
+        self.training.next_learning_rate()
         self.history.train_loss.append(total / order.numel())
         self.history.test_error.append(100 * (1 - self.test().overall))
 

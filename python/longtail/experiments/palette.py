@@ -21,6 +21,16 @@ COLOURS = {
     "label over-smoothing": "#5B7F95",
     "LDAM-DRW": "#9A9A00",
     "class-balanced softmax focal + complement": "#F0E442",
+    "post-hoc logit adjustment": "#4DB38F",
+    "Poly-1": "#B8860B",
+    "generalized cross-entropy": "#8B6FB0",
+    "hierarchical cross-entropy": "#FF7F6E",
+    "binary cross-entropy": "#1A1A1A",
+    "positive weight": "#E6A817",
+    "asymmetric": "#C71585",
+    "distribution-balanced": "#2E5FA3",
+    "ZLPR": "#3CB371",
+    "two-way": "#A0522D",
 }
 """By family. Okabe and Ito's colours (2008), which colour-blind readers tell apart; a darker shade, told apart by its
 lightness, where a method is the sigmoid form of another."""

@@ -65,6 +65,18 @@ def run_cifar(arguments: argparse.Namespace) -> Finished:
     return rows, cifar_report
 
 
+def run_texts(arguments: argparse.Namespace) -> Finished:
+    """One of the experiments on texts."""
+    from .output import progress_bar
+    from .texts import report, run
+
+    options = _chosen(arguments, ("seeds", "epochs", "jobs"), {})
+    plan = run.make_plan(arguments.experiment, **options, quick=arguments.quick, file=getattr(arguments, "data", None))
+    with progress_bar(len(plan.tasks())) as advance:
+        rows = run.summarize(plan, run.run(plan, advance))
+    return rows, report
+
+
 def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[str, int]) -> dict[str, Any]:
     """The options that were given, and under ``--quick`` the small values of the others."""
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -74,15 +86,20 @@ def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[s
 def report_of(experiment: str) -> Any:
     """The module that reports an experiment; ValueError for an unknown one."""
     from . import cifar_report, digits_report, tokens_report
+    from .texts import report
 
-    reports = {"digits": digits_report, "tokens": tokens_report, "cifar": cifar_report}
+    reports = {"digits": digits_report, "tokens": tokens_report, "cifar": cifar_report, **dict.fromkeys(TEXTS, report)}
     if experiment not in reports:
         raise ValueError(f"{experiment!r} is no experiment, expected one of {', '.join(reports)}")
     return reports[experiment]
 
 
+TEXTS = ("icd", "debtags", "places")
+"""The experiments on texts."""
+
 RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {
     "digits": run_digits,
     "tokens": run_tokens,
     "cifar": run_cifar,
+    **dict.fromkeys(TEXTS, run_texts),
 }

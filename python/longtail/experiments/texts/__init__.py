@@ -1,0 +1,1 @@
+"""Short texts with thousands of labels, most of them rare: diagnoses, places, packages."""

@@ -1,0 +1,93 @@
+"""One model on one split of a corpus, by one method; the data are read once in a process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...class_balance import class_counts
+from .corpus import Corpus, Split, split, thinned
+from .features import HashedTexts
+from .settings import SETTINGS, Setting
+
+TEST_BATCH = 1024
+
+
+class Task(NamedTuple):
+    """One model to be trained."""
+
+    experiment: str
+    seed: int
+    method: Any  # of ..methods, or of .label_methods
+    epochs: int
+    quick: bool = False
+    file: Path | None = None  # with the data, of an experiment that reads one
+
+    @property
+    def setting(self) -> Setting:
+        return SETTINGS[self.experiment]
+
+
+class Outcome(NamedTuple):
+    """Shares in [0, 1]."""
+
+    figures: dict[str, float]
+    by_count: dict[int, float]  # the score of the classes with 1, 2 to 3, 4 to 7, ... training samples
+
+
+class Data(NamedTuple):
+    """A corpus and its n-grams."""
+
+    corpus: Corpus
+    texts: HashedTexts
+
+
+@functools.lru_cache(maxsize=1)
+def load(experiment: str, quick: bool = False, file: Path | None = None) -> Data:
+    setting = SETTINGS[experiment]
+    corpus = setting.load(file) if file else setting.load()
+    if quick:
+        corpus = thinned(corpus, setting.quick)
+    return Data(corpus, HashedTexts(corpus.texts, setting.ngrams))
+
+
+class Cut(NamedTuple):
+    """The data of a seed."""
+
+    data: Data
+    split: Split
+    counts: Tensor  # training texts of each class, [C]
+
+    @property
+    def test_target(self) -> Tensor:
+        return self.data.corpus.target[self.split.test]
+
+
+def cut(task: Task) -> Cut:
+    data = load(task.experiment, task.quick, task.file)
+    corpus = data.corpus
+    found = split(corpus, task.setting.held_out, task.seed)
+    target = corpus.target[found.train]
+    return Cut(data, found, target.sum(0) if corpus.several_labels else class_counts(target, len(corpus.classes)))
+
+
+def steps_of(task: Task, samples: int) -> int:
+    return task.epochs * -(-samples // task.setting.batch_size)
+
+
+def linear_decay(learning_rate: float, steps: int) -> Callable[[int], float]:
+    """From the learning rate of the first step to 0 after the last one."""
+    return lambda step: learning_rate * max(0.0, 1 - step / steps)
+
+
+@torch.no_grad()
+def in_batches(
+    model: Callable[[Any], Tensor], data: Data, rows: Tensor, of_logits: Callable[[Tensor], Any]
+) -> list[Any]:
+    """What ``of_logits`` makes of each batch's logits."""
+    return [of_logits(model(data.texts.bags(batch))) for batch in rows.split(TEST_BATCH)]
