@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import digits
+from .claims import print_claims
 from .comparison import LEVEL
 from .methods import CROSS_ENTROPY
 from .output import Row, origin, plotting, print_notes, print_table, save_figure
@@ -22,6 +23,8 @@ def print_report(rows: Sequence[Row]) -> None:
         own = [row for row in rows if row["imbalance_factor"] == factor]
         title = f"Digits, imbalance factor {factor:g}, {own[0]['train_images']} training images: accuracy in %"
         print_table(title, HEADINGS, map(_cells, own), _findings(own))
+        print()
+        print_claims(f"Claims of the papers at imbalance factor {factor:g}, by balanced accuracy", own, "balanced")
         print()
     print_notes(notes(rows))
 

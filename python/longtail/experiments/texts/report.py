@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..claims import print_claims
 from ..comparison import LEVEL
 from ..output import Row, origin, plotting, print_notes, print_table, save_figure
 from ..palette import colour_of
@@ -71,6 +72,8 @@ def print_report(rows: Sequence[Row]) -> None:
     title = f"{title_of(first)}; test scores in %"
     groups = [("method",), *((NAMES[metric], "difference", "p", "") for metric in tested), [NAMES[m] for m in others]]
     print_table(title, groups, (_cells(row, tested, others) for row in rows), _findings(rows, tested))
+    print()
+    print_claims(f"Claims of the papers, by {NAMES[tested[0]]}", rows, tested[0])
     print()
     print_notes(notes(rows))
 
@@ -153,8 +156,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     _draw_by_count(right, rows)
     figure.suptitle(
         f"{title_of(first)}. Left: mean difference over {first['seeds']} seeds and its 95 % interval, filled where it\n"
-        f"is significant ({LEVEL:.0%}, paired t-test, Holm's correction). Right: score by training texts of a class, mean "
-        "of the classes with 1, 2 to 3, 4 to 7, ...;\nbands: one standard deviation over the seeds. beta: of the "
+        f"is significant ({LEVEL:.0%}, paired t-test, Holm's correction). Right: score by training texts of a class, "
+        "mean of the classes with 1, 2 to 3, 4 to 7, ...;\nbands: one standard deviation over the seeds. beta: of the "
         f"class-balanced weights; gamma: of the focal factor\n{first['data']}\n{origin(first)}",
         fontsize=9,
     )

@@ -1,7 +1,9 @@
 """The three experiments: their data, their model, and how it is trained.
 
 Learning rates and epochs were chosen for the control alone, cross-entropy or binary cross-entropy, on splits of
-``TUNING_SEEDS``, which the results do not use.
+``TUNING_SEEDS``, which the results do not use: balanced accuracy or mean average precision in percent was 73.1, 74.0,
+72.1 and 68.9 at 0.02, 0.04, 0.08 and 0.16 (icd), 23.9, 29.0, 29.9 and 29.5 at the same (debtags), 4.6, 6.0, 6.8 and 6.4
+at 0.03, 0.06, 0.12 and 0.2 (places, one seed). 20 epochs of icd gave 73.5, 5 epochs 72.7.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ SETTINGS = {
         width=64,
         held_out=0.3,
         batch_size=256,
-        learning_rate=0.02,
+        learning_rate=0.08,
         epochs=10,
         quick=10,
     ),
@@ -61,7 +63,7 @@ SETTINGS = {
         width=64,
         held_out=0.2,
         batch_size=1024,
-        learning_rate=0.06,
+        learning_rate=0.12,
         epochs=3,
         quick=20,
     ),
