@@ -17,16 +17,17 @@ KERNELS = ROOT / "csrc" / "cuda"
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 FLAGS += ["-Wno-unused-parameter", "-DLONGTAIL_EMULATED", f"-I{HERE}", f"-I{KERNELS}"]
-# name -> flags of the kernels, flags of the emulation itself, sources of the latter, flags of the linker
+# name -> flags of the kernels, flags of the emulation itself, sources of the latter, flags of the linker.
+# Programs under sanitizers run for a second or so: what takes time is to compile them.
 FLAVOURS = {
     "plain": (["-fsanitize=alignment,null"], [], ["checks.cpp"], ["-shared"]),
     "address": (
-        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DEMULATION_ASAN"],
+        ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DEMULATION_ASAN"],
         ["-DEMULATION_ASAN"],
         [],
         ["-fsanitize=address,undefined"],
     ),
-    "thread": (["-fsanitize=thread"], ["-DEMULATION_TSAN"], [], ["-fsanitize=thread"]),
+    "thread": (["-O0", "-fsanitize=thread"], ["-DEMULATION_TSAN"], [], ["-fsanitize=thread"]),
 }
 _pool = ThreadPoolExecutor(2)
 
