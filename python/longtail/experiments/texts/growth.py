@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     def units(self) -> int:
         """Of work, for a progress bar."""
-        return len(self.trainings()) + sum(map(growth_speed.units, self.classes))
+        return len(self.trainings()) + sum(growth_speed.units(c, self.quick) for c in self.classes)
 
 
 def make_plan(seeds: int | None = None, epochs: int | None = None, jobs: int = 2, quick: bool = False) -> Plan:

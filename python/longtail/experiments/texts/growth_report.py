@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..comparison import LEVEL
+from ..methods import CROSS_ENTROPY
 from ..output import Row, origin, plotting, print_notes, print_table, save_figure
 from ..palette import colour_of
-from ..methods import CROSS_ENTROPY
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from . import growth, growth_speed
 from .report import PERCENT
@@ -163,14 +163,15 @@ def speed_notes(speed: Sequence[Row]) -> list[str]:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Differences by imbalance, and time and memory of a step by number of classes; a PNG."""
     quality, speed = parts(rows)
-    figure, axes = plotting().subplots(1, 3, figsize=(17, 6), layout="constrained", width_ratios=(5, 4, 4))
+    figure, axes = plotting().subplots(1, 3, figsize=(17, 7), layout="constrained", width_ratios=(5, 4, 4))
     _draw_quality(axes[0], quality)
     for axis, column, label in (
-        (axes[1], "step_ms", f"milliseconds of a step of {speed[0]['batch_size']} texts, without the optimizer"),
-        (axes[2], "peak_extra_MB", "peak memory of a step in MB, beyond model and optimizer"),
+        (axes[1], "step_ms", f"ms of a step of {speed[0]['batch_size']} texts, without optimizer"),
+        (axes[2], "peak_extra_MB", "peak MB of a step, beyond model and optimizer"),
     ):
         _draw_by_classes(axis, speed, column, label)
-    axes[1].legend(fontsize=8, frameon=False)
+    for axis, columns in ((axes[0], 2), (axes[1], 1)):
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
     first, totals = quality[0], [int(_number(row, "train_texts")) for row in quality if row["method"] == CONTROL]
     figure.suptitle(
         f"Left: diagnoses (ICD-10-CM), the {first['classes']} classes with at least {growth.LEAST} training texts, cut "
@@ -203,10 +204,9 @@ def _draw_quality(axis: Any, quality: Sequence[Row]) -> None:
             bar = None if width != width else width
             axis.errorbar(place, difference, yerr=bar, fmt="o", color=colour, markersize=5, markerfacecolor=face)
     axis.set_xticks(range(len(names)), names)
-    axis.set_xlabel("imbalance factor: training texts of the largest class over those of the rarest; below it, both")
+    axis.set_xlabel("imbalance factor; below it, training texts of the largest and of the rarest class")
     axis.set_ylabel(f"balanced accuracy: difference in points to {CONTROL}")
     axis.grid(axis="y", linewidth=0.3)
-    axis.legend(fontsize=8, frameon=False)
 
 
 def _draw_by_classes(axis: Any, speed: Sequence[Row], column: str, label: str) -> None:
@@ -225,6 +225,7 @@ def _draw_by_classes(axis: Any, speed: Sequence[Row], column: str, label: str) -
                 color=colour_of(str(loss)),
                 marker="x" if i == 0 else MARKERS[i - 1],
                 markersize=5,
+                linewidth=2,
                 label=f"{_short(found[0])}: {name}",
             )
     axis.set_xscale("log")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import statistics
 import time
@@ -30,6 +29,7 @@ CLASSES, QUICK_CLASSES = (100, 1000, 10_000, 100_000), (100, 1000)
 THREADS, BATCH, SEED = 2, 1024, 0
 LEAST_STEPS, MOST_STEPS, LOGITS_COLUMNS = 8, 32, 200_000
 """Steps of each implementation: so many columns of logits in all, within limits. The first is not timed."""
+QUICK_STEPS = 3
 BETA, FOCAL_GAMMA, COMPLEMENT_GAMMA = 0.999, 1.0, -1.0
 
 Loss = Callable[[Tensor, Classifier, Tensor], Tensor]
@@ -51,13 +51,13 @@ class Difference(NamedTuple):
     gradient: float = 0.0
 
 
-def steps_of(classes: int) -> int:
-    return max(LEAST_STEPS, min(MOST_STEPS, LOGITS_COLUMNS // classes))
+def steps_of(classes: int, quick: bool) -> int:
+    return QUICK_STEPS if quick else max(LEAST_STEPS, min(MOST_STEPS, LOGITS_COLUMNS // classes))
 
 
-def units(classes: int) -> int:
+def units(classes: int, quick: bool) -> int:
     """Steps of all contenders."""
-    return steps_of(classes) * sum(map(len, contenders(torch.ones(classes))))
+    return steps_of(classes, quick) * sum(map(len, contenders(torch.ones(classes))))
 
 
 def merged_or_split(region: Tensor, classes: int) -> Tensor:
@@ -93,17 +93,16 @@ def contenders(counts: Tensor) -> list[list[Contender]]:
 
 
 def _three(loss: str, plain_name: str, plain: Callable[..., Tensor], options: dict[str, Any]) -> list[Contender]:
-    fused: Callable[..., Tensor] = functools.partial(cross_entropy, gradient="inplace")
-
     def with_plain(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
         return plain(model.head(features), target, **options)
 
     def with_loss_fused(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
-        return fused(model.head(features), target, **options)
+        value: Tensor = cross_entropy(model.head(features), target, **options, gradient="inplace")
+        return value
 
     def with_all_fused(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
-        weight, bias = model.head.weight, model.head.bias
-        value: Tensor = linear_cross_entropy(features, weight, target, linear_bias=bias, **options)
+        given = options | {"linear_bias": model.head.bias}
+        value: Tensor = linear_cross_entropy(features, model.head.weight, target, **given)
         return value
 
     return [
@@ -202,7 +201,7 @@ def _rows(classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
 
 def measure(rivals: list[Contender], target: Tensor, classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
     """Medians of steps that take turns in an order that rotates; results compared before and after them."""
-    texts, steps = load(EXPERIMENT, quick).texts, steps_of(classes)
+    texts, steps = load(EXPERIMENT, quick).texts, steps_of(classes, quick)
     learner = Learner(texts.buckets, classes)
     generator = torch.Generator().manual_seed(SEED)
     batches = torch.randint(target.numel(), (steps, BATCH), generator=generator)
