@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import reference
 from ...class_balance import class_counts, effective_number_weight, logit_adjustment
@@ -101,8 +101,9 @@ def _three(loss: str, plain_name: str, plain: Callable[..., Tensor], options: di
         return value
 
     def with_all_fused(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
-        given = options | {"linear_bias": model.head.bias}
-        value: Tensor = linear_cross_entropy(features, model.head.weight, target, **given)
+        assert isinstance(model.head, nn.Linear)
+        head = model.head
+        value: Tensor = linear_cross_entropy(features, head.weight, target, linear_bias=head.bias, **options)
         return value
 
     return [
@@ -116,7 +117,7 @@ class Learner:
     """A model that all contenders of a loss train in turn, so that each works at the same kind of weights."""
 
     def __init__(self, buckets: int, classes: int) -> None:
-        setting = SETTINGS[EXPERIMENT]
+        self.classes, setting = classes, SETTINGS[EXPERIMENT]
         self.model = make_model(buckets, setting.width, classes, SEED)
         self.optimizer = adam_of(self.model)([{"params": [*self.model.parameters()], "weight_decay": 0.0}])
         for group in self.optimizer.param_groups:
@@ -140,7 +141,6 @@ class Learner:
     def peak(self, contender: Contender, bags: Bags, target: Tensor) -> int | None:
         """Bytes that forward, loss and backward take beyond the model and the optimizer; None where unknown."""
         self.optimizer.zero_grad()
-        gc.collect()
         with PeakMemory(torch.device("cpu")) as peak:
             self.loss_and_gradients(contender, bags, target)
         return peak.extra
@@ -166,7 +166,7 @@ class Learner:
             )
             if not (apart.loss <= LOSS_TOLERANCE and apart.gradient <= GRADIENT_TOLERANCE):  # NaN too
                 raise UnequalLosses(
-                    f"{contender.implementation}, {contender.loss}, {target.numel()} texts: loss and gradient are "
+                    f"{contender.implementation}, {contender.loss}, {self.classes} classes: loss and gradient are "
                     f"{apart.loss:.2g} and {apart.gradient:.2g} off plain PyTorch's, relatively, expected at most "
                     f"{LOSS_TOLERANCE:g} and {GRADIENT_TOLERANCE:g}"
                 )
@@ -214,6 +214,7 @@ def measure(rivals: list[Contender], target: Tensor, classes: int, quick: bool, 
             seconds[contender].append(learner.timed_step(contender, bags, labels))
             advance(f"{classes} classes, {contender.loss}: {contender.implementation}")
     after = learner.differences(rivals, *last)
+    gc.collect()
     for contender, *apart in zip(rivals, before, after, strict=True):
         step, optimizer = (1e3 * statistics.median(times) for times in zip(*seconds[contender][1:], strict=True))
         peak = learner.peak(contender, *last)
