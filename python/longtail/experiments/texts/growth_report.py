@@ -178,8 +178,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         f"to an exponential profile ({min(totals)} to {max(totals)} texts, 'as it is' the most): mean difference to "
         f"{CONTROL} over {first['seeds']} seeds\nand its 95 % interval, filled where it is significant ({LEVEL:.0%}, "
         f"paired t-test, Holm's correction). Middle and right: places (GeoNames) to ever smaller regions, "
-        f"{speed[0]['threads']} threads; plain PyTorch dashed, fused losses in full lines\n{first['data']}; "
-        f"{speed[0]['data']}\n{origin(first)}",
+        f"{speed[0]['threads']} threads; plain PyTorch dashed, fused losses in full lines; the loss "
+        f"with complement has log-priors added\n{first['data']}; {speed[0]['data']}\n{origin(first)}",
         fontsize=9,
     )
     save_figure(figure, path, 110)
