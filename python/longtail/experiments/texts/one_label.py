@@ -27,9 +27,13 @@ def methods(corpus: Corpus) -> list[Method]:
 
 
 def train(task: Task) -> Outcome:
+    of_seed = cut(task)
+    return test(of_seed, task.method, fit(of_seed, task))
+
+
+def fit(of_seed: Cut, task: Task) -> Classifier:
     """Every method of a seed starts from the same weights and reads the same texts in the same order."""
-    of_seed, setting = cut(task), task.setting
-    corpus, rows = of_seed.data.corpus, of_seed.split.train
+    setting, corpus, rows = task.setting, of_seed.data.corpus, of_seed.split.train
     model = make_model(of_seed.data.texts.buckets, setting.width, len(corpus.classes), task.seed)
     training = MethodTraining(
         *(task.method, model, of_seed.counts, task.epochs),
@@ -43,12 +47,11 @@ def train(task: Task) -> Outcome:
         for batch in rows[torch.randperm(rows.numel(), generator=generator)].split(setting.batch_size):
             training.step(of_seed.data.texts.bags(batch), corpus.target[batch])
             training.next_learning_rate()
-    return test(of_seed, task.method, model)
+    return model
 
 
-def test(of_seed: Cut, method: Method, model: Classifier) -> Outcome:
-    """The decision is the largest raw logit, less log-priors where the method adjusts it afterwards."""
-    corpus = of_seed.data.corpus
+def decisions(of_seed: Cut, method: Method, model: Classifier, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence and class of each text: the largest raw logit, less log-priors where the method adjusts afterwards."""
     adjustment = logit_adjustment(of_seed.counts, method.post_hoc_tau) if method.post_hoc_tau else None
 
     def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,14 +62,18 @@ def test(of_seed: Cut, method: Method, model: Classifier) -> Outcome:
         largest, decision = (logits.sigmoid() if method.sigmoid else logits.softmax(1)).max(1)
         return largest, decision
 
-    confidence, decision = map(
-        torch.cat, zip(*in_batches(model, of_seed.data, of_seed.split.test, decide), strict=True)
-    )
+    confidence, decision = map(torch.cat, zip(*in_batches(model, of_seed.data, rows, decide), strict=True))
+    return confidence, decision
+
+
+def test(of_seed: Cut, method: Method, model: Classifier) -> Outcome:
+    corpus = of_seed.data.corpus
+    confidence, decision = decisions(of_seed, method, model, of_seed.split.test)
     target = of_seed.test_target
     correct = decision == target
     scores = scores_of_samples(correct, target, of_seed.counts, MANY, FEW)
     trained = of_seed.split.train[:: -(-of_seed.split.train.numel() // TRAIN_TEXTS)]
-    train_decisions = torch.cat([d for _, d in in_batches(model, of_seed.data, trained, decide)])
+    _, train_decisions = decisions(of_seed, method, model, trained)
     figures = {name: getattr(scores, name) for name in ("balanced", "few", "medium", "many", "overall")}
     figures["calibration_error"] = calibration_error(confidence, correct)
     figures["train"] = (train_decisions == corpus.target[trained]).double().mean().item()
