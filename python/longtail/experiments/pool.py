@@ -36,7 +36,7 @@ def train_all(
     """
     outcomes: dict[Any, Outcome] = {}
     try:
-        with contextlib.closing(_outcomes(tasks, train, jobs)) as finished:
+        with contextlib.closing(outcomes_of(tasks, train, jobs)) as finished:
             for task, outcome in zip(tasks, finished, strict=True):
                 outcomes[task] = outcome
                 advance(task)
@@ -46,7 +46,8 @@ def train_all(
     return outcomes
 
 
-def _outcomes(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: int) -> Generator[Outcome]:
+def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: int) -> Generator[Outcome]:
+    """As :func:`train_all`, one after the other, each as soon as it and those before it are there; to be closed."""
     if jobs == 1:
         with prepared_process():
             yield from map(train, tasks)

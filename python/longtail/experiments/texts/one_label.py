@@ -27,6 +27,11 @@ def methods(corpus: Corpus) -> list[Method]:
 
 
 def train(task: Task) -> Outcome:
+    of_seed, model = fit(task)
+    return test(of_seed, task.method, model)
+
+
+def fit(task: Task) -> tuple[Cut, Classifier]:
     """Every method of a seed starts from the same weights and reads the same texts in the same order."""
     of_seed, setting = cut(task), task.setting
     corpus, rows = of_seed.data.corpus, of_seed.split.train
@@ -43,7 +48,7 @@ def train(task: Task) -> Outcome:
         for batch in rows[torch.randperm(rows.numel(), generator=generator)].split(setting.batch_size):
             training.step(of_seed.data.texts.bags(batch), corpus.target[batch])
             training.next_learning_rate()
-    return test(of_seed, task.method, model)
+    return of_seed, model
 
 
 def test(of_seed: Cut, method: Method, model: Classifier) -> Outcome:
