@@ -1,4 +1,4 @@
-"""``longtail demo``: its options, and what becomes of a run; of the two data, each has a module and one that reports."""
+"""``longtail demo``: its options, and what becomes of a run on either of the data."""
 
 from __future__ import annotations
 

@@ -176,8 +176,8 @@ def plain_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tenso
 def time_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> LossTime:
     """Errors as :func:`.demo_parts.time_both`."""
     return time_both(
-        functools.partial(cross_entropy, target=target, **options),
-        functools.partial(plain_loss, target=target, options=options),
+        lambda logits: cross_entropy(logits, target, **options),
+        lambda logits: plain_loss(logits, target, options),
         *(logits, TIMED_ROUNDS, 1e-7),
     )
 

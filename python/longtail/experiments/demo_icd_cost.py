@@ -1,4 +1,4 @@
-"""What the losses of ``demo --data icd`` cost, fused and in plain PyTorch: time of a batch, and memory of a larger one."""
+"""What the losses of ``demo --data icd`` cost, fused and in plain PyTorch: time, and memory of a larger batch."""
 
 from __future__ import annotations
 

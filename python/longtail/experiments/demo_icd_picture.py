@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import demo_icd as demo
+from .methods import CROSS_ENTROPY
 from .output import origin, plotting, save_figure, with_provenance
 from .palette import colour_of
 
@@ -49,10 +50,13 @@ def draw(plan: demo.Plan, texts: demo.Texts, results: list[demo.Result], path: P
     for result in results:
         family = demo.LOSSES[result.loss].family
         mean, half = curve(result, texts.counts, octaves)
-        above.plot(2**octaves, mean, color=colour_of(family), label=family, linewidth=1.8)
+        control = demo.LOSSES[result.loss] == CROSS_ENTROPY  # dashes on top: what lies below them shows
+        style: dict[str, Any] = {"linestyle": "--", "zorder": 3} if control else {}
+        above.plot(2**octaves, mean, color=colour_of(family), label=family, linewidth=1.8, **style)
         above.fill_between(2**octaves, mean - half, mean + half, color=colour_of(family), alpha=0.15, linewidth=0)
     above.set_ylabel("test accuracy in %, mean of the categories")
     above.grid(linewidth=0.3)
+    above.set_xlim(2 ** (octaves[0] - 0.2), 2 ** (octaves[-1] + 0.2))
     above.legend(frameon=False, loc="lower right")
     _draw_classes(below, texts.counts[0])
     bands = "one standard deviation over the seeds" if plan.seeds > 1 else "the standard error over the categories"
@@ -66,7 +70,7 @@ def draw(plan: demo.Plan, texts: demo.Texts, results: list[demo.Result], path: P
 
 
 def _draw_classes(axis: Any, counts: Tensor) -> None:
-    ends = [2.0 ** (k / 2) for k in range(int(2 * counts.max().double().log2()) + 2)]  # half octaves
+    ends = [2**k for k in range(int(counts.max()).bit_length() + 1)]
     axis.hist(counts.tolist(), bins=ends, color="lightgrey", edgecolor="white")
     axis.set_ylabel("categories")
     axis.set_xlabel("training texts of a category (log axis)")

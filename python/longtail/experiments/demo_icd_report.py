@@ -37,7 +37,7 @@ def print_report(plan: demo.Plan, texts: demo.Texts, results: list[demo.Result],
     for result in results:
         cells = (mean_and_spread([getattr(s, group) for s in result.scores]) for group in accuracies)
         fused, plain = result.cost.time
-        times = (f"{steps * fused:.2g}", f"{steps * plain:.2g}", f"{plain / fused:.1f}")
+        times = (f"{steps * fused:.2f}", f"{steps * plain:.2f}", f"{plain / fused:.1f}")
         memory = (_megabytes(result.cost.fused_bytes), _megabytes(result.cost.plain_bytes))
         lines.append((demo.LOSSES[result.loss].family, *cells, *times, *memory))
     title = (
@@ -111,6 +111,6 @@ def _of_accuracy(results: Sequence[demo.Result], group: str, name: str) -> str:
 
 def _against_spread(points: float, over_the_seeds: float) -> str:
     if math.isnan(over_the_seeds):
-        return "in a single seed, which has no spread."
+        return "in a single seed."
     compared = "more" if points > over_the_seeds else "not more"
-    return f"which is {compared} than the larger spread of the two over the seeds ({over_the_seeds:.1f})."
+    return f"{compared} than the spread over the seeds ({over_the_seeds:.1f})."

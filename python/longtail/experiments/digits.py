@@ -1,9 +1,9 @@
 """Long-tailed handwritten digits: every method against cross-entropy, over imbalance factors and seeds.
 
-The data are scikit-learn's 1797 images of 8 x 8 pixels, cut as in :mod:`.demo_digits`: a seed draws 50 test images of each
-class and a long-tailed training subset of the rest. All methods of a seed see the same images in the same order and
-start from the same weights. Learning rate, epochs and weight decay are the same for all of them; they were chosen for
-cross-entropy alone, on seeds that the results do not use (``TUNING_SEEDS``).
+The data are scikit-learn's 1797 images of 8 x 8 pixels, cut as in :mod:`.demo_digits`: a seed draws 50 test images of
+each class and a long-tailed training subset of the rest. All methods of a seed see the same images in the same order
+and start from the same weights. Learning rate, epochs and weight decay are the same for all of them; they were chosen
+for cross-entropy alone, on seeds that the results do not use (``TUNING_SEEDS``).
 """
 
 from __future__ import annotations
