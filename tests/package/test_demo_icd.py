@@ -29,8 +29,9 @@ SIZES = (40, 30, 12, 6, 3, 1)
 
 def small_corpus() -> corpus.Corpus:
     """Classes of a first letter, in two branches."""
-    texts = [(f"{letter}word number{i}", letter, f"{letter}{i}") for letter, n in zip(LETTERS, SIZES) for i in range(n)]
-    return corpus.one_label(texts, "made up", lambda label: ("early" if label < "c" else "late",))
+    each = [(letter, i) for letter, size in zip(LETTERS, SIZES, strict=True) for i in range(size)]
+    labelled = ((f"{letter}word number{i}", letter, f"{letter}{i}") for letter, i in each)
+    return corpus.one_label(labelled, "made up", lambda label: ("early" if label < "c" else "late",))
 
 
 @pytest.fixture
@@ -143,14 +144,14 @@ NAN = float("nan")
     [
         (
             [result("cross-entropy", (0.7, 0.6), (0.72, 0.6)), result("ldam-drw", (0.74, 0.605), (0.74, 0.605))],
-            "The highest balanced accuracy was that of LDAM-DRW (74.0 %), 3.0 points above cross-entropy, more than the "
-            "spread over the seeds (1.4). The highest few-shot accuracy was that of LDAM-DRW (60.5 %), 0.5 points above "
-            "cross-entropy, more than the spread over the seeds (0.0). The fused losses were 2.0 times as fast",
+            "The highest balanced accuracy was that of LDAM-DRW (74.0 %), 3.0 points above cross-entropy, more than "
+            "the spread over the seeds (1.4). The highest few-shot accuracy was that of LDAM-DRW (60.5 %), 0.5 points "
+            "above cross-entropy, more than the spread over the seeds (0.0). The fused losses were 2.0 times as fast",
         ),
         (
             [result("cross-entropy", (0.7, 0.6), (0.74, 0.7)), result("ldam-drw", (0.73, 0.6), (0.73, 0.6), ratio=0.9)],
-            "The highest balanced accuracy was that of LDAM-DRW (73.0 %), 1.0 points above cross-entropy, not more than "
-            "the spread over the seeds (2.8). No loss had a higher few-shot accuracy than cross-entropy (65.0 %). "
+            "The highest balanced accuracy was that of LDAM-DRW (73.0 %), 1.0 points above cross-entropy, not more "
+            "than the spread over the seeds (2.8). No loss had a higher few-shot accuracy than cross-entropy (65.0 %). "
             "The fused losses were 0.9 to 2.0 times as fast",
         ),
         (

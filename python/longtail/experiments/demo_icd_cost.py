@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -51,7 +50,7 @@ def measure(method: Method, paths: Paths, counts: Tensor, train_target: Tensor) 
 
     logits, target = batch(BATCH_SIZE)
     forms = [functools.partial(loss, target=target) for loss in (fused, plain)]
-    time = time_both(forms[0], forms[1], logits, TIMED_ROUNDS, 1e-9)
+    time = time_both(forms[0], forms[1], logits, TIMED_ROUNDS, 1e-5 / BATCH_SIZE)
     logits, target = batch(MEMORY_ROWS)
     return Cost(time, *(peak_bytes(loss, logits, target) for loss in (fused, plain)))
 
@@ -59,7 +58,6 @@ def measure(method: Method, paths: Paths, counts: Tensor, train_target: Tensor) 
 def peak_bytes(loss: Loss, logits: Tensor, target: Tensor) -> int | None:
     """Of forward + backward, the gradient of the logits among them."""
     logits.requires_grad_()
-    gc.collect()
     with PeakMemory(logits.device) as peak:
         torch.autograd.grad(loss(logits, target=target), logits)
     return peak.extra if logits.nbytes >= SMALLEST else None

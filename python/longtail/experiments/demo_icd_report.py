@@ -85,10 +85,10 @@ def print_end(_plan: demo.Plan, results: list[demo.Result], picture: Path | None
 def in_words(results: Sequence[demo.Result]) -> str:
     """What the figures say, also where nothing is better than cross-entropy."""
     said = [_of_accuracy(results, "balanced", "balanced accuracy"), _of_accuracy(results, "few", "few-shot accuracy")]
-    ratios = sorted(result.cost.time.plain / result.cost.time.fused for result in results)
-    speed = f"{ratios[0]:.1f}" if len(ratios) == 1 else f"{ratios[0]:.1f} to {ratios[-1]:.1f}"
+    ratios = [result.cost.time.plain / result.cost.time.fused for result in results]
+    ends = dict.fromkeys(f"{ratio:.1f}" for ratio in (min(ratios), max(ratios)))
     whose = "The fused loss was" if len(ratios) == 1 else "The fused losses were"
-    return " ".join([*filter(None, said), f"{whose} {speed} times as fast as plain PyTorch."])
+    return " ".join([*filter(None, said), f"{whose} {' to '.join(ends)} times as fast as plain PyTorch."])
 
 
 def _of_accuracy(results: Sequence[demo.Result], group: str, name: str) -> str:
