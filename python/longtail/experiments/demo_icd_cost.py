@@ -22,7 +22,7 @@ Loss: TypeAlias = Callable[..., Tensor]
 Paths: TypeAlias = "list[tuple[str, ...]] | None"
 
 BATCH_SIZE = SETTINGS["icd"].batch_size
-TIMED_ROUNDS = 60
+TIMED_ROUNDS = 40
 MEMORY_ROWS = 20 * BATCH_SIZE  # tensors so large that malloc gives each back as soon as it is freed
 
 

@@ -15,6 +15,7 @@ from .palette import colour_of
 
 BANDWIDTH = 0.5  # octaves, of the Gaussian kernel
 POINTS = 200
+MARGIN = 1.15  # left and right of the curves
 
 
 def smoothed(per_class: Tensor, counts: Tensor, octaves: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,16 +48,19 @@ def draw(plan: demo.Plan, texts: demo.Texts, results: list[demo.Result], path: P
     octaves = torch.linspace(float(counts.min()), float(counts.max()), POINTS)
     figure = plotting().figure(figsize=(11, 8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    shown = (2**octaves).tolist()
     for result in results:
         family = demo.LOSSES[result.loss].family
         mean, half = curve(result, texts.counts, octaves)
         control = demo.LOSSES[result.loss] == CROSS_ENTROPY  # dashes on top: what lies below them shows
         style: dict[str, Any] = {"linestyle": "--", "zorder": 3} if control else {}
-        above.plot(2**octaves, mean, color=colour_of(family), label=family, linewidth=1.8, **style)
-        above.fill_between(2**octaves, mean - half, mean + half, color=colour_of(family), alpha=0.15, linewidth=0)
+        above.plot(shown, mean.tolist(), color=colour_of(family), label=family, linewidth=1.8, **style)
+        above.fill_between(
+            shown, (mean - half).tolist(), (mean + half).tolist(), color=colour_of(family), alpha=0.15, linewidth=0
+        )
     above.set_ylabel("test accuracy in %, mean of the categories")
     above.grid(linewidth=0.3)
-    above.set_xlim(2 ** (octaves[0] - 0.2), 2 ** (octaves[-1] + 0.2))
+    above.set_xlim(shown[0] / MARGIN, shown[-1] * MARGIN)
     above.legend(frameon=False, loc="lower right")
     _draw_classes(below, texts.counts[0])
     bands = "one standard deviation over the seeds" if plan.seeds > 1 else "the standard error over the categories"
