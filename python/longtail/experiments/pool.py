@@ -53,13 +53,21 @@ def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: i
             yield from map(train, tasks)
         return
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_process)
     try:
         with _interrupts_ignored():
-            outcomes = pool.map(train, tasks)
-        yield from outcomes
+            futures = [pool.submit(train, task) for task in tasks]
+        for future in futures:
+            yield future.result()
+    except BaseException:
+        # Nobody waits for the rest, which would take as long as a training. (Futures that are cancelled first, too,
+        # make the pool's thread fail in some Pythons.)
+        for process in set(multiprocessing.active_children()).difference(others):
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def _prepare_process() -> None:
