@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from full_disk import full_disk
 from longtail import __main__, files
-from longtail.experiments import command, demo, demo_report, output
+from longtail.experiments import command, demo_digits, demo_digits_report, output
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,15 @@ def test_an_option_given_twice_adds_up() -> None:
     assert parse(["experiment", "digits", *factors]).imbalance_factor == [10, 20, 50]
 
 
+DIGITS = ["--data", "digits", "--seeds", "2", "--loss", "cross-entropy"]
+
+
 def small_demo(monkeypatch: pytest.MonkeyPatch, draw: Any) -> None:
     """A demo that trains nothing."""
-    scores = [demo.LongTailScores(s, s, None, s, s, s) for s in (0.5, 1.0)]  # type: ignore[arg-type]
-    results = [demo.Result("cross-entropy", scores, demo.LossTime(1e-6, 2e-6))]
-    monkeypatch.setattr(demo_report, "run_with_progress", lambda *_: results)
-    monkeypatch.setattr(demo_report, "draw", draw)
+    scores = [demo_digits.LongTailScores(s, s, None, s, s, s) for s in (0.5, 1.0)]  # type: ignore[arg-type]
+    results = [demo_digits.Result("cross-entropy", scores, demo_digits.LossTime(1e-6, 2e-6))]
+    monkeypatch.setattr(demo_digits_report, "run_with_progress", lambda *_: results)
+    monkeypatch.setattr(demo_digits_report, "draw", draw)
 
 
 def test_a_demo_without_room_for_its_picture_prints_its_table(
@@ -248,7 +251,7 @@ def test_a_demo_without_room_for_its_picture_prints_its_table(
 ) -> None:
     small_demo(monkeypatch, lambda *arguments: files.write_whole(arguments[-1] / "no folder", b""))
     with pytest.raises(SystemExit) as left:
-        __main__.main(["demo", "--seeds", "2", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
+        __main__.main(["demo", *DIGITS, "--output", str(tmp_path / "a.png")])
     assert left.value.code == 2
     printed = capsys.readouterr()
     assert "75.0±35.4" in printed.out
@@ -262,7 +265,7 @@ def test_a_demo_draws_before_it_prints(monkeypatch: pytest.MonkeyPatch, tmp_path
         raise SystemExit(1)
 
     small_demo(monkeypatch, lambda *arguments: files.write_whole(arguments[-1], b"picture"))
-    monkeypatch.setattr(demo_report, "print_report", stop)
+    monkeypatch.setattr(demo_digits_report, "print_report", stop)
     with pytest.raises(SystemExit):
-        __main__.main(["demo", "--seeds", "2", "--loss", "cross-entropy", "--output", str(tmp_path / "a.png")])
+        __main__.main(["demo", *DIGITS, "--output", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").read_bytes() == b"picture"

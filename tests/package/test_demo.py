@@ -18,7 +18,9 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main, make_parser
-from longtail.experiments import demo, demo_report
+from longtail.experiments import demo_digits as demo
+from longtail.experiments import demo_digits_report as demo_report
+from longtail.experiments.demo_parts import mean_and_spread
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LONGTAIL_BACKEND", "LONGTAIL_CPU_ISA")}
 
@@ -36,7 +38,18 @@ def command(*arguments, cwd, **environment):
 
 
 def test_demo_reports_and_draws(tmp_path):
-    options = ["--epochs", "1", "--seeds", "1", "--loss", "cross-entropy", "--output", "new/folder/small.png"]
+    options = [
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--loss",
+        "cross-entropy",
+        "--output",
+        "new/folder/small.png",
+    ]
     done = command("demo", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "100%" in done.stderr
@@ -51,7 +64,7 @@ def test_demo_reports_and_draws(tmp_path):
 def test_demo_takes_several_losses_and_another_factor(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["class-balanced-softmax-focal-complement", "logit-adjustment"]
-    options = ["--epochs", "1", "--seeds", "2", "--imbalance-factor", "10"]
+    options = ["--data", "digits", "--epochs", "1", "--seeds", "2", "--imbalance-factor", "10"]
     main(["demo", *options, "--loss", *names])
     printed = capsys.readouterr().out
     assert "imbalance factor 10" in printed
@@ -83,6 +96,10 @@ def test_demo_takes_several_losses_and_another_factor(tmp_path, monkeypatch, cap
         (f"--output {'a' * 300}.png", "a.png' cannot be written to: File name too long"),
         (f"--output {'a' * 250}.png", "a.png' cannot be written to: File name too long"),
         ("--seed-count 3", "unrecognized arguments"),
+        ("--loss ldam-drw", "argument --loss: 'ldam-drw' does not go with --data digits (choose from cross-entropy, "),
+        ("--data icd --loss class-balanced-softmax-focal", "does not go with --data icd (choose from cross-entropy, "),
+        ("--data icd --imbalance-factor 10", "argument --imbalance-factor: does not go with --data icd"),
+        ("--data mnist", "argument --data/-d: invalid choice: 'mnist' (choose from"),
     ],
 )
 def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monkeypatch, capsys):
@@ -90,7 +107,7 @@ def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monke
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
-        main(["demo", *options.split()])
+        main(["demo", "--data", "digits", *options.split()])
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err
@@ -99,7 +116,7 @@ def test_bad_options_are_explained_in_one_line(options, message, tmp_path, monke
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("subcommand", [[], ["info"], ["demo"]])
+@pytest.mark.parametrize("subcommand", [[], ["info"], ["demo", "--data", "digits"]])
 def test_missing_command_and_bad_environment(subcommand, tmp_path):
     done = command(*subcommand, cwd=tmp_path, LONGTAIL_BACKEND="abacus")
     assert done.returncode == 2
@@ -107,14 +124,15 @@ def test_missing_command_and_bad_environment(subcommand, tmp_path):
     assert ("LONGTAIL_BACKEND is 'abacus'" if subcommand else "required: {info,demo,experiment}") in done.stderr
 
 
-def test_a_missing_package_names_the_install_command(monkeypatch, capsys):
-    found = importlib.util.find_spec
-    hide = lambda name, *rest: None if name == "rich" else found(name, *rest)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hide)
+@pytest.mark.parametrize(("data", "missing"), [("digits", "rich"), ("icd", "rich, simple-icd-10-cm")])
+def test_a_missing_package_of_the_data_names_the_install_command(data, missing, monkeypatch, capsys):
+    found, hidden = importlib.util.find_spec, ("rich", "simple_icd_10_cm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else found(name, *rest))
     with pytest.raises(SystemExit) as stop:
-        main(["demo"])
+        main(["demo", "--data", data])
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "longtail demo: needs rich: pip install rich\n"
+    packages = missing.replace(",", "")
+    assert capsys.readouterr().err == f"longtail demo: needs {missing}: pip install {packages}\n"
 
 
 def test_info_names_versions_devices_and_every_backend(tmp_path):
@@ -127,7 +145,7 @@ def test_info_names_versions_devices_and_every_backend(tmp_path):
 
 
 def test_splits_are_disjoint_balanced_for_testing_and_differ_by_seed():
-    first, second = demo.load_splits(demo.Plan(["cross-entropy"], 20.0, 2, 1))
+    first, second = demo.load(demo.Plan(["cross-entropy"], 20.0, 2, 1))
     assert first.test_labels.bincount().tolist() == [demo.TEST_PER_CLASS] * demo.NUM_CLASSES
     counts = first.counts()
     assert (counts.diff() <= 0).all()
@@ -160,9 +178,9 @@ def test_groups_are_thirds_of_the_classes():
 
 
 def test_mean_and_spread():
-    assert demo_report.mean_and_spread([0.5]) == "50.0"
-    assert demo_report.mean_and_spread([0.25, 0.75]) == "50.0±35.4"
-    assert demo_report.mean_and_spread([0.5, float("nan")]) == "-"
+    assert mean_and_spread([0.5]) == "50.0"
+    assert mean_and_spread([0.25, 0.75]) == "50.0±35.4"
+    assert mean_and_spread([0.5, float("nan")]) == "-"
 
 
 def test_whiskers_end_at_0_and_100():
@@ -180,13 +198,13 @@ def interrupted(plan, after):
         if len(told) == after:
             raise KeyboardInterrupt
 
-    return demo.run(plan, demo.load_splits(plan), advance)
+    return demo.run(plan, demo.load(plan), advance)
 
 
 def test_an_interrupt_keeps_the_seeds_that_every_loss_has_finished(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo, "TIMED_ROUNDS", 2)
     plan = demo.Plan(["cross-entropy", "logit-adjustment"], 50.0, 3, 1)
-    whole = demo.run(plan, demo.load_splits(plan), lambda _: None)
+    whole = demo.run(plan, demo.load(plan), lambda _: None)
     found = interrupted(plan, after=6)
     assert [len(result.scores) for result in found] == [2, 2]
     for result, other in zip(found, whole, strict=True):
@@ -195,7 +213,7 @@ def test_an_interrupt_keeps_the_seeds_that_every_loss_has_finished(monkeypatch, 
         interrupted(plan, after=2)
     monkeypatch.setattr(demo_report, "run_with_progress", lambda *_: found)
     with pytest.raises(SystemExit) as left:
-        main(["demo", "--seeds", "3", "--loss", *plan.losses, "--output", str(tmp_path / "a.png")])
+        main(["demo", "--data", "digits", "--seeds", "3", "--loss", *plan.losses, "--output", str(tmp_path / "a.png")])
     assert left.value.code == 130
     printed = capsys.readouterr()
     assert "; 2 seeds, ± is the standard deviation" in printed.out

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main
-from longtail.experiments import comparison, demo, digits, methods, output, pool
+from longtail.experiments import comparison, demo_digits, digits, methods, output, pool
 
 COUNTS = torch.tensor([40, 20, 8, 3])
 
@@ -168,7 +168,7 @@ def test_methods_of_a_seed_have_the_same_start_data_and_order(few_methods, monke
 
 
 def test_test_images_do_not_depend_on_the_imbalance_factor():
-    a, b = demo.load_split(10.0, 4), demo.load_split(50.0, 4)
+    a, b = demo_digits.load_split(10.0, 4), demo_digits.load_split(50.0, 4)
     assert torch.equal(a.test_images, b.test_images)
     assert b.train_labels.numel() < a.train_labels.numel()
 

@@ -27,7 +27,9 @@ from longtail.experiments import (
     cifar_report,
     command,
     demo,
-    demo_report,
+    demo_digits,
+    demo_digits_report,
+    demo_icd,
     digits,
     digits_report,
     methods,
@@ -100,10 +102,10 @@ def test_the_demos_table_shows_every_number(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    plan = demo.Plan(list(demo.LOSSES), 50.0, 2, 1)
+    plan = demo_digits.Plan(list(demo_digits.LOSSES), 50.0, 2, 1)
     scores = [LongTailScores(s, s, None, s, s, s) for s in (0.81234, 1.0)]  # type: ignore[arg-type]
-    results = [demo.Result(loss, scores, demo.LossTime(123456e-6, 987654e-6)) for loss in plan.losses]
-    demo_report.print_report(plan, demo.load_splits(plan), results, "backend cpu")
+    results = [demo_digits.Result(loss, scores, demo_digits.LossTime(123456e-6, 987654e-6)) for loss in plan.losses]
+    demo_digits_report.print_report(plan, demo_digits.load(plan), results, "backend cpu")
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     words = printed.split()
@@ -203,7 +205,8 @@ def test_every_method_has_a_colour_of_its_own() -> None:
     families = {method.family for method in methods.grid()} | {method.family for method in cifar.METHODS.values()}
     counts = torch.arange(1, 9)
     objectives = {objective.name for objective in (*tokens_model.cross_entropies(), *tokens_model.variants(counts))}
-    for name in (*families, *demo.LOSSES.values(), *objectives):
+    of_icd = [method.name for method in demo_icd.LOSSES.values()]
+    for name in (*families, *demo_digits.LOSSES.values(), *of_icd, *objectives):
         palette.colour_of(name)
     assert len(set(palette.COLOURS.values())) == len(palette.COLOURS)
 
@@ -214,7 +217,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "RUNNERS", dict.fromkeys(command.RUNNERS, run))
-    monkeypatch.setattr(__main__, "run_demo", run)
+    monkeypatch.setattr(demo, "run", run)
     return None
 
 

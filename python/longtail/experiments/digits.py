@@ -1,9 +1,9 @@
 """Long-tailed handwritten digits: every method against cross-entropy, over imbalance factors and seeds.
 
-The data are scikit-learn's 1797 images of 8 x 8 pixels, cut as in :mod:`.demo`: a seed draws 50 test images of each
-class and a long-tailed training subset of the rest. All methods of a seed see the same images in the same order and
-start from the same weights. Learning rate, epochs and weight decay are the same for all of them; they were chosen for
-cross-entropy alone, on seeds that the results do not use (``TUNING_SEEDS``).
+The data are scikit-learn's 1797 images of 8 x 8 pixels, cut as in :mod:`.demo_digits`: a seed draws 50 test images of
+each class and a long-tailed training subset of the rest. All methods of a seed see the same images in the same order
+and start from the same weights. Learning rate, epochs and weight decay are the same for all of them; they were chosen
+for cross-entropy alone, on seeds that the results do not use (``TUNING_SEEDS``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..functional import cross_entropy
 from ..training.scores import scores_of_samples
-from . import demo
+from . import demo_digits
 from .comparison import add_verdicts, compared, means_and_spreads
 from .methods import CROSS_ENTROPY, Classifier, Method, MethodTraining, grid
 from .output import Advance, Row, with_provenance
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 def check(plan: Plan) -> None:
     """Raises ValueError where an imbalance factor leaves a class without training images."""
     for factor in plan.imbalance_factors:
-        demo.load_split(factor, 0)
+        demo_digits.load_split(factor, 0)
 
 
 def make_model(seed: int) -> Classifier:
@@ -83,12 +83,12 @@ def make_model(seed: int) -> Classifier:
             *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             nn.Flatten(),
         )
-        return Classifier(features, nn.Linear(32 * 2 * 2, demo.NUM_CLASSES))
+        return Classifier(features, nn.Linear(32 * 2 * 2, demo_digits.NUM_CLASSES))
 
 
 def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
     """Trains and tests one network; the learning rate rises at first, then falls along a half cosine."""
-    split = demo.load_split(task.imbalance_factor, task.seed)
+    split = demo_digits.load_split(task.imbalance_factor, task.seed)
     counts = split.counts()
     model = make_model(task.seed)
 
@@ -104,7 +104,7 @@ def train(task: Task, learning_rate: float = LEARNING_RATE) -> Outcome:
             training.step(split.train_images[batch], split.train_labels[batch])
         training.next_learning_rate()
     correct = _correct(model, split.test_images, split.test_labels)
-    scores = scores_of_samples(correct, split.test_labels, counts, *demo.group_thresholds(counts))
+    scores = scores_of_samples(correct, split.test_labels, counts, *demo_digits.group_thresholds(counts))
     correct = _correct(model, split.train_images, split.train_labels)
     return Outcome(scores.balanced, scores.few, scores.medium, scores.many, correct.float().mean().item())
 
@@ -141,8 +141,8 @@ def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
     """
     rows = []
     for factor in plan.imbalance_factors:
-        counts = demo.load_split(factor, 0).counts()
-        many, few = demo.group_thresholds(counts)
+        counts = demo_digits.load_split(factor, 0).counts()
+        many, few = demo_digits.group_thresholds(counts)
         for method in grid():
             row: Row = {
                 "experiment": "digits",

@@ -200,7 +200,7 @@ class MethodTraining:
         ]
         self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
         self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
-        self.loss = _loss_function(method, counts, tree)
+        self.loss = loss_function(method, counts, tree)
         self.retraining_start = max(1, min(round(LOS_START * epochs), epochs - 1)) if method.retraining else epochs
         self.go_on_from(0)
 
@@ -233,7 +233,8 @@ class MethodTraining:
         return loss.detach()
 
 
-def _loss_function(method: Method, counts: Tensor, tree: Hierarchy | None) -> Callable[..., Tensor]:
+def loss_function(method: Method, counts: Tensor, tree: Hierarchy | None) -> Callable[..., Tensor]:
+    """The loss of logits [N, C] and classes [N]; arguments as :class:`MethodTraining`'s."""
     if method.alpha:
         if tree is None:
             raise ValueError(f"{method.name} needs a tree of the classes, got None")

@@ -36,7 +36,7 @@ def train_all(
     """
     outcomes: dict[Any, Outcome] = {}
     try:
-        with contextlib.closing(_outcomes(tasks, train, jobs)) as finished:
+        with contextlib.closing(outcomes_of(tasks, train, jobs)) as finished:
             for task, outcome in zip(tasks, finished, strict=True):
                 outcomes[task] = outcome
                 advance(task)
@@ -46,19 +46,28 @@ def train_all(
     return outcomes
 
 
-def _outcomes(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: int) -> Generator[Outcome]:
+def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: int) -> Generator[Outcome]:
+    """As :func:`train_all`, one after the other, each as soon as it and those before it are there; to be closed."""
     if jobs == 1:
         with prepared_process():
             yield from map(train, tasks)
         return
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_process)
     try:
         with _interrupts_ignored():
-            outcomes = pool.map(train, tasks)
-        yield from outcomes
+            futures = [pool.submit(train, task) for task in tasks]
+        for future in futures:
+            yield future.result()
+    except BaseException:
+        # Nobody waits for the rest, which would take as long as a training. (Futures that are cancelled first, too,
+        # make the pool's thread fail in some Pythons.)
+        for process in set(multiprocessing.active_children()).difference(others):
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def _prepare_process() -> None:

@@ -1,15 +1,16 @@
-"""The demo's progress bar, table and picture; needs rich and matplotlib."""
+"""The progress bar, table and picture of ``demo --data digits``; needs rich and matplotlib."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from . import demo
+from ..files import one_line
+from . import demo_digits as demo
+from .demo_parts import mean_and_spread, over_seeds, spread
 from .output import origin, plotting, print_table, progress_bar, save_figure, with_provenance
 from .palette import colour_of
 
@@ -33,29 +34,21 @@ def print_report(plan: demo.Plan, splits: list[demo.Split], results: list[demo.R
     print_table(title, groups, lines, _legend(plan, splits[0].counts(), len(results[0].scores), backend))
 
 
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over the seeds; NaN for a single one."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def mean_and_spread(shares: list[float]) -> str:
-    """Percentages as "mean±spread", without the latter for a single seed; "-" for a group without classes."""
-    if any(math.isnan(share) for share in shares):
-        return "-"
-    mean = f"{100 * statistics.mean(shares):.1f}"
-    return f"{mean}±{100 * spread(shares):.1f}" if len(shares) > 1 else mean
+def print_end(_plan: demo.Plan, _results: list[demo.Result], picture: Path | None) -> None:
+    """Where the picture is."""
+    if picture:
+        print(one_line(f"Picture: accuracy per class in {picture}"))
 
 
 def _legend(plan: demo.Plan, counts: Tensor, seeds: int, backend: str) -> list[str]:
     many, few = demo.group_thresholds(counts)
     each = ", ".join(str(n) for n in counts.tolist())
-    over = "1 seed" if seeds == 1 else f"{seeds} seeds, ± is the standard deviation over them"
     return [
         f"Data: training images of the digits 0 to 9: {each} (imbalance factor {plan.imbalance_factor:g}, in whole "
         f"images); test images: {demo.TEST_PER_CLASS} of each, so that overall = balanced.",
         f"Groups: many: digits with more than {many} training images; few: with fewer than {few}; medium: the "
         "others (thirds of the classes; - where a group is empty).",
-        f"Training: {plan.epochs} epoch(s); {over}. {HYPERPARAMETERS}.",
+        f"Training: {plan.epochs} epoch(s); {over_seeds(seeds)}. {HYPERPARAMETERS}.",
         f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
         f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; at this size mostly the cost of a call.",
         f"Fused: longtail, {backend}. Plain: F.cross_entropy where torch has the loss, else longtail.reference. "
