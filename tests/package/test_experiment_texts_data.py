@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -13,7 +14,6 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 
 import small_texts
-
 from longtail.experiments.texts import corpus, debtags, features, icd, places
 
 
@@ -36,11 +36,11 @@ def test_one_label_takes_equal_texts_of_a_class_once():
     rows = [("a", "y", "g1"), ("b", "x", "g2"), ("a", "y", "g1"), ("a", "x", "g3")]
     found = corpus.one_label(rows, "here", lambda label: ["top", label.upper()])
     assert found.classes == ["x", "y"]
-    assert [(t, found.classes[c], g) for t, c, g in zip(found.texts, found.target.tolist(), found.groups, strict=True)] == [
-        ("a", "y", "g1"),
-        ("b", "x", "g2"),
-        ("a", "x", "g3"),
-    ]  # fmt: skip
+    assert list(zip(found.texts, found.target.tolist(), found.groups, strict=True)) == [
+        ("a", 1, "g1"),
+        ("b", 0, "g2"),
+        ("a", 0, "g3"),
+    ]
     assert found.paths == [("top", "X", "x"), ("top", "Y", "y")]
     assert not found.several_labels
     assert re.fullmatch("here, [0-9a-f]{16}", found.source)
@@ -203,7 +203,7 @@ def ngrams(text):
     """By hand: words of two characters and more and their pairs; two and three characters within padded words."""
     words = re.findall(r"\b\w\w+\b", text.lower())
     padded = [f" {word} " for word in text.lower().split()]
-    pairs = {" ".join(pair) for pair in zip(words, words[1:], strict=False)}
+    pairs = {" ".join(pair) for pair in itertools.pairwise(words)}
     return {*words, *pairs}, {word[i : i + n] for word in padded for n in (2, 3) for i in range(len(word) - n + 1)}
 
 

@@ -11,14 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from longtail.experiments.output import Row
-from longtail.experiments.texts import features, run, settings, training
+from longtail.experiments.texts import run, settings, training
 
 STEMS = {"A00": 40, "A01": 8, "A02": 3, "B00": 2, "B01": 2, "C00": 1}
 """Of each category: how many five-character stems of codes it has, three texts each."""
 BLOCKS = {"A0": ("A00-A09", "1"), "B0": ("B00-B09", "1"), "C0": ("C00-C09", "2")}
 """Of each category's first characters: its ancestors, from below."""
-NUMBERS = "nought one two three four five six seven eight nine".split()
+NUMBERS = ["nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def small_setting(name: str, **changes: Any) -> settings.Setting:
