@@ -168,7 +168,7 @@ def _draw_differences(axis: Any, rows: Sequence[Row], methods: list[str], metric
     axis.axvline(0, color="black", linewidth=0.8)
     for i in range(0, len(methods), 2):
         axis.axhspan(i - 0.5, i + 0.5, color="whitesmoke", zorder=0)
-    control = PERCENT * _number(next(row for row in rows if row["method"] == _control(rows)), f"{metric}_mean")
+    control = PERCENT * _number({row["method"]: row for row in rows}[_control(rows)], f"{metric}_mean")
     for row in rows:
         if row["method"] == _control(rows):
             continue
