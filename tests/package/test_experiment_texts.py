@@ -92,6 +92,21 @@ def test_the_learning_rate_falls_in_a_line_to_nothing():
     assert [rate(step) for step in (0, 3, 12, 13)] == pytest.approx([0.4, 0.3, 0, 0])
 
 
+def test_a_training_follows_the_line_to_its_last_step(plan, monkeypatch):
+    seen, step = [], model.SparseAndDenseAdam.step
+
+    def recorded(self, *given):
+        seen.append({group["lr"] for part in self.parts for group in part.param_groups})
+        return step(self, *given)
+
+    monkeypatch.setattr(model.SparseAndDenseAdam, "step", recorded)
+    task = plan.task(0, plan.methods[0])._replace(epochs=2)
+    TRAINED[plan.experiment].train(task)
+    steps = training.steps_of(task, training.cut(task).split.train.numel())
+    expected = [task.setting.learning_rate * (1 - i / steps) for i in range(steps)]
+    assert [rate for (rate,) in seen] == pytest.approx(expected)
+
+
 def by_bins(confidence, correct, bins=15):
     """Guo et al. 2017, eq. 3: B_m has the samples whose confidence is in ((m - 1) / M, m / M]."""
     error, n = 0.0, len(confidence)
