@@ -53,11 +53,12 @@ def test_models_of_a_seed_are_the_same_and_leave_other_randomness_alone():
 
 
 def test_both_parts_are_adam_and_follow_the_schedule():
-    """A dense twin by torch.optim.Adam: the same, up to epsilon, as long as every batch touches every n-gram."""
+    """A dense twin by torch.optim.Adam: the same, up to epsilon, while batches touch every n-gram."""
+    # No weight decay: nobody asks for it.
     made = model.make_model(3, 4, 2, seed=0)
     twin = copy.deepcopy(made)
     twin.features.embedding.sparse = False
-    pairs = [(made, model.adam_of(made)([{"params": [*made.parameters()], "weight_decay": 0.0}]))]
+    pairs = [(made, model.adam_of(made)([{"params": [*made.parameters()]}]))]
     pairs.append((twin, torch.optim.Adam(twin.parameters(), lr=1.0)))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 / (1 + step)) for _, optimizer in pairs]
     for _ in range(4):
@@ -68,12 +69,12 @@ def test_both_parts_are_adam_and_follow_the_schedule():
             optimizer.step()
             schedule.step()
     for (name, found), expected in zip(made.state_dict().items(), twin.state_dict().values(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3, msg=name)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-4, msg=name)
 
 
 def test_n_grams_that_a_batch_lacks_stay_where_they_are():
     made = model.make_model(4, 4, 2, seed=0)
-    optimizer = model.adam_of(made)([{"params": [*made.parameters()], "weight_decay": 0.0}])
+    optimizer = model.adam_of(made)([{"params": [*made.parameters()]}])
     before = made.features.embedding.weight.detach().clone()
     for ids in ([0, 1], [1, 2]):
         optimizer.zero_grad()
