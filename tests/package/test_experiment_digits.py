@@ -273,7 +273,7 @@ def test_a_single_seed_is_reported_without_a_test(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "required: {digits,tokens,cifar,redraw}"),
+        ("", "required: {digits,tokens,cifar,icd,debtags,places,growth,redraw}"),
         ("digits --seeds 0", "'0' is not a whole number"),
         ("digits --imbalance-factor 1000", "imbalance_factor is 1000, expected at most 12"),
         ("digits --imbalance-factor 1e308", "imbalance_factor is 1e+308, expected at most 12"),

@@ -21,6 +21,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+import small_texts
 from longtail import __main__
 from longtail.experiments import (
     cifar,
@@ -38,6 +39,8 @@ from longtail.experiments import (
     tokens_model,
     tokens_report,
 )
+from longtail.experiments.texts import label_methods, run
+from longtail.experiments.texts import report as texts_report
 from longtail.training import LongTailScores
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
@@ -70,7 +73,7 @@ def cells_of(report: ModuleType, rows: list[Any], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["digits", "tokens", "cifar"])
+@pytest.mark.parametrize("name", ["digits", "tokens", "cifar", "icd", "debtags"])
 def test_reports_show_every_number(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +81,8 @@ def test_reports_show_every_number(
         "digits": (digits_report, lambda: committed("digits")),
         "tokens": (tokens_report, lambda: committed("tokens")),
         "cifar": (cifar_report, cifar_rows),
+        "icd": (texts_report, lambda: small_texts.rows_of("icd")),
+        "debtags": (texts_report, lambda: small_texts.rows_of("debtags")),
     }[name]
     monkeypatch.setenv("COLUMNS", str(width))
     made: Any = rows()
@@ -155,11 +160,13 @@ def test_a_factor_of_one_has_no_rare_classes(
     assert "nan" not in (tmp_path / "experiment_digits.csv").read_text()
 
 
-@pytest.mark.parametrize("name", ["digits", "tokens", "cifar"])
+@pytest.mark.parametrize("name", ["digits", "tokens", "cifar", "icd", "debtags"])
 def test_a_csv_is_drawn_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"experiment_{name}.csv"
     if name == "cifar":
         output.write_csv(cifar_rows(), path)
+    elif name in run.KINDS:
+        output.write_csv(small_texts.rows_of(name), path)
     else:
         path.write_bytes((RESULTS / path.name).read_bytes())
     before = path.read_bytes()
@@ -179,9 +186,10 @@ def test_a_csv_is_drawn_again(name: str, tmp_path: Path, capsys: pytest.CaptureF
         ("", "has no rows"),
         ("experiment,method\ndigits\n", "rows of different lengths"),
         ("experiment,method\ndigits,a,b\n", "rows of different lengths"),
-        ("method\na\n", "'None' is no experiment, expected one of digits, tokens, cifar"),
+        ("method\na\n", "'None' is no experiment, expected one of digits, tokens, cifar, icd, debtags, places"),
         ("experiment\nmnist\n", "'mnist' is no experiment"),
         ("experiment,method\ndigits,a\n", "'imbalance_factor'"),
+        ("experiment,method\nicd,a\n", "no CSV of a whole run"),
         ("incomplete,experiment\n3 of 6 networks,digits\n", "it is of a run that was interrupted: 3 of 6 networks"),
     ],
 )
@@ -202,13 +210,14 @@ def test_no_other_csv_is_drawn(
 
 
 def test_every_method_has_a_colour_of_its_own() -> None:
-    families = {method.family for method in methods.grid()} | {method.family for method in cifar.METHODS.values()}
+    chosen = (*methods.grid(), *methods.selection(), methods.HIERARCHICAL, *cifar.METHODS.values())
+    families = {method.family for method in chosen} | {method.name for method in label_methods.label_methods()}
     counts = torch.arange(1, 9)
     objectives = {objective.name for objective in (*tokens_model.cross_entropies(), *tokens_model.variants(counts))}
     of_icd = [method.name for method in demo_icd.LOSSES.values()]
-    for name in (*families, *demo_digits.LOSSES.values(), *of_icd, *objectives):
-        palette.colour_of(name)
+    used = {palette.colour_of(name) for name in (*families, *demo_digits.LOSSES.values(), *of_icd, *objectives)}
     assert len(set(palette.COLOURS.values())) == len(palette.COLOURS)
+    assert used == {*palette.COLOURS.values()}
 
 
 @pytest.fixture
@@ -228,6 +237,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("demo", "longtail demo: interrupted\n"),
         ("experiment digits", "longtail experiment digits: interrupted: no result is kept\n"),
         ("experiment tokens", "longtail experiment tokens: interrupted: no result is kept\n"),
+        ("experiment debtags", "longtail experiment debtags: interrupted: no result is kept\n"),
         (
             "experiment cifar --data .",
             "longtail experiment cifar: interrupted: its checkpoints are kept, the same command goes on from them\n",

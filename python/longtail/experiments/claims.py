@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .comparison import verdict
-from .output import Row, print_table
+from .output import Row, print_table, text_of
 from .statistics import holm, paired_comparison
 
 
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 def findings(rows: Sequence[Row], metric: str) -> list[Finding]:
     """Of the claims whose methods are among the rows of one setting."""
-    by_seed = {row["method"]: [float(x) for x in str(row[f"{metric}_by_seed"] or "").split()] for row in rows}
+    by_seed = {row["method"]: [float(x) for x in text_of(row[f"{metric}_by_seed"]).split()] for row in rows}
     claims = [claim for claim in CLAIMS if by_seed.get(claim.better) and by_seed.get(claim.than)]
     found = [paired_comparison(by_seed[claim.better], by_seed[claim.than]) for claim in claims]
     corrected = holm([comparison.p for comparison in found])

@@ -26,7 +26,7 @@ def load(file: Path | None = None) -> Corpus:
     text = (read_whole(file) if file else _available()).decode("utf-8", "replace")
     packages = []
     for fields in map(_fields, text.split("\n\n")):
-        tags = sorted({tag.strip() for tag in re.sub(r"\s", " ", fields.get("Tag", "")).split(",")} - {""})
+        tags = sorted({tag.strip() for tag in fields.get("Tag", "").split(",")} - {""})
         if tags:
             name = fields.get("Package", "")
             source = fields.get("Source", name).split(" ")[0]

@@ -33,7 +33,6 @@ class HashedTexts:
                 analyzer=kind.analyzer,
                 ngram_range=(kind.shortest, kind.longest),
                 n_features=kind.buckets,
-                binary=True,
                 norm=None,
                 alternate_sign=False,
             ).transform(texts)

@@ -22,7 +22,7 @@ from ...functional import (
 from ..methods import BETAS
 
 LabelLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Of logits [N, C] and labels [N, C], bool."""
+"""Of logits and labels, 0 and 1, [N, C] each."""
 
 
 class LabelMethod(NamedTuple):

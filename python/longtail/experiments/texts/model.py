@@ -52,7 +52,7 @@ class SparseAndDenseAdam(Optimizer):
         dense = [{**group, "params": [p for p in group["params"] if p is not sparse]} for group in groups]
         self.parts: tuple[Optimizer, ...] = (
             torch.optim.SparseAdam([sparse], lr=1.0),
-            torch.optim.AdamW([group for group in dense if group["params"]], lr=1.0),
+            torch.optim.AdamW([group for group in dense if group["params"]], lr=1.0, weight_decay=0.0),
         )
         # The parts' own groups, so that a schedule reaches them.
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": 1.0})

@@ -16,7 +16,6 @@ from .training import Cut, Outcome, Task, cut, in_batches, linear_decay, steps_o
 
 CONTROL = CROSS_ENTROPY
 TESTED = ("balanced", "few")
-METRICS = ("balanced", "few", "medium", "many", "overall", "calibration_error", "train")
 
 TRAIN_TEXTS = 20_000
 """So many training texts, evenly spaced, tell how well the model fits them."""

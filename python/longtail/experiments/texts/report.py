@@ -9,9 +9,9 @@ from typing import Any
 
 from ..claims import print_claims
 from ..comparison import LEVEL
-from ..output import Row, origin, plotting, print_notes, print_table, save_figure
+from ..output import Row, origin, plotting, print_notes, print_table, save_figure, text_of
 from ..palette import colour_of
-from . import run
+from . import run, several_labels
 from .corpus import FEW, MANY
 from .settings import SETTINGS
 
@@ -119,21 +119,24 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"test texts in seed 0; the largest class has {first['largest']}, {first['many_classes']} have more than "
         f"{MANY} (many), {first['few_classes']} fewer than {FEW} (few).",
         f"± is the standard deviation over {first['seeds']} seeds; a seed draws the test texts, the first weights and "
-        "the order, the same for every method. Texts that are alike are all in training or all in the test.",
+        "the order, the same for every method. Texts of a group (a stem, a place's names, a source "
+        "package) are all in training or all in the test; the same text may stand in both under other labels.",
         f"difference: to {control}, mean over the seeds. p: paired t-test, two-sided, after Holm's correction for all "
         f"{len(rows) - 1} comparisons of a metric; better or worse below {LEVEL}, else '-'. Seeds draw from the same "
         "texts: the tests speak of these data and this model.",
         f"Model: mean of the vectors (width {first['width']}) of a text's hashed n-grams, and a linear layer. "
         f"{first['epochs']} epochs, batches of {first['batch_size']}, Adam, learning rate {first['learning_rate']:g} "
         f"falling in a line to 0: the same for every method, chosen for {control} alone on other seeds. Losses keep "
-        "their published hyperparameters.",
+        "published hyperparameters.",
         "ECE: expected calibration error, 15 bins, on the test texts as frequent as they are; losses that balance the "
         "classes pay in it. many, medium, few: means over the classes with so many training texts.",
     ]
     if several:
         lines.append(
             "mAP: mean of the average precisions of the labels. F1: of all decisions, macro: mean over the labels; "
-            "a label is predicted where its logit is above 0. ECE: of all probabilities; ZLPR and two-way have none."
+            "a label is predicted where its logit is above 0; two-way only ranks, and is its half over rows. "
+            "ECE: of all probabilities; ZLPR and two-way have none. The linear layer has a weight decay of "
+            f"{several_labels.WEIGHT_DECAY:g}."
         )
     else:
         lines.append("Decision: the largest raw logit, for every method but the post-hoc adjustment.")
@@ -168,7 +171,7 @@ def _draw_differences(axis: Any, rows: Sequence[Row], methods: list[str], metric
     axis.axvline(0, color="black", linewidth=0.8)
     for i in range(0, len(methods), 2):
         axis.axhspan(i - 0.5, i + 0.5, color="whitesmoke", zorder=0)
-    control = PERCENT * _number(next(row for row in rows if row["method"] == _control(rows)), f"{metric}_mean")
+    control = PERCENT * _number({row["method"]: row for row in rows}[_control(rows)], f"{metric}_mean")
     for row in rows:
         if row["method"] == _control(rows):
             continue
@@ -187,11 +190,13 @@ def _draw_differences(axis: Any, rows: Sequence[Row], methods: list[str], metric
 
 
 def _draw_by_count(axis: Any, rows: Sequence[Row]) -> None:
+    several = "mean_average_precision_mean" in rows[0]
+    drawn = DRAWN["several" if several else "one"]
     for row in rows:
-        if row["method"] not in (*DRAWN["one"], *DRAWN["several"]):
+        if row["method"] not in drawn:
             continue
         counts, means, deviations = (
-            [float(value) for value in str(row[f"octave{name}"] or "").split()] for name in ("s", "_means", "_stds")
+            [float(value) for value in text_of(row[f"octave{name}"]).split()] for name in ("s", "_means", "_stds")
         )
         percent, colour = [PERCENT * mean for mean in means], colour_of(str(row["method"]))
         axis.plot(counts, percent, "o-", markersize=3, color=colour, label=str(row["method"]))
@@ -202,7 +207,6 @@ def _draw_by_count(axis: Any, rows: Sequence[Row]) -> None:
             axis.fill_between(counts, below, above, color=colour, alpha=0.12, linewidth=0)
     axis.set_xscale("log", base=2)
     axis.set_xlabel("training texts of a class, at least (log axis)")
-    several = "mean_average_precision_mean" in rows[0]
     axis.set_ylabel("mean average precision in %" if several else "mean accuracy in %")
     axis.grid(linewidth=0.3)
     axis.legend(fontsize=8, frameon=False)

@@ -48,11 +48,16 @@ def make_plan(
     """Of the options that were given.
 
     Raises:
-        ValueError, OSError: the data cannot be read.
+        ValueError: the data are too few: see :func:`.training.cut`.
+        OSError: they cannot be read.
     """
     corpus = load(experiment, quick, file).corpus
     epochs = epochs or (1 if quick else SETTINGS[experiment].epochs)
-    return Plan(experiment, KINDS[experiment].methods(corpus), seeds or (2 if quick else 5), epochs, jobs, quick, file)
+    methods = KINDS[experiment].methods(corpus)
+    plan = Plan(experiment, methods, seeds or (2 if quick else 5), epochs, jobs, quick, file)
+    for seed in range(plan.seeds):
+        cut(plan.task(seed, methods[0]))
+    return plan
 
 
 def run(plan: Plan, advance: Advance) -> dict[Task, Outcome]:

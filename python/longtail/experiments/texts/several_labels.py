@@ -17,7 +17,7 @@ from .training import Cut, Outcome, Task, cut, in_batches, linear_decay, steps_o
 
 CONTROL = BINARY
 TESTED = ("mean_average_precision", "few")
-METRICS = ("mean_average_precision", "few", "medium", "many", "f1", "macro_f1", "calibration_error")
+WEIGHT_DECAY = 0.01  # of the linear layer
 
 
 def methods(_: Corpus) -> list[LabelMethod]:
@@ -31,7 +31,7 @@ def train(task: Task) -> Outcome:
     model = make_model(of_seed.data.texts.buckets, setting.width, len(corpus.classes), task.seed)
     if task.method.start:
         init_sigmoid_bias_(model.head)
-    optimizer = adam_of(model)([{"params": [*model.parameters()]}])
+    optimizer = adam_of(model)([{"params": [*model.parameters()], "weight_decay": WEIGHT_DECAY}])
     rate = linear_decay(setting.learning_rate, steps_of(task, rows.numel()))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     loss = task.method.make_loss(of_seed.counts, rows.numel())

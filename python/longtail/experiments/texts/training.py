@@ -69,11 +69,26 @@ class Cut(NamedTuple):
 
 
 def cut(task: Task) -> Cut:
+    """The data of a task's seed.
+
+    Raises:
+        ValueError: nothing is left to test on, there is one class, or every training text has some label.
+    """
     data = load(task.experiment, task.quick, task.file)
     corpus = data.corpus
     found = split(corpus, task.setting.held_out, task.seed)
+    train, test, classes = found.train.numel(), found.test.numel(), len(corpus.classes)
+    if not (train and test and classes > 1):
+        raise ValueError(
+            f"the data have {train} training and {test} test texts of {classes} classes, expected some of both, of "
+            "at least 2 classes"
+        )
     target = corpus.target[found.train]
-    return Cut(data, found, target.sum(0) if corpus.several_labels else class_counts(target, len(corpus.classes)))
+    counts = target.sum(0) if corpus.several_labels else class_counts(target, classes)
+    if int(counts.max()) == train:
+        everywhere = corpus.classes[int(counts.argmax())]
+        raise ValueError(f"all {train} training texts have the label {everywhere!r}, expected some without")
+    return Cut(data, found, counts)
 
 
 def steps_of(task: Task, samples: int) -> int:
