@@ -12,7 +12,7 @@ from .cifar_data import DATASETS
 from .command_line import Parser, existing_file, existing_folder, imbalance_factor, output_folder, positive_int, seed
 from .output import Interrupted, Row, number_text, read_csv, require_packages, write_csv
 from .runners import RUNNERS, report_of
-from .texts.settings import SETTINGS
+from .texts.settings import GROWTH_EPOCHS, SETTINGS
 
 QUICK = "a small run, only to see that everything works: its figures mean nothing"
 IMBALANCE_FACTOR = "imbalance factor: training images of the largest class over those of the smallest, at least 1"
@@ -99,7 +99,7 @@ def _add_growth(names: Any) -> None:
         *(names, "growth", "how the benefit grows: quality by imbalance; speed and memory by number of classes"),
         "the models that were finished are kept in experiment_growth_incomplete.csv, without any test.",
     )
-    _trainings(parser, "texts", "5", f"{SETTINGS['icd'].epochs}, with --quick 1")
+    _trainings(parser, "texts", "5", f"{GROWTH_EPOCHS}, with --quick 1")
 
 
 def _add_tokens(names: Any) -> None:

@@ -24,7 +24,7 @@ from ..output import Advance, Interrupted, Row, Value, with_provenance
 from ..pool import train_all
 from . import growth_speed, one_label
 from .corpus import FEW, MANY, Split
-from .settings import SETTINGS
+from .settings import GROWTH_EPOCHS, SETTINGS
 from .training import Cut, Data, Task, cut
 
 EXPERIMENT = "icd"
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     """What to run."""
 
     seeds: int = 5
-    epochs: int = SETTINGS[EXPERIMENT].epochs
+    epochs: int = GROWTH_EPOCHS
     jobs: int = 2
     factors: tuple[float | None, ...] = (*FACTORS, None)
     classes: tuple[int, ...] = growth_speed.CLASSES
