@@ -33,9 +33,10 @@ STEPS = {
 }
 
 
-def table(page: str, start: str) -> Iterator[tuple[str, list[float]]]:
-    """What each row of a table is about, and the numbers in it."""
+def table(page: str, start: str, after: str = "") -> Iterator[tuple[str, list[float]]]:
+    """What each row of a table is about, and the numbers in it; of the first such table after some text."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = text[text.index(after) :]
     lines = text[text.index(start) :].split("\n\n")[0].splitlines()[2:]
     assert len(lines) > 2
     for line in lines:
@@ -138,6 +139,27 @@ def test_accuracies_of_the_digits() -> None:
         at = {factor: row("experiment_digits", method=name, imbalance_factor=factor) for factor in (10, 50)}
         cells = [(10, "balanced"), (50, "balanced"), (50, "few")]
         check(name, stated, [round(100 * float(at[f][f"{kind}_{x}"]), 1) for f, kind in cells for x in ("mean", "std")])
+
+
+@pytest.mark.parametrize(("name", "classes"), [("icd", "1,918"), ("places", "3,875")])
+def test_accuracies_of_the_texts(name: str, classes: str) -> None:
+    columns = [f"{metric}_{x}" for metric in ("balanced", "few") for x in ("mean", "std")]
+    columns += ["many_mean", "overall_mean", "calibration_error_mean"]
+    shown = list(table("evidence.md", "| method | balanced | few-shot classes |", after=f": {classes} classes"))
+    check_texts(name, shown, columns)
+
+
+def test_precisions_of_the_tags() -> None:
+    columns = [f"{metric}_{x}" for metric in ("mean_average_precision", "few") for x in ("mean", "std")]
+    columns += ["many_mean", "f1_mean", "macro_f1_mean", "calibration_error_mean"]
+    check_texts("debtags", list(table("evidence.md", "| method | mAP |")), columns)
+
+
+def check_texts(name: str, shown: list[tuple[str, list[float]]], columns: list[str]) -> None:
+    rows = results.read(results.FOLDER / f"experiment_{name}.csv")
+    for (method, stated), measured in zip(shown, rows, strict=True):
+        assert method == measured["method"]
+        check(method, stated, [round(100 * float(measured[column]), 1) for column in columns if measured[column]])
 
 
 def test_perplexities_of_the_tokens() -> None:

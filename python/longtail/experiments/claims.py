@@ -58,8 +58,9 @@ def findings(rows: Sequence[Row], metric: str) -> list[Finding]:
 
 def print_claims(title: str, rows: Sequence[Row], metric: str) -> None:
     """A table of the claims that can be tested on the rows of one setting."""
-    groups = (("claim",), ("difference", "p", "outcome"), ("source",))
-    print_table(title, groups, map(_cells, findings(rows, metric)))
+    groups, found = (("claim",), ("difference", "p", "outcome"), ("source",)), findings(rows, metric)
+    note = f"difference: of the first to the second, in points; p: Holm's correction takes these {len(found)} claims."
+    print_table(title, groups, map(_cells, found), [note])
 
 
 def _cells(finding: Finding) -> list[str]:

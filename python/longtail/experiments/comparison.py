@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .output import Row
+from .output import Row, number_of
 from .statistics import holm, mean_and_std, paired_comparison
 
 LEVEL = 0.05
@@ -40,6 +40,6 @@ def add_verdicts(rows: Sequence[Row], metrics: Sequence[str], control: str) -> N
     """Holm's correction takes all comparisons of a metric, of all these rows, as one family."""
     others = [row for row in rows if row["method"] != control]
     for metric in metrics:
-        for row, p in zip(others, holm([float(row[f"{metric}_p"] or 0) for row in others]), strict=True):
+        for row, p in zip(others, holm([number_of(row, f"{metric}_p") for row in others]), strict=True):
             row[f"{metric}_p_holm"] = p
-            row[f"{metric}_verdict"] = verdict(float(row[f"{metric}_difference"] or 0), p)
+            row[f"{metric}_verdict"] = verdict(number_of(row, f"{metric}_difference"), p)

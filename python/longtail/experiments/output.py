@@ -103,6 +103,12 @@ def text_of(value: Value, digits: int = 6) -> str:
     return "" if value is None else str(value)
 
 
+def number_of(row: Mapping[str, Value], name: str) -> float:
+    """A number of a row; NaN where there is none."""
+    value = row[name]
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
 def number_text(value: float) -> str:
     """A number in the name of a file: different numbers have different names."""
     return repr(value).removesuffix(".0")

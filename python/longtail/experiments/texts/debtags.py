@@ -30,7 +30,8 @@ def load(file: Path | None = None) -> Corpus:
         if tags:
             name = fields.get("Package", "")
             source = fields.get("Source", name).split(" ")[0]
-            packages.append((f"{name} {fields.get('Description', '')}", tags, source))
+            summary = fields.get("Description", "").partition("\n")[0]
+            packages.append((f"{name} {summary}", tags, source))
     if not packages:
         place = repr(str(file)) if file else f"the output of {' '.join(COMMAND)} (apt-get update fetches what it shows)"
         raise ValueError(f"{place} has no package with a Tag field")

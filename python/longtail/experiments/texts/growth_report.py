@@ -9,7 +9,7 @@ from typing import Any
 
 from ..comparison import LEVEL
 from ..methods import CROSS_ENTROPY
-from ..output import Row, origin, plotting, print_notes, print_table, save_figure
+from ..output import Row, number_of, origin, plotting, print_notes, print_table, save_figure
 from ..palette import colour_of
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from . import growth, growth_speed
@@ -19,11 +19,6 @@ NAMES = {"balanced": "balanced accuracy", "rarest_third": "rarest third"}
 CONTROL = CROSS_ENTROPY.name
 DASHED, MARKERS = "--", ("o", "s")
 """Lines of plain PyTorch; marks of the two fused implementations."""
-
-
-def _number(row: Row, name: str) -> float:
-    value = row[name]
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -78,9 +73,9 @@ def _factor_name(factor: Any) -> str:
 def _quality_cells(row: Row) -> list[str]:
     cells = [str(row["method"])]
     for metric in NAMES:
-        mean, std = (PERCENT * _number(row, f"{metric}_{name}") for name in ("mean", "std"))
-        difference, width = (PERCENT * _number(row, f"{metric}_{name}") for name in ("difference", "half_width"))
-        p, said = _number(row, f"{metric}_p_holm"), str(row[f"{metric}_verdict"] or "")
+        mean, std = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("mean", "std"))
+        difference, width = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("difference", "half_width"))
+        p, said = number_of(row, f"{metric}_p_holm"), str(row[f"{metric}_verdict"] or "")
         cells += [
             f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}",
             "" if difference != difference else f"{difference:+.1f}",
@@ -88,7 +83,7 @@ def _quality_cells(row: Row) -> list[str]:
             "" if p != p else f"{p:.2g}",
             "-" if said == "no difference shown" else said,
         ]
-    return [*cells, f"{PERCENT * _number(row, 'train_mean'):.1f}"]
+    return [*cells, f"{PERCENT * number_of(row, 'train_mean'):.1f}"]
 
 
 def quality_notes(quality: Sequence[Row]) -> list[str]:
@@ -126,18 +121,18 @@ def _short(row: Row) -> str:
 
 
 def _speed_cells(row: Row, plain: Row) -> list[str]:
-    peak, plain_peak = _number(row, "peak_extra_MB"), _number(plain, "peak_extra_MB")
+    peak, plain_peak = number_of(row, "peak_extra_MB"), number_of(plain, "peak_extra_MB")
     share = peak / plain_peak if plain_peak else math.nan
     return [
         _short(row),
         str(row["classes"]),
         str(row["implementation"]),
-        f"{_number(row, 'step_ms'):.3g}",
-        f"{_number(plain, 'step_ms') / _number(row, 'step_ms'):.2f}",
-        f"{_number(row, 'optimizer_ms'):.3g}",
+        f"{number_of(row, 'step_ms'):.3g}",
+        f"{number_of(plain, 'step_ms') / number_of(row, 'step_ms'):.2f}",
+        f"{number_of(row, 'optimizer_ms'):.3g}",
         "" if peak != peak else f"{peak:.0f}",
         "" if share != share else f"{share:.2f}",
-        f"{max(_number(row, 'loss_difference'), _number(row, 'gradient_difference')):.1e}",
+        f"{max(number_of(row, 'loss_difference'), number_of(row, 'gradient_difference')):.1e}",
     ]
 
 
@@ -172,7 +167,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         _draw_by_classes(axis, speed, column, label)
     for axis, columns in ((axes[0], 2), (axes[1], 1)):
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
-    first, totals = quality[0], [int(_number(row, "train_texts")) for row in quality if row["method"] == CONTROL]
+    first, totals = quality[0], [int(number_of(row, "train_texts")) for row in quality if row["method"] == CONTROL]
     figure.suptitle(
         f"Left: diagnoses (ICD-10-CM), the {first['classes']} classes with at least {growth.LEAST} training texts, cut "
         f"to an exponential profile ({min(totals)} to {max(totals)} texts, 'as it is' the most): mean difference to "
@@ -193,8 +188,8 @@ def _draw_quality(axis: Any, quality: Sequence[Row]) -> None:
     for i, method in enumerate(methods):
         of_method = [row for row in quality if row["method"] == method]
         places = [k + 0.1 * (i - (len(methods) - 1) / 2) for k in range(len(names))]
-        differences = [PERCENT * _number(row, "balanced_difference") for row in of_method]
-        widths = [PERCENT * _number(row, "balanced_half_width") for row in of_method]
+        differences = [PERCENT * number_of(row, "balanced_difference") for row in of_method]
+        widths = [PERCENT * number_of(row, "balanced_half_width") for row in of_method]
         colour = colour_of(method)
         cut = sum(not isinstance(factor, str) for factor in groups)  # no line leads to what is no factor
         axis.plot(places[:cut], differences[:cut], color=colour, linewidth=1, label=method)
@@ -219,8 +214,8 @@ def _draw_by_classes(axis: Any, speed: Sequence[Row], column: str, label: str) -
         for i, name in enumerate(names):
             found = [row for row in speed if (row["loss"], row["implementation"]) == (loss, name)]
             axis.plot(
-                [_number(row, "classes") for row in found],
-                [_number(row, column) for row in found],
+                [number_of(row, "classes") for row in found],
+                [number_of(row, column) for row in found],
                 DASHED if i == 0 else "-",
                 color=colour_of(str(loss)),
                 marker="x" if i == 0 else MARKERS[i - 1],

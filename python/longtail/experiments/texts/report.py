@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..claims import print_claims
 from ..comparison import LEVEL
-from ..output import Row, origin, plotting, print_notes, print_table, save_figure, text_of
+from ..output import Row, number_of, origin, plotting, print_notes, print_table, save_figure, text_of
 from ..palette import colour_of
 from . import run, several_labels
 from .corpus import FEW, MANY
@@ -51,11 +50,6 @@ def _metrics(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return list(kind.TESTED), others
 
 
-def _number(row: Row, name: str) -> float:
-    value = row[name]
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
 def _control(rows: Sequence[Row]) -> str:
     return str(run.KINDS[str(rows[0]["experiment"])].CONTROL.name)
 
@@ -81,9 +75,9 @@ def print_report(rows: Sequence[Row]) -> None:
 def _cells(row: Row, tested: Sequence[str], others: Sequence[str]) -> list[str]:
     cells = [str(row["method"])]
     for metric in tested:
-        mean, std = (PERCENT * _number(row, f"{metric}_{name}") for name in ("mean", "std"))
+        mean, std = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("mean", "std"))
         cells.append("-" if mean != mean else f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}")
-        difference, p = (_number(row, f"{metric}_{name}") for name in ("difference", "p_holm"))
+        difference, p = (number_of(row, f"{metric}_{name}") for name in ("difference", "p_holm"))
         said = str(row[f"{metric}_verdict"] or "")
         cells += [
             "" if difference != difference else f"{PERCENT * difference:+.1f}",
@@ -91,7 +85,7 @@ def _cells(row: Row, tested: Sequence[str], others: Sequence[str]) -> list[str]:
             "-" if said == "no difference shown" else said,
         ]
     for metric in others:
-        mean = _number(row, f"{metric}_mean")
+        mean = number_of(row, f"{metric}_mean")
         cells.append("-" if mean != mean else f"{mean:.2f}" if metric == "mistake_height" else f"{PERCENT * mean:.1f}")
     return cells
 
@@ -171,14 +165,14 @@ def _draw_differences(axis: Any, rows: Sequence[Row], methods: list[str], metric
     axis.axvline(0, color="black", linewidth=0.8)
     for i in range(0, len(methods), 2):
         axis.axhspan(i - 0.5, i + 0.5, color="whitesmoke", zorder=0)
-    control = PERCENT * _number({row["method"]: row for row in rows}[_control(rows)], f"{metric}_mean")
+    control = PERCENT * number_of({row["method"]: row for row in rows}[_control(rows)], f"{metric}_mean")
     for row in rows:
         if row["method"] == _control(rows):
             continue
         colour, found = colour_of(str(row["method"])), row[f"{metric}_verdict"] in ("better", "worse")
         axis.errorbar(
-            *(PERCENT * _number(row, f"{metric}_difference"), methods.index(str(row["method"]))),
-            xerr=PERCENT * _number(row, f"{metric}_half_width"),
+            *(PERCENT * number_of(row, f"{metric}_difference"), methods.index(str(row["method"]))),
+            xerr=PERCENT * number_of(row, f"{metric}_half_width"),
             fmt="o",
             color=colour,
             markersize=5,
