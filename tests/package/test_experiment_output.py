@@ -251,8 +251,10 @@ def test_an_interrupt_is_one_line(arguments: str, said: str, capsys: pytest.Capt
     assert capsys.readouterr().err == said
 
 
+# A shell starts what runs in the background with interrupts ignored, and children inherit that.
 TELLS = """
 import contextlib
+import signal
 from longtail.__main__ import main
 from longtail.experiments import output
 
@@ -261,6 +263,7 @@ def progress(total):
     yield lambda status: print(status, flush=True)
 
 output.progress_bar = progress
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main(["experiment", "digits", "--jobs", "2", "--epochs", "1"])
 """
 

@@ -39,7 +39,9 @@ def ran(steps, out, limit=None):
     return gpu_session.run_steps(steps, out, limit=limit, began=time.time())
 
 
-SLOW = "import time\nprint('so far', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('cut off', flush=True)"
+# A shell starts what runs in the background with interrupts ignored, and children inherit that.
+SLOW = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+SLOW += "print('so far', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('cut off', flush=True)"
 
 
 def test_a_failure_and_a_cut_end_no_run_and_the_table_tells_all(tmp_path, monkeypatch):
