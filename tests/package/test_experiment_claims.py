@@ -72,8 +72,14 @@ def test_every_claim_is_of_methods_that_stand_in_one_experiment():
     assert len({claim[:2] for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 
+def of_few(values):
+    return [{"few": value} for value in values]
+
+
 def test_the_control_is_compared_with_nothing():
-    columns = comparison.compared("few", [0.12345, math.nan], None)
+    columns = comparison.columns_of(of_few([0.12345, math.nan]), None, ["few"])
+    assert math.isnan(columns.pop("few_mean"))
+    assert math.isnan(columns.pop("few_std"))
     assert columns == {
         **dict.fromkeys(("few_difference", "few_half_width", "few_p", "few_p_holm")),
         "few_verdict": "",
@@ -82,9 +88,10 @@ def test_the_control_is_compared_with_nothing():
 
 
 def test_verdicts_take_all_rows_of_a_metric_as_one_family():
-    rows = [{"method": "control", **comparison.compared("few", VALUES["cross-entropy"], None)}]
+    rows = [{"method": "control", **comparison.columns_of(of_few(VALUES["cross-entropy"]), None, ["few"])}]
     for name, values in VALUES.items():
-        rows.append({"method": name, **comparison.compared("few", values, VALUES["cross-entropy"])})
+        columns = comparison.columns_of(of_few(values), of_few(VALUES["cross-entropy"]), ["few"])
+        rows.append({"method": name, **columns})
     comparison.add_verdicts(rows, ["few"], "control")
     control = VALUES["cross-entropy"]
     p = [1.0 if values == control else stats.ttest_rel(values, control).pvalue for values in VALUES.values()]

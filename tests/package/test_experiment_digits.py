@@ -15,6 +15,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from interrupts import interrupted_after
 from longtail.__main__ import main
 from longtail.experiments import comparison, demo_digits, digits, methods, output, pool
 
@@ -192,20 +193,12 @@ def test_a_network_learns_far_beyond_chance():
 
 def test_an_interrupt_keeps_a_row_of_every_finished_network(few_methods):
     plan = digits.Plan((50.0,), seeds=2, epochs=1, jobs=1)
-    told = []
-
-    def stop(status):
-        told.append(status)
-        if len(told) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(output.Interrupted) as caught:
-        digits.run(plan, stop)
-    assert caught.value.done == "2 of 6 networks"
-    assert [row["method"] for row in caught.value.rows] == [method.name for method in few_methods[:2]]
+    left, _ = interrupted_after(2, functools.partial(digits.run, plan))
+    assert left.done == "2 of 6 networks"
+    assert [row["method"] for row in left.rows] == [method.name for method in few_methods[:2]]
     with pool.prepared_process():
         expected = digits.train(plan.tasks()[1])
-    assert caught.value.rows[1].items() >= expected._asdict().items()
+    assert left.rows[1].items() >= expected._asdict().items()
 
 
 def outcome(balanced, few):

@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 import small_texts
+from interrupts import interrupted_after
 from longtail.__main__ import main
 from longtail.experiments import methods, output, pool
 from longtail.experiments.texts import debtags, label_methods, one_label, report, run, several_labels
@@ -92,21 +93,13 @@ def test_verdicts_follow_the_corrected_test(few_methods, install):
 def test_an_interrupt_keeps_a_row_of_every_finished_model(few_methods, install):
     install("icd")
     plan = run.make_plan("icd", seeds=2, epochs=1, jobs=1)
-    told = []
-
-    def stop(status):
-        told.append(status)
-        if len(told) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(output.Interrupted) as caught:
-        run.run(plan, stop)
+    left, told = interrupted_after(2, functools.partial(run.run, plan))
     assert told[1] == "seed 0, post-hoc logit adjustment"
-    assert caught.value.done == "2 of 6 networks"
-    assert [row["method"] for row in caught.value.rows] == [method.name for method in few_methods["icd"][:2]]
+    assert left.done == "2 of 6 networks"
+    assert [row["method"] for row in left.rows] == [method.name for method in few_methods["icd"][:2]]
     with pool.prepared_process():
         expected = one_label.train(plan.tasks()[1])
-    assert caught.value.rows[1].items() >= expected.figures.items()
+    assert left.rows[1].items() >= expected.figures.items()
 
 
 def test_an_interrupted_command_keeps_rows_without_a_test(few_methods, install, monkeypatch, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .output import Row, number_of
 from .statistics import holm, mean_and_std, paired_comparison
@@ -21,19 +21,39 @@ def verdict(difference: float, p_holm: float) -> str:
     return "better" if difference > 0 else "worse"
 
 
-def means_and_spreads(metric: str, values: Sequence[float]) -> Row:
-    """Columns of a metric: its mean and its standard deviation over the seeds."""
-    mean, std = mean_and_std(values)
-    return {f"{metric}_mean": mean, f"{metric}_std": std}
+def columns_of(
+    by_seed: Sequence[Mapping[str, float]], control: Sequence[Mapping[str, float]] | None, tested: Sequence[str]
+) -> Row:
+    """Columns of one method: of each metric the mean and the standard deviation over the seeds, and the paired tests.
 
-
-def compared(metric: str, values: Sequence[float], control: Sequence[float] | None) -> Row:
-    """Columns of a tested metric: the paired test, seed by seed; empty without a control. See :func:`add_verdicts`."""
-    found = None if control is None else paired_comparison(values, control)
-    columns: Row = {f"{metric}_{name}": getattr(found, name, None) for name in ("difference", "half_width", "p")}
-    columns |= {f"{metric}_p_holm": None, f"{metric}_verdict": ""}
-    columns[f"{metric}_by_seed"] = " ".join(f"{value:.4f}" for value in values if not math.isnan(value))
+    Args:
+        by_seed: its metrics in each seed.
+        control: those of what it is tested against; None of the control itself, whose tests are empty.
+        tested: metrics with a paired test, seed by seed. Corrected p and verdict come by :func:`add_verdicts`.
+    """
+    columns: Row = {}
+    for metric in by_seed[0]:
+        mean, std = mean_and_std([metrics[metric] for metrics in by_seed])
+        columns |= {f"{metric}_mean": mean, f"{metric}_std": std}
+    for metric in tested:
+        values = [metrics[metric] for metrics in by_seed]
+        found = None if control is None else paired_comparison(values, [metrics[metric] for metrics in control])
+        columns |= {f"{metric}_{name}": getattr(found, name, None) for name in ("difference", "half_width", "p")}
+        columns |= {f"{metric}_p_holm": None, f"{metric}_verdict": ""}
+        columns[f"{metric}_by_seed"] = " ".join(f"{value:.4f}" for value in values if not math.isnan(value))
     return columns
+
+
+def cells_of(row: Row, metric: str) -> list[str]:
+    """Mean, difference, p and verdict of a tested metric, in percent, for a table; "-" where there is no such class."""
+    mean, std, difference = (100 * number_of(row, f"{metric}_{name}") for name in ("mean", "std", "difference"))
+    p, said = number_of(row, f"{metric}_p_holm"), str(row[f"{metric}_verdict"] or "")
+    return [
+        "-" if mean != mean else f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}",
+        "" if difference != difference else f"{difference:+.1f}",
+        "" if p != p else f"{p:.2g}",
+        "-" if said == "no difference shown" else said,
+    ]
 
 
 def add_verdicts(rows: Sequence[Row], metrics: Sequence[str], control: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..functional import cross_entropy
 from ..training.scores import scores_of_samples
 from . import demo_digits
-from .comparison import add_verdicts, compared, means_and_spreads
+from .comparison import add_verdicts, columns_of
 from .methods import CROSS_ENTROPY, Classifier, Method, MethodTraining, grid
 from .output import Advance, Row, with_provenance
 from .pool import train_all
@@ -165,12 +165,11 @@ def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
 
 def _figures(plan: Plan, outcomes: dict[Task, Outcome], factor: float, method: Method) -> Row:
     """Means, spreads and comparisons of one method at one imbalance factor."""
-    by_seed = [outcomes[Task(factor, seed, method, plan.epochs)] for seed in range(plan.seeds)]
-    control = [outcomes[Task(factor, seed, CROSS_ENTROPY, plan.epochs)] for seed in range(plan.seeds)]
-    figures: Row = {"train_mean": mean_and_std([outcome.train for outcome in by_seed])[0]}
-    for metric in METRICS:
-        figures |= means_and_spreads(metric, [getattr(outcome, metric) for outcome in by_seed])
-    for metric in TESTED:
-        against = None if method == CROSS_ENTROPY else [getattr(outcome, metric) for outcome in control]
-        figures |= compared(metric, [getattr(outcome, metric) for outcome in by_seed], against)
-    return figures
+    by_seed, control = (
+        [outcomes[Task(factor, seed, each, plan.epochs)] for seed in range(plan.seeds)]
+        for each in (method, CROSS_ENTROPY)
+    )
+    train, _ = mean_and_std([outcome.train for outcome in by_seed])
+    tested = [{name: getattr(outcome, name) for name in METRICS} for outcome in by_seed]
+    against = None if method == CROSS_ENTROPY else [outcome._asdict() for outcome in control]
+    return {"train_mean": train, **columns_of(tested, against, TESTED)}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import digits
 from .claims import print_claims
-from .comparison import LEVEL
+from .comparison import LEVEL, cells_of
 from .methods import CROSS_ENTROPY
-from .output import Row, origin, plotting, print_notes, print_table, save_figure
+from .output import Row, number_of, origin, plotting, print_notes, print_table, save_figure
 from .palette import colour_of
 
 HEADINGS = (("method",), ("balanced", "difference", "p", ""), ("few-shot", "difference", "p", ""), ("train",))
@@ -32,28 +31,12 @@ def print_report(rows: Sequence[Row]) -> None:
 def _cells(row: Row) -> list[str]:
     cells = [str(row["method"])]
     for metric in digits.TESTED:
-        mean, std = _percent(row, f"{metric}_mean"), _percent(row, f"{metric}_std")
-        if mean != mean:  # no class is few-shot
-            cells += ["-", "", "", ""]
-            continue
-        cells.append(f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}")
-        if row["method"] == CROSS_ENTROPY.name:
-            cells += ["", "", ""]
-            continue
-        p = row[f"{metric}_p_holm"]
-        tested = isinstance(p, (int, float)) and p == p
-        said = str(row[f"{metric}_verdict"] or "")
-        cells += [
-            f"{_percent(row, f'{metric}_difference'):+.1f}",
-            f"{p:.2g}" if tested else "",
-            "-" if said == "no difference shown" else said,
-        ]
+        cells += cells_of(row, metric)
     return [*cells, f"{_percent(row, 'train_mean'):.1f}"]
 
 
 def _percent(row: Row, name: str) -> float:
-    value = row[name]
-    return 100 * value if isinstance(value, (int, float)) else math.nan
+    return 100 * number_of(row, name)
 
 
 def _findings(rows: Sequence[Row]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from ...training import long_tailed_counts
 from ...training.scores import scores_of_samples
-from ..comparison import add_verdicts, compared, means_and_spreads
+from ..comparison import add_verdicts, columns_of
 from ..methods import (
     COMPLEMENT_CROSS_ENTROPY,
     CROSS_ENTROPY,
@@ -24,8 +24,8 @@ from ..output import Advance, Interrupted, Row, Value, with_provenance
 from ..pool import train_all
 from . import growth_speed, one_label
 from .corpus import FEW, MANY, Split
-from .settings import GROWTH_EPOCHS, SETTINGS
-from .training import Cut, Data, Task, cut
+from .settings import GROWTH_EPOCHS
+from .training import Cut, Data, Task, cut, facts_of
 
 EXPERIMENT = "icd"
 LEAST = 20
@@ -183,30 +183,14 @@ def summarize(plan: Plan, outcomes: dict[Job, Figures]) -> list[Row]:
         for method in METHODS:
             by_seed = [outcomes[plan.job(factor, seed, method)] for seed in range(plan.seeds)]
             row: Row = {"experiment": "growth", "part": "quality", "method": method.name, **facts}
-            for metric in by_seed[0]:
-                row |= means_and_spreads(metric, [figures[metric] for figures in by_seed])
-            for metric in TESTED:
-                against = None if method == CROSS_ENTROPY else [figures[metric] for figures in control]
-                row |= compared(metric, [figures[metric] for figures in by_seed], against)
-            rows.append(row)
+            rows.append(row | columns_of(by_seed, None if method == CROSS_ENTROPY else control, TESTED))
     add_verdicts(rows, TESTED, CROSS_ENTROPY.name)
     return [with_provenance(row, threads=1) for row in rows]
 
 
 def _facts(plan: Plan, factor: float | None) -> Row:
     """Of the data and the training, as seed 0 has them."""
-    first, setting = imbalanced(cut(plan.job(factor, 0, CROSS_ENTROPY).task), factor, 0), SETTINGS[EXPERIMENT]
-    return {
-        "imbalance_factor": _shown(factor),
-        "train_texts": first.split.train.numel(),
-        "largest": int(first.counts.max()),
-        "rarest": int(first.counts.min()),
-        "classes": first.counts.numel(),
-        "test_texts": first.split.test.numel(),
-        "data": first.data.corpus.source,
-        "seeds": plan.seeds,
-        "epochs": plan.epochs,
-        "learning_rate": setting.learning_rate,
-        "batch_size": setting.batch_size,
-        "width": setting.width,
-    }
+    task = plan.job(factor, 0, CROSS_ENTROPY).task
+    first = imbalanced(cut(task), factor, task.seed)
+    rarest = int(first.counts.min())
+    return {"imbalance_factor": _shown(factor), **facts_of(task, first, plan.seeds), "rarest": rarest}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import LEVEL
+from ..comparison import LEVEL, cells_of
 from ..methods import CROSS_ENTROPY
 from ..output import Row, number_of, origin, plotting, print_notes, print_table, save_figure
 from ..palette import colour_of
@@ -73,16 +73,9 @@ def _factor_name(factor: Any) -> str:
 def _quality_cells(row: Row) -> list[str]:
     cells = [str(row["method"])]
     for metric in NAMES:
-        mean, std = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("mean", "std"))
-        difference, width = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("difference", "half_width"))
-        p, said = number_of(row, f"{metric}_p_holm"), str(row[f"{metric}_verdict"] or "")
-        cells += [
-            f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}",
-            "" if difference != difference else f"{difference:+.1f}",
-            "" if width != width else f"±{width:.1f}",
-            "" if p != p else f"{p:.2g}",
-            "-" if said == "no difference shown" else said,
-        ]
+        shown, difference, *rest = cells_of(row, metric)
+        width = PERCENT * number_of(row, f"{metric}_half_width")
+        cells += [shown, difference, "" if width != width else f"±{width:.1f}", *rest]
     return [*cells, f"{PERCENT * number_of(row, 'train_mean'):.1f}"]
 
 

@@ -51,13 +51,13 @@ class Difference(NamedTuple):
     gradient: float = 0.0
 
 
-def steps_of(classes: int, quick: bool) -> int:
+def timed_steps(classes: int, quick: bool) -> int:
     return QUICK_STEPS if quick else max(LEAST_STEPS, min(MOST_STEPS, LOGITS_COLUMNS // classes))
 
 
 def units(classes: int, quick: bool) -> int:
     """Steps of all contenders."""
-    return steps_of(classes, quick) * sum(map(len, contenders(torch.ones(classes))))
+    return timed_steps(classes, quick) * sum(map(len, contenders(torch.ones(classes))))
 
 
 def merged_or_split(region: Tensor, classes: int) -> Tensor:
@@ -201,7 +201,7 @@ def _rows(classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
 
 def measure(rivals: list[Contender], target: Tensor, classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
     """Medians of steps that take turns in an order that rotates; results compared before and after them."""
-    texts, steps = load(EXPERIMENT, quick).texts, steps_of(classes, quick)
+    texts, steps = load(EXPERIMENT, quick).texts, timed_steps(classes, quick)
     learner = Learner(texts.buckets, classes)
     generator = torch.Generator().manual_seed(SEED)
     batches = torch.randint(target.numel(), (steps, BATCH), generator=generator)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..claims import print_claims
-from ..comparison import LEVEL
+from ..comparison import LEVEL, cells_of
 from ..output import Row, number_of, origin, plotting, print_notes, print_table, save_figure, text_of
 from ..palette import colour_of
 from . import run, several_labels
@@ -50,6 +50,11 @@ def _metrics(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return list(kind.TESTED), others
 
 
+def _several(rows: Sequence[Row]) -> bool:
+    """Whether a text has several labels."""
+    return run.KINDS[str(rows[0]["experiment"])] is several_labels
+
+
 def _control(rows: Sequence[Row]) -> str:
     return str(run.KINDS[str(rows[0]["experiment"])].CONTROL.name)
 
@@ -75,15 +80,7 @@ def print_report(rows: Sequence[Row]) -> None:
 def _cells(row: Row, tested: Sequence[str], others: Sequence[str]) -> list[str]:
     cells = [str(row["method"])]
     for metric in tested:
-        mean, std = (PERCENT * number_of(row, f"{metric}_{name}") for name in ("mean", "std"))
-        cells.append("-" if mean != mean else f"{mean:.1f}" if std != std else f"{mean:.1f} ± {std:.1f}")
-        difference, p = (number_of(row, f"{metric}_{name}") for name in ("difference", "p_holm"))
-        said = str(row[f"{metric}_verdict"] or "")
-        cells += [
-            "" if difference != difference else f"{PERCENT * difference:+.1f}",
-            "" if p != p else f"{p:.2g}",
-            "-" if said == "no difference shown" else said,
-        ]
+        cells += cells_of(row, metric)
     for metric in others:
         mean = number_of(row, f"{metric}_mean")
         cells.append("-" if mean != mean else f"{mean:.2f}" if metric == "mistake_height" else f"{PERCENT * mean:.1f}")
@@ -107,7 +104,6 @@ def _findings(rows: Sequence[Row], tested: Sequence[str]) -> list[str]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """How the figures were made."""
     first, control = rows[0], _control(rows)
-    several = "mean_average_precision_mean" in first
     lines = [
         f"Data: {first['data']}. {first['classes']} classes, {first['train_texts']} training and {first['test_texts']} "
         f"test texts in seed 0; the largest class has {first['largest']}, {first['many_classes']} have more than "
@@ -125,7 +121,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "ECE: expected calibration error, 15 bins, on the test texts as frequent as they are; losses that balance the "
         "classes pay in it. many, medium, few: means over the classes with so many training texts.",
     ]
-    if several:
+    if _several(rows):
         lines.append(
             "mAP: mean of the average precisions of the labels. F1: of all decisions, macro: mean over the labels; "
             "a label is predicted where its logit is above 0; two-way only ranks, and is its half over rows. "
@@ -184,7 +180,7 @@ def _draw_differences(axis: Any, rows: Sequence[Row], methods: list[str], metric
 
 
 def _draw_by_count(axis: Any, rows: Sequence[Row]) -> None:
-    several = "mean_average_precision_mean" in rows[0]
+    several = _several(rows)
     drawn = DRAWN["several" if several else "one"]
     for row in rows:
         if row["method"] not in drawn:

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..comparison import add_verdicts, compared, means_and_spreads
+from ..comparison import add_verdicts, columns_of
 from ..output import Advance, Row, with_provenance
 from ..pool import train_all
 from ..statistics import mean_and_std
 from . import one_label, several_labels
 from .corpus import FEW, MANY
 from .settings import SETTINGS
-from .training import Outcome, Task, cut, load
+from .training import Outcome, Task, cut, facts_of, load
 
 KINDS: dict[str, ModuleType] = {"icd": one_label, "debtags": several_labels, "places": one_label}
 
@@ -78,16 +78,13 @@ def _row_of(task: Task, outcome: Outcome) -> Row:
 def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
     """A row for each method: means and spreads over the seeds, and paired tests against the control, by Holm's rule."""
     kind, facts = KINDS[plan.experiment], _facts(plan)
-    control = [outcomes[plan.task(seed, kind.CONTROL)] for seed in range(plan.seeds)]
+    control = [outcomes[plan.task(seed, kind.CONTROL)].figures for seed in range(plan.seeds)]
     rows = []
     for method in plan.methods:
         by_seed = [outcomes[plan.task(seed, method)] for seed in range(plan.seeds)]
         row: Row = {"experiment": plan.experiment, "method": method.name, **facts}
-        for metric in by_seed[0].figures:
-            row |= means_and_spreads(metric, [outcome.figures[metric] for outcome in by_seed])
-        for metric in kind.TESTED:
-            against = None if method == kind.CONTROL else [outcome.figures[metric] for outcome in control]
-            row |= compared(metric, [outcome.figures[metric] for outcome in by_seed], against)
+        against = None if method == kind.CONTROL else control
+        row |= columns_of([outcome.figures for outcome in by_seed], against, kind.TESTED)
         rows.append(row | _curve(by_seed))
     add_verdicts(rows, kind.TESTED, kind.CONTROL.name)
     return [with_provenance(row, threads=1) for row in rows]
@@ -95,22 +92,10 @@ def summarize(plan: Plan, outcomes: dict[Task, Outcome]) -> list[Row]:
 
 def _facts(plan: Plan) -> Row:
     """Of the data and the training, as seed 0 has them."""
-    setting, first = SETTINGS[plan.experiment], cut(plan.task(0, plan.methods[0]))
-    counts = first.counts
-    return {
-        "data": first.data.corpus.source,
-        "seeds": plan.seeds,
-        "epochs": plan.epochs,
-        "learning_rate": setting.learning_rate,
-        "batch_size": setting.batch_size,
-        "width": setting.width,
-        "train_texts": first.split.train.numel(),
-        "test_texts": first.split.test.numel(),
-        "classes": counts.numel(),
-        "largest": int(counts.max()),
-        "many_classes": int((counts > MANY).sum()),
-        "few_classes": int((counts < FEW).sum()),
-    }
+    task = plan.task(0, plan.methods[0])
+    first = cut(task)
+    many, few = int((first.counts > MANY).sum()), int((first.counts < FEW).sum())
+    return {**facts_of(task, first, plan.seeds), "many_classes": many, "few_classes": few}
 
 
 def _curve(by_seed: list[Outcome]) -> Row:

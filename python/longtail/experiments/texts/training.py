@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...class_balance import class_counts
+from ..output import Row
 from .corpus import Corpus, Split, split, thinned
 from .features import HashedTexts
 from .settings import SETTINGS, Setting
@@ -89,6 +90,22 @@ def cut(task: Task) -> Cut:
         everywhere = corpus.classes[int(counts.argmax())]
         raise ValueError(f"all {train} training texts have the label {everywhere!r}, expected some without")
     return Cut(data, found, counts)
+
+
+def facts_of(task: Task, data: Cut, seeds: int) -> Row:
+    """Columns that say what was trained on, and how."""
+    return {
+        "data": data.data.corpus.source,
+        "seeds": seeds,
+        "epochs": task.epochs,
+        "learning_rate": task.setting.learning_rate,
+        "batch_size": task.setting.batch_size,
+        "width": task.setting.width,
+        "train_texts": data.split.train.numel(),
+        "test_texts": data.split.test.numel(),
+        "classes": data.counts.numel(),
+        "largest": int(data.counts.max()),
+    }
 
 
 def steps_of(task: Task, samples: int) -> int:
