@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main
-from longtail.experiments import demo_icd, demo_icd_cost, demo_icd_picture, demo_icd_report
+from longtail.experiments import demo_icd, demo_icd_cost, demo_icd_picture, demo_icd_report, methods
 from longtail.experiments.demo_parts import LossTime
 from longtail.experiments.texts import corpus, training
 from longtail.experiments.texts.features import NGrams
@@ -99,6 +99,12 @@ def test_a_fused_loss_that_differs_stops_the_demo(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(demo_icd_cost, "plain_loss", lambda *_: lambda logits, target: logits[:, target[0]].mean())
     with pytest.raises(AssertionError):
         demo_icd_cost.measure(demo_icd.LOSSES["cross-entropy"], None, torch.tensor(SIZES), torch.arange(6))
+
+
+def test_a_method_without_a_plain_form_is_no_cross_entropy() -> None:
+    for method in (methods.SEESAW, methods.POLY, methods.softmax_focal(1.0)):
+        with pytest.raises(ValueError, match=f"no plain form of {method.name} is known"):
+            demo_icd_cost.plain_loss(method, None, torch.ones(3))
 
 
 def stopped(after: float, done: float, _: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 
 import pytest
@@ -114,3 +115,8 @@ def test_trainings_end_in_order_and_an_interrupt_keeps_them():
         pool.train_all([1, 2, 3, 4], str, 1, advance, lambda task, outcome: {"task": task, "is": outcome})
     assert stop.value.done == "3 of 4 networks"
     assert stop.value.rows == [{"task": i, "is": str(i)} for i in (1, 2, 3)]
+
+
+def test_a_process_that_the_system_ends_is_one_error():
+    with pytest.raises(ChildProcessError, match="one of the 2 processes that train was ended by the system"):
+        pool.train_all([9], os._exit, 2, lambda _: None, lambda *_: {})

@@ -85,6 +85,14 @@ def test_no_profile_is_forced_into_classes_that_are_too_small():
         growth.profile([], 2)
 
 
+def test_every_profile_is_tried_before_anything_is_measured():
+    seen = []
+    plan = growth.Plan(factors=(10.0, 1e4), classes=(10,), quick=True)
+    with pytest.raises(ValueError, match="no profile of imbalance factor 10000 fits into 6 classes"):
+        growth.run(plan, seen.append)
+    assert seen == []
+
+
 def test_factors_share_classes_and_test_texts_and_nest_their_training_texts():
     cuts = {factor: cut_of(factor) for factor in (1.0, 3.0, 10.0, None)}
     as_it_is, corpus = cuts[None], training.load("icd").corpus
@@ -165,15 +173,18 @@ def test_more_classes_than_places_are_an_error():
         growth_speed.merged_or_split(places().target, 201)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize(("name", "shown"), [("cross_entropy", ", in place"), ("linear_cross_entropy", "")])
 @pytest.mark.parametrize("wrong", [1.01, math.nan])
-def test_unequal_losses_stop_the_run(name, wrong, monkeypatch, tmp_path, capsys):
+def test_unequal_losses_stop_the_run(name, shown, wrong, monkeypatch, tmp_path, capsys):
     correct = getattr(growth_speed, name)
     monkeypatch.setattr(growth_speed, name, lambda *args, **options: correct(*args, **options) * wrong)
     with pytest.raises(SystemExit) as stop:
         main(["experiment", "growth", "--quick", "--output", str(tmp_path)])
     assert stop.value.code == 1
-    assert f"nothing written: longtail.{name}, cross-entropy, 10 classes: loss and gradient" in capsys.readouterr().err
+    assert (
+        f"nothing written: longtail.{name}{shown}, cross-entropy, 10 classes: loss and gradient"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -217,8 +228,8 @@ def test_quick_command_writes_both_parts_and_draws_them_again(tmp_path, capsys):
         "Diagnoses, imbalance factor 10: ",
         "Diagnoses, as it is: ",
         "10: 1",
-        "longtail.reference",
-        "over plain",
+        "PyTorch operations",
+        "plain / it",
     ):
         assert text in printed.out
     path = tmp_path / "experiment_growth.csv"

@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         results = report.run_with_progress(plan, data)
     except AssertionError as error:
         parser.exit(1, f"longtail demo: {error}")
+    except ChildProcessError as error:
+        parser.exit(2, f"longtail demo: error: {error}\n")
     done = len(results[0].scores)
     if done < plan.seeds:
         report.print_report(plan, data, results, backend)

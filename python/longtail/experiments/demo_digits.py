@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
 from ..class_balance import class_counts, effective_number_weight, logit_adjustment
 from ..functional import cross_entropy
 from ..training import LongTailScores, long_tailed_indices
 from ..training.scores import scores_of_samples
 from .demo_parts import LossTime, time_both
+from .plain_losses import softmax_loss
 
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50
@@ -112,12 +111,12 @@ def group_thresholds(counts: Tensor) -> tuple[int, int]:
 
 
 def loss_options(loss: str, counts: Tensor) -> dict[str, Any]:
-    """Keyword arguments of ``longtail.cross_entropy`` for one of ``LOSSES``."""
+    """Keyword arguments of ``longtail.cross_entropy`` for one of ``LOSSES``, which is a mean over the rows."""
     options: dict[str, Any] = {}
     if loss == "logit-adjustment":
         options["class_bias"] = logit_adjustment(counts, TAU)
     if loss.startswith("class-balanced"):
-        options |= {"weight": effective_number_weight(counts, BETA), "normalizer": "count"}
+        options["weight"] = effective_number_weight(counts, BETA)
     if "focal" in loss:
         options["focal_gamma"] = FOCAL_GAMMA
     if "complement" in loss:
@@ -165,19 +164,11 @@ def evaluate(model: nn.Module, split: Split) -> LongTailScores:
     return scores_of_samples(torch.cat(correct), split.test_labels, split.counts(), many, few)
 
 
-def plain_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
-    """The same loss without longtail's kernels: torch's own where it has the loss, else the reference."""
-    if options.keys() <= {"weight", "normalizer", "class_bias"}:
-        biased = logits + options["class_bias"] if "class_bias" in options else logits
-        return F.cross_entropy(biased, target, options.get("weight"), reduction="sum") / target.numel()
-    return reference.cross_entropy(logits, target, **options)
-
-
 def time_loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> LossTime:
     """Errors as :func:`.demo_parts.time_both`."""
     return time_both(
-        lambda logits: cross_entropy(logits, target, **options),
-        lambda logits: plain_loss(logits, target, options),
+        lambda logits: cross_entropy(logits, target, **options, normalizer="count"),
+        lambda logits: softmax_loss(logits, target, **options),
         *(logits, TIMED_ROUNDS, 1e-7),
     )
 
@@ -199,7 +190,9 @@ def run(plan: Plan, splits: list[Split], advance: Callable[[str], None]) -> list
             for loss in plan.losses:
                 options = loss_options(loss, split.counts())
                 model = make_model(split.seed)
-                for _ in train(model, split, functools.partial(cross_entropy, **options), plan.epochs):
+                for _ in train(
+                    model, split, functools.partial(cross_entropy, **options, normalizer="count"), plan.epochs
+                ):
                     advance(f"seed {split.seed}, {LOSSES[loss]}")
                 scores[loss] = evaluate(model, split)
                 if loss not in times:

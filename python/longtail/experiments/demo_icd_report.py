@@ -12,16 +12,19 @@ from . import demo_icd as demo
 from .demo_icd_cost import BATCH_SIZE, MEMORY_ROWS, TIMED_ROUNDS
 from .demo_icd_picture import draw as draw
 from .demo_parts import mean_and_spread, over_seeds, spread
-from .methods import CROSS_ENTROPY, DRW_BETA, DRW_START, HIERARCHICAL_ALPHA
+from .methods import CROSS_ENTROPY, DRW_BETA, HIERARCHICAL_ALPHA, drw_start
 from .output import print_notes, print_table, progress
 from .texts.corpus import FEW, MANY
 from .texts.settings import SETTINGS
 
-HYPERPARAMETERS = (
-    "Class-balanced: beta 0.999; focal: gamma 1; complement: gamma -1; logit adjustment: tau 1; LDAM-DRW: beta "
-    f"{DRW_BETA:g} for the last {1 - DRW_START:.0%} of the epochs; hierarchical: alpha {HIERARCHICAL_ALPHA:g}; "
-    "not tuned"
-)
+
+def hyperparameters(epochs: int) -> str:
+    start = drw_start(epochs)
+    weights = f"beta {DRW_BETA:g} after {start} epochs" if start < epochs else "without weights in so few epochs"
+    return (
+        "Class-balanced: beta 0.999; focal: gamma 1; complement: gamma -1; logit adjustment: tau 1; LDAM-DRW: "
+        f"{weights}; hierarchical: alpha {HIERARCHICAL_ALPHA:g}; not tuned"
+    )
 
 
 def run_with_progress(plan: demo.Plan, texts: demo.Texts) -> list[demo.Result]:
@@ -63,8 +66,9 @@ def _legend(plan: demo.Plan, texts: demo.Texts, seeds: int, backend: str) -> lis
         f"Groups: many: the {many} categories with more than {MANY} training texts; few: the {few} with fewer than "
         f"{FEW}; medium: the other {medium}, all in the first seed; - where a group is empty. balanced: mean over the "
         "categories; overall: over the test texts.",
-        f"Training: {plan.epochs} epoch(s); {over_seeds(seeds)}. {HYPERPARAMETERS}. Model: mean of the vectors of "
-        f"hashed n-grams, and a linear layer; Adam, learning rate {setting.learning_rate:g}, chosen for cross-entropy.",
+        f"Training: {plan.epochs} epoch(s); {over_seeds(seeds)}. {hyperparameters(plan.epochs)}. Model: mean of the "
+        f"vectors of hashed n-grams, and a linear layer; Adam, learning rate {setting.learning_rate:g}, chosen for "
+        "cross-entropy.",
         f"Seconds: forward + backward of the loss alone on {BATCH_SIZE} x {len(texts.corpus.classes)} random logits, "
         f"one thread, median of {TIMED_ROUNDS} alternating runs, results compared, times the {demo.steps(plan, texts)} "
         "steps of a training.",

@@ -136,6 +136,11 @@ def selection() -> list[Method]:
     ]
 
 
+def drw_start(epochs: int) -> int:
+    """The epoch from which LDAM is re-weighted; of one or two there is none."""
+    return round(DRW_START * epochs)
+
+
 class Classifier(nn.Module):
     """Features, then a linear layer that gives the logits.
 
@@ -199,7 +204,7 @@ class MethodTraining:
             make_optimizer([{**group} for group in groups]) for _ in range(2 if method.complement_step else 1)
         ]
         self.complement = ComplementObjectiveTraining(model, *self.optimizers) if method.complement_step else None
-        self.schedule = DeferredReweighting(counts, DRW_BETA, round(DRW_START * epochs)) if method.margin else None
+        self.schedule = DeferredReweighting(counts, DRW_BETA, drw_start(epochs)) if method.margin else None
         self.loss = loss_function(method, counts, tree)
         self.retraining_start = max(1, min(round(LOS_START * epochs), epochs - 1)) if method.retraining else epochs
         self.go_on_from(0)

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,7 @@ def train_all(
 
     Raises:
         Interrupted: by Ctrl-C, with a row for each network that was trained and tested by then.
+        ChildProcessError: the system has ended one of the processes.
     """
     outcomes: dict[Any, Outcome] = {}
     try:
@@ -60,6 +62,10 @@ def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: i
             futures = [pool.submit(train, task) for task in tasks]
         for future in futures:
             yield future.result()
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f"one of the {jobs} processes that train was ended by the system, most often for want of memory"
+        ) from None
     except BaseException:
         # Nobody waits for the rest, which would take as long as a training. (Futures that are cancelled first, too,
         # make the pool's thread fail in some Pythons.)

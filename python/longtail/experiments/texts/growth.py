@@ -120,6 +120,18 @@ def imbalanced(of_seed: Cut, factor: float | None, seed: int) -> Cut:
     )
 
 
+def check(plan: Plan) -> None:
+    """Every cut that will be trained on.
+
+    Raises:
+        ValueError: a profile does not fit into the classes of a seed.
+    """
+    for seed in range(plan.seeds):
+        of_seed = cut(plan.job(None, seed, CROSS_ENTROPY).task)
+        for factor in plan.factors:
+            imbalanced(of_seed, factor, seed)
+
+
 def train(job: Job) -> Figures:
     """Shares in [0, 1]: balanced accuracy, that of the rarest third of the classes, accuracy on the training texts."""
     of_seed, method = imbalanced(cut(job.task), job.factor, job.task.seed), job.task.method
@@ -144,6 +156,7 @@ def run(plan: Plan, advance: Advance) -> list[Row]:
         ValueError: a profile or a number of classes does not fit the data.
         Interrupted: by Ctrl-C, with a row for each model that was trained by then, and those of the speed.
     """
+    check(plan)
     speed = growth_speed.run(plan.classes, plan.quick, advance)
     try:
         outcomes = train_all(plan.trainings(), train, plan.jobs, lambda job: advance(_name_of(job)), _row_of)

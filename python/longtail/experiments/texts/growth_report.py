@@ -14,6 +14,7 @@ from ..palette import colour_of
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from . import growth, growth_speed
 from .report import PERCENT
+from .settings import SETTINGS
 
 NAMES = {"balanced": "balanced accuracy", "rarest_third": "rarest third"}
 CONTROL = CROSS_ENTROPY.name
@@ -47,7 +48,8 @@ def print_report(rows: Sequence[Row]) -> None:
     groups = [
         ("loss",),
         ("classes", "implementation"),
-        ("ms", "over plain", "optimizer ms", "peak MB", "of plain's"),
+        ("ms", "plain / it", "optimizer ms"),
+        ("peak MB", "plain / it"),
         ("off",),
     ]
     title = f"One training step of {speed[0]['batch_size']} texts by number of classes, {speed[0]['threads']} threads"
@@ -98,8 +100,9 @@ def quality_notes(quality: Sequence[Row]) -> list[str]:
         "data and this model.",
         "rarest third: mean accuracy of the third of the classes that has the fewest texts as the data are; the same "
         "classes for every factor. train: accuracy on the training texts.",
-        f"Model and training are those of the experiment icd: {first['epochs']} epochs, batches of "
-        f"{first['batch_size']}, learning rate {first['learning_rate']:g}, chosen there for {CONTROL} alone.",
+        f"Model and training are those of the experiment icd, batches of {first['batch_size']}, learning rate "
+        f"{first['learning_rate']:g}, chosen there for {CONTROL} alone, but {first['epochs']} epochs instead of "
+        f"{SETTINGS[growth.EXPERIMENT].epochs}, not tuned: the texts are fewer.",
     ]
 
 
@@ -115,7 +118,7 @@ def _short(row: Row) -> str:
 
 def _speed_cells(row: Row, plain: Row) -> list[str]:
     peak, plain_peak = number_of(row, "peak_extra_MB"), number_of(plain, "peak_extra_MB")
-    share = peak / plain_peak if plain_peak else math.nan
+    ratio = plain_peak / peak if peak else math.nan
     return [
         _short(row),
         str(row["classes"]),
@@ -124,7 +127,7 @@ def _speed_cells(row: Row, plain: Row) -> list[str]:
         f"{number_of(plain, 'step_ms') / number_of(row, 'step_ms'):.2f}",
         f"{number_of(row, 'optimizer_ms'):.3g}",
         "" if peak != peak else f"{peak:.0f}",
-        "" if share != share else f"{share:.2f}",
+        "" if ratio != ratio else f"{ratio:.2f}",
         f"{max(number_of(row, 'loss_difference'), number_of(row, 'gradient_difference')):.1e}",
     ]
 
@@ -133,13 +136,15 @@ def speed_notes(speed: Sequence[Row]) -> list[str]:
     """How times and memory were measured."""
     first = speed[0]
     return [
-        f"Data: {first['data']}. Places sorted by region are cut into contiguous ranges: whole regions where there are "
-        "enough of them, else pieces of the sorted places. Model: that of the experiment places, width "
-        f"{first['width']}, and a linear layer with bias.",
+        f"Data: {first['data']}. Up to {first['regions']} classes are contiguous groups of whole regions, with their "
+        "tail; more are equal pieces of the places in the order of their regions, without one. Their "
+        "counts do not matter to time and memory. "
+        f"Model: that of the experiment places, width {first['width']}, and a linear layer with bias.",
         "ms: forward, loss and backward of the whole model, median of steps that took turns in one process (steps in "
-        "the CSV), on the same weights and batches; over plain: plain PyTorch's time over this one's. The optimizer, "
-        "the same for all, is measured apart. peak: memory that these take at most beyond model and optimizer, "
-        "gradients with them; the bag of n-grams has its part in time and memory, whatever the loss.",
+        "the CSV), on the same weights and batches. The optimizer, the same for all, is measured apart. peak: memory "
+        "that these take at most beyond model and optimizer, gradients with them, measured after all times; the bag of "
+        "n-grams has its part in time and memory, whatever the loss. plain / it: plain PyTorch's time or memory over "
+        "this one's. in place: the gradient is written over the logits.",
         "off: largest relative difference, of loss or gradients, to plain PyTorch's at the same weights, before the "
         f"steps and after them; beyond {LOSS_TOLERANCE:g} and {GRADIENT_TOLERANCE:g} the "
         "run stops.",
@@ -160,13 +165,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         _draw_by_classes(axis, speed, column, label)
     for axis, columns in ((axes[0], 2), (axes[1], 1)):
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
-    first, totals = quality[0], [int(number_of(row, "train_texts")) for row in quality if row["method"] == CONTROL]
+    first = quality[0]
+    cut = [row for row in quality if not isinstance(row["imbalance_factor"], str)]
+    totals = [int(number_of(row, "train_texts")) for row in cut]
     figure.suptitle(
         f"Left: diagnoses (ICD-10-CM), the {first['classes']} classes with at least {growth.LEAST} training texts, cut "
-        f"to an exponential profile ({min(totals)} to {max(totals)} texts, 'as it is' the most): mean difference to "
+        f"to an exponential profile ({min(totals)} to {max(totals)} texts; 'as it is': not cut): mean difference to "
         f"{CONTROL} over {first['seeds']} seeds\nand its 95 % interval, filled where it is significant ({LEVEL:.0%}, "
-        f"paired t-test, Holm's correction). Middle and right: places (GeoNames) to ever smaller regions, "
-        f"{speed[0]['threads']} threads; plain PyTorch dashed, fused losses in full lines; the loss "
+        f"paired t-test, Holm's correction). Middle and right: places (GeoNames) to groups of regions, above "
+        f"{speed[0]['regions']} classes to equal pieces, {speed[0]['threads']} threads;\nplain PyTorch dashed, fused "
+        "losses in full lines; the loss "
         f"with complement has log-priors added\n{first['data']}; {speed[0]['data']}\n{origin(first)}",
         fontsize=9,
     )

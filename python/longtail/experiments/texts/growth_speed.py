@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import reference
 from ...class_balance import class_counts, effective_number_weight, logit_adjustment
 from ...functional import cross_entropy, linear_cross_entropy
 from ..methods import Classifier
 from ..output import Advance, Row, with_provenance
-from ..peak_memory import PeakMemory
+from ..peak_memory import PeakMemory, return_freed_memory
+from ..plain_losses import softmax_loss
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE, UnequalLosses
 from .features import Bags
 from .model import adam_of, make_model
@@ -28,7 +28,7 @@ EXPERIMENT = "places"
 CLASSES, QUICK_CLASSES = (100, 1000, 10_000, 100_000), (100, 1000)
 THREADS, BATCH, SEED = 2, 1024, 0
 LEAST_STEPS, MOST_STEPS, LOGITS_COLUMNS = 8, 32, 200_000
-"""Steps of each implementation: so many columns of logits in all, within limits. The first is not timed."""
+"""Steps of each implementation: ``LOGITS_COLUMNS`` over the classes, within these; the first is not timed."""
 QUICK_STEPS = 3
 BETA, FOCAL_GAMMA, COMPLEMENT_GAMMA = 0.999, 1.0, -1.0
 
@@ -83,12 +83,11 @@ def contenders(counts: Tensor) -> list[list[Contender]]:
         "class_bias": logit_adjustment(counts),
         "focal_gamma": FOCAL_GAMMA,
         "complement_gamma": COMPLEMENT_GAMMA,
-        "normalizer": "count",
     }
     every = "class-balanced softmax focal + complement, logit adjustment"
     return [
         _three("cross-entropy", "F.cross_entropy", F.cross_entropy, {}),
-        _three(every, "longtail.reference", reference.cross_entropy, options),
+        _three(every, "PyTorch operations", softmax_loss, options),
     ]
 
 
@@ -96,19 +95,21 @@ def _three(loss: str, plain_name: str, plain: Callable[..., Tensor], options: di
     def with_plain(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
         return plain(model.head(features), target, **options)
 
+    fused = options | {"normalizer": "count"}
+
     def with_loss_fused(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
-        value: Tensor = cross_entropy(model.head(features), target, **options, gradient="inplace")
+        value: Tensor = cross_entropy(model.head(features), target, **fused, gradient="inplace")
         return value
 
     def with_all_fused(features: Tensor, model: Classifier, target: Tensor) -> Tensor:
         assert isinstance(model.head, nn.Linear)
         head = model.head
-        value: Tensor = linear_cross_entropy(features, head.weight, target, linear_bias=head.bias, **options)
+        value: Tensor = linear_cross_entropy(features, head.weight, target, linear_bias=head.bias, **fused)
         return value
 
     return [
         Contender(loss, plain_name, with_plain),
-        Contender(loss, "longtail.cross_entropy", with_loss_fused),
+        Contender(loss, "longtail.cross_entropy, in place", with_loss_fused),
         Contender(loss, "longtail.linear_cross_entropy", with_all_fused),
     ]
 
@@ -184,47 +185,69 @@ def run(classes: tuple[int, ...], quick: bool, advance: Advance) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        return [row for number in classes for row in _rows(number, quick, advance)]
+        rows = [row for number in classes for row in _timed(number, quick, advance)]
+        return_freed_memory()  # for all that follows: it slows every allocation
+        peaks = [peak for number in classes for peak in _peaks(number, quick)]
     finally:
         torch.set_num_threads(threads)
+    for row, peak in zip(rows, peaks, strict=True):
+        row["peak_extra_MB"] = None if peak is None else peak / 1e6
+    return rows
 
 
-def _rows(classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
-    corpus = load(EXPERIMENT, quick).corpus
-    target = merged_or_split(corpus.target, classes)
+def _timed(classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
+    corpus, target = load(EXPERIMENT, quick).corpus, target_of(classes, quick)
     counts = class_counts(target, classes)
+    facts: Row = {"data": corpus.source, "regions": len(corpus.classes)}
+    facts |= {"largest": int(counts.max()), "rarest": int(counts.min())}
     for rivals in contenders(counts):
         for row in measure(rivals, target, classes, quick, advance):
-            facts: Row = {"data": corpus.source, "largest": int(counts.max()), "rarest": int(counts.min())}
             yield with_provenance({"experiment": "growth", "part": "speed", **row, **facts}, threads=THREADS)
+
+
+def _peaks(classes: int, quick: bool) -> Iterator[int | None]:
+    """Of every contender's step, after one whose memory is not counted."""
+    texts, target = load(EXPERIMENT, quick).texts, target_of(classes, quick)
+    (rows,) = batches_of(target, 1)
+    for rivals in contenders(class_counts(target, classes)):
+        learner, batch = Learner(texts.buckets, classes), (texts.bags(rows), target[rows])
+        for contender in rivals:
+            learner.loss_and_gradients(contender, *batch)
+            gc.collect()
+            yield learner.peak(contender, *batch)
+
+
+def target_of(classes: int, quick: bool) -> Tensor:
+    return merged_or_split(load(EXPERIMENT, quick).corpus.target, classes)
+
+
+def batches_of(target: Tensor, steps: int) -> Tensor:
+    """Rows of texts, [steps, BATCH]; the first are the same for any number of steps."""
+    return torch.randint(target.numel(), (steps, BATCH), generator=torch.Generator().manual_seed(SEED))
 
 
 def measure(rivals: list[Contender], target: Tensor, classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
     """Medians of steps that take turns in an order that rotates; results compared before and after them."""
     texts, steps = load(EXPERIMENT, quick).texts, timed_steps(classes, quick)
-    learner = Learner(texts.buckets, classes)
-    generator = torch.Generator().manual_seed(SEED)
-    batches = torch.randint(target.numel(), (steps, BATCH), generator=generator)
-    last = texts.bags(batches[0]), target[batches[0]]
-    before = learner.differences(rivals, *last)
+    learner, batches = Learner(texts.buckets, classes), batches_of(target, steps)
+    first = texts.bags(batches[0]), target[batches[0]]
+    before = learner.differences(rivals, *first)
     seconds: dict[Contender, list[tuple[float, float]]] = {contender: [] for contender in rivals}
     for i, rows in enumerate(batches):
         bags, labels = texts.bags(rows), target[rows]
         for contender in rivals[i % len(rivals) :] + rivals[: i % len(rivals)]:
             seconds[contender].append(learner.timed_step(contender, bags, labels))
             advance(f"{classes} classes, {contender.loss}: {contender.implementation}")
-    after = learner.differences(rivals, *last)
-    gc.collect()
+    after = learner.differences(rivals, *first)
     for contender, *apart in zip(rivals, before, after, strict=True):
         step, optimizer = (1e3 * statistics.median(times) for times in zip(*seconds[contender][1:], strict=True))
-        peak = learner.peak(contender, *last)
         yield {
             "classes": classes,
             "loss": contender.loss,
             "implementation": contender.implementation,
             "step_ms": step,
             "optimizer_ms": optimizer,
-            "peak_extra_MB": None if peak is None else peak / 1e6,
+            "peak_extra_MB": None,
             "loss_difference": max(difference.loss for difference in apart),
             "gradient_difference": max(difference.gradient for difference in apart),
             "steps": steps - 1,

@@ -17,7 +17,7 @@ from .features import NGrams
 
 TUNING_SEEDS = range(1000, 1002)
 GROWTH_EPOCHS = 20
-"""Of icd with its tail cut, to about a quarter of the texts: twice those of all."""
+"""Of icd with its tail cut, to about a quarter of the texts: twice as many passes as over all, not tuned."""
 WORDS = NGrams("word", 1, 2, 2**16)
 
 
