@@ -83,11 +83,11 @@ def plain_loss(method: Method, paths: Paths, counts: Tensor) -> Loss:
         return functools.partial(plain_losses.margin_loss, margin=margin, scale=LDAM_SCALE, weight=weight)
     if method.sigmoid:
         return functools.partial(plain_losses.sigmoid_focal_loss, weight=weight, gamma=method.gamma or 0.0)
-    options = {
-        "weight": None if method.beta is None else weight,
-        "class_bias": logit_adjustment(counts, method.tau) if method.tau else None,
-        "complement_gamma": method.complement_gamma,
-    }
     if method == Method(method.family, beta=method.beta, tau=method.tau, complement_gamma=method.complement_gamma):
-        return functools.partial(plain_losses.softmax_loss, **options)
+        return functools.partial(
+            plain_losses.softmax_loss,
+            weight=None if method.beta is None else weight,
+            class_bias=logit_adjustment(counts, method.tau) if method.tau else None,
+            complement_gamma=method.complement_gamma,
+        )
     raise ValueError(f"no plain form of {method.name} is known")
