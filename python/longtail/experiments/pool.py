@@ -53,19 +53,22 @@ def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: i
     if jobs == 1:
         with prepared_process():
             yield from map(train, tasks)
-        return
+    else:
+        yield from in_processes(tasks, train, jobs)
+
+
+def in_processes(tasks: Sequence[Task], function: Callable[[Task], Outcome], processes: int) -> Generator[Outcome]:
+    """As :func:`outcomes_of`, but never in this process; a single one has a memory that nothing else has used."""
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_process)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_process)
     try:
         with _interrupts_ignored():
-            futures = [pool.submit(train, task) for task in tasks]
+            futures = [pool.submit(function, task) for task in tasks]
         for future in futures:
             yield future.result()
     except BrokenProcessPool:
-        raise ChildProcessError(
-            f"one of the {jobs} processes that train was ended by the system, most often for want of memory"
-        ) from None
+        raise ChildProcessError("a process was ended by the system, most often for want of memory") from None
     except BaseException:
         # Nobody waits for the rest, which would take as long as a training. (Futures that are cancelled first, too,
         # make the pool's thread fail in some Pythons.)

@@ -101,8 +101,8 @@ def quality_notes(quality: Sequence[Row]) -> list[str]:
         "rarest third: mean accuracy of the third of the classes that has the fewest texts as the data are; the same "
         "classes for every factor. train: accuracy on the training texts.",
         f"Model and training are those of the experiment icd, batches of {first['batch_size']}, learning rate "
-        f"{first['learning_rate']:g}, chosen there for {CONTROL} alone, but {first['epochs']} epochs instead of "
-        f"{SETTINGS[growth.EXPERIMENT].epochs}, not tuned: the texts are fewer.",
+        f"{first['learning_rate']:g}, chosen there for {CONTROL} alone; epochs: {first['epochs']}, not tuned "
+        f"(icd: {SETTINGS[growth.EXPERIMENT].epochs}, over all texts).",
     ]
 
 
@@ -142,7 +142,7 @@ def speed_notes(speed: Sequence[Row]) -> list[str]:
         f"Model: that of the experiment places, width {first['width']}, and a linear layer with bias.",
         "ms: forward, loss and backward of the whole model, median of steps that took turns in one process (steps in "
         "the CSV), on the same weights and batches. The optimizer, the same for all, is measured apart. peak: memory "
-        "that these take at most beyond model and optimizer, gradients with them, measured after all times; the bag of "
+        "that these take at most beyond model and optimizer, gradients with them, in a process of its own; the bag of "
         "n-grams has its part in time and memory, whatever the loss. plain / it: plain PyTorch's time or memory over "
         "this one's. in place: the gradient is written over the logits.",
         "off: largest relative difference, of loss or gradients, to plain PyTorch's at the same weights, before the "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from ..methods import Classifier
 from ..output import Advance, Row, with_provenance
 from ..peak_memory import PeakMemory, return_freed_memory
 from ..plain_losses import softmax_loss
+from ..pool import in_processes
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE, UnequalLosses
 from .features import Bags
 from .model import adam_of, make_model
@@ -186,12 +189,13 @@ def run(classes: tuple[int, ...], quick: bool, advance: Advance) -> list[Row]:
     torch.set_num_threads(THREADS)
     try:
         rows = [row for number in classes for row in _timed(number, quick, advance)]
-        return_freed_memory()  # for all that follows: it slows every allocation
-        peaks = [peak for number in classes for peak in _peaks(number, quick)]
     finally:
         torch.set_num_threads(threads)
-    for row, peak in zip(rows, peaks, strict=True):
-        row["peak_extra_MB"] = None if peak is None else peak / 1e6
+    steps = [_step_of(number, quick) for number in classes]
+    with contextlib.closing(in_processes(steps, peaks, 1)) as found:
+        of_rows = itertools.chain.from_iterable(found)
+        for row, peak in zip(rows, of_rows, strict=True):
+            row["peak_extra_MB"] = None if peak is None else peak / 1e6
     return rows
 
 
@@ -205,16 +209,36 @@ def _timed(classes: int, quick: bool, advance: Advance) -> Iterator[Row]:
             yield with_provenance({"experiment": "growth", "part": "speed", **row, **facts}, threads=THREADS)
 
 
-def _peaks(classes: int, quick: bool) -> Iterator[int | None]:
-    """Of every contender's step, after one whose memory is not counted."""
+class Step(NamedTuple):
+    """What a step needs."""
+
+    buckets: int
+    counts: Tensor  # [C]
+    bags: Bags
+    target: Tensor
+
+
+def _step_of(classes: int, quick: bool) -> Step:
     texts, target = load(EXPERIMENT, quick).texts, target_of(classes, quick)
     (rows,) = batches_of(target, 1)
-    for rivals in contenders(class_counts(target, classes)):
-        learner, batch = Learner(texts.buckets, classes), (texts.bags(rows), target[rows])
+    return Step(texts.buckets, class_counts(target, classes), texts.bags(rows), target[rows])
+
+
+def peaks(step: Step) -> list[int | None]:
+    """Of every contender, after a step whose memory is not counted; for a process of its own.
+
+    In one that has freed much, malloc takes blocks from what it kept, and a peak says nothing.
+    """
+    return_freed_memory()
+    torch.set_num_threads(THREADS)
+    found = []
+    for rivals in contenders(step.counts):
+        learner = Learner(step.buckets, step.counts.numel())
         for contender in rivals:
-            learner.loss_and_gradients(contender, *batch)
+            learner.loss_and_gradients(contender, step.bags, step.target)
             gc.collect()
-            yield learner.peak(contender, *batch)
+            found.append(learner.peak(contender, step.bags, step.target))
+    return found
 
 
 def target_of(classes: int, quick: bool) -> Tensor:

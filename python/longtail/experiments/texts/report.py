@@ -37,7 +37,7 @@ DRAWN = {
     ),
     "several": (
         *("binary cross-entropy", "positive weight, power 0.5", "logit adjustment", "sigmoid focal, gamma 2"),
-        *("class-balanced sigmoid, beta 0.99", "asymmetric", "distribution-balanced", "ZLPR"),
+        *("class-balanced sigmoid, beta 0.999", "asymmetric", "distribution-balanced", "ZLPR"),
     ),
 }
 """Methods whose scores are drawn by frequency: one of each kind."""
