@@ -162,6 +162,32 @@ def check_texts(name: str, shown: list[tuple[str, list[float]]], columns: list[s
         check(method, stated, [round(100 * float(measured[column]), 1) for column in columns if measured[column]])
 
 
+@pytest.mark.parametrize(
+    ("metric", "start"), [("balanced", "| balanced accuracy |"), ("rarest_third", "| rarest third |")]
+)
+def test_accuracies_by_imbalance(metric: str, start: str) -> None:
+    factors = (*(1, 3, 10, 30, 100), "as it is")
+    for name, stated in table("evidence.md", start):
+        found = [row("experiment_growth", part="quality", method=name, imbalance_factor=factor) for factor in factors]
+        check(name, stated, [round(100 * float(of[f"{metric}_mean"]), 1) for of in found])
+
+
+def test_steps_by_number_of_classes() -> None:
+    losses = {"cross-entropy": "cross-entropy"}
+    losses |= {"combined": "class-balanced softmax focal + complement, logit adjustment"}
+    for name, stated in table("evidence.md", "| loss, classes |"):
+        loss, classes = name.split(", ")
+        where = {"part": "speed", "loss": losses[loss], "classes": classes.replace(",", "")}
+        found = [row("experiment_growth", implementation=ours, **where) for ours in implementations(loss)]
+        times, peaks = ([float(of[column]) for of in found] for column in ("step_ms", "peak_extra_MB"))
+        check(name, stated, [*times, *map(round, peaks)])
+
+
+def implementations(loss: str) -> tuple[str, str, str]:
+    plain = "F.cross_entropy" if loss == "cross-entropy" else "PyTorch operations"
+    return plain, "longtail.cross_entropy, in place", "longtail.linear_cross_entropy"
+
+
 def test_perplexities_of_the_tokens() -> None:
     rows = results.read(results.FOLDER / "experiment_tokens.csv")
     shown = [r for i, r in enumerate(rows) if not i or r["objective"] != "cross-entropy"]
