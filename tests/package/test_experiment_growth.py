@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import random
 
 import pytest
@@ -15,10 +16,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from longtail.__main__ import main
-from longtail.experiments import output
+from longtail.experiments import output, pool
 from longtail.experiments.methods import CROSS_ENTROPY, SEESAW
 from longtail.experiments.statistics import holm, paired_comparison
-from longtail.experiments.texts import growth, growth_speed, one_label, training
+from longtail.experiments.texts import growth, growth_speed, growth_step, one_label, training
 from longtail.experiments.texts.corpus import one_label as corpus_of
 from longtail.experiments.texts.features import NGrams
 from longtail.experiments.texts.settings import SETTINGS
@@ -42,6 +43,11 @@ def places():
     return corpus_of(((f"town{i} r{i % 30}", f"{i % 30:02}", str(i)) for i in range(200)), "places 1", None)
 
 
+def map_here(function, tasks):
+    """As ``in_processes``, without the seconds that a process needs to start."""
+    yield from map(function, tasks)
+
+
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
     """Tiny corpora, one thread, small batches."""
@@ -49,7 +55,8 @@ def _tiny(monkeypatch):
     for name, load in (("icd", diagnoses), ("places", places)):
         monkeypatch.setitem(SETTINGS, name, SETTINGS[name]._replace(load=load, **changes))
     monkeypatch.setattr(growth_speed, "BATCH", 16)
-    monkeypatch.setattr(growth_speed, "THREADS", 1)
+    monkeypatch.setattr(growth_step, "THREADS", 1)
+    monkeypatch.setattr(growth_speed, "in_processes", lambda tasks, function, _: map_here(function, tasks))
     monkeypatch.setattr(growth_speed, "QUICK_CLASSES", (10, 100))
     monkeypatch.setitem(output.EXTRAS, "growth", ())
     threads = torch.get_num_threads()
@@ -176,20 +183,18 @@ def test_more_classes_than_places_are_an_error():
 @pytest.mark.parametrize(("name", "shown"), [("cross_entropy", ", in place"), ("linear_cross_entropy", "")])
 @pytest.mark.parametrize("wrong", [1.01, math.nan])
 def test_unequal_losses_stop_the_run(name, shown, wrong, monkeypatch, tmp_path, capsys):
-    correct = getattr(growth_speed, name)
-    monkeypatch.setattr(growth_speed, name, lambda *args, **options: correct(*args, **options) * wrong)
+    correct = getattr(growth_step, name)
+    monkeypatch.setattr(growth_step, name, lambda *args, **options: correct(*args, **options) * wrong)
     with pytest.raises(SystemExit) as stop:
         main(["experiment", "growth", "--quick", "--output", str(tmp_path)])
     assert stop.value.code == 1
-    assert (
-        f"nothing written: longtail.{name}{shown}, cross-entropy, 10 classes: loss and gradient"
-        in capsys.readouterr().err
-    )
+    expected = f"nothing written: longtail.{name}{shown}, cross-entropy, 10 classes: loss and gradient"
+    assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_gradient_of_the_combined_loss_stops_the_run(monkeypatch):
-    correct = growth_speed.linear_cross_entropy
+    correct = growth_step.linear_cross_entropy
 
     def wrong(features, linear_weight, target, **options):
         seen = linear_weight.clone()
@@ -197,9 +202,37 @@ def test_a_wrong_gradient_of_the_combined_loss_stops_the_run(monkeypatch):
             seen.register_hook(lambda grad: 1.01 * grad)
         return correct(features, seen, target, **options)
 
-    monkeypatch.setattr(growth_speed, "linear_cross_entropy", wrong)
-    with pytest.raises(UnequalLosses, match=r"linear_cross_entropy, class-balanced softmax focal \+ complement"):
+    monkeypatch.setattr(growth_step, "linear_cross_entropy", wrong)
+    with pytest.raises(UnequalLosses, match=r"linear_cross_entropy, combined, 10 classes"):
         growth_speed.run((10,), True, lambda _: None)
+
+
+def test_every_row_has_the_figures_of_its_own_contender(monkeypatch):
+    """Two numbers of classes, six contenders, three processes with and three without kept memory, one for the peaks."""
+    calls, seen = iter(range(7)), []
+
+    def process(works, function, _):
+        seen.append((function, "MALLOC_MMAP_MAX_" in os.environ))
+        number, contenders = next(calls), range(6)
+        for work in works:
+            base = 1000 * work.counts.numel() + 10 * number
+            if function is growth_step.peaks:
+                yield [1e6 * (base + i) for i in contenders]
+            else:
+                yield [growth_step.Measured(base + i, 0.0, growth_step.Difference(number / 100)) for i in contenders]
+
+    monkeypatch.setattr(growth_speed, "in_processes", process)
+    rows = growth_speed.run((10, 100), False, lambda _: None)
+    assert seen == [(growth_step.measure, False), (growth_step.measure, True)] * 3 + [(growth_step.peaks, False)]
+    assert "MALLOC_MMAP_MAX_" not in os.environ
+    for i, row in enumerate(rows):
+        base = 1000 * (10, 100)[i // 6] + i % 6
+        assert row["classes"] == (10, 100)[i // 6]
+        assert [row[f"step_ms{end}"] for end in ("_lowest", "", "_highest")] == [base, base + 20, base + 40]
+        assert [row[f"kept_step_ms{end}"] for end in ("_lowest", "", "_highest")] == [base + 10, base + 30, base + 50]
+        assert row["peak_extra_MB"] == base + 60
+        assert row["loss_difference"] == 0.05
+    assert [row["implementation"] for row in rows[:3]] == [row["implementation"] for row in rows[6:9]]
 
 
 def test_an_interrupt_keeps_the_models_that_were_trained_and_the_speed():
@@ -213,14 +246,19 @@ def test_an_interrupt_keeps_the_models_that_were_trained_and_the_speed():
     plan = growth.make_plan(jobs=1, quick=True)._replace(classes=(10,))
     with pytest.raises(output.Interrupted) as caught:
         growth.run(plan, stop)
-    assert caught.value.done == f"{len(growth.METHODS) + 2} of {plan.units() - 18} networks"
+    assert caught.value.done == f"{len(growth.METHODS) + 2} of {len(plan.trainings())} networks"
     parts = [row["part"] for row in caught.value.rows]
     assert parts == ["quality"] * (len(growth.METHODS) + 2) + ["speed"] * 6
     assert len({tuple(row) for row in caught.value.rows}) == 1
-    assert seen[0] == "10 classes, cross-entropy: F.cross_entropy"
+    assert seen[:3] == [
+        "10 classes: step times, process 1",
+        "10 classes: step times, process 1, freed memory kept",
+        "10 classes: memory",
+    ]
 
 
-def test_quick_command_writes_both_parts_and_draws_them_again(tmp_path, capsys):
+def test_quick_command_writes_both_parts_and_draws_them_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth_speed, "in_processes", pool.in_processes)
     main(["experiment", "growth", "--quick", "--jobs", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr()
     assert "100%" in printed.err
@@ -245,6 +283,8 @@ def test_quick_command_writes_both_parts_and_draws_them_again(tmp_path, capsys):
     assert [row["classes"] for row in speed] == ["10"] * 6 + ["100"] * 6
     for row in speed:
         assert float(row["step_ms"]) > 0
+        assert float(row["kept_step_ms"]) > 0
+        assert not row["peak_extra_MB"] or 0.0 <= float(row["peak_extra_MB"]) < 1e3  # none where it is unknown
         assert float(row["optimizer_ms"]) > 0
         assert float(row["loss_difference"]) < 1e-5
         assert row["balanced_mean"] == ""

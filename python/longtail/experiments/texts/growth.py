@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     def units(self) -> int:
         """Of work, for a progress bar."""
-        return len(self.trainings()) + sum(growth_speed.units(c, self.quick) for c in self.classes)
+        return len(self.trainings()) + growth_speed.units(self.classes, self.quick)
 
 
 def make_plan(seeds: int | None = None, epochs: int | None = None, jobs: int = 2, quick: bool = False) -> Plan:
@@ -120,7 +120,7 @@ def imbalanced(of_seed: Cut, factor: float | None, seed: int) -> Cut:
     )
 
 
-def check(plan: Plan) -> None:
+def check_profiles(plan: Plan) -> None:
     """Every cut that will be trained on.
 
     Raises:
@@ -156,7 +156,7 @@ def run(plan: Plan, advance: Advance) -> list[Row]:
         ValueError: a profile or a number of classes does not fit the data.
         Interrupted: by Ctrl-C, with a row for each model that was trained by then, and those of the speed.
     """
-    check(plan)
+    check_profiles(plan)
     speed = growth_speed.run(plan.classes, plan.quick, advance)
     try:
         outcomes = train_all(plan.trainings(), train, plan.jobs, lambda job: advance(_name_of(job)), _row_of)

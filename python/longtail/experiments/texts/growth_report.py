@@ -12,14 +12,15 @@ from ..methods import CROSS_ENTROPY
 from ..output import Row, number_of, origin, plotting, print_notes, print_table, save_figure
 from ..palette import colour_of
 from ..tokens import GRADIENT_TOLERANCE, LOSS_TOLERANCE
-from . import growth, growth_speed
+from . import growth, growth_speed, growth_step
 from .report import PERCENT
 from .settings import SETTINGS
 
 NAMES = {"balanced": "balanced accuracy", "rarest_third": "rarest third"}
 CONTROL = CROSS_ENTROPY.name
-DASHED, MARKERS = "--", ("o", "s")
-"""Lines of plain PyTorch; marks of the two fused implementations."""
+COLOURS = {"cross-entropy": "#000000", "combined": "#D55E00"}
+STYLES = (("--", "x"), ("-", "o"), (":", "s"))
+"""Lines and marks of plain PyTorch, the loss fused, projection and loss fused."""
 
 
 def parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -45,12 +46,10 @@ def print_report(rows: Sequence[Row]) -> None:
         print()
     print_notes(quality_notes(quality))
     print()
+    times = ("lowest to highest", "plain / it")
     groups = [
-        ("loss",),
-        ("classes", "implementation"),
-        ("ms", "plain / it", "optimizer ms"),
-        ("peak MB", "plain / it"),
-        ("off",),
+        *(("loss",), ("classes", "implementation"), ("ms", *times), ("ms, kept", *times)),
+        *(("peak MB", "plain / it"), ("off",)),
     ]
     title = f"One training step of {speed[0]['batch_size']} texts by number of classes, {speed[0]['threads']} threads"
     starts = [i for i, row in enumerate(speed) if row is _plain(row, speed)]
@@ -63,7 +62,7 @@ def _title(row: Row) -> str:
     factor = row["imbalance_factor"]
     name = factor if isinstance(factor, str) else f"imbalance factor {_factor_name(factor)}"
     return (
-        f"Diagnoses, {name}: {row['train_texts']} training texts of {row['classes']} classes, the largest "
+        f"Diagnoses, {name}: {row['train_texts']} training texts of {row['classes']} classes in seed 0, the largest "
         f"{row['largest']}, the rarest {row['rarest']}; test scores in %"
     )
 
@@ -111,25 +110,35 @@ def _plain(row: Row, speed: Sequence[Row]) -> Row:
     return next(other for other in speed if (other["classes"], other["loss"]) == (row["classes"], row["loss"]))
 
 
-def _short(row: Row) -> str:
-    """Its loss without what the notes say."""
-    return str(row["loss"]).split(",")[0]
-
-
 def _speed_cells(row: Row, plain: Row) -> list[str]:
-    peak, plain_peak = number_of(row, "peak_extra_MB"), number_of(plain, "peak_extra_MB")
-    ratio = plain_peak / peak if peak else math.nan
     return [
-        _short(row),
+        str(row["loss"]),
         str(row["classes"]),
         str(row["implementation"]),
-        f"{number_of(row, 'step_ms'):.3g}",
-        f"{number_of(plain, 'step_ms') / number_of(row, 'step_ms'):.2f}",
-        f"{number_of(row, 'optimizer_ms'):.3g}",
-        "" if peak != peak else f"{peak:.0f}",
-        "" if ratio != ratio else f"{ratio:.2f}",
+        *_time_cells(row, plain, "step_ms"),
+        *_time_cells(row, plain, "kept_step_ms"),
+        _shown(number_of(row, "peak_extra_MB"), ".0f"),
+        _ratio(row, plain, "peak_extra_MB"),
         f"{max(number_of(row, 'loss_difference'), number_of(row, 'gradient_difference')):.1e}",
     ]
+
+
+def _time_cells(row: Row, plain: Row, name: str) -> list[str]:
+    middle, lowest, highest = (_milliseconds(number_of(row, f"{name}{end}")) for end in ("", "_lowest", "_highest"))
+    return [middle, f"{lowest} to {highest}", _ratio(row, plain, name)]
+
+
+def _milliseconds(time: float) -> str:
+    return f"{time:.3g}" if time < 100 else f"{time:.0f}"
+
+
+def _ratio(row: Row, plain: Row, name: str) -> str:
+    own = number_of(row, name)
+    return _shown(number_of(plain, name) / own if own else math.nan, ".2f")
+
+
+def _shown(number: float, style: str) -> str:
+    return "" if math.isnan(number) else f"{number:{style}}"
 
 
 def speed_notes(speed: Sequence[Row]) -> list[str]:
@@ -137,45 +146,47 @@ def speed_notes(speed: Sequence[Row]) -> list[str]:
     first = speed[0]
     return [
         f"Data: {first['data']}. Up to {first['regions']} classes are contiguous groups of whole regions, with their "
-        "tail; more are equal pieces of the places in the order of their regions, without one. Their "
-        "counts do not matter to time and memory. "
-        f"Model: that of the experiment places, width {first['width']}, and a linear layer with bias.",
-        "ms: forward, loss and backward of the whole model, median of steps that took turns in one process (steps in "
-        "the CSV), on the same weights and batches. The optimizer, the same for all, is measured apart. peak: memory "
-        "that these take at most beyond model and optimizer, gradients with them, in a process of its own; the bag of "
-        "n-grams has its part in time and memory, whatever the loss. plain / it: plain PyTorch's time or memory over "
-        "this one's. in place: the gradient is written over the logits.",
+        "tail; more are equal pieces of the places in the order of their regions, without one. Their counts do not "
+        f"matter to time and memory. Model: that of the experiment places, width {first['width']}, and a linear layer "
+        "with bias.",
+        "combined: cross-entropy with class-balanced weights, focal and complement terms (beta "
+        f"{growth_step.BETA:g}, gamma {growth_step.FOCAL_GAMMA:g} and {growth_step.COMPLEMENT_GAMMA:g}) and logit "
+        "adjustment. Its PyTorch operations stay exact for confident rows; a form with one log-softmax, which takes "
+        "the target's part off, would not. in place: the gradient is written over the logits.",
+        "ms: forward, loss and backward of the whole model, without the optimizer, which is the same for all; median "
+        f"of {first['processes']} process(es), and the lowest and highest of them, each the median of steps that took "
+        "turns on the same weights and batches (steps in the CSV). kept: the same where malloc keeps what is freed "
+        f"({' '.join(f'{name}={value}' for name, value in growth_speed.KEPT.items())}). As it comes, glibc's takes "
+        "tensors above 32 MB from the system each time, whose pages are then faulted in.",
+        "peak: memory that a step takes at most beyond model and optimizer, gradients with it; the bag of n-grams has "
+        "its part in time and memory, whatever the loss. plain / it: plain PyTorch's over this one's.",
         "off: largest relative difference, of loss or gradients, to plain PyTorch's at the same weights, before the "
-        f"steps and after them; beyond {LOSS_TOLERANCE:g} and {GRADIENT_TOLERANCE:g} the "
-        "run stops.",
-        f"The combined loss: class-balanced weights of beta {growth_speed.BETA:g}, focal gamma "
-        f"{growth_speed.FOCAL_GAMMA:g}, complement gamma {growth_speed.COMPLEMENT_GAMMA:g}, log-priors added.",
+        f"steps and after them; beyond {LOSS_TOLERANCE:g} and {GRADIENT_TOLERANCE:g} the run stops.",
     ]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Differences by imbalance, and time and memory of a step by number of classes; a PNG."""
     quality, speed = parts(rows)
-    figure, axes = plotting().subplots(1, 3, figsize=(17, 7), layout="constrained", width_ratios=(5, 4, 4))
-    _draw_quality(axes[0], quality)
-    for axis, column, label in (
-        (axes[1], "step_ms", f"ms of a step of {speed[0]['batch_size']} texts, without optimizer"),
-        (axes[2], "peak_extra_MB", "peak MB of a step, beyond model and optimizer"),
-    ):
-        _draw_by_classes(axis, speed, column, label)
-    for axis, columns in ((axes[0], 2), (axes[1], 1)):
-        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
+    figure, ((left, memory), times) = plotting().subplots(2, 2, figsize=(14, 12), layout="constrained")
+    _draw_quality(left, quality)
+    batch = f"of a step of {speed[0]['batch_size']} texts"
+    _draw_by_classes(memory, speed, "peak_extra_MB", f"peak MB {batch}, beyond model and optimizer")
+    _draw_by_classes(times[0], speed, "step_ms", f"ms {batch}, without optimizer")
+    _draw_by_classes(times[1], speed, "kept_step_ms", f"ms {batch}, where malloc keeps what is freed")
+    left.legend(fontsize=8, frameon=False)
+    memory.legend(fontsize=8, frameon=False)
     first = quality[0]
     cut = [row for row in quality if not isinstance(row["imbalance_factor"], str)]
     totals = [int(number_of(row, "train_texts")) for row in cut]
     figure.suptitle(
-        f"Left: diagnoses (ICD-10-CM), the {first['classes']} classes with at least {growth.LEAST} training texts, cut "
-        f"to an exponential profile ({min(totals)} to {max(totals)} texts; 'as it is': not cut): mean difference to "
-        f"{CONTROL} over {first['seeds']} seeds\nand its 95 % interval, filled where it is significant ({LEVEL:.0%}, "
-        f"paired t-test, Holm's correction). Middle and right: places (GeoNames) to groups of regions, above "
-        f"{speed[0]['regions']} classes to equal pieces, {speed[0]['threads']} threads;\nplain PyTorch dashed, fused "
-        "losses in full lines; the loss "
-        f"with complement has log-priors added\n{first['data']}; {speed[0]['data']}\n{origin(first)}",
+        f"Above left: diagnoses (ICD-10-CM), those with at least {growth.LEAST} training texts ({first['classes']} in "
+        f"seed 0), cut to an exponential profile ({min(totals)} to {max(totals)} texts; 'as it is': not cut):\nmean "
+        f"difference to {CONTROL} over {first['seeds']} seeds and its 95 % interval, filled where it is significant "
+        f"({LEVEL:.0%}, paired t-test, Holm's correction).\nThe others: places (GeoNames) to groups of regions, above "
+        f"{speed[0]['regions']} classes to equal pieces, {speed[0]['threads']} threads; bars: lowest to highest of "
+        f"{speed[0]['processes']} process(es); combined: class-balanced, focal,\ncomplement and logit-adjusted "
+        f"cross-entropy\n{first['data']}; {speed[0]['data']}\n{origin(first)}",
         fontsize=9,
     )
     save_figure(figure, path, 110)
@@ -206,23 +217,31 @@ def _draw_quality(axis: Any, quality: Sequence[Row]) -> None:
 
 
 def _draw_by_classes(axis: Any, speed: Sequence[Row], column: str, label: str) -> None:
-    implementations: dict[Any, list[Any]] = {}
-    for row in speed:
-        names = implementations.setdefault(row["loss"], [])
-        if row["implementation"] not in names:
-            names.append(row["implementation"])
-    for loss, names in implementations.items():
-        for i, name in enumerate(names):
-            found = [row for row in speed if (row["loss"], row["implementation"]) == (loss, name)]
-            axis.plot(
+    """A line for each loss and implementation, with the range over the processes where there is one."""
+    for loss, colour in COLOURS.items():
+        of_loss = [row for row in speed if row["loss"] == loss]
+        names = dict.fromkeys(str(row["implementation"]) for row in of_loss)
+        for name, (line, marker) in zip(names, STYLES, strict=True):
+            found = [row for row in of_loss if row["implementation"] == name]
+            values = [number_of(row, column) for row in found]
+            ends: list[list[float]] | None = None
+            if f"{column}_lowest" in found[0]:
+                lowest, highest = (
+                    [number_of(row, f"{column}_{end}") for row in found] for end in ("lowest", "highest")
+                )
+                ends = [
+                    [v - low for v, low in zip(values, lowest, strict=True)],
+                    [high - v for v, high in zip(values, highest, strict=True)],
+                ]
+            axis.errorbar(
                 [number_of(row, "classes") for row in found],
-                [number_of(row, column) for row in found],
-                DASHED if i == 0 else "-",
-                color=colour_of(str(loss)),
-                marker="x" if i == 0 else MARKERS[i - 1],
+                values,
+                ends,
+                color=colour,
+                linestyle=line,
+                marker=marker,
                 markersize=5,
-                linewidth=2,
-                label=f"{_short(found[0])}: {name}",
+                label=f"{loss}: {name}",
             )
     axis.set_xscale("log")
     axis.set_yscale("log")
