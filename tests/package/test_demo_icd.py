@@ -107,6 +107,32 @@ def test_a_method_without_a_plain_form_is_no_cross_entropy() -> None:
             demo_icd_cost.plain_loss(method, None, torch.ones(3))
 
 
+def test_a_tree_of_unequal_paths_has_no_plain_form() -> None:
+    with pytest.raises(ValueError, match="got paths of lengths 2 to 3, expected one length"):
+        demo_icd_cost.plain_loss(methods.HIERARCHICAL, [("a", "b"), ("a", "c", "d")], torch.ones(2))
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "without weights"), (2, "without weights"), (5, "after 4 epochs;")])
+def test_the_legend_says_when_ldam_is_re_weighted(epochs: int, said: str) -> None:
+    assert said in demo_icd_report.hyperparameters(epochs)
+    schedule = methods.drw_start(epochs)
+    assert (schedule < epochs) == ("after" in said)
+
+
+def test_a_process_that_the_system_ends_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object) -> None:
+        raise ChildProcessError("the system has ended a process")
+
+    monkeypatch.setattr(demo_icd_report, "run_with_progress", run)
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--output", str(tmp_path / "a.png")])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "longtail demo: error: the system has ended a process\n"
+    assert not list(tmp_path.iterdir())
+
+
 def stopped(after: float, done: float, _: str) -> None:
     if done >= after:
         raise KeyboardInterrupt

@@ -118,5 +118,5 @@ def test_trainings_end_in_order_and_an_interrupt_keeps_them():
 
 
 def test_a_process_that_the_system_ends_is_one_error():
-    with pytest.raises(ChildProcessError, match="a process was ended by the system"):
+    with pytest.raises(ChildProcessError, match="the system has ended a process"):
         pool.train_all([9], os._exit, 2, lambda _: None, lambda *_: {})

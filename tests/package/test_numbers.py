@@ -33,15 +33,21 @@ STEPS = {
 }
 
 
-def table(page: str, start: str, after: str = "") -> Iterator[tuple[str, list[float]]]:
-    """What each row of a table is about, and the numbers in it; of the first such table after some text."""
+def cells(page: str, start: str, after: str = "") -> Iterator[tuple[str, list[str]]]:
+    """What each row of a table is about, and its cells; of the first such table after some text."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     text = text[text.index(after) :]
     lines = text[text.index(start) :].split("\n\n")[0].splitlines()[2:]
     assert len(lines) > 2
     for line in lines:
-        name, *cells = (re.sub("[`*]", "", cell).strip() for cell in line.split("|")[1:-1])
-        yield name, [float(number) for cell in cells for number in re.findall(r"[\d.]+", cell.replace(",", ""))]
+        name, *rest = (cell.strip() for cell in line.split("|")[1:-1])
+        yield re.sub("[`*]", "", name), rest
+
+
+def table(page: str, start: str, after: str = "") -> Iterator[tuple[str, list[float]]]:
+    """What each row of a table is about, and the numbers in it; of the first such table after some text."""
+    for name, rest in cells(page, start, after):
+        yield name, [float(number) for cell in rest for number in re.findall(r"[\d.]+", cell.replace(",", ""))]
 
 
 def row(file: str, **wanted: Any) -> dict[str, str]:
@@ -134,32 +140,41 @@ def test_a_training_step() -> None:
         check(name, stated, [found[column] for column in ("median_ms", "peak_extra_MB", "largest_batch")])
 
 
+def score(found: dict[str, str], metric: str, spread: bool = False) -> str:
+    """A cell of a table of scores: in percent, bold where it differs from the control."""
+    ends = ["mean", "std"] if spread else ["mean"]
+    numbers = [found[f"{metric}_{end}"] for end in ends]
+    shown = " ± ".join(f"{100 * float(number):.1f}" for number in numbers if number) or "-"
+    return f"**{shown}**" if found.get(f"{metric}_verdict") in ("better", "worse") else shown
+
+
 def test_accuracies_of_the_digits() -> None:
-    for name, stated in table("evidence.md", "| method | factor 10 | factor 50 |"):
+    for name, stated in cells("evidence.md", "| method | factor 10 | factor 50 |"):
         at = {factor: row("experiment_digits", method=name, imbalance_factor=factor) for factor in (10, 50)}
-        cells = [(10, "balanced"), (50, "balanced"), (50, "few")]
-        check(name, stated, [round(100 * float(at[f][f"{kind}_{x}"]), 1) for f, kind in cells for x in ("mean", "std")])
+        measured = [
+            score(at[f], metric, spread=True) for f, metric in ((10, "balanced"), (50, "balanced"), (50, "few"))
+        ]
+        assert stated == measured, name
 
 
 @pytest.mark.parametrize(("name", "classes"), [("icd", "1,918"), ("places", "3,875")])
 def test_accuracies_of_the_texts(name: str, classes: str) -> None:
-    columns = [f"{metric}_{x}" for metric in ("balanced", "few") for x in ("mean", "std")]
-    columns += ["many_mean", "overall_mean", "calibration_error_mean"]
-    shown = list(table("evidence.md", "| method | balanced | few-shot classes |", after=f": {classes} classes"))
-    check_texts(name, shown, columns)
+    shown = cells("evidence.md", "| method | balanced | few-shot classes |", after=f": {classes} classes")
+    check_texts(name, list(shown), ("balanced", "few"), ("many", "overall", "calibration_error"))
 
 
 def test_precisions_of_the_tags() -> None:
-    columns = [f"{metric}_{x}" for metric in ("mean_average_precision", "few") for x in ("mean", "std")]
-    columns += ["many_mean", "f1_mean", "macro_f1_mean", "calibration_error_mean"]
-    check_texts("debtags", list(table("evidence.md", "| method | mAP |")), columns)
+    shown, tested = cells("evidence.md", "| method | mAP |"), ("mean_average_precision", "few")
+    check_texts("debtags", list(shown), tested, ("many", "f1", "macro_f1", "calibration_error"))
 
 
-def check_texts(name: str, shown: list[tuple[str, list[float]]], columns: list[str]) -> None:
+def check_texts(
+    name: str, shown: list[tuple[str, list[str]]], tested: tuple[str, ...], others: tuple[str, ...]
+) -> None:
     rows = results.read(results.FOLDER / f"experiment_{name}.csv")
-    for (method, stated), measured in zip(shown, rows, strict=True):
-        assert method == measured["method"]
-        check(method, stated, [round(100 * float(measured[column]), 1) for column in columns if measured[column]])
+    for (method, stated), found in zip(shown, rows, strict=True):
+        assert method == found["method"]
+        assert stated == [*(score(found, m, spread=True) for m in tested), *(score(found, m) for m in others)], method
 
 
 @pytest.mark.parametrize(
@@ -167,25 +182,20 @@ def check_texts(name: str, shown: list[tuple[str, list[float]]], columns: list[s
 )
 def test_accuracies_by_imbalance(metric: str, start: str) -> None:
     factors = (*(1, 3, 10, 30, 100), "as it is")
-    for name, stated in table("evidence.md", start):
+    for name, stated in cells("evidence.md", start):
         found = [row("experiment_growth", part="quality", method=name, imbalance_factor=factor) for factor in factors]
-        check(name, stated, [round(100 * float(of[f"{metric}_mean"]), 1) for of in found])
+        assert stated == [score(of, metric) for of in found], name
 
 
 def test_steps_by_number_of_classes() -> None:
-    losses = {"cross-entropy": "cross-entropy"}
-    losses |= {"combined": "class-balanced softmax focal + complement, logit adjustment"}
+    plain = {"cross-entropy": "F.cross_entropy", "combined": "PyTorch operations"}
     for name, stated in table("evidence.md", "| loss, classes |"):
         loss, classes = name.split(", ")
-        where = {"part": "speed", "loss": losses[loss], "classes": classes.replace(",", "")}
-        found = [row("experiment_growth", implementation=ours, **where) for ours in implementations(loss)]
-        times, peaks = ([float(of[column]) for of in found] for column in ("step_ms", "peak_extra_MB"))
-        check(name, stated, [*times, *map(round, peaks)])
-
-
-def implementations(loss: str) -> tuple[str, str, str]:
-    plain = "F.cross_entropy" if loss == "cross-entropy" else "PyTorch operations"
-    return plain, "longtail.cross_entropy, in place", "longtail.linear_cross_entropy"
+        where = {"part": "speed", "loss": loss, "classes": classes.replace(",", "")}
+        implementations = (plain[loss], "longtail.cross_entropy, in place", "longtail.linear_cross_entropy")
+        found = [row("experiment_growth", implementation=ours, **where) for ours in implementations]
+        times = [float(of[column]) for column in ("step_ms", "kept_step_ms") for of in found]
+        check(name, stated, [*times, *(round(float(of["peak_extra_MB"])) for of in found)])
 
 
 def test_perplexities_of_the_tokens() -> None:

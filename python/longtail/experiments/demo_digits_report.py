@@ -51,8 +51,8 @@ def _legend(plan: demo.Plan, counts: Tensor, seeds: int, backend: str) -> list[s
         f"Training: {plan.epochs} epoch(s); {over_seeds(seeds)}. {HYPERPARAMETERS}.",
         f"Time: forward + backward of the loss alone on {demo.BATCH_SIZE} x {demo.NUM_CLASSES} logits, one thread, "
         f"median of {demo.TIMED_ROUNDS} alternating runs, results compared; at this size mostly the cost of a call.",
-        f"Fused: longtail, {backend}. Plain: F.cross_entropy, and tensor operations where torch has no such loss. "
-        "Ratio: plain / fused.",
+        f"Fused: longtail, {backend}. Plain: F.cross_entropy and, where torch has no such loss, tensor "
+        "operations. Ratio: plain / fused.",
     ]
 
 

@@ -23,7 +23,11 @@ def softmax_loss(
     focal_gamma: float = 0.0,
     complement_gamma: float = 0.0,
 ) -> Tensor:
-    """Mean over the rows, whatever their weights: ``longtail.cross_entropy`` with these options, normalizer "count"."""
+    """Mean over the rows, whatever their weights: ``longtail.cross_entropy`` with these options, normalizer "count".
+
+    The entropy of the others is that of their own log-softmax. Taking the target's part off the entropy of all needs no
+    second one, and is about 1.5 times as fast, but nothing is left of it in confident rows.
+    """
     z = logits if class_bias is None else logits + class_bias
     if not focal_gamma and not complement_gamma:
         return F.cross_entropy(z, target, weight, reduction="sum") / target.numel()
@@ -64,7 +68,14 @@ class Level(NamedTuple):
 
 
 def levels_of(paths: list[tuple[str, ...]]) -> list[Level]:
-    """From below the root down to the nodes above the classes; all paths have the same length."""
+    """From below the root down to the nodes above the classes.
+
+    Raises:
+        ValueError: paths differ in length.
+    """
+    lengths = sorted({len(path) for path in paths})
+    if len(lengths) > 1:
+        raise ValueError(f"got paths of lengths {lengths[0]} to {lengths[-1]}, expected one length")
     levels = []
     for depth in range(1, len(paths[0])):
         numbers: dict[tuple[str, ...], int] = {}

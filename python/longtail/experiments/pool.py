@@ -58,7 +58,7 @@ def outcomes_of(tasks: Sequence[Task], train: Callable[[Task], Outcome], jobs: i
 
 
 def in_processes(tasks: Sequence[Task], function: Callable[[Task], Outcome], processes: int) -> Generator[Outcome]:
-    """As :func:`outcomes_of`, but never in this process; a single one has a memory that nothing else has used."""
+    """As :func:`outcomes_of`, but never in this process."""
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_process)
@@ -68,7 +68,9 @@ def in_processes(tasks: Sequence[Task], function: Callable[[Task], Outcome], pro
         for future in futures:
             yield future.result()
     except BrokenProcessPool:
-        raise ChildProcessError("a process was ended by the system, most often for want of memory") from None
+        raise ChildProcessError(
+            "the system has ended a process, most often for want of memory; nothing is kept"
+        ) from None
     except BaseException:
         # Nobody waits for the rest, which would take as long as a training. (Futures that are cancelled first, too,
         # make the pool's thread fail in some Pythons.)

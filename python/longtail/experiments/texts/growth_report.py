@@ -46,7 +46,7 @@ def print_report(rows: Sequence[Row]) -> None:
         print()
     print_notes(quality_notes(quality))
     print()
-    times = ("lowest to highest", "plain / it")
+    times = ("range", "plain / it")
     groups = [
         *(("loss",), ("classes", "implementation"), ("ms", *times), ("ms, kept", *times)),
         *(("peak MB", "plain / it"), ("off",)),
@@ -151,11 +151,12 @@ def speed_notes(speed: Sequence[Row]) -> list[str]:
         "with bias.",
         "combined: cross-entropy with class-balanced weights, focal and complement terms (beta "
         f"{growth_step.BETA:g}, gamma {growth_step.FOCAL_GAMMA:g} and {growth_step.COMPLEMENT_GAMMA:g}) and logit "
-        "adjustment. Its PyTorch operations stay exact for confident rows; a form with one log-softmax, which takes "
-        "the target's part off, would not. in place: the gradient is written over the logits.",
+        "adjustment. Its PyTorch operations hold for confident rows; a form with a single log-softmax, which takes the "
+        "target's part off, would not, and be about 1.5 times as fast. in place: the gradient is written over the "
+        "logits.",
         "ms: forward, loss and backward of the whole model, without the optimizer, which is the same for all; median "
-        f"of {first['processes']} process(es), and the lowest and highest of them, each the median of steps that took "
-        "turns on the same weights and batches (steps in the CSV). kept: the same where malloc keeps what is freed "
+        f"of {first['processes']} process(es), each the median of steps that took turns on the same weights and "
+        "batches (steps in the CSV); range: lowest to highest of the processes. kept: where malloc keeps what is freed "
         f"({' '.join(f'{name}={value}' for name, value in growth_speed.KEPT.items())}). As it comes, glibc's takes "
         "tensors above 32 MB from the system each time, whose pages are then faulted in.",
         "peak: memory that a step takes at most beyond model and optimizer, gradients with it; the bag of n-grams has "
