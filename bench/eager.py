@@ -11,13 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .trees import Level
-
-
-def complement_entropy(u: Tensor, index: Tensor) -> Tensor:
-    """Entropy [N] of the softmax over the classes other than ``index`` [N, 1]; u [N, C]."""
-    log_q = F.log_softmax(u.scatter(1, index, -torch.inf), 1)
-    return -(log_q.exp() * log_q.scatter(1, index, 0.0)).sum(1)  # 0 * -inf would be NaN at the target
+from longtail.experiments.plain_losses import Level, complement_entropy
 
 
 def effective_logits(
@@ -91,7 +85,7 @@ def softmax_loss(
     if focal_gamma:
         loss = (1 - log_p_g.exp()) ** focal_gamma * loss
     if complement_gamma:
-        loss = loss + complement_gamma / (num_classes - 1) * w_g * complement_entropy(u, index)
+        loss = loss + complement_gamma / (num_classes - 1) * w_g * complement_entropy(u, index.squeeze(1))
     if sample_weight is not None:
         loss = sample_weight * loss
     if z_loss:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 import longtail
+from longtail.experiments.plain_losses import Level, level_of
 
 DEPTH = 4
 """Nodes from below the root down to a class, which is the last of them."""
-
-
-class Level(NamedTuple):
-    """The nodes of one depth, in plain PyTorch; V of them, of at most M classes."""
-
-    node: Tensor
-    """int64 [C]: the node that each class is below."""
-    members: Tensor
-    """int64 [V, M]: the classes below each node, padded by -1."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +30,6 @@ def widths(classes: int) -> list[int]:
     return [*found[1:], 1]
 
 
-def _level(node: Tensor) -> Level:
-    """Of the nodes [C] above the classes, numbered from 0."""
-    order = node.argsort(stable=True)
-    sizes = node.bincount()
-    column = torch.arange(len(node)) - (sizes.cumsum(0) - sizes)[node[order]]
-    members = torch.full((len(sizes), int(sizes.max())), -1)
-    members[node[order], column] = order
-    return Level(node, members)
-
-
 def of_classes(classes: int, device: torch.device, shuffled: bool = False) -> Tree:
     """The tree of so many classes, numbered along it, or shuffled, always in the same way."""
     position = torch.arange(classes)
@@ -57,6 +37,6 @@ def of_classes(classes: int, device: torch.device, shuffled: bool = False) -> Tr
         position = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
     # A span that ends within another's is a node in each: names of nodes are those of the path down to them.
     names = torch.stack([position // width for width in widths(classes)], 1)
-    levels = [_level(names[:, :depth].unique(dim=0, return_inverse=True)[1]) for depth in range(1, DEPTH)]
+    levels = [level_of(names[:, :depth].unique(dim=0, return_inverse=True)[1]) for depth in range(1, DEPTH)]
     hierarchy = longtail.Hierarchy.from_paths(names.tolist())
     return Tree(hierarchy.to(device), tuple(Level(*(table.to(device) for table in level)) for level in levels))

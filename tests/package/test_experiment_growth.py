@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import os
 import random
@@ -15,6 +16,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from interrupts import interrupted_after
 from longtail.__main__ import main
 from longtail.experiments import output, pool
 from longtail.experiments.methods import CROSS_ENTROPY, SEESAW
@@ -236,20 +238,13 @@ def test_every_row_has_the_figures_of_its_own_contender(monkeypatch):
 
 
 def test_an_interrupt_keeps_the_models_that_were_trained_and_the_speed():
-    seen = []
-
-    def stop(status):
-        seen.append(status)
-        if status == "seed 0, imbalance as it is, logit adjustment":
-            raise KeyboardInterrupt
-
     plan = growth.make_plan(jobs=1, quick=True)._replace(classes=(10,))
-    with pytest.raises(output.Interrupted) as caught:
-        growth.run(plan, stop)
-    assert caught.value.done == f"{len(growth.METHODS) + 2} of {len(plan.trainings())} networks"
-    parts = [row["part"] for row in caught.value.rows]
+    left, seen = interrupted_after(3 + len(growth.METHODS) + 2, functools.partial(growth.run, plan))
+    assert seen[-1] == "seed 0, imbalance as it is, logit adjustment"
+    assert left.done == f"{len(growth.METHODS) + 2} of {len(plan.trainings())} networks"
+    parts = [row["part"] for row in left.rows]
     assert parts == ["quality"] * (len(growth.METHODS) + 2) + ["speed"] * 6
-    assert len({tuple(row) for row in caught.value.rows}) == 1
+    assert len({tuple(row) for row in left.rows}) == 1
     assert seen[:3] == [
         "10 classes: step times, process 1",
         "10 classes: step times, process 1, freed memory kept",

@@ -61,10 +61,20 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: fl
 
 
 class Level(NamedTuple):
-    """The nodes of one depth of a tree, V of them, of at most M classes."""
+    """The nodes of one depth of a tree, V of them, of at most M classes; int64."""
 
-    node: Tensor  # of each class, [C]
+    node: Tensor  # that each class is below, [C]
     members: Tensor  # the classes below each node, padded by -1, [V, M]
+
+
+def level_of(node: Tensor) -> Level:
+    """Of the nodes [C] that the classes are below, numbered from 0."""
+    order = node.argsort(stable=True)
+    sizes = node.bincount()
+    column = torch.arange(len(node)) - (sizes.cumsum(0) - sizes)[node[order]]
+    members = torch.full((len(sizes), int(sizes.max())), -1)
+    members[node[order], column] = order
+    return Level(node, members)
 
 
 def levels_of(paths: list[tuple[str, ...]]) -> list[Level]:
@@ -79,9 +89,7 @@ def levels_of(paths: list[tuple[str, ...]]) -> list[Level]:
     levels = []
     for depth in range(1, len(paths[0])):
         numbers: dict[tuple[str, ...], int] = {}
-        node = torch.tensor([numbers.setdefault(path[:depth], len(numbers)) for path in paths])
-        of_nodes = [(node == number).nonzero()[:, 0] for number in range(len(numbers))]
-        levels.append(Level(node, torch.nn.utils.rnn.pad_sequence(of_nodes, batch_first=True, padding_value=-1)))
+        levels.append(level_of(torch.tensor([numbers.setdefault(path[:depth], len(numbers)) for path in paths])))
     return levels
 
 

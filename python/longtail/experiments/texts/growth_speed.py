@@ -84,7 +84,8 @@ def run(classes: Sequence[int], quick: bool, advance: Advance) -> list[Row]:
             status = f"step times, process {number}{memory}"
             found.append(_in_a_process(works, measure, environment, status, advance))
     of_peaks = _in_a_process(works, peaks, {}, "memory", advance)
-    facts: Row = {"data": load(EXPERIMENT, quick).corpus.source, "regions": len(load(EXPERIMENT, quick).corpus.classes)}
+    corpus = load(EXPERIMENT, quick).corpus
+    facts: Row = {"data": corpus.source, "regions": len(corpus.classes)}
     return [
         with_provenance({"experiment": "growth", "part": "speed", **row, **facts}, threads=THREADS)
         for work, in_usual, in_kept, found in zip(
