@@ -14,7 +14,7 @@ import triton.language as tl
 from .loss_math import LOG2_E, maximum
 from .sigmoid_math import Element, logistic, product
 
-SMALLEST = tl.constexpr(1.17549435e-38)
+SMALLEST = tl.constexpr(2.0**-126)  # Triton takes what is below it for float64
 
 
 class Shifted(NamedTuple):

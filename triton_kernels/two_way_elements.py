@@ -49,7 +49,7 @@ class Sums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Exponents of both sides, -inf of classes of the other, and their weights, None of class targets."""
+    """Exponents of both sides, -inf of classes of the other, and their weights; of class targets the first alone counts."""
 
     negative: Any
     positive: Any
@@ -95,7 +95,8 @@ def load_block(logits, target, z_at, y_at, cols, mask, real, hot, ignored, x, DE
         of_n = tl.where((y >= 1.0) | (on == 0), 0.0, 1.0 - y)
         found = Block(tl.where(of_n == 0.0, none, u), tl.where(of_p == 0.0, none, -u), of_n, of_p)
     else:
-        found = Block(tl.where(mask & (cols != hot), u, none), None, None, None)
+        u = tl.where(mask & (cols != hot), u, none)
+        found = Block(u, u, u, u)  # Triton 3.6 returns no None
     return found
 
 

@@ -18,6 +18,8 @@ from interpreted import INTERPRETED
 ARCHS = (80, 90, 100)
 PASSES = ("loss", "backward", "both")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+# Bytes: assemblers before Triton 3.9's keep some registers of a row in local memory while its loops run.
+SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 64
 WIDE = re.compile(r"(ld|st)\.global\S*\.v4\.b32")
 
 
@@ -107,10 +109,11 @@ def launch_softmax(softmax: Any, what: str, logits: torch.Tensor, option_set: st
 def check(kernel: Any, directory: Path, classes: bool = True) -> dict[str, int]:
     """What holds for every kernel of a loss; classes: whether it takes class indices. Returns its wide accesses."""
     ptx = kernel.asm["ptx"]
-    assert local_memory(kernel, directory) == 0, "spills"
+    assert local_memory(kernel, directory) <= SPILLED, "spills"
     assert not re.search(r"\b(atom|red)\.", ptx), "the same bits at every run"
     assert ("__assertfail" in ptx) == classes, "targets out of range trap"
     assert "ex2.approx.ftz" in ptx, "the short exp"
+    assert ".f64" not in ptx, "float32 throughout"
     return accesses(kernel)
 
 

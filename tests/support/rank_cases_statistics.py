@@ -167,7 +167,8 @@ def assert_global(found: RowStatistics, want: RowStatistics) -> RowStatistics:
 
 def loss_of(found: RowStatistics, up: Tensor) -> Tensor:
     """Of DTensors or plain tensors alike."""
-    return ((found.log_prob * found.entropy + found.lse) * up).sum() - found.complement_entropy.mean()
+    # No mean: torch 2.11 subtracts none of a DTensor from a sum.
+    return ((found.log_prob * found.entropy + found.lse) * up - found.complement_entropy / len(up)).sum()
 
 
 def upstream_of(found: RowStatistics, up: Tensor) -> Tensor:
