@@ -33,7 +33,8 @@ TORCH_TESTS := $(patsubst %,tests/contract/test_%.py,asymmetric_loss class_balan
     semantics shard_ops sigmoid_bits sigmoid_semantics signatures softmax_definition softmax_operators token_weighting \
     two_way two_way_operators unwanted_entropy) \
     $(patsubst %,tests/parallel/test_%.py,contract dtensor dtensor_linear kept_gradient linear statistics vocab) \
-    $(patsubst %,tests/triton/test_%.py,contract functions launch wrong_arguments)
+    $(patsubst %,tests/triton/test_%.py,compile compile_dense compile_hierarchical compile_sigmoid compile_two_way \
+    contract functions launch wrong_arguments)
 
 test-torch-%:
 	LONGTAIL_CUDA=0 $(MAKE) test-torch VENV=build/torch-$* TORCH=torch==$*

@@ -49,7 +49,7 @@ class Sums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Exponents of both sides, -inf of classes of the other, and their weights; of class targets the first alone counts."""
+    """Exponents of both sides, -inf of classes of the other, and their weights; of class targets the first."""
 
     negative: Any
     positive: Any
