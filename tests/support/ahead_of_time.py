@@ -82,9 +82,11 @@ def accesses(kernel: Any) -> dict[str, int]:
 
 
 def longest_loop(kernel: Any) -> str:
-    """The block of the PTX with most exponentials."""
-    blocks = re.split(r"^\$L__BB\S+:", kernel.asm["ptx"], flags=re.MULTILINE)
-    return max(blocks, key=lambda block: block.count("ex2.approx"))
+    """The code of the PTX between a label and a branch back to it with most exponentials."""
+    ptx = kernel.asm["ptx"]
+    begins = {match.group(1): match.end() for match in re.finditer(r"^(\$L__BB\S+):", ptx, re.MULTILINE)}
+    ends = ((begins[match.group(1)], match.start()) for match in re.finditer(r"\bbra\S*\s+(\$L__BB\S+);", ptx))
+    return max((ptx[begin:end] for begin, end in ends), key=lambda code: str(code).count("ex2.approx"))
 
 
 def has_barrier(code: str) -> bool:
