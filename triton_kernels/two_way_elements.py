@@ -49,7 +49,7 @@ class Sums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Exponents of both sides, -inf of classes of the other, and their weights; of class targets the first."""
+    """Exponents of both sides, -inf of classes of the other, and their weights; of class targets each is the first."""
 
     negative: Any
     positive: Any

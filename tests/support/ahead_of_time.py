@@ -18,7 +18,7 @@ from interpreted import INTERPRETED
 ARCHS = (80, 90, 100)
 PASSES = ("loss", "backward", "both")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-# Bytes: assemblers before Triton 3.9's keep some registers of a row in local memory while its loops run.
+# Bytes of local memory. Before Triton 3.9 loss and gradient at once take up to these with every option, few in a loop.
 SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 64
 WIDE = re.compile(r"(ld|st)\.global\S*\.v4\.b32")
 
